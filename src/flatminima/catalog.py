@@ -1,0 +1,94 @@
+"""Every public name, where it lives and what a reader needs to know of it. Imports no torch.
+
+To add a measure: one file in `measures/`, one test, one line here; the contract tests apply by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from flatminima.errors import UnknownName
+
+Direction = Literal["lower", "higher"]
+
+W = "Wang et al. 2018"
+N = "Neyshabur et al. 2017"
+J = "Jia & Su 2020"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure as `flatminima list` shows it.
+
+    Attributes:
+        name: of the function in `flatminima.measures`.
+        module: file in `flatminima/measures`.
+        summary: one line.
+        paper, equation: where it is defined.
+        direction: which way goes with better generalization.
+        needs: passes over the data and what else.
+        invariant: transformations that leave the function, and this measure, unchanged (tested).
+    """
+
+    name: str
+    module: str
+    summary: str
+    paper: str
+    equation: str
+    direction: Direction
+    needs: str
+    invariant: frozenset[str] = frozenset()
+
+    def load(self) -> Any:
+        """The function."""
+        return getattr(import_module(f"flatminima.measures.{self.module}"), self.name)
+
+
+RESCALING = "ReLU rescaling"  # one hidden layer times a, the next divided by a
+BALANCED = "balanced rescaling"  # all layers by factors whose product is 1, same exponent in the measure
+
+
+def _measures() -> dict[str, Measure]:
+    rescaling = frozenset({RESCALING, BALANCED})
+    balanced = frozenset({BALANCED})
+    rows = [
+        Measure("expected_sharpness", "sharpness", "rise of the loss under random weight noise", N,
+                "sec. 2.2, fig. 2", "lower", "draws x forward on a block"),
+        Measure("fisher_frobenius", "fisher", "Frobenius norm of the empirical Fisher", J,
+                "App. D (J-h)", "lower", "1 forward, 1 backward"),
+        Measure("fisher_logdet", "fisher", "log-determinant of the empirical Fisher on subsets", J,
+                "eq. 4, 5", "lower", "1 forward, 1 backward"),
+        Measure("fisher_spectral_radius", "fisher", "largest eigenvalue of the empirical Fisher", J,
+                "sec. 7.1, App. D", "lower", "1 forward, 1 backward"),
+        Measure("fisher_trace", "fisher", "trace of the empirical Fisher", J,
+                "sec. 6", "lower", "1 forward, 1 backward"),
+        Measure("frobenius_norm", "norms", "ln of the product of Frobenius norms over margin", N,
+                "sec. 2.3, l2 norm", "lower", "1 forward; a classifier; ReLU network", balanced),
+        Measure("hessian_trace", "hessian", "trace of the loss's Hessian (Hutchinson)", W,
+                "sec. 5", "lower", "probes x Hessian product"),
+        Measure("margin", "margin", "margin that 95% of the samples exceed", N,
+                "eq. 2", "higher", "1 forward; a classifier", rescaling),
+        Measure("pacgen", "pacgen", "local PAC-Bayes metric of curvature, its Lipschitz constant and scale", W,
+                "sec. 6, Psi", "lower", "2 x (1 forward, C backward)"),
+        Measure("parameter_count", "norms", "number of trainable parameters", N,
+                "eq. 1", "lower", "nothing", rescaling),
+        Measure("path_norm", "norms", "ln of the path norm over margin", N,
+                "sec. 2.3, path norms", "lower", "1 forward; a classifier; ReLU network", rescaling),
+        Measure("robustness", "robustness", "squared norm of the probabilities' input Jacobian", J,
+                "sec. 7.1", "lower", "C backward on 1,000 samples", rescaling),
+        Measure("spectral_norm", "norms", "ln of the product of spectral norms over margin", N,
+                "sec. 2.3, spectral", "lower", "1 forward; a classifier; ReLU network", balanced),
+    ]  # fmt: skip
+    return {row.name: row for row in rows}
+
+
+MEASURES: dict[str, Measure] = _measures()
+
+
+def measure(name: str) -> Measure:
+    """The entry of a measure. Raises UnknownName, suggesting the nearest."""
+    if name not in MEASURES:
+        raise UnknownName("measure", name, MEASURES, "see `flatminima list`")
+    return MEASURES[name]

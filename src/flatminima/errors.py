@@ -1,0 +1,71 @@
+"""Everything flatminima raises on purpose. One message says what was seen, what was expected, what to do.
+
+FlatMinimaError
+├── UsageError            the caller asked for something that does not exist or does not fit (exit code 2)
+│   ├── UnknownName       a measure, data set or model nobody has heard of; suggests the nearest
+│   ├── DataError         samples or labels that cannot be used
+│   ├── ModelError        a network that cannot be measured as it is
+│   ├── CheckpointError   a file that does not hold the weights it should
+│   └── MissingExtra      an optional dependency that is not installed
+├── NumericalError        NaN or Inf where a number was due
+├── StaleMinimum          the weights changed under a Minimum's feet
+└── Undefined             a statistic has no meaning for this network; measures turn it into an Estimate
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlatMinimaError(Exception):
+    """Base of all errors of flatminima."""
+
+
+class UsageError(FlatMinimaError, ValueError):
+    """A request that cannot be met as stated; the command line exits with 2."""
+
+
+class DataError(UsageError):
+    """Samples or labels that cannot be used."""
+
+
+class ModelError(UsageError):
+    """A network that cannot be measured as it is."""
+
+
+class CheckpointError(UsageError):
+    """A file that does not hold the weights it should."""
+
+
+class UnknownName(UsageError):
+    """A name that is not in a list; the message suggests the nearest one that is."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        super().__init__(f"unknown {kind} {name!r}: {hint}" + (f" ({remedy})" if remedy else ""))
+
+
+class MissingExtra(UsageError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package!r}, which is not installed: pip install 'flatminima[{extra}]'")
+
+
+class NumericalError(FlatMinimaError, ArithmeticError):
+    """NaN or Inf where a number was due; never averaged in."""
+
+
+class StaleMinimum(FlatMinimaError, RuntimeError):
+    """The model's weights changed after its Minimum was made; cached statistics would be wrong."""
+
+
+class Undefined(FlatMinimaError):
+    """A statistic has no meaning for this network or data; the text is the reason a reader sees."""
+
+    @property
+    def reason(self) -> str:
+        return str(self.args[0])

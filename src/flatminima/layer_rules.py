@@ -1,0 +1,155 @@
+"""Per-sample gradients of one layer from its input a and its output's gradient e, without a backward pass per sample.
+
+One rule a layer kind; each returns, for the layer's own parameters, a tensor (batch, *parameter.shape). The surprise:
+for convolutions `unfold` is the trap; one grouped convolution over all samples costs about one ordinary weight gradient
+(0.47 s against 1.14 s for a Gram of 100 samples on ResNet-20, performance-notes A).
+Layers without a rule go through vmapped gradients of their own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PerSample = dict[str, Tensor]  # parameter name within the layer -> (batch, *shape)
+Rule = Callable[[Any, Tensor, Tensor], PerSample]
+
+
+def linear(layer: nn.Linear, a: Tensor, e: Tensor) -> PerSample:
+    """y = a W^T + b, any number of dimensions between batch and features summed over."""
+    batch = len(a)
+    a, e = a.reshape(batch, -1, a.shape[-1]), e.reshape(batch, -1, e.shape[-1])
+    return {"weight": torch.bmm(e.transpose(1, 2), a), "bias": e.sum(1)}
+
+
+def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, a: Tensor, e: Tensor) -> PerSample:
+    """One convolution with batch x groups groups gives every sample's weight gradient."""
+    batch, dims = len(a), len(layer.kernel_size)
+    padding: Any = layer.padding
+    if layer.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        a = F.pad(a, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * dims
+    weight = layer.weight
+    shape = (batch * weight.shape[0], *weight.shape[1:])
+    _, grad, _ = torch.ops.aten.convolution_backward(
+        e.reshape(1, -1, *e.shape[2:]),
+        a.reshape(1, -1, *a.shape[2:]),
+        weight.new_empty(1).expand(shape),
+        None,
+        layer.stride,
+        padding,
+        layer.dilation,
+        False,
+        (0,) * dims,
+        batch * layer.groups,
+        (False, True, False),
+    )
+    return {"weight": grad.view(batch, *weight.shape), "bias": e.flatten(2).sum(2)}
+
+
+def batch_norm(layer: Any, a: Tensor, e: Tensor) -> PerSample:
+    """Eval mode: a fixed affine map of each channel."""
+    shape = (1, -1) + (1,) * (a.dim() - 2)
+    normal = (a - layer.running_mean.view(shape)) * (layer.running_var.view(shape) + layer.eps).rsqrt()
+    return {"weight": _per_channel(normal * e), "bias": _per_channel(e)}
+
+
+def group_norm(layer: nn.GroupNorm, a: Tensor, e: Tensor) -> PerSample:
+    normal = F.group_norm(a, layer.num_groups, eps=layer.eps)
+    return {"weight": _per_channel(normal * e), "bias": _per_channel(e)}
+
+
+def layer_norm(layer: nn.LayerNorm, a: Tensor, e: Tensor) -> PerSample:
+    normal = F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
+    return {"weight": _last(normal * e, layer.normalized_shape), "bias": _last(e, layer.normalized_shape)}
+
+
+def rms_norm(layer: nn.RMSNorm, a: Tensor, e: Tensor) -> PerSample:
+    normal = F.rms_norm(a, layer.normalized_shape, eps=layer.eps)
+    return {"weight": _last(normal * e, layer.normalized_shape)}
+
+
+def embedding(layer: nn.Embedding, a: Tensor, e: Tensor) -> PerSample:
+    """Dense (batch, vocabulary, dim); `embedding_rows` is the compact form with the same Gram matrix."""
+    return {"weight": _scatter(layer, a, a, e, layer.num_embeddings)}
+
+
+def embedding_rows(layer: nn.Embedding, a: Tensor, e: Tensor) -> Tensor:
+    """Only the tokens that occur: (batch, tokens * dim)."""
+    tokens, place = a.unique(return_inverse=True)
+    return _scatter(layer, a, place, e, len(tokens)).flatten(1)
+
+
+def _scatter(layer: nn.Embedding, tokens: Tensor, place: Tensor, e: Tensor, rows: int) -> Tensor:
+    batch, dim = len(tokens), e.shape[-1]
+    e = e.reshape(batch, -1, dim)
+    if layer.padding_idx is not None:
+        e = e.masked_fill((tokens.reshape(batch, -1) == layer.padding_idx).unsqueeze(2), 0.0)
+    index = place.reshape(batch, -1, 1).expand_as(e)
+    return e.new_zeros(batch, rows, dim).scatter_add_(1, index, e)
+
+
+def _per_channel(t: Tensor) -> Tensor:
+    return t.flatten(2).sum(2) if t.dim() > 2 else t
+
+
+def _last(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return t.reshape(len(t), -1, *shape).sum(1)
+
+
+def vmapped(
+    layer: nn.Module, names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], e: Tensor
+) -> PerSample:
+    """Any layer: the vector-Jacobian product of its own forward, vmapped over the samples."""
+    parameters = {n: p.detach() for n, p in layer.named_parameters() if n in names}
+    batched = [isinstance(x, Tensor) for x in [*args, *kwargs.values()]]
+    keys = list(kwargs)
+
+    def one(gradient: Tensor, *sample: Any) -> PerSample:
+        sample = tuple(x.unsqueeze(0) if is_batched else x for x, is_batched in zip(sample, batched, strict=True))
+        positional, named = sample[: len(args)], dict(zip(keys, sample[len(args) :], strict=True))
+
+        def forward(p: PerSample) -> Tensor:
+            out: Tensor = torch.func.functional_call(layer, p, positional, named)
+            return out.squeeze(0)
+
+        pull = torch.func.vjp(forward, parameters)[1]
+        out: PerSample = pull(gradient)[0]
+        return out
+
+    in_dims = (0, *(0 if b else None for b in batched))
+    mapped: PerSample = torch.func.vmap(one, in_dims=in_dims)(e, *args, *kwargs.values())
+    return mapped
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: linear,
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
+    nn.Conv3d: convolution,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    nn.BatchNorm3d: batch_norm,
+    nn.GroupNorm: group_norm,
+    nn.LayerNorm: layer_norm,
+    nn.RMSNorm: rms_norm,
+    nn.Embedding: embedding,
+}
+
+
+def rule_for(layer: nn.Module) -> Rule | None:
+    """The rule of a layer, or None where vmapped gradients must do."""
+    rule = RULES.get(type(layer))
+    own = {name for name, p in layer._parameters.items() if p is not None}
+    if rule is None or not own <= {"weight", "bias"}:
+        return None  # weight_norm and its like rename the parameters
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+        return None
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq):
+        return None
+    return rule

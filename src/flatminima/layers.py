@@ -1,0 +1,257 @@
+"""The tape: one forward pass that remembers each layer's input, one backward pass that hands out its gradients.
+
+All parameters are frozen meanwhile, so no weight gradient is ever formed; a layer's input is dropped with its graph.
+Peak memory is the activations and one layer's per-sample gradients. Weights used more than once (tied, shared) are
+summed over their uses before anything quadratic is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatminima.layer_rules import Rule, embedding, embedding_rows, linear, rule_for, vmapped
+from flatminima.parameters import Parameters
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class NoLayerRule(Exception):
+    """A model the tape cannot follow (inputs written in place, batch not first, weights used behind a layer's back)."""
+
+
+@dataclass(eq=False)
+class Unit:
+    """A layer that owns trainable parameters."""
+
+    name: str
+    module: nn.Module
+    rule: Rule | None
+    names: dict[str, str]  # name within the layer -> name in the model
+
+
+@dataclass(eq=False)
+class LayerGradient:
+    """The per-sample gradients g_i of one layer's parameters, of one batch; formed only as far as needed."""
+
+    name: str
+    unit: Unit | None = None
+    a: Any = None
+    e: Tensor | None = None
+    summed: dict[str, Tensor] = field(default_factory=dict)  # filled where they had to be formed
+
+    def per_sample(self) -> dict[str, Tensor]:
+        """Gradients by parameter name, (batch, *shape)."""
+        if not self.summed and self.unit is not None:
+            self.summed = _form(self.unit, self.a, self.e)
+        return self.summed
+
+    def gram(self, groups: int = 1) -> Tensor:
+        """Inner products <g_i, g_j> within each of `groups` equal runs of the batch, (groups, n, n) float64."""
+        unit, e = self.unit, self.e
+        if not self.summed and unit is not None and e is not None:
+            if unit.rule is linear:
+                products = _linear_gram(unit, self.a, e, groups)
+                if products is not None:
+                    return products
+            if unit.rule is embedding:
+                return _products(embedding_rows(unit.module, self.a, e), groups)  # type: ignore[arg-type]
+        flat = [g.flatten(1) for g in self.per_sample().values()]
+        return sum((_products(g, groups) for g in flat[1:]), start=_products(flat[0], groups))
+
+    def squares(self, weights: Tensor) -> dict[str, Tensor]:
+        """sum_i weights_i g_i^2 by parameter name, shaped like the parameter, float64."""
+        unit, a, e = self.unit, self.a, self.e
+        top = weights.max().clamp_min(torch.finfo(torch.float64).tiny)  # weights may all be far below float32's range
+        relative = weights / top
+        if not self.summed and unit is not None and e is not None and unit.rule is linear and a.dim() == 2:
+            scaled = e.square() * relative.to(e.dtype).unsqueeze(1)
+            out = {"weight": scaled.T @ a.square(), "bias": scaled.sum(0)}
+            return {unit.names[k]: v.double() * top for k, v in out.items() if k in unit.names}
+        return {
+            k: torch.tensordot(relative.to(g.dtype), g.square(), 1).double() * top for k, g in self.per_sample().items()
+        }
+
+
+def _linear_gram(unit: Unit, a: Tensor, e: Tensor, groups: int) -> Tensor | None:
+    """(A A^T + 1[bias]) * (E E^T); for sequences only where cheaper than forming the gradients."""
+    a, e = a.reshape(len(a), -1, a.shape[-1]), e.reshape(len(e), -1, e.shape[-1])
+    n, steps, width, out = len(a) // groups, a.shape[1], a.shape[2], e.shape[2]
+    if steps > 1 and n * steps * steps * (width + out) > (steps + n) * width * out:
+        return None
+    a, e = a.view(groups, n * steps, width), e.view(groups, n * steps, out)
+    inner = torch.bmm(e, e.transpose(1, 2)).double()
+    outer = torch.bmm(a, a.transpose(1, 2)).double() if "weight" in unit.names else torch.zeros_like(inner)
+    if "bias" in unit.names:
+        outer += 1.0
+    return (outer * inner).view(groups, n, steps, n, steps).sum((2, 4))
+
+
+def _products(rows: Tensor, groups: int) -> Tensor:
+    rows = rows.view(groups, len(rows) // groups, -1)
+    return torch.bmm(rows, rows.transpose(1, 2)).double()
+
+
+def _form(unit: Unit, a: Any, e: Tensor | None) -> dict[str, Tensor]:
+    assert e is not None
+    if unit.rule is None:
+        local = vmapped(unit.module, list(unit.names), a[0], a[1], e)
+    else:
+        local = unit.rule(unit.module, a, e)
+    return {unit.names[k]: g for k, g in local.items() if k in unit.names}
+
+
+def units_of(model: nn.Module, parameters: Parameters) -> list[Unit]:
+    """The layers that own trainable parameters; one without a rule takes its whole subtree."""
+    wanted = {id(p): name for name, p in parameters}
+    units: list[Unit] = []
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        own = any(id(p) in wanted for p in module._parameters.values() if p is not None)
+        if own or hasattr(module, "parametrizations"):
+            rule = rule_for(module)
+            found = module.named_parameters(recurse=rule is None, remove_duplicate=False)
+            names = {n: wanted[id(p)] for n, p in found if id(p) in wanted}
+            if names:
+                units.append(Unit(prefix or type(module).__name__, module, rule, names))
+            return
+        for name, child in module.named_children():
+            walk(child, f"{prefix}.{name}" if prefix else name)
+
+    walk(model, "")
+    return units
+
+
+class Tape:
+    """Hooks on the units of a model during one forward pass; `backward` replays it for a seed.
+
+    Args:
+        units: from `units_of`.
+        parameters: all trainable parameters, frozen by the caller.
+        keep_copies: clone layer inputs (for models that write into them afterwards).
+    """
+
+    def __init__(self, units: list[Unit], keep_copies: bool = False) -> None:
+        self.units = units
+        self.keep_copies = keep_copies
+        self.leaves: list[Tensor] = []
+        self.calls: dict[int, int] = {}
+        self._listener: Callable[[LayerGradient], None] | None = None
+        self._heard: dict[int, int] = {}
+        self._pending: dict[int, dict[str, Tensor]] = {}
+        self._group = _groups(units)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """The forward pass goes in here; hooks are gone afterwards."""
+        handles = [u.module.register_forward_hook(self._hook(i), with_kwargs=True) for i, u in enumerate(self.units)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            unit = self.units[index]
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                raise NoLayerRule(f"{unit.name} returns {type(output).__name__}")
+            if unit.rule is None:
+                tensors = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor)]
+                if not tensors or any(len(t) != len(output) for t in tensors if t.dim()):
+                    raise NoLayerRule(f"{unit.name} has inputs without the batch in front")
+            self.calls[index] = self.calls.get(index, 0) + 1
+            source = _inputs(unit, args, kwargs, self.keep_copies)
+            versions = [t._version for t in _flat(source)]
+            if not output.requires_grad:
+                self.leaves.append(output.requires_grad_())
+                output = output.clone()  # the next layer may write into it, which a leaf forbids
+
+            def receive(e: Tensor) -> None:
+                if [t._version for t in _flat(source)] != versions:
+                    raise NoLayerRule(f"the input of {unit.name} was written in place")
+                self._receive(index, source, e)
+
+            output.register_hook(receive)
+            return output
+
+        return hook
+
+    def _receive(self, index: int, source: Any, e: Tensor) -> None:
+        if self._listener is None:
+            return
+        unit, group = self.units[index], self._group[index]
+        if e.dtype in _HALF:
+            e = e.float()
+            source = source.float() if isinstance(source, Tensor) and source.is_floating_point() else source
+        members = [i for i, g in enumerate(self._group) if g == group]
+        uses = sum(self.calls.get(i, 0) for i in members)
+        if uses == 1:
+            self._listener(LayerGradient(unit.name, unit, source, e))
+            return
+        total = self._pending.setdefault(group, {})
+        for name, g in _form(unit, source, e).items():
+            total[name] = total[name] + g if name in total else g
+        self._heard[group] = self._heard.get(group, 0) + 1
+        if self._heard[group] == uses:
+            self._listener(LayerGradient(unit.name, summed=self._pending.pop(group)))
+
+    def backward(
+        self,
+        output: Tensor,
+        seed: Tensor,
+        listener: Callable[[LayerGradient], None] | None,
+        inputs: list[Tensor] = [],  # noqa: B006 (never written)
+        retain: bool = False,
+    ) -> list[Tensor]:
+        """Send `seed` back from `output`; each layer's gradients go to `listener`, those of `inputs` are returned."""
+        self._listener, self._heard, self._pending = listener, {}, {}
+        roots = [*inputs, *self.leaves]
+        if not roots or not output.requires_grad:
+            raise NoLayerRule("no trainable layer was called")
+        try:
+            grads = torch.autograd.grad(output, roots, seed, retain_graph=retain, allow_unused=True)
+            for group, summed in self._pending.items():  # a use that the output does not depend on
+                assert listener is not None
+                listener(LayerGradient(self.units[self._group.index(group)].name, summed=summed))
+        finally:
+            self._listener, self._pending = None, {}
+        found = zip(inputs, grads, strict=False)
+        return [g if g is not None else torch.zeros_like(x) for x, g in found]
+
+
+def _inputs(unit: Unit, args: Any, kwargs: Any, copy: bool) -> Any:
+    if unit.rule is not None:
+        a = args[0] if args else kwargs["input"]
+        return a.detach().clone() if copy else a.detach()
+
+    def keep(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().clone() if copy else x.detach()
+
+    return tuple(keep(x) for x in args), {k: keep(x) for k, x in kwargs.items()}
+
+
+def _flat(source: Any) -> list[Tensor]:
+    if isinstance(source, Tensor):
+        return [source]
+    return [x for x in [*source[0], *source[1].values()] if isinstance(x, Tensor)]
+
+
+def _groups(units: list[Unit]) -> list[int]:
+    """Units that share a parameter carry the same number."""
+    group = list(range(len(units)))
+    owner: dict[str, int] = {}
+    for i, unit in enumerate(units):
+        for name in unit.names.values():
+            j = owner.setdefault(name, i)
+            if group[j] != group[i]:
+                old, new = group[i], group[j]
+                group = [new if g == old else g for g in group]
+    return group

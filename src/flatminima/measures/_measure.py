@@ -1,0 +1,30 @@
+"""What makes a function a measure: statistics in, `Estimate` out, undefined with a reason instead of an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+from flatminima import catalog
+from flatminima.errors import Undefined
+from flatminima.estimate import Estimate
+from flatminima.statistic import Statistics
+
+P = ParamSpec("P")
+Function = Callable[Concatenate[Statistics, P], Estimate]
+
+
+def measure(function: Function[P]) -> Function[P]:
+    """Stamp the catalogue's direction on the result; turn `Undefined` into an undefined Estimate."""
+    direction = catalog.measure(function.__name__).direction
+
+    @wraps(function)
+    def measured(minimum: Statistics, /, *args: P.args, **kwargs: P.kwargs) -> Estimate:
+        try:
+            return replace(function(minimum, *args, **kwargs), direction=direction)
+        except Undefined as reason:
+            return Estimate.missing(reason.reason, direction=direction)
+
+    return measured

@@ -1,0 +1,42 @@
+"""The margin that nearly all training samples exceed (Neyshabur et al. 2017, eq. 2)."""
+
+from __future__ import annotations
+
+import math
+
+from flatminima.errors import Undefined, UsageError
+from flatminima.estimate import Estimate
+from flatminima.measures._measure import measure
+from flatminima.statistic import Statistics
+from flatminima.statistics import Outputs
+
+
+@measure
+def margin(minimum: Statistics, *, fraction: float = 0.05) -> Estimate:
+    """The k-th smallest margin f[y] - max_{j != y} f[j], k = ceil(fraction n).
+
+    No interpolation, and the sign is kept: neighbours take |margin|, which turns a misclassified percentile into a
+    good one.
+
+    Args:
+        minimum: a Minimum.
+        fraction: in (0, 1]; 0.05 in the paper's figures.
+
+    Returns:
+        Estimate (higher is better), exact for the data; details: n, k, train_error, train_loss.
+        Undefined: targets that are not classes.
+
+    Raises:
+        UsageError: fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"got fraction={fraction!r}; it must lie in (0, 1]")
+    outputs = minimum[Outputs()]
+    if outputs.margins is None:
+        raise Undefined("targets are not classes: there is no margin")
+    n = len(outputs.margins)
+    # 0.05 * 100 is 5.000000000000001 in floating point: round before the ceiling
+    k = max(1, math.ceil(round(fraction * n, 9)))
+    value = float(outputs.margins.kthvalue(k).values)
+    wrong = float((outputs.margins <= 0).double().mean())
+    return Estimate(value, details={"n": n, "k": k, "train_error": wrong, "train_loss": float(outputs.losses.mean())})

@@ -1,0 +1,168 @@
+"""pacGen: curvature, its Lipschitz constant and the scale of the weights in one number (Wang et al. 2018, sec. 6)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flatminima.errors import UsageError
+from flatminima.estimate import Estimate
+from flatminima.measures._measure import measure
+from flatminima.perturbation import Perturbation, Relative, TruncatedGaussian, Uniform
+from flatminima.statistic import Fold, Statistics
+from flatminima.statistics import (
+    At,
+    BatchGradientSquares,
+    FisherDiagonal,
+    GaussNewtonDiagonal,
+    HessianDiagonal,
+    HessianProbes,
+    ProbedHessian,
+    Weights,
+)
+
+Diagonal = Literal["gauss_newton", "exact", "hutchinson", "fisher", "batch_gradient"]
+Rho = Literal["norm", "paper", "zero"]
+Noise = Literal["uniform", "gaussian"]
+
+
+@measure
+def pacgen(
+    minimum: Statistics,
+    *,
+    gamma: float = 0.1,
+    epsilon: float = 0.1,
+    diagonal: Diagonal = "gauss_newton",
+    rho: Rho | float = "norm",
+    noise: Noise = "uniform",
+    rho_scale: float = 1.0,
+    draws: int = 2,
+    variant: Literal["paper", "lemma3"] = "paper",
+    eta: float | None = None,
+    samples: int | None = 2000,
+    probes: int = 10,
+    batch: int = 128,
+    seed: int = 0,
+) -> Estimate:
+    """``Psi = sum_i ln((|w_i| + kappa_i) max(sqrt(max(h_i + rho sqrt(m) kappa_i, 0)), 1 / kappa_i))``.
+
+    kappa_i = gamma |w_i| + epsilon, h the Hessian's diagonal, m the number of parameters. A score: rho is estimated
+    from below and the prior's width depends on the weights. Each term is at least ln(1 + |w_i| / kappa_i).
+
+    Args:
+        minimum: a Minimum.
+        gamma, epsilon: of the neighbourhood; not both 0.
+        diagonal: h_i. "gauss_newton" (exact for piecewise-linear networks, C backward passes), "exact" (small
+            networks), "hutchinson" (`probes`), "fisher" (per-sample squared gradients), "batch_gradient" (the paper's
+            squared gradients of mini-batches of `batch`: about Fisher / batch, confounded with it, erratum W-n).
+        rho: "norm": max_i |h_i(w+u) - h_i(w)| / ||u||_2, a lower bound of the Lipschitz constant (default); "paper":
+            max_i |dh_i| / |u_i|, which one tiny |u_i| makes arbitrarily large (erratum W-m); "zero"; or a number.
+        noise: of u: "uniform" on +-kappa, or "gaussian", truncated at kappa (sigma = kappa / 2).
+        rho_scale: u is drawn at rho_scale * kappa, in (0, 1].
+        draws: of u, each with its own rho; Psi is their mean.
+        variant: "paper", or "lemma3": eta (h/3 + rho sqrt(m) kappa / 9) in place of h + rho sqrt(m) kappa (W-j).
+        eta: of variant "lemma3".
+        samples: of the data for h, drawn by seed; None: all.
+        probes, batch, seed: of the estimators.
+
+    Returns:
+        Estimate in nats, stderr over draws of u (not over the choice of `samples`); it adds over parameters, so
+        compare networks of equal m or details["per_parameter"]. details: rho (largest), rho_draws, parameters,
+        curvature_bound (share of terms where curvature decides), layers.
+
+    Raises:
+        UsageError: an option outside its range.
+    """
+    _check(gamma, epsilon, rho, rho_scale, draws, variant, eta)
+    weights = minimum[Weights()]
+    fold = _diagonal_fold(diagonal, samples, probes, batch, seed)
+    kappa_scale = Relative(rho_scale, slope=gamma, offset=epsilon)
+    around: Perturbation = Uniform(kappa_scale)
+    if noise == "gaussian":
+        around = TruncatedGaussian(Relative(rho_scale / 2, slope=gamma, offset=epsilon), bound=2.0)
+    m = weights.values.numel()
+    rhos = [0.0 if isinstance(rho, str) else float(rho)]
+    if rho in ("norm", "paper"):
+        shifted = [At(fold, around, seed, k) for k in range(draws)]
+        h, *moved = _all(minimum, (fold, *shifted))
+        us = (around.draw(weights.values, seed, k) for k in range(draws))
+        rhos = [_ratio(d - h, u, rho) for d, u in zip(moved, us, strict=True)]
+    else:
+        h = _values(minimum[fold])
+    kappa = gamma * weights.values.abs() + epsilon
+    found = [_terms(weights.values, h, kappa, r, variant, eta) for r in rhos]
+    terms = torch.stack([t for t, _ in found])  # (draws, W)
+    estimate = Estimate.mean(terms.sum(1))
+    return estimate.with_details(
+        rho=max(rhos),
+        rho_draws=rhos,
+        diagonal=diagonal,
+        parameters=m,
+        per_parameter=float(estimate) / m,
+        curvature_bound=sum(share for _, share in found) / len(found),
+        negative_curvature=float((h < 0).double().mean()),
+        layers=weights.by_parameter(terms.mean(0)),
+    )
+
+
+def _terms(w: Tensor, h: Tensor, kappa: Tensor, rho: float, variant: str, eta: float | None) -> tuple[Tensor, float]:
+    """The terms (W,) and the share of them in which curvature, not kappa, decides."""
+    lipschitz = rho * math.sqrt(w.numel()) * kappa
+    curvature = h + lipschitz if variant == "paper" else float(eta or 0.0) * (h / 3 + lipschitz / 9)
+    root = curvature.clamp_min(0).sqrt()
+    inverse = 1 / kappa
+    return ((w.abs() + kappa) * torch.maximum(root, inverse)).log(), float((root > inverse).double().mean())
+
+
+def _diagonal_fold(
+    kind: str, samples: int | None, probes: int, batch: int, seed: int
+) -> Fold[object, Tensor] | Fold[object, ProbedHessian]:
+    folds = {
+        "gauss_newton": GaussNewtonDiagonal(samples, seed),
+        "fisher": FisherDiagonal(samples, seed),
+        "exact": HessianDiagonal(),
+        "hutchinson": HessianProbes(probes, samples, seed),
+        "batch_gradient": BatchGradientSquares(batch, seed),
+    }
+    if kind not in folds:
+        raise UsageError(f"got diagonal={kind!r}; expected one of {', '.join(sorted(folds))}")
+    return folds[kind]  # type: ignore[return-value]
+
+
+def _all(minimum: Statistics, keys: tuple[Any, ...]) -> list[Tensor]:
+    values: tuple[Tensor | ProbedHessian, ...] = minimum[keys]
+    return [_values(value) for value in values]
+
+
+def _values(diagonal: Tensor | ProbedHessian) -> Tensor:
+    return diagonal.diagonal if isinstance(diagonal, ProbedHessian) else diagonal
+
+
+def _ratio(change: Tensor, u: Tensor, rho: Rho | float) -> float:
+    if rho == "norm":
+        return float(change.abs().max() / u.norm())
+    moved = u != 0
+    return float((change.abs()[moved] / u.abs()[moved]).max())
+
+
+def _check(
+    gamma: float,
+    epsilon: float,
+    rho: Rho | float,
+    rho_scale: float,
+    draws: int,
+    variant: str,
+    eta: float | None,
+) -> None:
+    if not (gamma >= 0 and epsilon >= 0 and gamma + epsilon > 0 and math.isfinite(gamma + epsilon)):
+        raise UsageError(f"got gamma={gamma!r}, epsilon={epsilon!r}; both finite and >= 0, not both 0")
+    number = isinstance(rho, int | float)
+    if (number and not 0 <= float(rho) < math.inf) or (not number and rho not in ("norm", "paper", "zero")):
+        raise UsageError(f"got rho={rho!r}; expected 'norm', 'paper', 'zero' or a number >= 0")
+    if not 0 < rho_scale <= 1 or draws < 1:
+        raise UsageError(f"got rho_scale={rho_scale!r}, draws={draws}; rho_scale in (0, 1], draws at least 1")
+    if variant not in ("paper", "lemma3") or (variant == "lemma3") != (eta is not None):
+        raise UsageError(f"got variant={variant!r}, eta={eta!r}; 'lemma3' takes an eta, 'paper' none")

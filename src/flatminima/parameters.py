@@ -1,0 +1,104 @@
+"""Trainable parameters as one flat vector, each counted once.
+
+`named_parameters` already lists a tied weight once; parameters with `requires_grad=False` are not part of the vector
+(and the result says how many were left out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatminima.errors import ModelError, NumericalError
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The trainable parameters of a model, in the order of `named_parameters`."""
+
+    names: tuple[str, ...]
+    tensors: tuple[nn.Parameter, ...]
+    frozen: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Parameters:
+        """Collect; refuse what cannot be measured.
+
+        Raises:
+            ModelError: no trainable parameter, a meta-device or uninitialised one, a quantised or complex one.
+            NumericalError: NaN or Inf in a parameter, by name.
+        """
+        named = list(model.named_parameters())
+        for name, p in named:
+            if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta:
+                raise ModelError(f"parameter {name!r} holds no values (lazy or meta device): materialise it first")
+            if not p.is_floating_point():
+                raise ModelError(f"parameter {name!r} is {p.dtype}; measures need real floating-point parameters")
+            if not bool(torch.isfinite(p).all()):
+                raise NumericalError(f"parameter {name!r} holds NaN or Inf; measures need finite weights")
+        trainable = [(name, p) for name, p in named if p.requires_grad]
+        if not trainable:
+            raise ModelError(
+                f"no trainable parameter among {len(named)}: measures look at parameters with requires_grad=True"
+            )
+        frozen = sum(p.numel() for _, p in named) - sum(p.numel() for _, p in trainable)
+        names, tensors = zip(*trainable, strict=True)
+        return cls(names, tensors, frozen)
+
+    def __len__(self) -> int:
+        return sum(p.numel() for p in self.tensors)
+
+    def __iter__(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return zip(self.names, self.tensors, strict=True)
+
+    def slices(self) -> dict[str, slice]:
+        """Where each parameter lies in the flat vector."""
+        out, start = {}, 0
+        for name, p in self:
+            out[name] = slice(start, start + p.numel())
+            start += p.numel()
+        return out
+
+    def flat(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weights as one vector (W,), detached and copied."""
+        return flatten([p.detach() for p in self.tensors], dtype)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A flat vector (W,) as tensors shaped like the parameters (views where dtypes agree)."""
+        parts = vector.split([p.numel() for p in self.tensors])
+        return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
+
+    @torch.no_grad()
+    def assign(self, vector: Tensor) -> None:
+        """Copy a flat vector (W,) into the parameters."""
+        for p, part in zip(self.tensors, self.split(vector), strict=True):
+            p.copy_(part)
+
+
+def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Concatenate to one vector; a copy."""
+    return torch.cat([t.reshape(-1).to(dtype) if dtype else t.reshape(-1) for t in tensors])
+
+
+def by_module(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:
+    """Sum values of parameters by the module that owns them ('fc1.weight' and 'fc1.bias' to 'fc1')."""
+    out: dict[str, float] = {}
+    for name, value in zip(names, values, strict=True):
+        owner = name.rpartition(".")[0] or name
+        out[owner] = out.get(owner, 0.0) + value
+    return out
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        inner: Any = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

@@ -1,0 +1,234 @@
+"""`Samples`: training data with random access, whatever it came as, in an order that does not depend on its order.
+
+Each sample has a content hash. The random order of a seed sorts by (hash, seed), so subsets, and therefore every
+sampled measure, stay the same when the data arrives shuffled or in other batches; and the sorted hashes identify the
+data set in the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
+
+from flatminima.errors import DataError
+
+Inputs = Any  # a tensor, or a tuple, list or mapping of them
+_PROBE = 8  # samples read twice to detect shuffling and augmentation
+_HASH_CHUNK = 512
+
+
+class Samples(ABC):
+    """n samples of inputs and targets."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        """The samples at `indices` (k,), inputs and targets with leading dimension k."""
+
+    @cached_property
+    def hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """A 64-bit content hash of each sample, (n,)."""
+        out = np.empty(len(self), dtype=np.uint64)
+        for start in range(0, len(self), _HASH_CHUNK):
+            indices = torch.arange(start, min(start + _HASH_CHUNK, len(self)))
+            out[start : start + len(indices)] = content_hashes(*self.take(indices))
+        return out
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the data set as a set: the same for any order."""
+        return hashlib.blake2b(np.sort(self.hashes).tobytes(), digest_size=8).hexdigest()
+
+    def order(self, seed: int) -> Tensor:
+        """A random permutation (n,) made from the samples' contents and the seed."""
+        salt = np.uint64(hash_bytes(seed.to_bytes(8, "little", signed=True)))
+        keys = _splitmix(self.hashes ^ salt)
+        return torch.from_numpy(np.argsort(keys, kind="stable"))
+
+
+class TensorSamples(Samples):
+    """Samples held as tensors."""
+
+    def __init__(self, inputs: Inputs, targets: Tensor) -> None:
+        sizes = {len(t) for t in [*leaves(inputs), targets]}
+        if len(sizes) != 1:
+            raise DataError(f"got inputs and targets of different lengths {sorted(sizes)}; give one target a sample")
+        self.inputs, self.targets = inputs, targets
+        if len(targets) == 0:
+            raise DataError(_EMPTY)
+        for t in leaves(inputs):
+            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+                bad = int((~torch.isfinite(t)).flatten(1).any(1).nonzero()[0]) if t.dim() > 1 else 0
+                raise DataError(f"sample {bad} holds NaN or Inf in its input; clean or drop it")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        return map_tensors(lambda t: t[indices.to(t.device)], self.inputs), self.targets[
+            indices.to(self.targets.device)
+        ]
+
+
+class DatasetSamples(Samples):
+    """A map-style Dataset, read by index each time."""
+
+    def __init__(self, dataset: Any, collate: Any = default_collate) -> None:
+        self.dataset, self.collate = dataset, collate
+        if len(dataset) == 0:
+            raise DataError(_EMPTY)
+        _refuse_changing(self)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        return split_batch(self.collate([self.dataset[i] for i in indices.tolist()]))
+
+
+_EMPTY = "got no samples in data; a Minimum needs at least 1 (check the split, drop_last and filters)"
+
+
+def as_samples(data: Any) -> Samples:
+    """Tensors (x, y), a Dataset or a DataLoader as Samples.
+
+    Raises:
+        DataError: no samples, a loader that shuffles or augments, a one-pass iterator, lengths that differ.
+    """
+    if isinstance(data, Samples):
+        return data
+    if isinstance(data, DataLoader):
+        return _from_loader(data)
+    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor):
+        return TensorSamples(data[0], data[1])
+    if isinstance(data, IterableDataset):
+        return _from_batches(data, "an IterableDataset")
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return DatasetSamples(data)
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"got a one-pass {type(data).__name__}; statistics need several passes: pass list(...) of batches "
+            "concatenated to tensors, a Dataset or a DataLoader"
+        )
+    raise DataError(f"got data of type {type(data).__name__}; expected (inputs, targets), a Dataset or a DataLoader")
+
+
+def _from_loader(loader: DataLoader[Any]) -> Samples:
+    if isinstance(getattr(loader, "sampler", None), RandomSampler):
+        raise DataError(
+            "got a DataLoader that shuffles; every pass must see the same batches: build it with shuffle=False"
+        )
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        return _from_batches(loader, "a DataLoader without indices")
+    sampler = list(loader.sampler)
+    if sampler == list(range(len(loader.dataset))):  # type: ignore[arg-type]
+        return DatasetSamples(loader.dataset, loader.collate_fn)
+    if sampler != list(loader.sampler):
+        raise DataError("got a DataLoader whose sampler changes from pass to pass; use a fixed order")
+    return DatasetSamples(torch.utils.data.Subset(loader.dataset, sampler), loader.collate_fn)
+
+
+def _from_batches(batches: Iterable[Any], what: str) -> Samples:
+    """No random access: read twice, compare, keep as tensors."""
+    first = [split_batch(b) for b in batches]
+    if not first:
+        raise DataError(_EMPTY)
+    second = [split_batch(b) for b in batches]
+    try:
+        one, two = (
+            TensorSamples(_concatenate([x for x, _ in part]), torch.cat([y for _, y in part]))
+            for part in (first, second)
+        )
+    except RuntimeError as error:
+        raise DataError(f"batches of {what} do not fit together ({error}); pass tensors or a Dataset") from None
+    if not np.array_equal(one.hashes, two.hashes):
+        raise DataError(f"two passes over {what} differ: it shuffles or augments; make it give the same samples")
+    return one
+
+
+def _refuse_changing(samples: Samples) -> None:
+    probe = torch.linspace(0, len(samples) - 1, min(_PROBE, len(samples))).long()
+    one, two = content_hashes(*samples.take(probe)), content_hashes(*samples.take(probe))
+    if not np.array_equal(one, two):
+        i = int(probe[int(np.flatnonzero(one != two)[0])])
+        raise DataError(
+            f"sample {i} differs when read twice: the data is augmented or random; pass it without augmentation"
+        )
+
+
+def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
+    """(inputs, targets) from a collated batch: a pair, a longer tuple (last is the target), or a dict with labels."""
+    if isinstance(batch, Mapping):
+        for key in ("labels", "label", "targets", "target"):
+            if key in batch:
+                return {k: v for k, v in batch.items() if k != key}, batch[key]
+        raise DataError(f"got a batch with keys {sorted(batch)}; expected one of labels, label, targets, target")
+    if isinstance(batch, Sequence) and len(batch) >= 2:
+        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
+        return inputs, torch.as_tensor(batch[-1])
+    raise DataError(f"got a batch of type {type(batch).__name__}; expected (inputs, targets) or a dict with labels")
+
+
+def leaves(inputs: Inputs) -> list[Tensor]:
+    """The tensors of nested inputs."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    if isinstance(inputs, str) or not isinstance(values, Iterable):
+        raise DataError(f"got an input of type {type(inputs).__name__}; expected tensors")
+    return [leaf for value in values for leaf in leaves(value)]
+
+
+def map_tensors(function: Any, inputs: Inputs) -> Inputs:
+    """Nested inputs with `function` applied to each tensor."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {k: map_tensors(function, v) for k, v in inputs.items()}
+    return tuple(map_tensors(function, v) for v in inputs)
+
+
+def _concatenate(parts: list[Inputs]) -> Inputs:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    if isinstance(parts[0], Mapping):
+        return {k: _concatenate([p[k] for p in parts]) for k in parts[0]}
+    return tuple(_concatenate(list(group)) for group in zip(*parts, strict=True))
+
+
+def content_hashes(inputs: Inputs, targets: Tensor) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """One 64-bit hash a sample, of the bytes of its inputs and target."""
+    rows = [_bytes(t) for t in [*leaves(inputs), targets]]
+    hashes = [hash_bytes(*(r[i].data for r in rows)) for i in range(len(targets))]
+    return np.array(hashes, dtype=np.uint64)
+
+
+def hash_bytes(*parts: Any) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _bytes(tensor: Tensor) -> np.ndarray[Any, Any]:
+    t = tensor.detach().cpu()
+    t = (t.float() if t.is_floating_point() else t).contiguous()  # float64 copies of float32 data hash alike
+    return t.view(len(t), -1).view(torch.uint8).numpy() if t.dim() > 1 else t.view(-1, 1).view(torch.uint8).numpy()
+
+
+def _splitmix(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with np.errstate(over="ignore"):
+        z = z + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)))

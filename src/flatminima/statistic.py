@@ -1,0 +1,143 @@
+"""`Statistic`: something that costs passes over the data, identified by its whole configuration.
+
+A statistic is a frozen dataclass; equality of its fields is the key under which a `Minimum` keeps its value, so two
+requests are one computation exactly when they would give the same number. A `Fold` (init, update, merge, finish:
+sums and counts, never means) rides one sweep over the data together with any number of other folds.
+
+Measures ask for statistics with ``statistics[Gram(100)]``, or for several at once with a tuple,
+``statistics[Gram(100), Outputs()]``: then one sweep serves them all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload
+
+if TYPE_CHECKING:
+    from flatminima.batch import Batch
+    from flatminima.layers import LayerGradient
+    from flatminima.minimum import Minimum
+
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes over all the data (1.0 = every sample once) and bytes kept meanwhile."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    memory: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.forward + other.forward, self.backward + other.backward, max(self.memory, other.memory))
+
+
+class Statistic(ABC, Generic[T]):
+    """Something that costs passes. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def compute(self, minimum: Minimum) -> T:
+        """The value at this minimum. Raises `Undefined` where it has no meaning."""
+
+    def cost(self, minimum: Minimum) -> Cost:
+        """An estimate before the work; the default is nothing."""
+        return Cost()
+
+
+class Reads(Flag):
+    """What a fold reads of each batch; the sweep prepares the union once."""
+
+    OUTPUTS = auto()  # logits, per-sample losses
+    LAYERS = auto()  # per-layer gradients of the loss (one backward pass, no weight gradient formed)
+    COLUMNS = auto()  # the same for each column of the loss's Gauss-Newton factor (C backward passes)
+    INPUTS = auto()  # gradients with respect to the input under those columns
+    GRAPH = auto()  # losses with a graph to the parameters
+
+
+class Fold(Statistic[T], Generic[S, T]):
+    """A statistic that is a sum over batches and can share its sweep.
+
+    Fields that shape the sweep (all part of the configuration):
+        order_seed: samples are visited in the random order of this seed; None: any order will do.
+        multiple: batches hold whole groups of so many samples.
+    """
+
+    reads: ClassVar[Reads] = Reads.OUTPUTS
+
+    @property
+    def order_seed(self) -> int | None:
+        return None
+
+    @property
+    def multiple(self) -> int:
+        return 1
+
+    def limit(self, minimum: Minimum) -> int:
+        """How many samples, from the front of the order, the fold looks at."""
+        return len(minimum.samples)
+
+    @abstractmethod
+    def init(self, minimum: Minimum) -> S:
+        """The empty sum."""
+
+    @abstractmethod
+    def update(self, state: S, batch: Batch) -> S:
+        """The sum with one more batch (after all layers were heard)."""
+
+    @abstractmethod
+    def merge(self, left: S, right: S) -> S:
+        """The sum of two disjoint parts of the data."""
+
+    @abstractmethod
+    def finish(self, state: S) -> T:
+        """The value; the only place that divides."""
+
+    def hear(self, state: S, layer: LayerGradient, batch: Batch) -> None:
+        """One layer's gradients of this batch, during the backward pass; nothing of it may be kept."""
+
+    def compute(self, minimum: Minimum) -> T:
+        return minimum.sweep([self])[self]  # type: ignore[no-any-return]
+
+    def cost(self, minimum: Minimum) -> Cost:
+        share = self.limit(minimum) / len(minimum.samples)
+        backward = share * bool(self.reads & Reads.LAYERS)
+        if self.reads & (Reads.COLUMNS | Reads.INPUTS):
+            backward += share * minimum.output_size
+        return Cost(forward=share, backward=backward)
+
+
+class Statistics(Protocol):
+    """What a measure sees: a mapping from statistic to value. A `Minimum` is one, `Fixed` another."""
+
+    @overload
+    def __getitem__(self, key: Statistic[T]) -> T: ...
+    @overload
+    def __getitem__(self, key: tuple[Statistic[T1], Statistic[T2]]) -> tuple[T1, T2]: ...
+    @overload
+    def __getitem__(self, key: tuple[Statistic[T1], Statistic[T2], Statistic[T3]]) -> tuple[T1, T2, T3]: ...
+
+
+class Fixed:
+    """Statistics with given values, so that a measure can be tested by handing it numbers.
+
+    Example:
+        >>> from flatminima.statistics import ParameterCount
+        >>> Fixed({ParameterCount(): 3})[ParameterCount()]
+        3
+    """
+
+    def __init__(self, values: Mapping[Statistic[Any], Any]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple):
+            return tuple(self._values[k] for k in key)
+        return self._values[key]

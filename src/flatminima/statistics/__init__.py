@@ -1,0 +1,40 @@
+"""What measures are made of; each is computed once and shared."""
+
+from flatminima.statistics.diagonal import BatchGradientSquares, FisherDiagonal, GaussNewtonDiagonal
+from flatminima.statistics.elsewhere import At, InFloat64
+from flatminima.statistics.feedforward import FeedForward, FeedForwardNetwork, LinearLayer
+from flatminima.statistics.gram import Gram, GramMatrices
+from flatminima.statistics.hessian import (
+    HessianDiagonal,
+    HessianProbes,
+    ProbedHessian,
+    hessian_operator,
+)
+from flatminima.statistics.jacobian import InputJacobian
+from flatminima.statistics.outputs import Outputs, OutputSummary
+from flatminima.statistics.perturbed import PerturbedLoss
+from flatminima.statistics.weights import FlatWeights, ParameterCount, Weights
+
+__all__ = [
+    "At",
+    "BatchGradientSquares",
+    "FeedForward",
+    "FeedForwardNetwork",
+    "FisherDiagonal",
+    "FlatWeights",
+    "GaussNewtonDiagonal",
+    "Gram",
+    "GramMatrices",
+    "HessianDiagonal",
+    "HessianProbes",
+    "InFloat64",
+    "InputJacobian",
+    "LinearLayer",
+    "OutputSummary",
+    "Outputs",
+    "ParameterCount",
+    "PerturbedLoss",
+    "ProbedHessian",
+    "Weights",
+    "hessian_operator",
+]

@@ -1,0 +1,335 @@
+"""A ReLU network's linear layers and path norms, by running its forward pass in another algebra.
+
+Every torch call of the forward pass is intercepted: weights become |w|^p, ReLU is the identity on what is not
+negative, BatchNorm is folded into the linear map before it, average pooling of k elements gets weight (1/k)^p and
+max-pooling adds up the paths through its window. An operation that has no such meaning (sigmoid, attention,
+LayerNorm, ...) makes the network `undefined` for these measures, named, wherever it stands in the code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from flatminima.errors import Undefined
+from flatminima.statistic import Statistic
+
+if TYPE_CHECKING:
+    from flatminima.minimum import Minimum
+
+# linear with weight 1, or the identity on what is not negative
+_PLAIN = frozenset(
+    [
+        "relu",
+        "relu_",
+        "leaky_relu",
+        "leaky_relu_",
+        "threshold",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "flatten",
+        "reshape",
+        "view",
+        "permute",
+        "transpose",
+        "contiguous",
+        "squeeze",
+        "unsqueeze",
+        "cat",
+        "concat",
+        "stack",
+        "add",
+        "add_",
+        "__add__",
+        "__iadd__",
+        "__radd__",
+        "sum",
+        "identity",
+        "clone",
+        "detach",
+        "expand",
+        "chunk",
+        "split",
+        "t",
+        "movedim",
+        "swapaxes",
+        "select",
+        "narrow",
+        "__getitem__",
+        "unflatten",
+        "clamp_min",
+        "clamp_min_",
+        "pixel_shuffle",
+        "channel_shuffle",
+        "ravel",
+    ]
+)
+_INSPECT = frozenset(
+    [
+        "size",
+        "dim",
+        "numel",
+        "__get__",
+        "shape",
+        "stride",
+        "is_floating_point",
+        "__len__",
+        "ndimension",
+        "is_contiguous",
+        "element_size",
+        "get_device",
+        "nelement",
+        "type",
+        "__set__",
+        "requires_grad_",
+        "has_torch_function",
+    ]
+)
+_CASTS = frozenset(["to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"])
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One linear map of the network, BatchNorm folded in.
+
+    Attributes:
+        name: of the parameter, or of the kind of layer where it has none.
+        matrix (out, in) float64; convolutions as (channels, channels * kernel); a BatchNorm that follows no linear
+            map is its diagonal (1, channels), flagged by `diagonal`.
+        diagonal: the matrix is the diagonal of a map of its own.
+    """
+
+    name: str
+    matrix: Tensor
+    diagonal: bool = False
+
+
+@dataclass(frozen=True)
+class FeedForwardNetwork:
+    """The linear layers in the order of execution, and the logarithms of the l1 and l2 path norms."""
+
+    layers: tuple[LinearLayer, ...]
+    log_path_norm_1: float
+    log_path_norm_2: float
+    folded: int
+    max_pooled: bool
+
+
+@dataclass(frozen=True)
+class FeedForward(Statistic[FeedForwardNetwork]):
+    """Linear layers and path norms of a piecewise-linear network.
+
+    Raises:
+        Undefined: naming the operation that is not part of a ReLU network.
+    """
+
+    def compute(self, minimum: Minimum) -> FeedForwardNetwork:
+        inputs, _ = minimum.samples.take(torch.arange(1))
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise Undefined("the network's input is not one tensor of real numbers")
+        names = {id(p): name for name, p in minimum.model.named_parameters()}
+        runs = []
+        with minimum.open(), torch.no_grad():
+            for p in (1.0, 2.0):
+                algebra = _Paths(p, names)
+                ones = torch.ones_like(inputs, dtype=torch.float64, device=minimum.device)
+                with algebra:
+                    out = minimum.model(ones)
+                runs.append((algebra, algebra.total(out)))
+        algebra = runs[0][0]
+        one, two = (math.log(total) / p if total > 0 else -math.inf for p, (_, total) in zip((1, 2), runs, strict=True))
+        return FeedForwardNetwork(tuple(algebra.layers), one, two, algebra.folded, algebra.max_pooled)
+
+
+@dataclass
+class _Linear:
+    """A linear map's result before its bias, so that a BatchNorm can still be folded in."""
+
+    without_bias: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    layer: int
+    output: Tensor = field(repr=False)  # held, so that its id stays its own
+
+
+class _Paths(TorchFunctionMode):
+    def __init__(self, p: float, names: dict[int, str]) -> None:
+        super().__init__()
+        self.p, self.names = p, names
+        self.layers: list[LinearLayer] = []
+        self.folded, self.max_pooled = 0, False
+        self._open: dict[int, _Linear] = {}
+        self._known: dict[int, Tensor] = {}
+
+    def total(self, output: Any) -> float:
+        from flatminima.batch import logits
+
+        value = float(logits(output).sum())
+        if not math.isfinite(value):
+            raise Undefined("the path norm overflows float64")
+        return value
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name in _INSPECT:
+            return func(*args, **kwargs)
+        handler: Callable[..., Any] | None = getattr(self, f"_{name}", None)
+        if handler is not None:
+            return handler(*args, **kwargs)
+        if name in _CASTS and args:
+            return args[0]
+        if name in _PLAIN:
+            if any(isinstance(a, torch.nn.Parameter) for a in args):
+                raise Undefined(f"a parameter used in {name!r} is not a weight of a ReLU network")
+            if name.startswith("dropout") or name in ("alpha_dropout", "leaky_relu", "leaky_relu_"):
+                return args[0]
+            return func(*args, **kwargs)
+        raise Undefined(
+            f"{name!r} is not an operation of a ReLU network (piecewise linear, no normalisation by the input)"
+        )
+
+    # -- linear maps -------------------------------------------------------------------------------------------------
+
+    def _power(self, t: Tensor) -> Tensor:
+        return t.detach().double().abs().pow(self.p)
+
+    def _map(
+        self, apply: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor | None, channel: int, kind: str
+    ) -> Tensor:
+        out = apply(self._power(weight))
+        shape = [1] * out.dim()
+        shape[channel] = -1
+        full = out if bias is None else out + self._power(bias).view(shape)
+        matrix = weight.detach().double().flatten(1).cpu()
+        self.layers.append(LinearLayer(self.names.get(id(weight), kind).removesuffix(".weight"), matrix))
+        self._open[id(full)] = _Linear(out, weight, bias, len(self.layers) - 1, full)
+        return full
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._map(lambda w: F.linear(input, w), weight, bias, -1, "linear")
+
+    def _convolve(self, function: Any, input: Tensor, weight: Tensor, bias: Any, rest: Any, kw: Any) -> Tensor:
+        return self._map(lambda w: function(input, w, None, *rest, **kw), weight, bias, 1, "convolution")
+
+    def _conv1d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kw: Any) -> Tensor:
+        return self._convolve(F.conv1d, input, weight, bias, rest, kw)
+
+    def _conv2d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kw: Any) -> Tensor:
+        return self._convolve(F.conv2d, input, weight, bias, rest, kw)
+
+    def _conv3d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kw: Any) -> Tensor:
+        return self._convolve(F.conv3d, input, weight, bias, rest, kw)
+
+    def _pad(self, input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+        if mode == "constant" and value:
+            raise Undefined("padding with a constant other than 0 is not linear")
+        return F.pad(input, pad, mode, value)
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if training or running_mean is None or running_var is None:
+            raise Undefined("BatchNorm without running statistics depends on the batch")
+        mean, var = running_mean.double(), running_var.double()
+        scale = (var + eps).rsqrt() * (1.0 if weight is None else weight.detach().double())
+        shift = -scale * mean + (0.0 if bias is None else bias.detach().double())
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        before = self._open.pop(id(input), None)
+        if before is None:
+            self.layers.append(LinearLayer(self.names.get(id(weight), "batch_norm"), scale.cpu().unsqueeze(0), True))
+            return input * self._power(scale).view(shape) + self._power(shift).view(shape)
+        if before.bias is not None:
+            shift = shift + scale * before.bias.detach().double()
+        self.folded += 1
+        layer = self.layers[before.layer]
+        self.layers[before.layer] = LinearLayer(layer.name, layer.matrix * scale.cpu().unsqueeze(1))
+        return before.without_bias * self._power(scale).view(shape) + self._power(shift).view(shape)
+
+    # -- pooling -----------------------------------------------------------------------------------------------------
+
+    def _averaged(self, out: Tensor, elements: float) -> Tensor:
+        return out * float(elements ** (1.0 - self.p))  # k paths of weight 1/k each: k (1/k)^p times their mean
+
+    def _avg_pool1d(self, input: Tensor, kernel_size: Any, *rest: Any, **kw: Any) -> Tensor:
+        return self._averaged(F.avg_pool1d(input, kernel_size, *rest, **kw), _volume(kernel_size, 1))
+
+    def _avg_pool2d(self, input: Tensor, kernel_size: Any, *rest: Any, **kw: Any) -> Tensor:
+        return self._averaged(F.avg_pool2d(input, kernel_size, *rest, **kw), _volume(kernel_size, 2))
+
+    def _avg_pool3d(self, input: Tensor, kernel_size: Any, *rest: Any, **kw: Any) -> Tensor:
+        return self._averaged(F.avg_pool3d(input, kernel_size, *rest, **kw), _volume(kernel_size, 3))
+
+    def _adaptive(self, function: Any, input: Tensor, output_size: Any) -> Tensor:
+        out: Tensor = function(input, output_size)
+        if any(i % o for i, o in zip(input.shape[2:], out.shape[2:], strict=True)):
+            raise Undefined("adaptive pooling with windows of different sizes")
+        return self._averaged(out, input[0].numel() / out[0].numel())
+
+    def _adaptive_avg_pool1d(self, input: Tensor, output_size: Any) -> Tensor:
+        return self._adaptive(F.adaptive_avg_pool1d, input, output_size)
+
+    def _adaptive_avg_pool2d(self, input: Tensor, output_size: Any) -> Tensor:
+        return self._adaptive(F.adaptive_avg_pool2d, input, output_size)
+
+    def _mean(self, input: Tensor, *args: Any, **kw: Any) -> Tensor:
+        out = input.mean(*args, **kw)
+        return self._averaged(out, input.numel() / out.numel())
+
+    def _max_pool(
+        self, dims: int, input: Tensor, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Tensor:  # fmt: skip
+        if return_indices or _volume(dilation, dims) != 1:
+            raise Undefined("max-pooling with dilation or indices")
+        self.max_pooled = True
+        if dims == 1:  # only 2-d and 3-d pooling can be told to divide by 1
+            window, step = ((1, *_tuple(k)) for k in (kernel, stride or kernel))
+            wide = input.unsqueeze(2)
+            summed = F.avg_pool2d(wide, window, step, (0, *_tuple(padding)), ceil_mode, True, divisor_override=1)
+            return summed.squeeze(2)
+        pool: Any = F.avg_pool2d if dims == 2 else F.avg_pool3d
+        out: Tensor = pool(input, kernel, stride or kernel, padding, ceil_mode, True, divisor_override=1)
+        return out
+
+    def _max_pool1d(self, *args: Any, **kw: Any) -> Tensor:
+        return self._max_pool(1, *args, **_kernel(kw))
+
+    def _max_pool2d(self, *args: Any, **kw: Any) -> Tensor:
+        return self._max_pool(2, *args, **_kernel(kw))
+
+    def _max_pool3d(self, *args: Any, **kw: Any) -> Tensor:
+        return self._max_pool(3, *args, **_kernel(kw))
+
+
+def _tuple(size: Any) -> tuple[int, ...]:
+    return tuple(size) if isinstance(size, tuple | list) else (int(size),)
+
+
+def _kernel(kw: dict[str, Any]) -> dict[str, Any]:
+    return {("kernel" if k == "kernel_size" else k): v for k, v in kw.items()}
+
+
+def _volume(size: Any, dims: int) -> float:
+    sizes = list(size) if isinstance(size, tuple | list) else [size] * dims
+    return float(math.prod(sizes * dims if len(sizes) == 1 else sizes))

@@ -1,0 +1,166 @@
+"""Gram matrices of per-sample gradients on disjoint random subsets: one forward, one backward pass, no Jacobian.
+
+The matrices are kept for unit-norm output gradients beside the logarithms of the norms, because at an interpolating
+minimum the norms underflow while the directions are well conditioned (performance-notes A).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flatminima.batch import Batch
+from flatminima.errors import DataError, Undefined
+from flatminima.layers import LayerGradient
+from flatminima.statistic import Cost, Fold, Reads
+
+if TYPE_CHECKING:
+    from flatminima.minimum import Minimum
+
+
+@dataclass(frozen=True)
+class GramMatrices:
+    """G_t = J_t J_t^T = diag(s) G^ diag(s), s = exp(log_norms), for T disjoint subsets of n samples.
+
+    Attributes:
+        normalized (T, n, n) float64: G^, inner products for unit-norm output gradients.
+        log_norms (T, n) float64: ln of the output gradients' norms.
+        parameters: W, the length of each gradient.
+    """
+
+    normalized: Tensor
+    log_norms: Tensor
+    parameters: int
+
+    @property
+    def trials(self) -> int:
+        return len(self.normalized)
+
+    @property
+    def subset(self) -> int:
+        return self.normalized.shape[1]
+
+    def matrices(self) -> Tensor:
+        """G_t (T, n, n) float64; entries may underflow to 0 at an interpolating minimum."""
+        scale = self.log_norms.unsqueeze(2) + self.log_norms.unsqueeze(1)
+        return self.normalized * scale.exp()
+
+    def squared_norms(self) -> Tensor:
+        """||g_i||^2 (T, n) float64."""
+        return self.normalized.diagonal(dim1=1, dim2=2) * (2 * self.log_norms).exp()
+
+    def log_determinants(self) -> LogDeterminants:
+        """ln det G_t by row normalisation and float64 Cholesky, with how far to trust it.
+
+        Raises:
+            Undefined: fewer parameters than samples, a zero gradient, or a singular matrix.
+        """
+        if self.parameters < self.subset:
+            raise Undefined(
+                f"{self.parameters} parameters cannot give {self.subset} independent gradients: the determinant is 0"
+            )
+        diagonal = self.normalized.diagonal(dim1=1, dim2=2)
+        zero = int(((diagonal <= 0) | ~torch.isfinite(self.log_norms)).sum())
+        if zero:
+            raise Undefined(f"{zero} samples have a zero gradient: the determinant is 0")
+        scale = diagonal.rsqrt()
+        correlation = self.normalized * scale.unsqueeze(2) * scale.unsqueeze(1)
+        eigenvalues = torch.linalg.eigvalsh(correlation)  # (T, n), ascending
+        factor, info = torch.linalg.cholesky_ex(correlation)
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        log_det += 2 * self.log_norms.sum(1) + diagonal.log().sum(1)
+        positive = eigenvalues.clamp_min(0)
+        share = positive / positive.sum(1, keepdim=True)
+        rank = torch.special.entr(share).sum(1).exp()  # exponential of the spectrum's entropy
+        condition = eigenvalues[:, -1] / eigenvalues[:, 0].clamp_min(torch.finfo(torch.float64).tiny)
+        return LogDeterminants(log_det, condition, rank, info == 0)
+
+
+@dataclass(frozen=True)
+class LogDeterminants:
+    """ln det of T Gram matrices; `condition` and `effective_rank` (T,) are of the row-normalised matrices."""
+
+    values: Tensor
+    condition: Tensor
+    effective_rank: Tensor
+    positive: Tensor
+
+
+@dataclass
+class _State:
+    normalized: Tensor
+    log_norms: Tensor
+    current: Tensor | None = None
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Gram(Fold[_State, GramMatrices]):
+    """Gram matrices of the gradients of the loss on disjoint subsets (Jia & Su 2020, eq. 4: xi_t = J_t J_t^T).
+
+    Args:
+        subset: N', samples a matrix.
+        trials: T, matrices at most; fewer where the data has fewer than T N' samples.
+        seed: of the random order of the samples.
+
+    Raises:
+        DataError: the data has fewer than `subset` samples.
+    """
+
+    subset: int = 100
+    trials: int = 100
+    seed: int = 0
+
+    reads = Reads.OUTPUTS | Reads.LAYERS
+
+    def __post_init__(self) -> None:
+        if self.subset < 1 or self.trials < 1:
+            raise DataError(f"got subset={self.subset}, trials={self.trials}; both must be at least 1")
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed
+
+    @property
+    def multiple(self) -> int:
+        return self.subset
+
+    def limit(self, minimum: Minimum) -> int:
+        return min(self.trials, len(minimum.samples) // self.subset) * self.subset
+
+    def init(self, minimum: Minimum) -> _State:
+        n = len(minimum.samples)
+        if n < self.subset:
+            raise DataError(
+                f"got {n} samples; a Gram matrix of subset={self.subset} needs as many: pass subset={n} or less"
+            )
+        trials = self.limit(minimum) // self.subset
+        zeros = torch.zeros(trials, self.subset, self.subset, dtype=torch.float64, device=minimum.device)
+        return _State(zeros, zeros.new_zeros(trials, self.subset), None, len(minimum.parameters))
+
+    def hear(self, state: _State, layer: LayerGradient, batch: Batch) -> None:
+        groups = len(batch) // self.subset
+        products = layer.gram(groups)
+        state.current = products if state.current is None else state.current.add_(products)
+
+    def update(self, state: _State, batch: Batch) -> _State:
+        first, groups = batch.start // self.subset, len(batch) // self.subset
+        if state.current is not None:
+            state.normalized[first : first + groups] = state.current
+            state.current = None
+        state.log_norms[first : first + groups] = batch.log_norms.view(groups, self.subset)
+        return state
+
+    def merge(self, left: _State, right: _State) -> _State:
+        """Parts hold different subsets; what a part has not seen is zero."""
+        return _State(left.normalized + right.normalized, left.log_norms + right.log_norms, None, left.parameters)
+
+    def finish(self, state: _State) -> GramMatrices:
+        return GramMatrices(state.normalized.cpu(), state.log_norms.cpu(), state.parameters)
+
+    def cost(self, minimum: Minimum) -> Cost:
+        share = self.limit(minimum) / len(minimum.samples)
+        return Cost(share, share, 8 * self.limit(minimum) * self.subset)

@@ -1,0 +1,150 @@
+"""`MeasureTable`: measures of one minimum with their errors, and what they cost."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatminima.errors import UsageError
+from flatminima.estimate import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class MeasureTable(Mapping[str, Estimate]):
+    """Estimates by measure name.
+
+    Attributes:
+        estimates: name -> Estimate.
+        samples, parameters: of what was measured.
+        forward_passes, backward_passes: over all the data, 1.0 = every sample once.
+        seconds: wall clock.
+        loss: name of the loss.  data: fingerprint of the samples, the same in any order.
+        notes: what a reader must know (eval mode, frozen parameters, slow paths).
+    """
+
+    estimates: Mapping[str, Estimate]
+    samples: int
+    parameters: int
+    forward_passes: float
+    backward_passes: float
+    seconds: float
+    loss: str
+    data: str
+    notes: tuple[str, ...] = field(default=())
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.estimates)
+
+    def __len__(self) -> int:
+        return len(self.estimates)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a measure: value, stderr, direction, kind, undefined."""
+        import pandas as pd
+
+        rows = {
+            name: {
+                "value": e.value,
+                "stderr": e.stderr,
+                "direction": e.direction,
+                "kind": e.kind,
+                "undefined": e.undefined,
+            }
+            for name, e in self.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON document; numbers are never NaN."""
+        return {
+            "schema": SCHEMA,
+            "measures": {name: e.to_dict() for name, e in self.items()},
+            "samples": self.samples,
+            "parameters": self.parameters,
+            "forward_passes": self.forward_passes,
+            "backward_passes": self.backward_passes,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "data": self.data,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """JSON text; with `path` also written there, whole or not at all."""
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        if path is not None:
+            write_whole(path, text + "\n")
+        return text
+
+    def show(self) -> None:
+        """Print the table."""
+        print(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        buffer = io.StringIO()
+        console = Console(file=buffer, width=_WIDTH, force_terminal=False, no_color=True)
+        render(self, console)
+        return buffer.getvalue().rstrip()
+
+
+def render(table: MeasureTable, console: Any) -> None:
+    """The table on a rich console, within 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("measure", no_wrap=True)
+    grid.add_column("value", justify="right", no_wrap=True)
+    grid.add_column("+- stderr", justify="right", no_wrap=True)
+    grid.add_column("better", no_wrap=True)
+    grid.add_column("note", overflow="fold", ratio=1)
+    for name, e in table.items():
+        if e.value is None:
+            grid.add_row(name, "-", "-", e.direction, f"undefined: {e.undefined}")
+        else:
+            error = "exact" if e.stderr is None else f"{e.stderr:.2g}"
+            grid.add_row(name, f"{e.value:.5g}", error, e.direction, e.kind)
+    console.print(grid)
+    console.print(
+        f"{table.samples} samples, {table.parameters} parameters, loss {table.loss}; "
+        f"{table.forward_passes:.1f} forward and {table.backward_passes:.1f} backward passes, "
+        f"{table.seconds:.1f} s",
+        highlight=False,
+    )
+    for note in table.notes:
+        console.print(f"- {note}", highlight=False)
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write to a temporary name, flush, rename: a reader sees all of it or nothing.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if target.parent.is_dir() else None
+        raise UsageError(f"cannot write {target}: {error.strerror or error}; choose another folder") from None
