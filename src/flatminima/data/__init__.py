@@ -1,0 +1,29 @@
+"""Labelled data as tensors: sources, scaling, augmentation and label noise.
+
+Imports `torch` and `numpy` only; `datasets`, Pillow and scikit-learn are imported when a source needs them.
+`load_tensors` is the one call the command line makes: the same source, split, limit and scaling give the same
+tensors on every machine.
+"""
+
+from __future__ import annotations
+
+from flatminima.data.augment import augmentation, random_crop, random_flip, random_shift
+from flatminima.data.corrupt import append_confusion, corrupt_labels, random_labels
+from flatminima.data.labelled import LabelledData
+from flatminima.data.sources import load
+from flatminima.data.tensors import Normalisation, load_tensors, normalise
+
+__all__ = [
+    "LabelledData",
+    "Normalisation",
+    "append_confusion",
+    "augmentation",
+    "corrupt_labels",
+    "load",
+    "load_tensors",
+    "normalise",
+    "random_crop",
+    "random_flip",
+    "random_labels",
+    "random_shift",
+]

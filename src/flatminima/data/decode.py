@@ -1,0 +1,110 @@
+"""Encoded images to one uint8 tensor. Images are untrusted: a failure names the row, never shows a traceback.
+
+Pillow's guard against decompression bombs stays on and counts as a failure; formats that start other programs
+(EPS calls ghostscript) are not opened.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flatminima.errors import DataError, MissingExtra
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_MODES = ("L", "RGB")
+_LOSSLESS = {"1": "L", "P": "RGB"}  # bilevel and palette images hold nothing that the wider mode loses
+
+
+class ImageStack:
+    """A tensor filled image by image, shape (n, channels, height, width), uint8.
+
+    Args:
+        n: number of images to come.
+        where: source and split, for messages.
+        mode: "L" or "RGB" to convert every image; None to keep the first one's and refuse others.
+        size: pixels of the square to resize to; None to keep the first one's and refuse others.
+    """
+
+    def __init__(self, n: int, where: str, *, mode: str | None = None, size: int | None = None) -> None:
+        if mode is not None and mode not in _MODES:
+            raise DataError(f"mode={mode!r}: pass 'L' (grey) or 'RGB'")
+        if size is not None and size < 1:
+            raise DataError(f"image_size={size}: at least one pixel is needed")
+        try:
+            from PIL import Image
+        except ImportError:
+            raise MissingExtra("pillow", "data", f"decoding the images of {where}") from None
+        self._pillow: Any = Image
+        self._n, self._where, self._mode, self._size = n, where, mode, size
+        self._stack: NDArray[np.uint8] | None = None  # allocated by the first image
+        self._first_row = 0
+        self._filled = 0
+
+    def add(self, cell: object, row: int) -> None:
+        """Decode the next image, which the source calls `row`."""
+        pixels = self._decode(cell, row)
+        if self._stack is None:
+            self._stack = np.empty((self._n, *pixels.shape), dtype=np.uint8)
+            self._first_row = row
+        if pixels.shape != self._stack.shape[1:]:
+            remedy = "mode='RGB'" if pixels.shape[1:] == self._stack.shape[2:] else "image_size"
+            raise DataError(
+                f"row {row} of {self._where} is {_say(pixels.shape)} but row {self._first_row} is "
+                f"{_say(self._stack.shape[1:])}: pass {remedy} to make them alike"
+            )
+        self._stack[self._filled] = pixels
+        self._filled += 1
+
+    def tensor(self) -> Tensor:
+        """All images; every one of the n must have been added."""
+        if self._stack is None or self._filled != self._n:
+            raise DataError(f"{self._where} gave {self._filled} images where {self._n} were due")
+        return torch.from_numpy(self._stack)
+
+    def _decode(self, cell: object, row: int) -> NDArray[np.uint8]:
+        """One image, shape (channels, height, width)."""
+        image = self._open(cell, row)
+        mode = self._mode or _LOSSLESS.get(image.mode, image.mode)
+        if mode not in _MODES:
+            raise DataError(
+                f"row {row} of {self._where} is an image of mode {image.mode!r}, not grey or RGB: "
+                "pass mode='RGB' (or 'L') to convert"
+            )
+        if image.mode != mode:
+            image = image.convert(mode)
+        if self._size is not None and image.size != (self._size, self._size):
+            image = image.resize((self._size, self._size), self._pillow.Resampling.BILINEAR)
+        pixels: NDArray[np.uint8] = np.asarray(image)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def _open(self, cell: object, row: int) -> Any:
+        """The loaded Pillow image of a cell: bytes, or the {bytes, path} that `datasets` stores."""
+        content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if isinstance(content, bytes):
+            file: Any = io.BytesIO(content)
+        elif isinstance(path, str):
+            file = path
+        else:
+            seen = "is empty" if cell is None else f"holds a {type(cell).__name__}"
+            raise DataError(f"row {row} of {self._where} {seen} where an encoded image was due")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", self._pillow.DecompressionBombWarning)
+                image = self._pillow.open(file, formats=_FORMATS)
+                image.load()
+        except Exception as error:  # OSError, SyntaxError, ValueError, struct.error: each format has its own
+            said = " ".join(str(error).split())[:200]
+            raise DataError(f"row {row} of {self._where} is not an image that decodes: {said}") from error
+        return image
+
+
+def _say(shape: tuple[int, ...]) -> str:
+    kind = "grey" if shape[0] == 1 else "RGB"
+    return f"{shape[2]}x{shape[1]} {kind}"

@@ -1,0 +1,22 @@
+"""Training to a minimum on tensors, evaluating it, and keeping its weights safely."""
+
+from __future__ import annotations
+
+from flatminima.training.checkpoint import load_checkpoint, save_checkpoint
+from flatminima.training.config import TrainConfig
+from flatminima.training.evaluate import Evaluation, evaluate
+from flatminima.training.loop import Epoch, History, train
+from flatminima.training.weights_file import read_weights, write_weights
+
+__all__ = [
+    "Epoch",
+    "Evaluation",
+    "History",
+    "TrainConfig",
+    "evaluate",
+    "load_checkpoint",
+    "read_weights",
+    "save_checkpoint",
+    "train",
+    "write_weights",
+]

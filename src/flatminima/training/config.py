@@ -1,0 +1,70 @@
+"""How to train, as one value: equal configurations on equal data give equal weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flatminima.errors import UnknownName, UsageError
+from flatminima.training import schedule
+
+_OPTIMIZERS = ("adam", "sgd")
+_SCHEDULES = ("constant", "cosine", "step")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; equal configurations on equal data give equal weights. The defaults are N17's.
+
+    Args:
+        optimizer: "sgd" or "adam". lr: base learning rate, positive.
+        momentum: of SGD, in [0, 1). nesterov: SGD only. weight_decay: factor of the L2 term, 0 or more.
+        batch_size: at least 1. epochs: the most, at least 1.
+        target_loss: stop once the cross-entropy of the whole training set, in eval mode after an epoch, is
+            below this (costs a pass an epoch); None trains all epochs.
+        seed: of batches, augmentation and dropout, 0 or more. The initial weights are the model's own.
+        schedule: "constant", "step" (times `gamma` at each of `milestones`) or "cosine" (to 0 over `epochs`).
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    epochs: int = 20
+    target_loss: float | None = None
+    seed: int = 0
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in _OPTIMIZERS:
+            raise UnknownName("optimizer", self.optimizer, _OPTIMIZERS)
+        if self.schedule not in _SCHEDULES:
+            raise UnknownName("schedule", self.schedule, _SCHEDULES)
+        object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
+        for name, value, fits, range_ in (
+            ("lr", self.lr, 0 < self.lr < math.inf, "positive"),
+            ("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
+            ("target_loss", self.target_loss, self.target_loss is None or self.target_loss > 0, "positive"),
+            ("seed", self.seed, self.seed >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise UsageError(f"{name}={value}: must be {range_}")
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        return self.lr * self.factor(epoch)
+
+    def factor(self, epoch: int) -> float:
+        """The schedule's factor of the base rate in an epoch, counted from 0."""
+        if self.schedule == "step":
+            return schedule.step(epoch, self.milestones, self.gamma)
+        if self.schedule == "cosine":
+            return schedule.cosine(epoch, self.epochs)
+        return schedule.constant(epoch)

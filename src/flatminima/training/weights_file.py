@@ -1,0 +1,159 @@
+"""Files of weights, as untrusted input: tensors are read, nothing in a file is ever executed.
+
+safetensors, or torch's own format through `torch.load(weights_only=True)`; there is no way round it. The
+format is told from the content, since a failed download is often an HTML page or a Git LFS pointer with the
+right name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from flatminima.errors import CheckpointError
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+_HEAD_BYTES = 512
+_SAFETENSORS_HEADER = slice(8, 9)  # after the header's length comes its opening brace
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The named tensors in a file, on the CPU.
+
+    Args:
+        path: a .safetensors file, or a .pt or .pth file that holds a state dictionary, at the top or under
+            "state_dict", "model_state_dict", "model", "net" or "weights".
+
+    Raises:
+        CheckpointError: no such file, a folder, a damaged or foreign file, a pickled module or anything else
+            that is not tensors; one line that says what to do.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise CheckpointError(f"{file} is a folder: name the weights file inside it")
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(_HEAD_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights from {file}: {error.strerror or error}") from error
+    _refuse_other_files(file, head)
+    found = _safetensors(file) if head[_SAFETENSORS_HEADER] == b"{" else _torch(file)
+    return _tensors(found, file)
+
+
+def write_weights(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors as safetensors, so that the file is either complete or absent.
+
+    Args:
+        tensors: any strides and devices; two names of one tensor are both written.
+        path: in a folder that exists; an existing file is replaced.
+        metadata: strings kept in the file's header.
+
+    Raises:
+        CheckpointError: the file cannot be written; nothing of it is left.
+    """
+    file = Path(path).expanduser()
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(plain, {"format": "pt", **(metadata or {})})
+    temporary = file.with_name(f"{file.name}.tmp.{os.getpid()}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, file)
+        _sync_folder(file.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write weights to {file}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a crash, where the system lets a folder be opened."""
+    with contextlib.suppress(PermissionError):  # Windows
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _refuse_other_files(file: Path, head: bytes) -> None:
+    text = head.lstrip().lower()
+    if not head:
+        raise CheckpointError(f"{file} is empty: the file is damaged or incomplete")
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{file} looks like a Git LFS pointer: run 'git lfs pull' to fetch the weights")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{file} looks like a web page, not weights: download the file itself")
+    if text.startswith((b"{", b"[")):
+        raise CheckpointError(f"{file} is JSON, not weights: name the .safetensors or .pt file it goes with")
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} is damaged or incomplete: {_one_line(error)}") from error
+
+
+def _torch(file: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TorchScript and protocols: what matters is raised
+            found: object = torch.load(file, map_location="cpu", weights_only=True)
+            return found
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None:
+            raise CheckpointError(
+                f"{file} is not a weights file, or damaged: expected safetensors, or a state "
+                "dictionary written by torch.save"
+            ) from error
+        raise CheckpointError(
+            f"{file} is refused: it holds the Python object {named[1]}, and loading it could run code. If you "
+            "trust it, convert it where it was made: model = torch.load(path, weights_only=False); "
+            "torch.save(model.state_dict(), 'weights.pt')"
+        ) from error
+    except Exception as error:  # EOFError, IndexError, RuntimeError, ...: damaged files fail anywhere
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{file} is a TorchScript program, not weights: save model.state_dict() instead"
+            ) from error
+        raise CheckpointError(f"{file} is damaged or incomplete: {_one_line(error)}") from error
+
+
+def _tensors(found: object, file: Path) -> dict[str, Tensor]:
+    """The state dictionary in what a file held, which may be one level down."""
+    if isinstance(found, Mapping):
+        for key in _NESTED:
+            if isinstance(found.get(key), Mapping):
+                return _tensors(found[key], file)
+    if not isinstance(found, Mapping) or not found:
+        held = "an empty dictionary" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise CheckpointError(f"{file} holds {held}, not a state dictionary: save model.state_dict()")
+    foreign = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
+    if foreign or not all(isinstance(key, str) for key in found):
+        raise CheckpointError(
+            f"{file} holds {', '.join(foreign[:5]) or 'unnamed tensors'} beside or instead of tensors: "
+            "save model.state_dict(), or put it under 'state_dict'"
+        )
+    return {str(key): value for key, value in found.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
