@@ -1,0 +1,57 @@
+"""Side-by-side timing: every contender once a round, rounds interleaved, medians and ratios; one thread pinned."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def pin() -> None:
+    """One thread on one core."""
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def race(contenders: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:
+    """Median seconds of each contender, after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def publish(name: str, claims: dict[str, tuple[float, str, float]], rows: dict[str, Any]) -> bool:
+    """Print and store: claim -> (measured, "<=" or ">=", bar). Returns whether all hold."""
+    ok = True
+    for key, value in rows.items():
+        print(f"  {key:<58} {value:.4g}" if isinstance(value, float) else f"  {key:<58} {value}")
+    for claim, (measured, sign, bar) in claims.items():
+        holds = measured <= bar if sign == "<=" else measured >= bar
+        ok &= holds
+        print(f"  {'holds' if holds else 'FAILS'}: {claim}: {measured:.3g} {sign} {bar:g}")
+    RESULTS.mkdir(exist_ok=True)
+    document = {
+        "benchmark": name,
+        "claims": {k: {"measured": m, "sign": s, "bar": b} for k, (m, s, b) in claims.items()},
+        "rows": rows,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    return ok
