@@ -1,6 +1,6 @@
 """Gram matrix of 100 per-sample gradients against a loop, vmapped gradients and BackPACK, and its peak memory.
 
-    python benchmarks/bench_gram.py            times and memory; needs requirements-peers.txt for BackPACK
+python benchmarks/bench_gram.py            times and memory; needs requirements-peers.txt for BackPACK
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from networks import trained
-from timing import pin, publish, race
 from torch import Tensor, nn
 
 from flatminima import Minimum
 from flatminima.statistics import Gram
+from networks import trained
+from timing import pin, publish, race
 
 N = 100
 CHUNKS = (10, 25, 50, 100)

@@ -1,6 +1,6 @@
 """Seven measures in one sweep: passes over the data, against each measure alone.
 
-    python benchmarks/bench_passes.py
+python benchmarks/bench_passes.py
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 
 import torch
-from networks import trained
-from timing import pin, publish
 
 from flatminima import Minimum, measure
 from flatminima.rounds import functions
+from networks import trained
+from timing import pin, publish
 
 SEVEN = [
     "fisher_frobenius",

@@ -1,6 +1,6 @@
 """Expected sharpness on ResNet-20 against the plain forward passes it needs.
 
-    python benchmarks/bench_sharpness.py
+python benchmarks/bench_sharpness.py
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 
 import torch
-from networks import trained
-from timing import pin, publish, race
 
 from flatminima import Minimum
 from flatminima.perturbation import Gaussian, Relative
 from flatminima.statistics import Outputs, PerturbedLoss
+from networks import trained
+from timing import pin, publish, race
 
 DRAWS, SAMPLES = 16, 64
 

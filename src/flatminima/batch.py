@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flatminima.errors import DataError, NumericalError, Undefined
+from flatminima.errors import DataError, ModelError, NumericalError, Undefined
 from flatminima.layers import LayerGradient, NoLayerRule, Tape
 from flatminima.samples import Inputs, leaves, map_tensors
 from flatminima.statistic import Reads
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flatminima.minimum import Minimum
 
 Listener = Callable[[LayerGradient], None]
+Backward = Callable[[Tensor, list[Listener], bool], list[Tensor]]  # seed, who hears, keep the graph -> input gradients
 
 
 class Batch:
@@ -41,87 +42,113 @@ class Batch:
         self.minimum, self.indices, self.start = minimum, indices, start
         inputs, targets = minimum.samples.take(indices)
         self.inputs: Inputs = map_tensors(lambda t: t.to(minimum.device), inputs)
-        self.targets: Tensor = targets.to(minimum.device)
+        whole = not targets.is_floating_point() and targets.dtype != torch.bool
+        self.targets: Tensor = targets.to(minimum.device, torch.int64 if whole else None)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> None:
-        """Prepare what the folds read; layer gradients go to the listeners as they come."""
-        deep = reads & (Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS)
-        if deep:
-            self._with_layers(reads, layers, columns)
-        elif reads & Reads.OUTPUTS:
+    def read(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Undefined]:
+        """Prepare what the folds read; layer gradients go to the listeners as they come.
+
+        Returns:
+            what has no meaning here, with the reason; nothing of it was sent to a listener.
+        """
+        if reads & (Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS):
+            return self._with_layers(reads, layers, columns)
+        if reads & Reads.OUTPUTS:
             with torch.no_grad():
                 self._receive(self.minimum.forward(self.inputs))
+        return {}
 
-    def graph(self) -> tuple[Tensor, Tensor]:
-        """Sum of the losses with a graph to the parameters, and its flat gradient (W,) with a graph of its own."""
-        minimum = self.minimum
-        output = minimum.forward(self.inputs)
-        if not hasattr(self, "losses"):
-            self._receive(output)
-        total = minimum.loss(output, self.targets).sum()
-        grads = torch.autograd.grad(total, minimum.parameters.tensors, create_graph=True, allow_unused=True)
-        minimum.passes.backward += len(self)
-        parts = [
-            (torch.zeros_like(p) if g is None else g).reshape(-1)
-            for g, p in zip(grads, minimum.parameters.tensors, strict=True)
-        ]
-        return total, torch.cat(parts)
+    def graph(self) -> Tensor:
+        """Flat gradient (W,) of the sum of the losses, with a graph to the parameters."""
+        total, tensors = self._total()
+        grads = torch.autograd.grad(total, tensors, create_graph=True, allow_unused=True)
+        parts = [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(grads, tensors, strict=True)]
+        return torch.cat(parts)
 
     def gradient(self) -> Tensor:
         """Gradient of the summed loss (W,), detached."""
+        total, tensors = self._total()
+        grads = torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.reshape(-1) for g in grads])
+
+    def _total(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Sum of the losses, to be differentiated by the parameters."""
         minimum = self.minimum
         output = minimum.forward(self.inputs)
         self._receive(output)
         total = minimum.loss(output, self.targets).sum()
-        tensors = minimum.parameters.tensors
-        grads = torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True)
+        if not total.requires_grad:
+            raise Undefined(f"loss {minimum.loss.name!r} has no gradient with respect to the parameters")
         minimum.passes.backward += len(self)
-        return torch.cat([g.reshape(-1) for g in grads])
+        return total, minimum.parameters.tensors
 
-    def _with_layers(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> None:
+    def _with_layers(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Undefined]:
         minimum = self.minimum
+        lost: dict[Reads, Undefined] = {}
+        leaves_in: list[Tensor] = []
+        if reads & Reads.INPUTS:
+            try:
+                leaves_in = self._open_inputs()
+            except Undefined as reason:
+                lost[Reads.INPUTS] = reason
+        follows = minimum.follows_layers  # its own check thaws the parameters: before they are frozen
         with frozen(minimum):
-            if not minimum.follows_layers:
-                self._sample_by_sample(reads, layers, columns)
-                return
-            tape = Tape(minimum.units, minimum.keeps_copies)
-            leaves_in = self._open_inputs() if reads & Reads.INPUTS else []
-            with tape.recording():
-                output = minimum.forward(self.inputs)
-            self._receive(output)
+            back = self._by_layers(leaves_in) if follows else self._sample_by_sample(leaves_in)
+            lost |= self._send_back(reads, layers, columns, back, bool(leaves_in))
+        return lost
 
-            def back(seed: Tensor, heard: list[Listener], retain: bool) -> list[Tensor]:
-                minimum.passes.backward += len(self)
-                return tape.backward(output, seed, _broadcast(heard), leaves_in, retain)
+    def _by_layers(self, leaves_in: list[Tensor]) -> Backward:
+        """One graph to the layers' outputs; a backward pass hands out each layer's gradients of all samples."""
+        minimum = self.minimum
+        tape = Tape(minimum.units, len(self), minimum.keeps_copies)
+        with tape.recording():
+            output = minimum.forward(self.inputs)
+        self._receive(output)
 
-            self._seeds(reads, layers, columns, back)
+        def back(seed: Tensor, heard: list[Listener], retain: bool) -> list[Tensor]:
+            minimum.passes.backward += len(self)
+            return tape.backward(output, seed, _broadcast(heard), leaves_in, retain)
 
-    def _seeds(self, reads: Reads, layers: list[Listener], columns: list[Listener], back: Any) -> None:
+        return back
+
+    def _send_back(
+        self, reads: Reads, layers: list[Listener], columns: list[Listener], back: Backward, inputs: bool
+    ) -> dict[Reads, Undefined]:
         """Run the backward passes that are read: of the loss, then of each Gauss-Newton column."""
         loss = self.minimum.loss
-        wants_columns = bool(reads & (Reads.COLUMNS | Reads.INPUTS))
+        lost: dict[Reads, Undefined] = {}
+        unit = factor = None
+        # all seeds before the first backward pass, so that no fold hears half of what it reads
         if reads & Reads.LAYERS:
-            unit, self.log_norms = loss.seed(self.outputs, self.targets)
-            back(unit, layers, wants_columns)
-        if wants_columns:
-            factor = loss.columns(self.outputs, self.targets)
+            try:
+                unit, self.log_norms = loss.seed(self.outputs, self.targets)
+            except Undefined as reason:
+                lost[Reads.LAYERS] = reason
+        if reads & Reads.COLUMNS or inputs:
+            try:
+                factor = loss.columns(self.outputs, self.targets)
+            except Undefined as reason:
+                lost |= {Reads.COLUMNS: reason, Reads.INPUTS: reason}
+        if unit is not None:
+            back(unit, layers, factor is not None)
+        if factor is not None:
             grads = [back(seed, columns, c + 1 < len(factor)) for c, seed in enumerate(factor)]
-            if reads & Reads.INPUTS:
-                self.input_columns = torch.stack([torch.cat([g.flatten(1) for g in gs], 1) for gs in grads])
+            if inputs:
+                self.input_columns = torch.stack([torch.cat([g.reshape(len(self), -1) for g in gs], 1) for gs in grads])
+        return lost
 
-    def _sample_by_sample(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> None:
+    def _sample_by_sample(self, leaves_in: list[Tensor]) -> Backward:
         """The slow truth: one graph to the parameters, one backward pass a sample. For models no tape can follow."""
         minimum = self.minimum
         parameters = minimum.parameters
         for p in parameters.tensors:
             p.requires_grad_()
-        leaves_in = self._open_inputs() if reads & Reads.INPUTS else []
         singles = [minimum.forward(map_tensors(lambda t, i=i: t[i : i + 1], self.inputs)) for i in range(len(self))]
-        minimum.passes.forward -= len(self) - sum(len(s) for s in singles)
         self._receive(torch.cat(singles))
+        _refuse_constant(singles[0])
 
         def back(seed: Tensor, heard: list[Listener], retain: bool) -> list[Tensor]:
             minimum.passes.backward += len(self)
@@ -142,7 +169,7 @@ class Batch:
             _broadcast(heard)(LayerGradient("all parameters", summed=by_name))
             return [g.sum(0) for g in stacked[n:]]  # sample i alone depends on row i
 
-        self._seeds(reads, layers, columns, back)
+        return back
 
     def _open_inputs(self) -> list[Tensor]:
         self.inputs = map_tensors(lambda t: t.detach().requires_grad_() if t.is_floating_point() else t, self.inputs)
@@ -152,9 +179,14 @@ class Batch:
         return opened
 
     def _receive(self, output: Tensor) -> None:
-        minimum, first = self.minimum, int(self.indices[0])
+        minimum = self.minimum
+        if output.dim() == 0 or len(output) != len(self):
+            raise ModelError(
+                f"the network returned {tuple(output.shape)} for {len(self)} samples; the first dimension of its "
+                "output must be the sample"
+            )
         self.outputs = output.detach()
-        minimum.loss.check_targets(self.targets, self.outputs, first)
+        minimum.loss.check_targets(self.targets, self.outputs, self.indices)
         with torch.no_grad():
             self.losses = minimum.loss(self.outputs, self.targets)
         bad = (~torch.isfinite(self.losses)).nonzero()
@@ -173,6 +205,11 @@ class Batch:
             f"the {what} of sample {index} is not finite (loss {float(self.losses[i])}); "
             "a measure of it would be meaningless: check the weights and the loss"
         )
+
+
+def _refuse_constant(output: Tensor) -> None:
+    if not output.requires_grad:
+        raise Undefined("the network's output does not depend on a trainable parameter")
 
 
 def _broadcast(listeners: list[Listener]) -> Listener:

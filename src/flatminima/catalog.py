@@ -29,7 +29,8 @@ class Measure:
         paper, equation: where it is defined.
         direction: which way goes with better generalization.
         needs: passes over the data and what else.
-        invariant: transformations that leave the function, and this measure, unchanged (tested).
+        invariant: transformations that leave the function, and this measure at its defaults, unchanged. A test
+            applies them all to every measure: what is not listed changes it.
     """
 
     name: str
@@ -46,17 +47,18 @@ class Measure:
         return getattr(import_module(f"flatminima.measures.{self.module}"), self.name)
 
 
-RESCALING = "ReLU rescaling"  # one hidden layer times a, the next divided by a
-BALANCED = "balanced rescaling"  # all layers by factors whose product is 1, same exponent in the measure
+# Of a ReLU network; the function stays the same. Repeating the first gives every layer a factor, product 1.
+LAYERWISE = "layer rescaling"  # one layer's weights and biases times a, the next layer's weights divided by a
+UNITWISE = "unit rescaling"  # the same for each hidden unit with a factor of its own
 
 
 def _measures() -> dict[str, Measure]:
-    rescaling = frozenset({RESCALING, BALANCED})
-    balanced = frozenset({BALANCED})
+    layers = frozenset({LAYERWISE})  # products of whole layers' norms
+    units = frozenset({LAYERWISE, UNITWISE})
     rows = [
         Measure("expected_sharpness", "sharpness", "rise of the loss under random weight noise", N,
                 "sec. 2.2, fig. 2", "lower", "draws x forward on a block"),
-        Measure("fisher_frobenius", "fisher", "Frobenius norm of the empirical Fisher", J,
+        Measure("fisher_frobenius", "fisher", "squared Frobenius norm of the empirical Fisher", J,
                 "App. D (J-h)", "lower", "1 forward, 1 backward"),
         Measure("fisher_logdet", "fisher", "log-determinant of the empirical Fisher on subsets", J,
                 "eq. 4, 5", "lower", "1 forward, 1 backward"),
@@ -65,21 +67,21 @@ def _measures() -> dict[str, Measure]:
         Measure("fisher_trace", "fisher", "trace of the empirical Fisher", J,
                 "sec. 6", "lower", "1 forward, 1 backward"),
         Measure("frobenius_norm", "norms", "ln of the product of Frobenius norms over margin", N,
-                "sec. 2.3, l2 norm", "lower", "1 forward; a classifier; ReLU network", balanced),
+                "sec. 2.3, l2 norm", "lower", "1 forward; a classifier; ReLU network", layers),
         Measure("hessian_trace", "hessian", "trace of the loss's Hessian (Hutchinson)", W,
-                "sec. 5", "lower", "probes x Hessian product"),
+                "eq. 7, equal sigma", "lower", "1 forward, 1 backward, probes x Hessian product"),
         Measure("margin", "margin", "margin that 95% of the samples exceed", N,
-                "eq. 2", "higher", "1 forward; a classifier", rescaling),
+                "eq. 2", "higher", "1 forward; a classifier", units),
         Measure("pacgen", "pacgen", "local PAC-Bayes metric of curvature, its Lipschitz constant and scale", W,
-                "sec. 6, Psi", "lower", "2 x (1 forward, C backward)"),
+                "sec. 6, Psi", "lower", "(1 + draws) x (1 forward, C backward)"),
         Measure("parameter_count", "norms", "number of trainable parameters", N,
-                "eq. 1", "lower", "nothing", rescaling),
+                "eq. 1", "lower", "nothing", units),
         Measure("path_norm", "norms", "ln of the path norm over margin", N,
-                "sec. 2.3, path norms", "lower", "1 forward; a classifier; ReLU network", rescaling),
+                "sec. 2.3, path norms", "lower", "1 forward; a classifier; ReLU network", units),
         Measure("robustness", "robustness", "squared norm of the probabilities' input Jacobian", J,
-                "sec. 7.1", "lower", "C backward on 1,000 samples", rescaling),
+                "sec. 7.1", "lower", "C backward on 1,000 samples", units),
         Measure("spectral_norm", "norms", "ln of the product of spectral norms over margin", N,
-                "sec. 2.3, spectral", "lower", "1 forward; a classifier; ReLU network", balanced),
+                "sec. 2.3, spectral", "lower", "1 forward; a classifier; ReLU network", layers),
     ]  # fmt: skip
     return {row.name: row for row in rows}
 

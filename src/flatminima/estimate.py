@@ -1,4 +1,7 @@
-"""`Estimate`: a number with its uncertainty, its direction and what it can be trusted for."""
+"""`Estimate`: a number with its uncertainty, its direction and what it can be trusted for.
+
+A value is finite or there is none, with the reason; what could not be computed never travels as NaN.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,18 +25,23 @@ class Estimate:
     Attributes:
         value: the number, finite; None when `undefined`.
         stderr: one standard error of `value` where it was sampled, else None.
-        details: what the number was made from (JSON-able; per-layer values under ``"layers"``).
+        details: what the number was made from (plain types; per-layer values under ``"layers"``).
         undefined: why the measure has no value for this network, else None.
         direction: ``"lower"`` if a lower value goes with better generalization, else ``"higher"``.
         kind: ``"score"`` (for ranking only), ``"bound"`` or ``"certificate"``.
 
     Raises:
-        ValueError: NaN or Inf as value, a negative standard error, or neither value nor reason.
+        ValueError: NaN or Inf as value, a negative standard error or one without a value, neither value nor reason,
+            an unknown direction or kind.
+
+    Example:
+        >>> print(Estimate(2.0, stderr=0.1), Estimate.missing("one class only"), sep="; ")
+        2 +- 0.1; undefined: one class only
     """
 
     value: float | None
     stderr: float | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)  # holds dicts, which do not hash
     undefined: str | None = None
     direction: Direction = "lower"
     kind: Kind = "score"
@@ -46,6 +54,16 @@ class Estimate:
             raise ValueError(f"got value={self.value!r}; an Estimate is finite: use Estimate.missing(reason)")
         if self.stderr is not None and not (math.isfinite(self.stderr) and self.stderr >= 0):
             raise ValueError(f"got stderr={self.stderr!r}; a standard error is finite and not negative")
+        if self.stderr is not None and self.value is None:
+            raise ValueError(f"got stderr={self.stderr!r} of an undefined value; leave it out")
+        if self.direction not in get_args(Direction) or self.kind not in get_args(Kind):
+            raise ValueError(
+                f"got direction={self.direction!r}, kind={self.kind!r}; "
+                f"expected one of {get_args(Direction)} and one of {get_args(Kind)}"
+            )
+        for name in ("value", "stderr"):  # a zero-dimensional tensor or numpy number becomes a float
+            number = getattr(self, name)
+            object.__setattr__(self, name, None if number is None else float(number))
 
     @classmethod
     def missing(cls, reason: str, *, direction: Direction = "lower", **details: Any) -> Estimate:
@@ -54,11 +72,27 @@ class Estimate:
 
     @classmethod
     def mean(cls, samples: Tensor, *, direction: Direction = "lower", **details: Any) -> Estimate:
-        """Sample mean with standard error s / sqrt(n), s with n - 1; no standard error for one sample."""
+        """Sample mean with standard error s / sqrt(n), s with n - 1; no standard error for one sample.
+
+        Undefined where a sample, or the mean itself, overflowed or is NaN: it is counted, never averaged in.
+
+        Raises:
+            ValueError: no samples.
+        """
         n = samples.numel()
+        if n == 0:
+            raise ValueError("got no samples; a mean needs at least 1")
         values = samples.detach().double().flatten()
-        stderr = float(values.std() / math.sqrt(n)) if n > 1 else None
-        return cls(float(values.mean()), stderr, {"n": n, **details}, direction=direction)
+        found = {"n": n, **details}
+        bad = int((~values.isfinite()).sum())
+        if bad:
+            return cls(None, details=found, undefined=f"{bad} of {n} terms are not finite", direction=direction)
+        # squares of terms beyond 1e154 overflow: take out a power of 2, which rounds nothing
+        scale = math.ldexp(1.0, math.frexp(float(values.abs().max()))[1] - 1)
+        scaled = values / scale
+        mean = float(scaled.mean() * scale)
+        stderr = float(scaled.std() / math.sqrt(n) * scale) if n > 1 else None
+        return cls(mean, stderr, found, direction=direction)
 
     def with_details(self, **details: Any) -> Estimate:
         """The same estimate with more details."""
@@ -79,12 +113,27 @@ class Estimate:
         return f"{self.value:.4g}" + (f" +- {self.stderr:.2g}" if self.stderr is not None else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON; never NaN."""
+        """Plain types for JSON; never NaN: a number that is not finite is None."""
         return {
             "value": self.value,
             "stderr": self.stderr,
             "undefined": self.undefined,
             "direction": self.direction,
             "kind": self.kind,
-            "details": dict(self.details),
+            "details": _plain(self.details),
         }
+
+
+def _plain(value: Any) -> Any:
+    """Any detail as JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # tensors, arrays and numpy's numbers
+        return _plain(value.tolist())
+    return str(value)

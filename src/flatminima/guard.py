@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_STRIDE = 1021  # prime, so that the checksum's sample does not follow a tensor's rows
+_TABLES = ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SAMPLE = 4096  # entries of a tensor that its checksum reads
 
 
 @contextmanager
@@ -25,17 +25,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
     state = [(t, t.detach().clone()) for t in _tensors(model)]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     grads = [(p.grad, p.grad.detach().clone()) for p in model.parameters() if p.grad is not None]
-    modes = [(m, m.training) for m in model.modules()]
-    hooks = [(m, name, dict(getattr(m, name))) for m in model.modules() for name in _HOOKS]
-    buffers = [(m, dict(m._buffers)) for m in model.modules()]
-    random_state = _random_state()
-    model.eval()
+    tables = [(getattr(m, name), dict(getattr(m, name))) for m in model.modules() for name in _TABLES]
+    attributes = [(m, dict(vars(m))) for m in model.modules()]  # modes, counters, caches (not what they hold)
     try:
-        yield
+        with same_randomness():
+            model.eval()
+            yield
     finally:
-        for m, kept in buffers:  # a forward pass may replace a buffer instead of writing into it
-            m._buffers.clear()
-            m._buffers.update(kept)
+        for m, kept in attributes:
+            vars(m).clear()
+            vars(m).update(kept)
+        for table, entries in tables:  # a forward pass may replace a buffer instead of writing into it
+            if [*map(id, table.values())] != [*map(id, entries.values())] or [*table] != [*entries]:
+                table.clear()
+                table.update(entries)
         with torch.no_grad():
             for tensor, copy in [*state, *grads]:
                 if not _same(tensor, copy):
@@ -43,22 +46,25 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for p, grad, requires_grad in parameters:
             p.grad = grad
             p.requires_grad_(requires_grad)
-        for m, mode in modes:
-            m.training = mode
-        for m, name, entries in hooks:
-            current = getattr(m, name)
-            if dict(current) != entries:
-                current.clear()
-                current.update(entries)
-        _set_random_state(random_state)
 
 
 @contextmanager
-def differentiable() -> Iterator[None]:
+def same_randomness() -> Iterator[None]:
+    """Put the global random states back after the block."""
+    state = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(state)
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
     """Kernels whose gradients can themselves be differentiated: MATH attention, no fused encoder, no cuDNN RNN."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False) if torch.cuda.is_available() else _nothing())
+        if torch.cuda.is_available() and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -67,16 +73,11 @@ def differentiable() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """Changes whenever a parameter or buffer is written (version counters, and a checksum for writes to .data)."""
     marks = []
     for t in _tensors(model):
-        sample = t.detach().reshape(-1)[::_STRIDE]
+        sample = t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLE)]
         marks.append((t._version, t.data_ptr(), float(sample.double().sum()) if sample.numel() else 0.0))
     return tuple(marks)
 
@@ -87,6 +88,14 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def random_marks(device: torch.device) -> tuple[bytes, ...]:
+    """Differ where torch's random numbers were drawn in between."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return tuple(s.numpy().tobytes() for s in states)
 
 
 def _random_state() -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ summed over their uses before anything quadratic is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.layer_rules import Rule, embedding, embedding_rows, linear, rule_for, vmapped
+from flatminima.errors import Undefined
+from flatminima.layer_rules import (
+    Rule,
+    convolution,
+    convolution_rows,
+    embedding,
+    embedding_rows,
+    linear,
+    rule_for,
+    vmapped,
+)
 from flatminima.parameters import Parameters
 
 _HALF = (torch.bfloat16, torch.float16)
 
 
-class NoLayerRule(Exception):
+class NoLayerRule(Undefined):
     """A model the tape cannot follow (inputs written in place, batch not first, weights used behind a layer's back)."""
 
 
@@ -59,10 +69,12 @@ class LayerGradient:
                 products = _linear_gram(unit, self.a, e, groups)
                 if products is not None:
                     return products
+            if unit.rule is convolution:
+                blocks = convolution_rows(unit.module, self.a, e, unit.names)  # type: ignore[arg-type]
+                return _total(_products(rows, groups) for rows in blocks)
             if unit.rule is embedding:
                 return _products(embedding_rows(unit.module, self.a, e), groups)  # type: ignore[arg-type]
-        flat = [g.flatten(1) for g in self.per_sample().values()]
-        return sum((_products(g, groups) for g in flat[1:]), start=_products(flat[0], groups))
+        return _total(_products(g.flatten(1), groups) for g in self.per_sample().values())
 
     def squares(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_i weights_i g_i^2 by parameter name, shaped like the parameter, float64."""
@@ -84,7 +96,7 @@ def _linear_gram(unit: Unit, a: Tensor, e: Tensor, groups: int) -> Tensor | None
     n, steps, width, out = len(a) // groups, a.shape[1], a.shape[2], e.shape[2]
     if steps > 1 and n * steps * steps * (width + out) > (steps + n) * width * out:
         return None
-    a, e = a.view(groups, n * steps, width), e.view(groups, n * steps, out)
+    a, e = a.reshape(groups, n * steps, width), e.reshape(groups, n * steps, out)
     inner = torch.bmm(e, e.transpose(1, 2)).double()
     outer = torch.bmm(a, a.transpose(1, 2)).double() if "weight" in unit.names else torch.zeros_like(inner)
     if "bias" in unit.names:
@@ -92,8 +104,15 @@ def _linear_gram(unit: Unit, a: Tensor, e: Tensor, groups: int) -> Tensor | None
     return (outer * inner).view(groups, n, steps, n, steps).sum((2, 4))
 
 
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
+
+
 def _products(rows: Tensor, groups: int) -> Tensor:
-    rows = rows.view(groups, len(rows) // groups, -1)
+    rows = rows.reshape(groups, len(rows) // groups, -1)
     return torch.bmm(rows, rows.transpose(1, 2)).double()
 
 
@@ -103,15 +122,19 @@ def _form(unit: Unit, a: Any, e: Tensor | None) -> dict[str, Tensor]:
         local = vmapped(unit.module, list(unit.names), a[0], a[1], e)
     else:
         local = unit.rule(unit.module, a, e)
-    return {unit.names[k]: g for k, g in local.items() if k in unit.names}
+    return {unit.names[k]: g.float() if g.dtype in _HALF else g for k, g in local.items() if k in unit.names}
 
 
 def units_of(model: nn.Module, parameters: Parameters) -> list[Unit]:
     """The layers that own trainable parameters; one without a rule takes its whole subtree."""
     wanted = {id(p): name for name, p in parameters}
     units: list[Unit] = []
+    seen: set[int] = set()
 
     def walk(module: nn.Module, prefix: str) -> None:
+        if id(module) in seen:  # used in two places: one unit, whose hook hears every call
+            return
+        seen.add(id(module))
         own = any(id(p) in wanted for p in module._parameters.values() if p is not None)
         if own or hasattr(module, "parametrizations"):
             rule = rule_for(module)
@@ -132,12 +155,12 @@ class Tape:
 
     Args:
         units: from `units_of`.
-        parameters: all trainable parameters, frozen by the caller.
+        size: samples in the batch, the first dimension of every layer's output. The caller has frozen all parameters.
         keep_copies: clone layer inputs (for models that write into them afterwards).
     """
 
-    def __init__(self, units: list[Unit], keep_copies: bool = False) -> None:
-        self.units = units
+    def __init__(self, units: list[Unit], size: int, keep_copies: bool = False) -> None:
+        self.units, self.size = units, size
         self.keep_copies = keep_copies
         self.leaves: list[Tensor] = []
         self.calls: dict[int, int] = {}
@@ -161,6 +184,8 @@ class Tape:
             unit = self.units[index]
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise NoLayerRule(f"{unit.name} returns {type(output).__name__}")
+            if output.dim() == 0 or len(output) != self.size:
+                raise NoLayerRule(f"{unit.name} returns {tuple(output.shape)} for {self.size} samples")
             if unit.rule is None:
                 tensors = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor)]
                 if not tensors or any(len(t) != len(output) for t in tensors if t.dim()):
@@ -170,7 +195,8 @@ class Tape:
             versions = [t._version for t in _flat(source)]
             if not output.requires_grad:
                 self.leaves.append(output.requires_grad_())
-                output = output.clone()  # the next layer may write into it, which a leaf forbids
+                if self.keep_copies:
+                    output = output.clone()  # the next layer may write into it, which a leaf forbids
 
             def receive(e: Tensor) -> None:
                 if [t._version for t in _flat(source)] != versions:
@@ -186,9 +212,9 @@ class Tape:
         if self._listener is None:
             return
         unit, group = self.units[index], self._group[index]
-        if e.dtype in _HALF:
-            e = e.float()
-            source = source.float() if isinstance(source, Tensor) and source.is_floating_point() else source
+        if unit.rule is not None:
+            e = e.float() if e.dtype in _HALF else e
+            source = source.to(e.dtype) if source.is_floating_point() else source
         members = [i for i, g in enumerate(self._group) if g == group]
         uses = sum(self.calls.get(i, 0) for i in members)
         if uses == 1:

@@ -20,6 +20,9 @@ from flatminima.errors import DataError, Undefined, UnknownName
 PerSample = Callable[[Any, Tensor], Tensor]
 
 _MAX_COLUMNS = 1_000  # a Gauss-Newton factor needs one backward pass a column
+_IGNORED = -100  # torch's ignore_index
+_ROUNDING = {torch.float64: 1e-8}  # of a Hessian's eigenvalues, relative to the largest
+_ROUNDING_DEFAULT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,10 @@ class Loss:
         """
         if self.labels:
             return _cross_entropy_seed(output, target)
-        leaf = output.detach().requires_grad_()
+        leaf, losses = self._at(output, target)
         with torch.enable_grad():
-            losses = self(leaf, target)
-            if not losses.requires_grad:
-                raise Undefined(f"loss {self.name!r} has no gradient with respect to the output")
             (grad,) = torch.autograd.grad(losses.sum(), leaf)
-        flat = grad.double().flatten(1)
+        flat = _rows(grad.double())
         norm = flat.norm(dim=1)
         unit = flat / norm.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(1)
         return unit.view_as(grad).to(output.dtype), norm.log()
@@ -92,52 +92,87 @@ class Loss:
         size = output[0].numel()
         if size > _MAX_COLUMNS:
             raise Undefined(f"a Gauss-Newton factor of {size} columns is too large (limit {_MAX_COLUMNS})")
-
-        def one(o: Tensor, t: Tensor) -> Tensor:
-            return self.per_sample(o.unsqueeze(0), t.unsqueeze(0))[0]
-
-        hessian = torch.func.vmap(torch.func.hessian(one))(output.detach().double(), _as_double(target))
-        values, vectors = torch.linalg.eigh(hessian.reshape(len(output), size, size))
-        if bool((values < -1e-8 * values.abs().amax(1, keepdim=True).clamp_min(1e-300)).any()):
+        leaf, losses = self._at(output, target)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+            rows = [self._row(g, leaf) for g in _rows(grad).unbind(1)]
+        hessian = torch.stack(rows, 1).double()  # (batch, size, size): a sample's loss depends on its output alone
+        values, vectors = torch.linalg.eigh(hessian)
+        rounding = _ROUNDING.get(leaf.dtype, _ROUNDING_DEFAULT)
+        if bool((values < -rounding * values.abs().amax(1, keepdim=True).clamp_min(1e-300)).any()):
             raise Undefined(f"loss {self.name!r} is not convex in the output: it has no Gauss-Newton matrix")
         factor = vectors * values.clamp_min(0).sqrt().unsqueeze(1)  # (batch, size, columns)
         columns: Tensor = factor.permute(2, 0, 1).reshape(size, *output.shape).to(output.dtype)
         return columns
 
-    def check_targets(self, target: Tensor, output: Tensor, first: int) -> None:
+    def _at(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """A leaf at the output, and the losses there: float64 for the built-in ones, whose constants have no dtype."""
+        built_in = _BUILT_IN.get(self.name) is self
+        leaf = (output.detach().double() if built_in else _accurate(output.detach())).requires_grad_()
+        with torch.enable_grad():
+            losses = self(leaf, target)
+        if not losses.requires_grad:
+            raise Undefined(f"loss {self.name!r} has no gradient with respect to the output")
+        return leaf, losses
+
+    @staticmethod
+    def _row(gradient: Tensor, leaf: Tensor) -> Tensor:
+        """d gradient_j / d output of each sample, (batch, size)."""
+        if not gradient.requires_grad:  # the loss is linear in the output
+            return torch.zeros_like(_rows(leaf))
+        (row,) = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return _rows(row)
+
+    def check_targets(self, target: Tensor, output: Tensor, indices: Tensor) -> None:
         """Refuse targets that do not fit the output, before a kernel does it with an assertion.
 
+        Args:
+            target: of any number of samples, `indices` their places in the data.
+            output: logits of at least one sample.
+
         Raises:
-            DataError: naming the sample (`first` is the index of the batch's first), its label and the class count.
+            DataError: naming the sample, its label and the class count.
         """
-        if self.name == "mse" and target.shape != output.shape:
-            raise DataError(
-                f"got output {tuple(output.shape)} against target {tuple(target.shape)}; "
-                "squared loss needs equal shapes (they would broadcast in silence)"
-            )
-        if not self.labels:
+        if _BUILT_IN.get(self.name) is not self:
             return
-        if output.dim() != 2:
+        got, one = tuple(target.shape[1:]), tuple(output.shape[1:])
+        if self.name in ("mse", "binary_cross_entropy"):
+            if got != one:
+                raise DataError(
+                    f"got an output of shape {one} and a target of shape {got} a sample; {self.name} needs equal "
+                    "shapes (they would broadcast in silence): reshape the targets"
+                )
+            return
+        if self.labels and len(one) != 1:
             raise DataError(
-                f"got output of shape {tuple(output.shape)}; cross_entropy needs logits (batch, classes): "
+                f"got an output of shape {one} a sample; cross_entropy needs logits (classes,): "
                 "for sequences use loss='token_cross_entropy' or loss='causal_lm'"
             )
-        if target.is_floating_point() or target.dim() != 1 or target.dtype == torch.bool:
+        if not self.labels and len(one) != 2:
+            raise DataError(f"got an output of shape {one} a sample; {self.name} needs logits (tokens, classes)")
+        if target.is_floating_point() or target.dtype == torch.bool or got != one[:-1]:
+            kind = "(samples,)" if self.labels else f"(samples, {one[0]})"
             raise DataError(
-                f"got labels of dtype {target.dtype} and shape {tuple(target.shape)}; cross_entropy needs class "
-                "indices, int64 of shape (samples,): for soft labels pass a callable loss"
+                f"got labels of dtype {target.dtype} and shape {tuple(target.shape)}; {self.name} needs class "
+                f"indices, int64 of shape {kind}: for soft labels pass a callable loss"
             )
-        bad = ((target < 0) | (target >= output.shape[1])).nonzero()
-        if len(bad):
-            i = int(bad[0])
+        classes = output.shape[-1]
+        bad = (target < 0) | (target >= classes)
+        if not self.labels:
+            bad &= target != _IGNORED
+            counted = target[:, 1:] if self.name == "causal_lm" else target
+            empty = (counted == _IGNORED).all(1).nonzero()
+            if len(empty):
+                raise DataError(
+                    f"every target of sample {int(indices[int(empty[0])])} is ignored ({_IGNORED}); "
+                    "its loss would be 0 / 0: leave it out"
+                )
+        found = bad.nonzero()
+        if len(found):
             raise DataError(
-                f"label {int(target[i])} of sample {first + i} is out of range: the network has "
-                f"{output.shape[1]} classes, 0 to {output.shape[1] - 1}"
+                f"label {int(target[tuple(found[0])])} of sample {int(indices[int(found[0, 0])])} is out of range: "
+                f"the network has {classes} classes, 0 to {classes - 1}"
             )
-
-
-def _as_double(target: Tensor) -> Tensor:
-    return target.double() if target.is_floating_point() else target
 
 
 def _cross_entropy_seed(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,24 +201,25 @@ def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _mse(output: Tensor, target: Tensor) -> Tensor:
-    return (_accurate(output) - target).square().flatten(1).mean(1)
+    return _rows((_accurate(output) - target).square()).mean(1)
 
 
 def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     out = _accurate(output)
-    return F.binary_cross_entropy_with_logits(out, target.to(out), reduction="none").flatten(1).mean(1)
+    return _rows(F.binary_cross_entropy_with_logits(out, target.to(out), reduction="none")).mean(1)
 
 
 def _token_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    losses = F.cross_entropy(_accurate(output).transpose(1, 2), target, reduction="none", ignore_index=-100)
-    counted = (target != -100).sum(1)
-    if bool((counted == 0).any()):
-        raise DataError("every target of a sample is ignored (-100); its loss would be 0 / 0: leave it out")
-    return losses.sum(1) / counted
+    losses = F.cross_entropy(_accurate(output).transpose(1, 2), target, reduction="none", ignore_index=_IGNORED)
+    return losses.sum(1) / (target != _IGNORED).sum(1)
 
 
 def _causal_lm(output: Tensor, target: Tensor) -> Tensor:
     return _token_cross_entropy(output[:, :-1], target[:, 1:])
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(len(t), -1)  # outputs may be (batch,)
 
 
 def _accurate(output: Tensor) -> Tensor:

@@ -16,20 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.batch import Batch, NoLayerRule, frozen, logits
-from flatminima.errors import DataError, ModelError, StaleMinimum, Undefined, UsageError
-from flatminima.guard import differentiable, fingerprint, untouched
+from flatminima.batch import Batch, frozen, logits
+from flatminima.errors import DataError, FlatMinimaError, ModelError, StaleMinimum, Undefined, UsageError
+from flatminima.guard import differentiable, fingerprint, random_marks, same_randomness, untouched
 from flatminima.layers import LayerGradient, Tape, Unit, units_of
 from flatminima.losses import Loss
 from flatminima.parameters import Parameters, unwrap
 from flatminima.perturbation import Perturbation
-from flatminima.samples import Inputs, Samples, as_samples, map_tensors
+from flatminima.samples import Inputs, Samples, as_samples, leaves, map_tensors
 from flatminima.statistic import Fold, Statistic
 from flatminima.sweep import rides, sweep
 
 _AUDIT_SAMPLES = 4  # of the check that layer rules agree with autograd
-_AUDIT_TOLERANCE = {torch.float64: 1e-8}  # relative, of a squared norm
-_AUDIT_DEFAULT = 1e-2  # float32 and below: a forgotten parameter or use is off by far more
+_AUDIT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}  # relative, of a Gram matrix
+_AUDIT_DEFAULT = 5e-2  # float32 and below: a forgotten parameter or use is off by far more
+_MIXING_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}  # between batches of 2 and of 1, relative
+_MIXING_DEFAULT = 0.2
+_REPEATS = 16  # forward passes of a network that draws random numbers, to see whether they matter
 
 
 @dataclass
@@ -80,17 +83,21 @@ class Minimum:
         model = unwrap(model)
         _refuse_training_mode(model)
         self.loss = Loss.of(loss)
-        self.samples: Samples = as_samples(data)
+        with same_randomness():  # a loader draws a seed when it is read
+            self.samples: Samples = as_samples(data)
         self.batch_size, self.seed = batch_size, seed
         self._source = model
         self.parameters = Parameters.of(model)
         here = self.parameters.tensors[0].device
         self.device = torch.device(device) if device is not None else here
-        if self.device != here and self.device.type != here.type:
+        if self.device.type == here.type and self.device.index in (None, here.index):
+            self.device = here
+        else:
             model = copy.deepcopy(model).to(self.device)
             self.parameters = Parameters.of(model)
         self.model = model
         self.passes = Passes()
+        self._writes_inputs = False
         self._cache: dict[Statistic[Any], Any] = {}
         self._depth = 0
         self._mark = fingerprint(self._source)
@@ -144,9 +151,10 @@ class Minimum:
         if self._depth:
             yield
             return
+        self._refuse_stale()
         self._depth += 1
         try:
-            with untouched(self.model), differentiable(), torch.enable_grad():
+            with untouched(self.model), differentiable(self.model), torch.enable_grad():
                 yield
         finally:
             self._depth -= 1
@@ -155,13 +163,19 @@ class Minimum:
     @contextmanager
     def moved(self, perturbation: Perturbation, seed: int, index: int, sign: float = 1.0) -> Iterator[None]:
         """Weights w + sign u within the block; for statistics that evaluate elsewhere than at w."""
-        with self.open(), perturbation.applied(self.parameters, seed, index, sign):
-            yield
+        kept, self._cache = self._cache, {}  # what is found there is not of w
+        try:
+            with self.open(), perturbation.applied(self.parameters, seed, index, sign):
+                yield
+        finally:
+            self._cache = kept
 
     # -- what statistics use -----------------------------------------------------------------------------------------
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits of a batch already on the device; counted."""
+        if self._writes_inputs:
+            inputs = map_tensors(torch.clone, inputs)
         if isinstance(inputs, Tensor):
             output = self.model(inputs)
         elif isinstance(inputs, dict):
@@ -193,72 +207,139 @@ class Minimum:
 
     @cached_property
     def _audit(self) -> tuple[bool, bool]:
-        """Compare the tape with autograd once, on a few samples: ||sum_i r_i g_i||^2 = r^T G r for random r."""
+        """Compare the tape with autograd once: the Gram matrix of a few samples, each with its own backward pass."""
         indices = torch.linspace(0, len(self.samples) - 1, min(_AUDIT_SAMPLES, len(self.samples))).long()
-        inputs, targets = self.samples.take(indices)
-        inputs = map_tensors(lambda t: t.to(self.device), inputs)
         with self.open():
+            batch = self.batch(indices)
             for p in self.parameters.tensors:
                 p.requires_grad_()
-            output = self.forward(inputs)
-            seed, _ = self.loss.seed(output.detach(), targets.to(self.device))
-            r = torch.randn(len(indices), generator=torch.Generator().manual_seed(1)).to(seed)
-            seed = seed * r.view(-1, *(1,) * (seed.dim() - 1))
-            grads = torch.autograd.grad(output, self.parameters.tensors, seed, allow_unused=True)
-            truth = sum(float(g.double().square().sum()) for g in grads if g is not None)
+            output = self.forward(batch.inputs)
+            if not output.requires_grad:
+                raise Undefined("the network's output does not depend on a trainable parameter")
+            seed, _ = self.loss.seed(output.detach(), batch.targets)
+            truth = _gram(output, seed, self.parameters)
             tolerance = _AUDIT_TOLERANCE.get(output.dtype, _AUDIT_DEFAULT)
             for copies in (False, True):
-                total = 0.0
+                found = torch.zeros_like(truth)
 
-                def hear(layer: LayerGradient) -> None:
-                    nonlocal total
-                    total += float(layer.gram().sum())
+                def hear(layer: LayerGradient, found: Tensor = found) -> None:
+                    found += layer.gram()[0].to(found)
 
                 try:
                     with frozen(self):
-                        tape = Tape(self.units, copies)
+                        tape = Tape(self.units, len(indices), copies)
                         with tape.recording():
-                            output = self.forward(inputs)
+                            output = self.forward(batch.inputs)
                         tape.backward(output, seed, hear)
-                except (NoLayerRule, RuntimeError, NotImplementedError):
+                except Exception:  # whatever it is, one backward pass a sample needs none of this
                     continue
-                if abs(total - truth) <= tolerance * abs(truth):
+                if float((found - truth).abs().max()) <= tolerance * float(truth.abs().max()):
                     return True, copies
         return False, False
 
     def _probe(self) -> int:
-        """One small forward pass, twice: shapes, labels, finiteness and determinism."""
-        indices = torch.arange(min(2, len(self.samples)))
+        """One small forward pass, more than once: shapes, labels, finiteness, determinism, independence of samples."""
         with self.open(), torch.no_grad():
-            one = self.batch(indices)
-            one._receive(self.forward(one.inputs))
-            two = self.forward(one.inputs)
-        if not torch.equal(one.outputs, two):
-            raise ModelError(
-                "two forward passes in eval mode differ: the network draws random numbers (functional dropout with "
-                "training=True?) or keeps state; measures need a deterministic network"
-            )
+            one = self.batch(torch.arange(min(2, len(self.samples))))
+            versions = [t._version for t in leaves(one.inputs)]
+            before = random_marks(self.device)
+            output = self._first(one)
+            draws = random_marks(self.device) != before
+            self._writes_inputs = [t._version for t in leaves(one.inputs)] != versions
+            one._receive(output)
+            for _ in range(_REPEATS if draws else 1):
+                again = self.forward(self.batch(one.indices).inputs)
+                if not torch.equal(one.outputs, again):
+                    raise ModelError(
+                        "two forward passes in eval mode differ: the network draws random numbers (functional dropout "
+                        "with training=True?) or keeps state; measures need a deterministic network"
+                    )
+            self._refuse_mixing(one)
         targets = getattr(self.samples, "targets", None)
-        if isinstance(targets, Tensor) and self.loss.labels:
-            self.loss.check_targets(targets, one.outputs, 0)
+        if isinstance(targets, Tensor):
+            self.loss.check_targets(targets, one.outputs.cpu(), torch.arange(len(targets)))
         self.passes = Passes()
         return one.outputs[0].numel()
+
+    def _first(self, batch: Batch) -> Tensor:
+        """The first forward pass of all, where data that does not fit the network shows."""
+        try:
+            return self.forward(batch.inputs)
+        except FlatMinimaError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            seen = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in leaves(batch.inputs))
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"the network cannot take the inputs {seen} (of {len(batch)} samples): {reason}; check their shape "
+                "and dtype"
+            ) from error
+
+    def _refuse_mixing(self, batch: Batch) -> None:
+        """Refuse outputs and losses that depend on the other samples of the batch."""
+        if len(batch) < 2:
+            return
+        alone = self.batch(batch.indices[:1])
+        scale = max(float(batch.outputs.abs().max()), float(batch.losses.abs().max()))
+        allowed = scale * _MIXING_TOLERANCE.get(batch.outputs.dtype, _MIXING_DEFAULT)
+        try:
+            alone._receive(self.forward(alone.inputs))
+            same = _close(alone.outputs, batch.outputs[:1], allowed)
+        except ValueError:  # BatchNorm's, of a single value a channel
+            same = False
+        if not same:
+            raise ModelError(
+                "the output of a sample changes with the others in its batch (BatchNorm without running statistics?): "
+                "measures need a network that treats samples one by one"
+            )
+        if not _close(alone.losses, batch.losses[:1], allowed):
+            raise DataError(
+                f"loss {self.loss.name!r} of a sample changes with the others in its batch; measures need a sum over "
+                "samples"
+            )
 
     def _refuse_stale(self) -> None:
         if self._depth == 0 and fingerprint(self._source) != self._mark:
             raise StaleMinimum("the model's weights or buffers changed since this Minimum was made; make a new Minimum")
 
 
+def _gram(output: Tensor, seed: Tensor, parameters: Parameters) -> Tensor:
+    """J J^T (n, n) float64, one row of J a backward pass."""
+    gradients = []
+    for i in range(len(output)):
+        one = torch.zeros_like(seed)
+        one[i] = seed[i]
+        gradients.append(
+            torch.autograd.grad(
+                output, parameters.tensors, one, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        )
+    gram = torch.zeros(len(output), len(output), dtype=torch.float64, device=output.device)
+    for rows in zip(*gradients, strict=True):
+        part = torch.stack([row.reshape(-1) for row in rows]).double()
+        gram += part @ part.T
+    return gram
+
+
+def _close(a: Tensor, b: Tensor, allowed: float) -> bool:
+    return a.shape == b.shape and float((a - b).abs().max()) <= allowed
+
+
 def _refuse_training_mode(model: nn.Module) -> None:
-    if not model.training:
-        return
-    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     for name, module in model.named_modules():
-        if isinstance(module, kinds) and module.training and getattr(module, "p", 1.0) != 0:
+        if module.training and _acts_in_training(module):
             raise ModelError(
                 f"the model is in training mode and {name or 'it'} is {type(module).__name__}; "
                 "measures look at the deterministic network: call model.eval() first"
             )
+
+
+def _acts_in_training(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p != 0
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return module.dropout != 0
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 __all__ = ["DataError", "Minimum", "Passes"]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from typing import Any
 
 from flatminima import catalog
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.minimum import Minimum
-from flatminima.statistic import Cost, Fold, Statistic, Statistics
+from flatminima.statistic import Cost, Fold, Reads, Statistic, Statistics
 from flatminima.sweep import rides
 from flatminima.table import MeasureTable
 
@@ -33,6 +35,10 @@ class _Known:
     """Statistics that refuse to compute: what is absent is reported instead."""
 
     minimum: Minimum
+
+    @property
+    def seed(self) -> int:
+        return self.minimum.seed
 
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
@@ -72,22 +78,36 @@ def functions(measures: Iterable[str | MeasureFunction] | None) -> dict[str, Mea
 
     Raises:
         UnknownName: suggesting the nearest.
+        UsageError: no measures, or something that is neither a name nor a function.
     """
-    if isinstance(measures, str):
+    if isinstance(measures, str) or callable(measures):
         measures = [measures]
     out: dict[str, MeasureFunction] = {}
     for entry in catalog.MEASURES if measures is None else measures:
-        if callable(entry):
-            name = getattr(entry, "__name__", repr(entry))
-            keywords = getattr(entry, "keywords", None)  # functools.partial
-            if keywords is not None:
-                name = f"{entry.func.__name__}({', '.join(f'{k}={v}' for k, v in keywords.items())})"  # type: ignore[attr-defined]
-            out[name] = entry
+        if isinstance(entry, str):
+            function = catalog.measure(entry).load()
+            out[_free(entry, function, out)] = function
+        elif callable(entry):
+            out[_free(_name(entry), entry, out)] = entry
         else:
-            out[entry] = catalog.measure(entry).load()
+            raise UsageError(f"got {entry!r} among the measures; expected a name or a function")
     if not out:
         raise UsageError("got no measures; name at least one, or pass None for all")
     return out
+
+
+def _name(function: Any) -> str:
+    """A function's name; a partial's with its options, another callable's type."""
+    if isinstance(function, partial):
+        options = [*map(str, function.args), *(f"{k}={v}" for k, v in function.keywords.items())]
+        return f"{_name(function.func)}({', '.join(options)})"
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _free(name: str, function: MeasureFunction, taken: dict[str, MeasureFunction]) -> str:
+    """`name`, numbered where another function has it: no row of a table may replace another in silence."""
+    numbered = (f"{name} #{i}" if i > 1 else name for i in count(1))
+    return next(n for n in numbered if taken.get(n, function) is function)
 
 
 def measure(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None) -> MeasureTable:
@@ -102,9 +122,11 @@ def measure(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None =
 
     Raises:
         UnknownName: a name not in the catalogue.
+        UsageError: no measures, or a function that does not return an Estimate.
         DataError, ModelError, NumericalError: bad data or weights, named.
     """
-    todo = functions(measures)
+    chosen = functions(measures)
+    todo = dict(chosen)
     before, started = replace(minimum.passes), time.perf_counter()
     results: dict[str, Estimate] = {}
     for _ in range(_ROUNDS):
@@ -113,10 +135,13 @@ def measure(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None =
             break
         minimum.compute(missing)
     else:
-        raise UsageError(f"measures still ask for new statistics after {_ROUNDS} rounds: {sorted(todo)}")
+        raise UsageError(
+            f"{', '.join(todo)} still asked for new statistics after {_ROUNDS} rounds; "
+            "a measure asks for the same ones every time, all that it can at once"
+        )
     n = len(minimum.samples)
     return MeasureTable(
-        {name: results[name] for name in functions(measures)},
+        {name: results[name] for name in chosen},
         samples=n,
         parameters=len(minimum.parameters),
         forward_passes=(minimum.passes.forward - before.forward) / n,
@@ -129,36 +154,48 @@ def measure(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None =
 
 
 def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None) -> Plan:
-    """What `measure` would do first: sweeps, passes, memory. Computes nothing."""
+    """What `measure` would do first: sweeps, passes, memory. Computes nothing.
+
+    Args:
+        minimum: the network, its data and its loss.
+        measures: as for `measure`.
+
+    Returns:
+        A Plan of what is not yet known; `cost` counts a Hessian product as backward passes.
+
+    Raises:
+        UnknownName, UsageError: as `measure`.
+    """
     missing = _try(minimum, functions(measures), {})
     folds = [key for key in missing if isinstance(key, Fold)]
     others = [key for key in missing if not isinstance(key, Fold)]
     cost = Cost()
-    for ride in rides(folds):
-        parts = [fold.cost(minimum) for fold in ride.folds]
-        forward = max(part.forward for part in parts)
-        backward = _shared_backward(ride.folds, minimum)
-        cost += Cost(forward, backward, sum(part.memory for part in parts))
+    shared = rides(folds)
+    for ride in shared:
+        cost += _ride_cost(ride.folds, minimum)
     for key in others:
         cost += key.cost(minimum)
-    sweeps = tuple(tuple(sorted(repr(f) for f in ride.folds)) for ride in rides(folds))
+    sweeps = tuple(tuple(sorted(repr(f) for f in ride.folds)) for ride in shared)
     return Plan(sweeps, tuple(repr(key) for key in others), cost)
 
 
-def _shared_backward(folds: Iterable[Fold[Any, Any]], minimum: Minimum) -> float:
-    """Folds that read the same gradients share the backward pass; others add up."""
-    by_reads: dict[Any, float] = {}
-    from flatminima.statistic import Reads
-
+def _ride_cost(folds: Iterable[Fold[Any, Any]], minimum: Minimum) -> Cost:
+    """Folds that read the same gradients share their passes; those with graphs of their own add theirs."""
+    forward = 0.0
+    backward: dict[Any, float] = {}
+    graphs = Cost()
+    memory = 0
     columns = Reads.COLUMNS | Reads.INPUTS
     for fold in folds:
-        kind: Any = fold
-        if fold.reads & columns:
-            kind = columns
-        elif fold.reads & Reads.LAYERS:
-            kind = Reads.LAYERS
-        by_reads[kind] = max(by_reads.get(kind, 0.0), fold.cost(minimum).backward)
-    return sum(by_reads.values())
+        cost = fold.cost(minimum)
+        memory += cost.memory
+        if fold.reads & Reads.GRAPH:
+            graphs += cost
+            continue
+        forward = max(forward, cost.forward)
+        kind = columns if fold.reads & columns else fold.reads & Reads.LAYERS
+        backward[kind] = max(backward.get(kind, 0.0), cost.backward)
+    return Cost(forward + graphs.forward, sum(backward.values()) + graphs.backward, memory)
 
 
 def _try(minimum: Minimum, todo: dict[str, MeasureFunction], results: dict[str, Estimate]) -> list[Statistic[Any]]:
@@ -166,7 +203,7 @@ def _try(minimum: Minimum, todo: dict[str, MeasureFunction], results: dict[str, 
     missing: dict[Statistic[Any], None] = {}
     for name, function in list(todo.items()):
         try:
-            results[name] = function(_Known(minimum))
+            results[name] = _estimate(name, function(_Known(minimum)))
             del todo[name]
         except _Missing as request:
             missing.update(dict.fromkeys(request.keys))
@@ -174,6 +211,12 @@ def _try(minimum: Minimum, todo: dict[str, MeasureFunction], results: dict[str, 
             results[name] = Estimate.missing(reason.reason)
             del todo[name]
     return list(missing)
+
+
+def _estimate(name: str, result: Any) -> Estimate:
+    if not isinstance(result, Estimate):
+        raise UsageError(f"measure {name!r} returned {type(result).__name__}; expected an Estimate")
+    return result
 
 
 def notes(minimum: Minimum) -> tuple[str, ...]:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from flatminima.errors import DataError
 
 Inputs = Any  # a tensor, or a tuple, list or mapping of them
-_PROBE = 8  # samples read twice to detect shuffling and augmentation
+_PROBE = 8  # samples read more than once to detect augmentation
+_READS = 4  # times that they are read: a flip that happens half of the time hides in none of 8 x 3 comparisons
 _HASH_CHUNK = 512
 
 
@@ -60,16 +61,19 @@ class TensorSamples(Samples):
     """Samples held as tensors."""
 
     def __init__(self, inputs: Inputs, targets: Tensor) -> None:
-        sizes = {len(t) for t in [*leaves(inputs), targets]}
+        tensors = [*leaves(inputs), targets]
+        if any(t.dim() == 0 for t in tensors):
+            raise DataError("got an input or target without dimensions; the first dimension counts the samples")
+        sizes = {len(t) for t in tensors}
         if len(sizes) != 1:
             raise DataError(f"got inputs and targets of different lengths {sorted(sizes)}; give one target a sample")
         self.inputs, self.targets = inputs, targets
         if len(targets) == 0:
             raise DataError(_EMPTY)
-        for t in leaves(inputs):
+        for t, what in [*((t, "input") for t in leaves(inputs)), (targets, "target")]:
             if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-                bad = int((~torch.isfinite(t)).flatten(1).any(1).nonzero()[0]) if t.dim() > 1 else 0
-                raise DataError(f"sample {bad} holds NaN or Inf in its input; clean or drop it")
+                bad = int((~torch.isfinite(t)).reshape(len(t), -1).any(1).nonzero()[0])
+                raise DataError(f"sample {bad} holds NaN or Inf in its {what}; clean or drop it")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -111,8 +115,15 @@ def as_samples(data: Any) -> Samples:
         return _from_loader(data)
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor):
         return TensorSamples(data[0], data[1])
+    if isinstance(data, tuple) and len(data) == 2:
+        raise DataError(
+            f"got a pair of {type(data[0]).__name__} and {type(data[1]).__name__}; expected tensors (inputs, targets): "
+            "convert with torch.as_tensor"
+        )
+    if isinstance(data, Mapping):
+        return TensorSamples(*split_batch(data))
     if isinstance(data, IterableDataset):
-        return _from_batches(data, "an IterableDataset")
+        return _from_batches(DataLoader(data, batch_size=_HASH_CHUNK), "an IterableDataset")
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return DatasetSamples(data)
     if isinstance(data, Iterator):
@@ -124,18 +135,18 @@ def as_samples(data: Any) -> Samples:
 
 
 def _from_loader(loader: DataLoader[Any]) -> Samples:
-    if isinstance(getattr(loader, "sampler", None), RandomSampler):
-        raise DataError(
-            "got a DataLoader that shuffles; every pass must see the same batches: build it with shuffle=False"
-        )
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         return _from_batches(loader, "a DataLoader without indices")
-    sampler = list(loader.sampler)
-    if sampler == list(range(len(loader.dataset))):  # type: ignore[arg-type]
+    # of the batch sampler, which knows drop_last and may be the caller's own
+    first, *others = ([i for batch in loader.batch_sampler for i in batch] for _ in range(_READS))
+    if any(first != other for other in others):
+        raise DataError(
+            "got a DataLoader that shuffles; every pass must see the same samples in one order: "
+            "build it with shuffle=False"
+        )
+    if first == list(range(len(loader.dataset))):  # type: ignore[arg-type]
         return DatasetSamples(loader.dataset, loader.collate_fn)
-    if sampler != list(loader.sampler):
-        raise DataError("got a DataLoader whose sampler changes from pass to pass; use a fixed order")
-    return DatasetSamples(torch.utils.data.Subset(loader.dataset, sampler), loader.collate_fn)
+    return DatasetSamples(Subset(loader.dataset, first), loader.collate_fn)
 
 
 def _from_batches(batches: Iterable[Any], what: str) -> Samples:
@@ -144,26 +155,33 @@ def _from_batches(batches: Iterable[Any], what: str) -> Samples:
     if not first:
         raise DataError(_EMPTY)
     second = [split_batch(b) for b in batches]
+    changed = f"two passes over {what} differ: it shuffles, augments or runs out; make it give the same samples again"
+    if len(first) != len(second):
+        raise DataError(changed)
     try:
         one, two = (
             TensorSamples(_concatenate([x for x, _ in part]), torch.cat([y for _, y in part]))
             for part in (first, second)
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"batches of {what} do not fit together ({error}); pass tensors or a Dataset") from None
     if not np.array_equal(one.hashes, two.hashes):
-        raise DataError(f"two passes over {what} differ: it shuffles or augments; make it give the same samples")
+        raise DataError(changed)
     return one
 
 
 def _refuse_changing(samples: Samples) -> None:
     probe = torch.linspace(0, len(samples) - 1, min(_PROBE, len(samples))).long()
-    one, two = content_hashes(*samples.take(probe)), content_hashes(*samples.take(probe))
-    if not np.array_equal(one, two):
-        i = int(probe[int(np.flatnonzero(one != two)[0])])
-        raise DataError(
-            f"sample {i} differs when read twice: the data is augmented or random; pass it without augmentation"
-        )
+    one = content_hashes(*samples.take(probe))
+    for _ in range(_READS - 1):
+        two = content_hashes(*samples.take(probe))
+        if not np.array_equal(one, two):
+            i = int(probe[int(np.flatnonzero(one != two)[0])])
+            raise DataError(
+                f"sample {i} differs when read twice: the data is augmented or random; pass it without augmentation"
+            )
 
 
 def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
@@ -171,12 +189,21 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
     if isinstance(batch, Mapping):
         for key in ("labels", "label", "targets", "target"):
             if key in batch:
-                return {k: v for k, v in batch.items() if k != key}, batch[key]
+                return {k: v for k, v in batch.items() if k != key}, _targets(batch[key])
         raise DataError(f"got a batch with keys {sorted(batch)}; expected one of labels, label, targets, target")
     if isinstance(batch, Sequence) and len(batch) >= 2:
         inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
-        return inputs, torch.as_tensor(batch[-1])
+        return inputs, _targets(batch[-1])
     raise DataError(f"got a batch of type {type(batch).__name__}; expected (inputs, targets) or a dict with labels")
+
+
+def _targets(targets: Any) -> Tensor:
+    try:
+        return torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"got targets of type {type(targets).__name__} that are no tensor: encode classes as integers"
+        ) from None
 
 
 def leaves(inputs: Inputs) -> list[Tensor]:

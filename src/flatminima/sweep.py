@@ -99,24 +99,32 @@ def _update(
     reads = Reads(0)
     for fold in folds:
         reads |= fold.reads
+    lost: dict[Fold[Any, Any], Undefined] = {}
+
+    def hearer(fold: Fold[Any, Any]) -> Callable[[LayerGradient], None]:
+        def hear(layer: LayerGradient) -> None:
+            if fold not in lost:
+                try:
+                    fold.hear(states[fold], layer, batch)
+                except Undefined as reason:
+                    lost[fold] = reason
+
+        return hear
 
     def hears(flag: Reads) -> list[Callable[[LayerGradient], None]]:
-        return [
-            lambda layer, fold=fold: fold.hear(states[fold], layer, batch)  # type: ignore[misc]
-            for fold in folds
-            if fold.reads & flag
-        ]
+        return [hearer(fold) for fold in folds if fold.reads & flag]
 
     deep = Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS
-    lost: dict[Fold[Any, Any], Undefined] = {}
     try:
-        batch.read(reads, hears(Reads.LAYERS), hears(Reads.COLUMNS))
-    except Undefined as reason:  # of the gradients; whoever reads only outputs goes on
-        lost = {fold: reason for fold in folds if fold.reads & deep}
-        if not lost:
+        missing = batch.read(reads, hears(Reads.LAYERS), hears(Reads.COLUMNS))
+    except Undefined as reason:  # of all gradients; whoever reads only outputs goes on
+        missing = {deep: reason}
+        if not any(fold.reads & deep for fold in folds):
             raise
-        folds = [fold for fold in folds if fold not in lost]
         batch.read(reads & ~deep, [], [])
+    for flag, absent in missing.items():
+        lost.update({fold: absent for fold in folds if fold.reads & flag})
+    folds = [fold for fold in folds if fold not in lost]
     for fold in folds:
         try:
             states[fold] = fold.update(states[fold], batch)

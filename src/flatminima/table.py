@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _WIDTH = 80
+_NAME = 30  # columns of a measure's name before it folds; what is left holds the reason
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class MeasureTable(Mapping[str, Estimate]):
         return len(self.estimates)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a measure: value, stderr, direction, kind, undefined."""
+        """One row a measure: value and stderr (float, NaN where there is none), direction, kind, undefined."""
         import pandas as pd
 
         rows = {
@@ -66,7 +68,8 @@ class MeasureTable(Mapping[str, Estimate]):
             }
             for name, e in self.items()
         }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        frame = pd.DataFrame.from_dict(rows, orient="index")
+        return frame.astype({"value": float, "stderr": float})  # also where every one is None
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON document; numbers are never NaN."""
@@ -84,7 +87,17 @@ class MeasureTable(Mapping[str, Estimate]):
         }
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """JSON text; with `path` also written there, whole or not at all."""
+        """JSON text; with `path` also written there, whole or not at all.
+
+        Args:
+            path: of the file; None: only the text.
+
+        Returns:
+            Strict JSON (no NaN): an undefined measure has a null value and its reason.
+
+        Raises:
+            UsageError: the path cannot be written.
+        """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         if path is not None:
             write_whole(path, text + "\n")
@@ -100,35 +113,37 @@ class MeasureTable(Mapping[str, Estimate]):
         buffer = io.StringIO()
         console = Console(file=buffer, width=_WIDTH, force_terminal=False, no_color=True)
         render(self, console)
-        return buffer.getvalue().rstrip()
+        lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+        return "\n".join(lines).strip("\n")
 
 
 def render(table: MeasureTable, console: Any) -> None:
-    """The table on a rich console, within 80 columns."""
+    """The table on a rich console, within its width; reasons and names are text, never rich's markup."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("measure", no_wrap=True)
+    grid.add_column("measure", overflow="fold", max_width=_NAME)
     grid.add_column("value", justify="right", no_wrap=True)
     grid.add_column("+- stderr", justify="right", no_wrap=True)
     grid.add_column("better", no_wrap=True)
     grid.add_column("note", overflow="fold", ratio=1)
     for name, e in table.items():
         if e.value is None:
-            grid.add_row(name, "-", "-", e.direction, f"undefined: {e.undefined}")
+            grid.add_row(Text(name), "-", "-", e.direction, Text(f"undefined: {e.undefined}"))
         else:
-            error = "exact" if e.stderr is None else f"{e.stderr:.2g}"
-            grid.add_row(name, f"{e.value:.5g}", error, e.direction, e.kind)
+            # none: exact, or sampled once; which of them a measure's docstring says
+            error = "-" if e.stderr is None else f"{e.stderr:.2g}"
+            grid.add_row(Text(name), f"{e.value:.5g}", error, e.direction, e.kind)
     console.print(grid)
-    console.print(
+    cost = (
         f"{table.samples} samples, {table.parameters} parameters, loss {table.loss}; "
         f"{table.forward_passes:.1f} forward and {table.backward_passes:.1f} backward passes, "
-        f"{table.seconds:.1f} s",
-        highlight=False,
+        f"{table.seconds:.1f} s"
     )
-    for note in table.notes:
-        console.print(f"- {note}", highlight=False)
+    for line in (cost, *(f"- {note}" for note in table.notes)):
+        console.print(Text(line))
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -146,5 +161,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if target.parent.is_dir() else None
         raise UsageError(f"cannot write {target}: {error.strerror or error}; choose another folder") from None
+    finally:
+        with contextlib.suppress(OSError):  # after the rename there is nothing left to remove
+            temporary.unlink(missing_ok=True)

@@ -1,17 +1,29 @@
-"""Measures: plain functions of a `Minimum` (or any `Statistics`) to an `Estimate`; imported when first asked for."""
+"""Measures: plain functions of a `Minimum` (or any `Statistics`) to an `Estimate`.
 
-from typing import Any
+Imported eagerly: a module here may carry its function's name, and a lazy attribute would turn into the module once
+that is imported. (`import flatminima` alone does not come here, and so does not import torch.)
+"""
 
-from flatminima import catalog
+from flatminima.measures.fisher import fisher_frobenius, fisher_logdet, fisher_spectral_radius, fisher_trace
+from flatminima.measures.hessian import hessian_trace
+from flatminima.measures.margin import margin
+from flatminima.measures.norms import frobenius_norm, parameter_count, path_norm, spectral_norm
+from flatminima.measures.pacgen import pacgen
+from flatminima.measures.robustness import robustness
+from flatminima.measures.sharpness import expected_sharpness
 
-__all__ = sorted(catalog.MEASURES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in catalog.MEASURES:
-        return catalog.MEASURES[name].load()
-    raise AttributeError(f"module 'flatminima.measures' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__ = [
+    "expected_sharpness",
+    "fisher_frobenius",
+    "fisher_logdet",
+    "fisher_spectral_radius",
+    "fisher_trace",
+    "frobenius_norm",
+    "hessian_trace",
+    "margin",
+    "pacgen",
+    "parameter_count",
+    "path_norm",
+    "robustness",
+    "spectral_norm",
+]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from flatminima import catalog
-from flatminima.errors import Undefined
+from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.statistic import Statistics
 
@@ -28,3 +28,19 @@ def measure(function: Function[P]) -> Function[P]:
             return Estimate.missing(reason.reason, direction=direction)
 
     return measured
+
+
+def seed_of(minimum: Statistics, seed: int | None) -> int:
+    """`seed`, or where it is None the Minimum's own (0 for numbers handed over by `Fixed`)."""
+    return int(getattr(minimum, "seed", 0)) if seed is None else seed
+
+
+def at_least_one(**counts: Any) -> None:
+    """Refuse counts below 1; None means all and passes.
+
+    Raises:
+        UsageError: naming the count.
+    """
+    for name, count in counts.items():
+        if count is not None and not count >= 1:
+            raise UsageError(f"got {name}={count!r}; it must be at least 1")

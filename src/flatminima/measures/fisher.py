@@ -11,16 +11,17 @@ import math
 import torch
 
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import measure, seed_of
 from flatminima.statistic import Statistics
 from flatminima.statistics import Gram, InFloat64, Outputs
 
 _FLOAT32_CONDITION = 1e5  # row-normalised; above it float32 products lose the small eigenvalues
 _POOL = 100  # disjoint subsets
+_EPS = torch.finfo(torch.float64).eps
 
 
 @measure
-def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int = 0) -> Estimate:
+def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None) -> Estimate:
     """Log-determinant of the empirical Fisher on random subsets (Jia & Su 2020, eq. 4 and 5).
 
     ``(1/T) sum_t ln det(J_t J_t^T)``, the rows of J_t (N', W) the gradients of N' samples' losses at their labels.
@@ -30,16 +31,20 @@ def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL
         minimum: a Minimum.
         subset: N'. Values for different N' are not comparable (erratum J-c).
         trials: T at most; fewer where the data has fewer than T N' samples.
-        seed: of the subsets.
+        seed: of the subsets; None: the Minimum's.
 
     Returns:
-        Estimate in nats; stderr over subsets; details: condition (worst, row-normalised), effective_rank (mean),
+        Estimate in nats; stderr over subsets (for the distribution that the data came from; another choice of subsets
+        of the same data moves the value far less); details: condition (worst, row-normalised), effective_rank (mean),
         train_loss (the value follows it when labels are fitted without smoothing, erratum J-e), parameters,
         log_det_fisher (the full matrix's estimate (W/N') value - W ln W, an upper bound in expectation).
-        Undefined: fewer parameters than N', a zero gradient, a singular matrix.
+        Undefined: fewer parameters than N', a zero gradient, a matrix that is singular to float64's precision.
 
     Raises:
         DataError: fewer samples than `subset`.
+
+    Source:
+        Jia & Su, arXiv 1911.08192, eq. 4 and 5, App. C for `log_det_fisher`.
 
     Example:
         >>> import torch
@@ -50,13 +55,15 @@ def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL
         >>> round(float(measures.fisher_logdet(m, subset=2)), 6) == round(2 * math.log(0.5), 6)
         True
     """
-    gram, outputs = minimum[Gram(subset, trials, seed), Outputs()]
+    key = Gram(subset, trials, seed_of(minimum, seed))
+    gram, outputs = minimum[key, Outputs()]
     found = gram.log_determinants()
     precise = False
     if not bool(found.positive.all()) or float(found.condition.max()) > _FLOAT32_CONDITION:
-        found = minimum[InFloat64(Gram(subset, trials, seed))].log_determinants()
+        found = minimum[InFloat64(key)].log_determinants()
         precise = True
-    if not bool(found.positive.all()):
+    # rounding can leave a tiny positive pivot where two rows agree: what is left is noise, not a determinant
+    if not bool(found.positive.all()) or float(found.condition.max()) * subset * _EPS > 1:
         rank = float(found.effective_rank.min())
         return Estimate.missing(
             f"the Gram matrix is singular (effective rank {rank:.1f} of {subset}): duplicate samples?"
@@ -74,7 +81,7 @@ def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL
 
 
 @measure
-def fisher_trace(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int = 0) -> Estimate:
+def fisher_trace(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None) -> Estimate:
     """Trace of the empirical Fisher, ``tr F = (1/n) sum_i ||g_i||^2`` (Jia & Su 2020, sec. 6).
 
     Args:
@@ -86,12 +93,17 @@ def fisher_trace(minimum: Statistics, *, subset: int = 100, trials: int = _POOL,
 
     Raises:
         DataError: fewer samples than `subset`.
+
+    Source:
+        Jia & Su, arXiv 1911.08192, sec. 6; the trace of eq. 2 at hard labels.
     """
-    return Estimate.mean(minimum[Gram(subset, trials, seed)].squared_norms())
+    return Estimate.mean(minimum[Gram(subset, trials, seed_of(minimum, seed))].squared_norms())
 
 
 @measure
-def fisher_frobenius(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int = 0) -> Estimate:
+def fisher_frobenius(
+    minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None
+) -> Estimate:
     """Frobenius norm of the empirical Fisher of N' samples, squared: ``||xi_t||_F^2 / N'^2`` (Jia & Su, App. D).
 
     Exact for each subset. The paper's estimator averages ||g||^4 instead, about N' times too large (erratum J-h);
@@ -106,14 +118,19 @@ def fisher_frobenius(minimum: Statistics, *, subset: int = 100, trials: int = _P
 
     Raises:
         DataError: fewer samples than `subset`.
+
+    Source:
+        Jia & Su, arXiv 1911.08192, sec. 7.1 and App. D.
     """
-    gram = minimum[Gram(subset, trials, seed)]
+    gram = minimum[Gram(subset, trials, seed_of(minimum, seed))]
     squared = gram.matrices().square().sum((1, 2)) / subset**2
     return Estimate.mean(squared, subset=subset, paper=float(gram.squared_norms().square().mean()))
 
 
 @measure
-def fisher_spectral_radius(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int = 0) -> Estimate:
+def fisher_spectral_radius(
+    minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None
+) -> Estimate:
     """Largest eigenvalue of the empirical Fisher of N' samples, ``lambda_max(xi_t) / N'`` (Jia & Su, App. D).
 
     Args:
@@ -125,7 +142,13 @@ def fisher_spectral_radius(minimum: Statistics, *, subset: int = 100, trials: in
 
     Raises:
         DataError: fewer samples than `subset`.
+
+    Source:
+        Jia & Su, arXiv 1911.08192, sec. 7.1 and App. D.
     """
-    gram = minimum[Gram(subset, trials, seed)]
-    top = torch.linalg.eigvalsh(gram.matrices())[:, -1].clamp_min(0)
+    matrices = minimum[Gram(subset, trials, seed_of(minimum, seed))].matrices()
+    overflowed = int((~matrices.isfinite()).any(2).any(1).sum())
+    if overflowed:  # the solver would not converge
+        return Estimate.missing(f"{overflowed} of {len(matrices)} Gram matrices are not finite")
+    top = torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
     return Estimate.mean(top / subset, subset=subset, paper=float(top.mean()))

@@ -28,6 +28,9 @@ def margin(minimum: Statistics, *, fraction: float = 0.05) -> Estimate:
 
     Raises:
         UsageError: fraction outside (0, 1].
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, eq. 2 and the text below it.
     """
     if not 0 < fraction <= 1:
         raise UsageError(f"got fraction={fraction!r}; it must lie in (0, 1]")
@@ -35,7 +38,7 @@ def margin(minimum: Statistics, *, fraction: float = 0.05) -> Estimate:
     if outputs.margins is None:
         raise Undefined("targets are not classes: there is no margin")
     n = len(outputs.margins)
-    # 0.05 * 100 is 5.000000000000001 in floating point: round before the ceiling
+    # 0.07 * 100 is 7.000000000000001 in floating point: round before the ceiling
     k = max(1, math.ceil(round(fraction * n, 9)))
     value = float(outputs.margins.kthvalue(k).values)
     wrong = float((outputs.margins <= 0).double().mean())

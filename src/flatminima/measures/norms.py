@@ -23,7 +23,17 @@ Normalise = Literal["capacity", "figure"]
 
 @measure
 def parameter_count(minimum: Statistics) -> Estimate:
-    """Number of trainable parameters; tied ones once, frozen ones left out (their number is in the details)."""
+    """Number of trainable parameters, tied ones once, frozen ones left out.
+
+    Args:
+        minimum: a Minimum.
+
+    Returns:
+        Estimate, exact; details: frozen, the number of parameters left out.
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, eq. 1: the dimension of w in the VC bound.
+    """
     count, weights = minimum[ParameterCount(), Weights()]
     return Estimate(float(count), details={"frozen": weights.frozen})
 
@@ -39,15 +49,18 @@ def frobenius_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fr
 
     Returns:
         Estimate in nats, exact for the data; details: log_margin, layers (each factor), folded BatchNorms.
-        Undefined: not a ReLU network, not a classifier, a margin that is not positive.
+        Undefined: not a ReLU network, not a classifier, a margin that is not positive, a layer of zeros.
 
     Raises:
-        UsageError: an unknown normalisation.
+        UsageError: an unknown normalisation, a fraction outside (0, 1].
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, sec. 2.3.
     """
     network, log_margin = _network(minimum, normalise, fraction)
     constant = math.log(4.0) if normalise == "capacity" else 0.0
     factors = {
-        _key(i, layer.name): 2 * math.log(float(layer.matrix.norm())) + constant
+        _key(i, layer.name): 2 * _log(float(layer.matrix.norm()), layer.name) + constant
         for i, layer in enumerate(network.layers)
     }
     return _product(factors, log_margin, network)
@@ -65,10 +78,13 @@ def spectral_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fra
         fraction: of the margin.
 
     Returns:
-        Estimate in nats, exact for the data; details as `frobenius_norm`.
+        Estimate in nats, exact for the data; details and undefined as `frobenius_norm`.
 
     Raises:
-        UsageError: an unknown normalisation.
+        UsageError: an unknown normalisation, a fraction outside (0, 1].
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, sec. 2.3 (erratum N-a: the step from the l2 norm would keep a factor 4).
     """
     network, log_margin = _network(minimum, normalise, fraction)
     factors = {}
@@ -76,7 +92,7 @@ def spectral_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fra
         top = layer.matrix.abs().max() if layer.diagonal else torch.linalg.matrix_norm(layer.matrix, 2)
         outputs = layer.matrix.shape[1] if layer.diagonal else layer.matrix.shape[0]
         width = math.log(outputs) if normalise == "capacity" else 0.0
-        factors[_key(i, layer.name)] = 2 * math.log(float(top)) + width
+        factors[_key(i, layer.name)] = 2 * _log(float(top), layer.name) + width
     return _product(factors, log_margin, network)
 
 
@@ -95,15 +111,20 @@ def path_norm(minimum: Statistics, *, p: int = 2, normalise: Normalise = "figure
 
     Returns:
         Estimate in nats, exact for the data; details: log_path_norm (P_p itself), log_margin, depth.
-        Undefined: not a ReLU network, not a classifier, a margin that is not positive.
+        Undefined: not a ReLU network, not a classifier, a margin that is not positive, no path from input or bias.
 
     Raises:
-        UsageError: p other than 1 and 2, an unknown normalisation.
+        UsageError: p other than 1 and 2, an unknown normalisation, a fraction outside (0, 1].
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, sec. 2.3; Neyshabur, Salakhutdinov & Srebro 2015 (path-SGD).
     """
     if p not in (1, 2):
         raise UsageError(f"got p={p!r}; path norms are built for p=1 and p=2")
     network, log_margin = _network(minimum, normalise, fraction)
     log_norm = network.log_path_norm_1 if p == 1 else network.log_path_norm_2
+    if log_norm == -math.inf:
+        raise Undefined("every path through the network has a weight that is 0: the path norm is 0")
     value = 2 * log_norm - 2 * log_margin
     if normalise == "capacity":
         value += len(network.layers) * math.log(4.0)
@@ -129,6 +150,12 @@ def _network(minimum: Statistics, normalise: str, fraction: float) -> tuple[Feed
 def _product(factors: dict[str, float], log_margin: float, network: FeedForwardNetwork) -> Estimate:
     value = sum(factors.values()) - 2 * log_margin
     return Estimate(value, details={"log_margin": log_margin, "layers": factors, "folded": network.folded})
+
+
+def _log(norm: float, name: str) -> float:
+    if norm == 0:
+        raise Undefined(f"layer {name!r} is all zeros: the product of norms is 0")
+    return math.log(norm)
 
 
 def _key(index: int, name: str) -> str:

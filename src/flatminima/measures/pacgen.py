@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flatminima.errors import UsageError
+from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import at_least_one, measure, seed_of
 from flatminima.perturbation import Perturbation, Relative, TruncatedGaussian, Uniform
-from flatminima.statistic import Fold, Statistics
+from flatminima.statistic import Fold, Statistic, Statistics
 from flatminima.statistics import (
     At,
     BatchGradientSquares,
@@ -45,12 +45,13 @@ def pacgen(
     samples: int | None = 2000,
     probes: int = 10,
     batch: int = 128,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Estimate:
     """``Psi = sum_i ln((|w_i| + kappa_i) max(sqrt(max(h_i + rho sqrt(m) kappa_i, 0)), 1 / kappa_i))``.
 
     kappa_i = gamma |w_i| + epsilon, h the Hessian's diagonal, m the number of parameters. A score: rho is estimated
     from below and the prior's width depends on the weights. Each term is at least ln(1 + |w_i| / kappa_i).
+    With rho "zero" and epsilon 0 it does not change when a ReLU network's layers are rescaled (W1 sec. 5).
 
     Args:
         minimum: a Minimum.
@@ -66,36 +67,44 @@ def pacgen(
         variant: "paper", or "lemma3": eta (h/3 + rho sqrt(m) kappa / 9) in place of h + rho sqrt(m) kappa (W-j).
         eta: of variant "lemma3".
         samples: of the data for h, drawn by seed; None: all.
-        probes, batch, seed: of the estimators.
+        probes, batch: of the estimators.
+        seed: of samples, probes and u; None: the Minimum's.
 
     Returns:
         Estimate in nats, stderr over draws of u (not over the choice of `samples`); it adds over parameters, so
         compare networks of equal m or details["per_parameter"]. details: rho (largest), rho_draws, parameters,
-        curvature_bound (share of terms where curvature decides), layers.
+        curvature_bound (share of terms where curvature decides), negative_curvature (share of h below 0), layers.
+        Undefined: rho is to be drawn and no weight can move (all are 0, and so is epsilon), or the Hessian's diagonal
+        is undefined.
 
     Raises:
         UsageError: an option outside its range.
+
+    Source:
+        Wang et al., arXiv 1809.07402, sec. 6 (the AISTATS 2020 version: sec. 7).
     """
-    _check(gamma, epsilon, rho, rho_scale, draws, variant, eta)
-    weights = minimum[Weights()]
+    _check(gamma, epsilon, rho, noise, rho_scale, draws, variant, eta)
+    at_least_one(samples=samples, probes=probes, batch=batch)
+    seed = seed_of(minimum, seed)
     fold = _diagonal_fold(diagonal, samples, probes, batch, seed)
     kappa_scale = Relative(rho_scale, slope=gamma, offset=epsilon)
     around: Perturbation = Uniform(kappa_scale)
     if noise == "gaussian":
         around = TruncatedGaussian(Relative(rho_scale / 2, slope=gamma, offset=epsilon), bound=2.0)
-    m = weights.values.numel()
-    rhos = [0.0 if isinstance(rho, str) else float(rho)]
-    if rho in ("norm", "paper"):
-        shifted = [At(fold, around, seed, k) for k in range(draws)]
-        h, *moved = _all(minimum, (fold, *shifted))
-        us = (around.draw(weights.values, seed, k) for k in range(draws))
+    shifted = [At(fold, around, seed, k) for k in range(draws if rho in ("norm", "paper") else 0)]
+    weights, h, *moved = _all(minimum, (Weights(), fold, *shifted))
+    w = weights.values
+    if shifted:
+        us = (around.draw(w, seed, k) for k in range(draws))
         rhos = [_ratio(d - h, u, rho) for d, u in zip(moved, us, strict=True)]
     else:
-        h = _values(minimum[fold])
-    kappa = gamma * weights.values.abs() + epsilon
-    found = [_terms(weights.values, h, kappa, r, variant, eta) for r in rhos]
+        rhos = [0.0 if isinstance(rho, str) else float(rho)]
+    found = [_terms(w, h, gamma, epsilon, r, variant, eta) for r in rhos]
     terms = torch.stack([t for t, _ in found])  # (draws, W)
     estimate = Estimate.mean(terms.sum(1))
+    if estimate.value is None:
+        return estimate
+    m = w.numel()
     return estimate.with_details(
         rho=max(rhos),
         rho_draws=rhos,
@@ -108,13 +117,18 @@ def pacgen(
     )
 
 
-def _terms(w: Tensor, h: Tensor, kappa: Tensor, rho: float, variant: str, eta: float | None) -> tuple[Tensor, float]:
+def _terms(
+    w: Tensor, h: Tensor, gamma: float, epsilon: float, rho: float, variant: str, eta: float | None
+) -> tuple[Tensor, float]:
     """The terms (W,) and the share of them in which curvature, not kappa, decides."""
+    kappa = gamma * w.abs() + epsilon
     lipschitz = rho * math.sqrt(w.numel()) * kappa
     curvature = h + lipschitz if variant == "paper" else float(eta or 0.0) * (h / 3 + lipschitz / 9)
-    root = curvature.clamp_min(0).sqrt()
-    inverse = 1 / kappa
-    return ((w.abs() + kappa) * torch.maximum(root, inverse)).log(), float((root > inverse).double().mean())
+    width = w.abs() + kappa
+    curved = width * curvature.clamp_min(0).sqrt()
+    # w = 0 and epsilon = 0: the limit of (|w| + kappa) / kappa, so that dead weights and fresh biases have a term
+    flat = torch.where(kappa > 0, width / kappa, 1 + 1 / gamma if gamma else 1.0)
+    return torch.maximum(curved, flat).log(), float((curved > flat).double().mean())
 
 
 def _diagonal_fold(
@@ -132,19 +146,18 @@ def _diagonal_fold(
     return folds[kind]  # type: ignore[return-value]
 
 
-def _all(minimum: Statistics, keys: tuple[Any, ...]) -> list[Tensor]:
-    values: tuple[Tensor | ProbedHessian, ...] = minimum[keys]
-    return [_values(value) for value in values]
-
-
-def _values(diagonal: Tensor | ProbedHessian) -> Tensor:
-    return diagonal.diagonal if isinstance(diagonal, ProbedHessian) else diagonal
+def _all(minimum: Statistics, keys: tuple[Statistic[Any], ...]) -> list[Any]:
+    """Their values, in one request; of Hutchinson's probes the diagonal."""
+    values: Any = minimum[keys]  # type: ignore[index]
+    return [value.diagonal if isinstance(value, ProbedHessian) else value for value in values]
 
 
 def _ratio(change: Tensor, u: Tensor, rho: Rho | float) -> float:
+    moved = u != 0
+    if not bool(moved.any()):
+        raise Undefined("no weight can move: all are 0 and epsilon is 0, so rho cannot be drawn")
     if rho == "norm":
         return float(change.abs().max() / u.norm())
-    moved = u != 0
     return float((change.abs()[moved] / u.abs()[moved]).max())
 
 
@@ -152,6 +165,7 @@ def _check(
     gamma: float,
     epsilon: float,
     rho: Rho | float,
+    noise: str,
     rho_scale: float,
     draws: int,
     variant: str,
@@ -162,7 +176,11 @@ def _check(
     number = isinstance(rho, int | float)
     if (number and not 0 <= float(rho) < math.inf) or (not number and rho not in ("norm", "paper", "zero")):
         raise UsageError(f"got rho={rho!r}; expected 'norm', 'paper', 'zero' or a number >= 0")
+    if noise not in ("uniform", "gaussian"):
+        raise UsageError(f"got noise={noise!r}; expected 'uniform' or 'gaussian'")
     if not 0 < rho_scale <= 1 or draws < 1:
         raise UsageError(f"got rho_scale={rho_scale!r}, draws={draws}; rho_scale in (0, 1], draws at least 1")
     if variant not in ("paper", "lemma3") or (variant == "lemma3") != (eta is not None):
         raise UsageError(f"got variant={variant!r}, eta={eta!r}; 'lemma3' takes an eta, 'paper' none")
+    if eta is not None and not 0 < eta < math.inf:
+        raise UsageError(f"got eta={eta!r}; it must be positive and finite")

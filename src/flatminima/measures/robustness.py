@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import at_least_one, measure, seed_of
 from flatminima.statistic import Statistics
 from flatminima.statistics import InputJacobian
 
 
 @measure
-def robustness(minimum: Statistics, *, samples: int = 1000, seed: int = 0) -> Estimate:
+def robustness(minimum: Statistics, *, samples: int = 1000, seed: int | None = None) -> Estimate:
     """``(1/n) sum_x ||d softmax(f(x)) / dx||_2^2``, the mean squared spectral norm of the input Jacobian.
 
     Args:
         minimum: a Minimum.
-        samples: drawn from the data by seed.
-        seed: of the draw.
+        samples: how many at most, drawn from the data by seed.
+        seed: of the draw; None: the Minimum's.
 
     Returns:
         Estimate; stderr over samples. Undefined: token inputs, not a classifier.
+
+    Raises:
+        UsageError: no samples.
+
+    Source:
+        Jia & Su, arXiv 1911.08192, sec. 7.1: f are the probabilities, not the logits.
     """
-    return Estimate.mean(minimum[InputJacobian(samples, seed)].square())
+    at_least_one(samples=samples)
+    return Estimate.mean(minimum[InputJacobian(samples, seed_of(minimum, seed))].square())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from flatminima.errors import Undefined
+from flatminima.errors import NumericalError, Undefined
 from flatminima.perturbation import Perturbation
 from flatminima.samples import TensorSamples, map_tensors
 from flatminima.statistic import Cost, Fold, Statistic
@@ -29,8 +29,11 @@ class At(Statistic[T]):
     index: int = 0
 
     def compute(self, minimum: Minimum) -> T:
-        with minimum.moved(self.perturbation, self.seed, self.index):
-            value: T = minimum.sweep([self.fold])[self.fold]
+        try:
+            with minimum.moved(self.perturbation, self.seed, self.index):
+                value: T = minimum.sweep([self.fold])[self.fold]
+        except NumericalError as error:
+            raise Undefined(f"at perturbed weights {error}") from None
         if isinstance(value, Undefined):
             raise value
         return value

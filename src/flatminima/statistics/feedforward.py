@@ -29,14 +29,6 @@ _PLAIN = frozenset(
     [
         "relu",
         "relu_",
-        "leaky_relu",
-        "leaky_relu_",
-        "threshold",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
         "flatten",
         "reshape",
         "view",
@@ -48,13 +40,7 @@ _PLAIN = frozenset(
         "cat",
         "concat",
         "stack",
-        "add",
-        "add_",
-        "__add__",
-        "__iadd__",
-        "__radd__",
         "sum",
-        "identity",
         "clone",
         "detach",
         "expand",
@@ -67,13 +53,17 @@ _PLAIN = frozenset(
         "narrow",
         "__getitem__",
         "unflatten",
-        "clamp_min",
-        "clamp_min_",
         "pixel_shuffle",
         "channel_shuffle",
         "ravel",
     ]
 )
+_IDENTITY = frozenset(  # in eval mode; of leaky ReLU the larger slope counts
+    ["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "leaky_relu", "leaky_relu_"]
+)
+_ADDS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
+_CLAMPS = frozenset(["clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"])
+_ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 _INSPECT = frozenset(
     [
         "size",
@@ -89,13 +79,12 @@ _INSPECT = frozenset(
         "element_size",
         "get_device",
         "nelement",
-        "type",
         "__set__",
         "requires_grad_",
         "has_torch_function",
     ]
 )
-_CASTS = frozenset(["to", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"])
+_CASTS = frozenset(["to", "type", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"])
 
 
 @dataclass(frozen=True)
@@ -143,6 +132,7 @@ class FeedForward(Statistic[FeedForwardNetwork]):
             for p in (1.0, 2.0):
                 algebra = _Paths(p, names)
                 ones = torch.ones_like(inputs, dtype=torch.float64, device=minimum.device)
+                algebra.know(ones)
                 with algebra:
                     out = minimum.model(ones)
                 runs.append((algebra, algebra.total(out)))
@@ -156,9 +146,9 @@ class _Linear:
     """A linear map's result before its bias, so that a BatchNorm can still be folded in."""
 
     without_bias: Tensor
-    weight: Tensor
     bias: Tensor | None
     layer: int
+    channel: int
     output: Tensor = field(repr=False)  # held, so that its id stays its own
 
 
@@ -169,7 +159,16 @@ class _Paths(TorchFunctionMode):
         self.layers: list[LinearLayer] = []
         self.folded, self.max_pooled = 0, False
         self._open: dict[int, _Linear] = {}
-        self._known: dict[int, Tensor] = {}
+        self._known: dict[int, Tensor] = {}  # activations, held so that their ids stay their own
+
+    def know(self, value: Any) -> Any:
+        """Remember a result as an activation, that is, a sum over paths from the input."""
+        if isinstance(value, Tensor):
+            self._known[id(value)] = value
+        elif isinstance(value, tuple | list):
+            for part in value:
+                self.know(part)
+        return value
 
     def total(self, output: Any) -> float:
         from flatminima.batch import logits
@@ -184,22 +183,41 @@ class _Paths(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
+        if name in _ZEROS:
+            return self.know(func(*args, **kwargs))
+        subject = args[0] if args else kwargs.get("input", kwargs.get("tensors"))
         if name in _INSPECT:
-            return func(*args, **kwargs)
+            value = func(*args, **kwargs)
+            return self.know(value) if self._is_known(subject) else value
+        if not self._is_known(subject):
+            raise Undefined(f"{name!r} of a constant or a parameter is not an operation of a ReLU network")
+        if name.startswith("leaky_relu"):
+            self._open.pop(id(subject), None)
+        if name in _CASTS or name in _IDENTITY:
+            return subject
         handler: Callable[..., Any] | None = getattr(self, f"_{name}", None)
         if handler is not None:
-            return handler(*args, **kwargs)
-        if name in _CASTS and args:
-            return args[0]
-        if name in _PLAIN:
-            if any(isinstance(a, torch.nn.Parameter) for a in args):
-                raise Undefined(f"a parameter used in {name!r} is not a weight of a ReLU network")
-            if name.startswith("dropout") or name in ("alpha_dropout", "leaky_relu", "leaky_relu_"):
-                return args[0]
-            return func(*args, **kwargs)
-        raise Undefined(
-            f"{name!r} is not an operation of a ReLU network (piecewise linear, no normalisation by the input)"
-        )
+            return self.know(handler(*args, **kwargs))
+        if name in _ADDS:
+            if not self._is_known(args[1]) or kwargs.get("alpha", 1) != 1:
+                raise Undefined(f"{name!r} of a constant or a parameter is not an operation of a ReLU network")
+        elif name in _CLAMPS:
+            levels = [v for v in [*args[1:], *kwargs.values()] if v is not None and not isinstance(v, bool)]
+            if levels not in ([0], [0, 0]) or kwargs.get("max") is not None or (len(args) > 2 and "clamp" in name):
+                raise Undefined(f"{name!r} at another value than 0 is not a ReLU")
+        elif name not in _PLAIN:
+            raise Undefined(
+                f"{name!r} is not an operation of a ReLU network (piecewise linear, no normalisation by the input)"
+            )
+        out = func(*args, **kwargs)
+        if out is subject:  # written in place: no longer the bare result of a linear map
+            self._open.pop(id(out), None)
+        return self.know(out)
+
+    def _is_known(self, value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return all(self._is_known(v) for v in value)
+        return isinstance(value, Tensor) and id(value) in self._known
 
     # -- linear maps -------------------------------------------------------------------------------------------------
 
@@ -209,13 +227,15 @@ class _Paths(TorchFunctionMode):
     def _map(
         self, apply: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor | None, channel: int, kind: str
     ) -> Tensor:
+        if self._is_known(weight):
+            raise Undefined(f"{kind!r} with weights made from the input is not an operation of a ReLU network")
         out = apply(self._power(weight))
         shape = [1] * out.dim()
         shape[channel] = -1
         full = out if bias is None else out + self._power(bias).view(shape)
         matrix = weight.detach().double().flatten(1).cpu()
         self.layers.append(LinearLayer(self.names.get(id(weight), kind).removesuffix(".weight"), matrix))
-        self._open[id(full)] = _Linear(out, weight, bias, len(self.layers) - 1, full)
+        self._open[id(full)] = _Linear(out, bias, len(self.layers) - 1, channel % out.dim(), full)
         return full
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -256,7 +276,7 @@ class _Paths(TorchFunctionMode):
         shift = -scale * mean + (0.0 if bias is None else bias.detach().double())
         shape = (1, -1) + (1,) * (input.dim() - 2)
         before = self._open.pop(id(input), None)
-        if before is None:
+        if before is None or before.channel != 1:
             self.layers.append(LinearLayer(self.names.get(id(weight), "batch_norm"), scale.cpu().unsqueeze(0), True))
             return input * self._power(scale).view(shape) + self._power(shift).view(shape)
         if before.bias is not None:
@@ -268,23 +288,31 @@ class _Paths(TorchFunctionMode):
 
     # -- pooling -----------------------------------------------------------------------------------------------------
 
-    def _averaged(self, out: Tensor, elements: float) -> Tensor:
-        return out * float(elements ** (1.0 - self.p))  # k paths of weight 1/k each: k (1/k)^p times their mean
+    def _averaged(self, out: Tensor, elements: float | Tensor) -> Tensor:
+        return out * elements ** (1.0 - self.p)  # k paths of weight 1/k each: k (1/k)^p times their mean
 
-    def _avg_pool1d(self, input: Tensor, kernel_size: Any, *rest: Any, **kw: Any) -> Tensor:
-        return self._averaged(F.avg_pool1d(input, kernel_size, *rest, **kw), _volume(kernel_size, 1))
+    def _avg_pool(self, function: Any, dims: int, input: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> Tensor:
+        """Each window with its own divisor: padding and overhang may or may not count."""
+        ones = torch.ones_like(input[:1, :1])
+        names = ("kernel_size", "stride", "padding", "ceil_mode")
+        given = dict(zip(names, args, strict=False)) | {k: v for k, v in kw.items() if k in names}
+        inside = _summed(dims, ones, **given)
+        return self._averaged(function(input, *args, **kw), inside / function(ones, *args, **kw))
 
-    def _avg_pool2d(self, input: Tensor, kernel_size: Any, *rest: Any, **kw: Any) -> Tensor:
-        return self._averaged(F.avg_pool2d(input, kernel_size, *rest, **kw), _volume(kernel_size, 2))
+    def _avg_pool1d(self, input: Tensor, *args: Any, **kw: Any) -> Tensor:
+        return self._avg_pool(F.avg_pool1d, 1, input, args, kw)
 
-    def _avg_pool3d(self, input: Tensor, kernel_size: Any, *rest: Any, **kw: Any) -> Tensor:
-        return self._averaged(F.avg_pool3d(input, kernel_size, *rest, **kw), _volume(kernel_size, 3))
+    def _avg_pool2d(self, input: Tensor, *args: Any, **kw: Any) -> Tensor:
+        return self._avg_pool(F.avg_pool2d, 2, input, args, kw)
+
+    def _avg_pool3d(self, input: Tensor, *args: Any, **kw: Any) -> Tensor:
+        return self._avg_pool(F.avg_pool3d, 3, input, args, kw)
 
     def _adaptive(self, function: Any, input: Tensor, output_size: Any) -> Tensor:
         out: Tensor = function(input, output_size)
         if any(i % o for i, o in zip(input.shape[2:], out.shape[2:], strict=True)):
             raise Undefined("adaptive pooling with windows of different sizes")
-        return self._averaged(out, input[0].numel() / out[0].numel())
+        return self._averaged(out, math.prod(input.shape[2:]) / math.prod(out.shape[2:]))
 
     def _adaptive_avg_pool1d(self, input: Tensor, output_size: Any) -> Tensor:
         return self._adaptive(F.adaptive_avg_pool1d, input, output_size)
@@ -292,44 +320,45 @@ class _Paths(TorchFunctionMode):
     def _adaptive_avg_pool2d(self, input: Tensor, output_size: Any) -> Tensor:
         return self._adaptive(F.adaptive_avg_pool2d, input, output_size)
 
+    def _adaptive_avg_pool3d(self, input: Tensor, output_size: Any) -> Tensor:
+        return self._adaptive(F.adaptive_avg_pool3d, input, output_size)
+
     def _mean(self, input: Tensor, *args: Any, **kw: Any) -> Tensor:
         out = input.mean(*args, **kw)
         return self._averaged(out, input.numel() / out.numel())
 
     def _max_pool(
-        self, dims: int, input: Tensor, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        self, dims: int, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
         ceil_mode: bool = False, return_indices: bool = False,
     ) -> Tensor:  # fmt: skip
-        if return_indices or _volume(dilation, dims) != 1:
+        if return_indices or math.prod(_sizes(dilation, dims)) != 1:
             raise Undefined("max-pooling with dilation or indices")
         self.max_pooled = True
-        if dims == 1:  # only 2-d and 3-d pooling can be told to divide by 1
-            window, step = ((1, *_tuple(k)) for k in (kernel, stride or kernel))
-            wide = input.unsqueeze(2)
-            summed = F.avg_pool2d(wide, window, step, (0, *_tuple(padding)), ceil_mode, True, divisor_override=1)
-            return summed.squeeze(2)
-        pool: Any = F.avg_pool2d if dims == 2 else F.avg_pool3d
-        out: Tensor = pool(input, kernel, stride or kernel, padding, ceil_mode, True, divisor_override=1)
-        return out
+        return _summed(dims, input, kernel_size, stride, padding, ceil_mode)
 
     def _max_pool1d(self, *args: Any, **kw: Any) -> Tensor:
-        return self._max_pool(1, *args, **_kernel(kw))
+        return self._max_pool(1, *args, **kw)
 
     def _max_pool2d(self, *args: Any, **kw: Any) -> Tensor:
-        return self._max_pool(2, *args, **_kernel(kw))
+        return self._max_pool(2, *args, **kw)
 
     def _max_pool3d(self, *args: Any, **kw: Any) -> Tensor:
-        return self._max_pool(3, *args, **_kernel(kw))
+        return self._max_pool(3, *args, **kw)
 
 
-def _tuple(size: Any) -> tuple[int, ...]:
-    return tuple(size) if isinstance(size, tuple | list) else (int(size),)
+def _summed(
+    dims: int, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False
+) -> Tensor:
+    """Sums over windows."""
+    window, margin = _sizes(kernel_size, dims), _sizes(padding, dims)
+    step = _sizes(stride, dims) if stride not in (None, (), []) else window
+    if dims == 1:  # only 2-d and 3-d pooling can be told to divide by 1
+        return _summed(2, input.unsqueeze(2), (1, *window), (1, *step), (0, *margin), ceil_mode).squeeze(2)
+    pool: Any = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    out: Tensor = pool(input, window, step, margin, ceil_mode, True, divisor_override=1)
+    return out
 
 
-def _kernel(kw: dict[str, Any]) -> dict[str, Any]:
-    return {("kernel" if k == "kernel_size" else k): v for k, v in kw.items()}
-
-
-def _volume(size: Any, dims: int) -> float:
-    sizes = list(size) if isinstance(size, tuple | list) else [size] * dims
-    return float(math.prod(sizes * dims if len(sizes) == 1 else sizes))
+def _sizes(size: Any, dims: int) -> tuple[int, ...]:
+    sizes = tuple(size) if isinstance(size, tuple | list) else (int(size),)
+    return sizes * dims if len(sizes) == 1 else sizes

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _PRODUCT_COST = 2.0  # forward-backward passes of one Hessian product, graph included
 _EXACT_LIMIT = 3_000  # parameters up to which a product per coordinate is reasonable
-_ROWS = 64  # coordinates differentiated at once
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,38 @@ class _Graph:
 
     def __init__(self, batch: Batch) -> None:
         self.parameters: Parameters = batch.minimum.parameters
-        _, self.gradient = batch.graph()
+        self.gradient = batch.graph()
+        _refuse_wrong_kernels(self.gradient)
         self.constant = not self.gradient.requires_grad  # a loss linear in the parameters
 
     def product(self, vector: Tensor) -> Tensor:
         if self.constant:
             return torch.zeros_like(vector)
         tensors = self.parameters.tensors
-        parts = torch.autograd.grad(
-            self.gradient, tensors, vector, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        try:
+            parts = torch.autograd.grad(
+                self.gradient, tensors, vector, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        except NotImplementedError as error:
+            raise Undefined(f"the network has no second derivative: {str(error).splitlines()[0]}") from None
         return torch.cat([p.reshape(-1) for p in parts])
+
+
+def _refuse_wrong_kernels(gradient: Tensor) -> None:
+    """torch's fused weight norm takes the norm as constant in its second derivative (gradgradcheck fails, torch 2.13)."""
+    seen: set[Any] = set()
+    nodes = [gradient.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("WeightNormInterface"):
+            raise Undefined(
+                "torch's second derivative of weight_norm is wrong: make the weights plain first, with "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        nodes += [following for following, _ in node.next_functions]
 
 
 @dataclass(frozen=True)
@@ -139,11 +159,10 @@ class HessianDiagonal(Fold["list[Tensor]", Tensor]):
     def update(self, state: list[Tensor], batch: Batch) -> list[Tensor]:
         graph = _Graph(batch)
         size = len(state[0])
-        for start in range(0, size, _ROWS):
-            for i in range(start, min(start + _ROWS, size)):
-                basis = torch.zeros_like(graph.gradient)
-                basis[i] = 1.0
-                state[0][i] += graph.product(basis)[i].double()
+        for i in range(size):
+            basis = torch.zeros_like(graph.gradient)
+            basis[i] = 1.0
+            state[0][i] += graph.product(basis)[i].double()
         state[1] += len(batch)
         return state
 
@@ -177,16 +196,18 @@ def hessian_operator(minimum: Minimum) -> LinearOperator:
         [1.0, 0.0]
     """
     n, size = len(minimum.samples), len(minimum.parameters)
-    kept: list[_Graph] = []
+    kept: dict[tuple[int, ...], _Graph] = {}
 
     def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         with minimum.open():
             total = torch.zeros(size, dtype=torch.float64, device=minimum.device)
             start = torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).to(minimum.device)
+            now = tuple(p._version for p in minimum.parameters.tensors)  # a write, even undone, spoils the graph
             for indices in torch.arange(n).split(minimum.batch_size):
-                graph = kept[0] if kept else _Graph(minimum.batch(indices))
-                if n <= minimum.batch_size and not kept:
-                    kept.append(graph)
+                graph = kept[now] if now in kept else _Graph(minimum.batch(indices))
+                if n <= minimum.batch_size and now not in kept:
+                    kept.clear()
+                    kept[now] = graph
                 total += graph.product(start.to(graph.gradient.dtype)).double()
             return np.asarray((total / n).cpu().numpy())
 

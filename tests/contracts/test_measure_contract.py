@@ -1,0 +1,278 @@
+"""What every measure of the catalogue keeps, on every network of the table. A new measure is in it by its one line."""
+
+import dataclasses
+import inspect
+import json
+import math
+from functools import cache, partial
+
+import pytest
+import torch
+from measure_networks import NETWORKS, SMALL, generator, randomise
+from torch import nn
+
+from flatminima import Minimum, catalog, measure
+from flatminima.errors import UsageError
+from flatminima.estimate import Estimate
+from flatminima.rounds import _Known, _Missing
+from flatminima.statistic import Fixed
+
+MEASURES = sorted(catalog.MEASURES)
+FUNCTIONS = {name: catalog.MEASURES[name].load() for name in MEASURES}
+DRAWING = [name for name in MEASURES if "seed" in inspect.signature(FUNCTIONS[name]).parameters]
+
+
+@pytest.fixture(params=MEASURES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(params=sorted(NETWORKS))
+def network(request):
+    return NETWORKS[request.param]
+
+
+def small(name):
+    return partial(FUNCTIONS[name], **SMALL.get(name, {}))
+
+
+@cache
+def table(key):
+    """Every measure of one network, in one table."""
+    return measure(NETWORKS[key].minimum(), [small(name) for name in MEASURES])
+
+
+def test_docstring_says_what_goes_in_what_comes_out_and_where_it_is_from(name):
+    text = inspect.getdoc(FUNCTIONS[name])
+    for section in ("Args:", "Returns:", "Source:"):
+        assert f"\n{section}\n" in text, f"{name} has no {section}"
+
+
+def test_options_are_keyword_only_typed_and_documented(name):
+    function = inspect.unwrap(FUNCTIONS[name])
+    first, *options = inspect.signature(function).parameters.values()
+    assert (first.name, first.annotation) == ("minimum", "Statistics")
+    text = inspect.getdoc(function)
+    for option in options:
+        assert option.kind is option.KEYWORD_ONLY, option
+        assert option.annotation is not option.empty, option
+        assert option.default is not option.empty, option
+        assert option.name in text, f"{name}: {option.name} is not documented"
+        assert option.name != "seed" or option.default is None  # None: the Minimum's own
+
+
+def test_a_value_or_a_reason_never_nan(name, network):
+    """And the direction of the catalogue either way; details that are JSON, strictly."""
+    found = small(name)(network.minimum())
+    assert isinstance(found, Estimate)
+    assert found.direction == catalog.MEASURES[name].direction
+    assert found.kind == "score"
+    json.dumps(found.to_dict(), allow_nan=False)
+    reason = network.undefined.get(name, "")
+    if reason:
+        assert reason in found.undefined
+    elif reason is not None:
+        assert found.undefined is None
+        assert math.isfinite(found.value)
+
+
+def test_at_most_two_rounds(name, network):
+    """Asked on what is known, it names what it misses at most twice, then answers."""
+    minimum, asked = network.minimum(), 0
+    while True:
+        try:
+            small(name)(_Known(minimum))
+            break
+        except _Missing as request:
+            asked += 1
+            minimum.compute(request.keys)
+    assert asked <= 2
+
+
+def test_the_model_is_left_as_it_was(name, network):
+    model = network.model
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.25)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.get_rng_state()
+    small(name)(network.minimum())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(m.training for m in model.modules())
+    assert all(p.requires_grad and bool((p.grad == 0.25).all()) for p in model.parameters())
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
+    for p in model.parameters():
+        p.grad = None
+
+
+def same(one, two, rel=1e-6):
+    assert (one.undefined is None) == (two.undefined is None), (one, two)
+    if one.value is not None:
+        assert one.value == pytest.approx(two.value, rel=rel, abs=1e-12)
+        assert (one.stderr is None) == (two.stderr is None)
+        if one.stderr is not None:
+            assert one.stderr == pytest.approx(two.stderr, rel=rel, abs=1e-12)
+
+
+def test_the_same_again_bit_for_bit(name, network):
+    """Whatever the global random state."""
+    one = small(name)(network.minimum())
+    torch.manual_seed(12345)
+    two = small(name)(network.minimum())
+    assert one.to_dict() == two.to_dict()
+
+
+def test_batch_size_does_not_matter(name, network):
+    one = small(name)(network.minimum())
+    for batch_size in (1, 5, 100):
+        same(small(name)(network.minimum(batch_size=batch_size)), one)
+
+
+def test_the_order_of_the_data_does_not_matter(name, network):
+    order = torch.randperm(len(network.y), generator=generator(3))
+    shuffled = dataclasses.replace(network, x=network.x[order], y=network.y[order])
+    same(small(name)(shuffled.minimum()), small(name)(network.minimum()))
+
+
+@pytest.mark.parametrize("key", sorted(NETWORKS))
+def test_alone_or_in_a_table(name, key):
+    """Sharing sweeps with every other measure changes the cost, never the number."""
+    alone = small(name)(NETWORKS[key].minimum())
+    row = next(e for row, e in table(key).items() if row.partition("(")[0] == name)
+    same(row, alone, rel=1e-11)
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_the_minimums_seed_is_the_default(name):
+    """Catches a Minimum whose seed reaches no draw."""
+    network = NETWORKS["mlp"]
+    default = small(name)(network.minimum(seed=7))
+    assert default.to_dict() == small(name)(network.minimum(), seed=7).to_dict()
+    assert default.value != small(name)(network.minimum()).value
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_seeds_that_are_given_win(name):
+    network = NETWORKS["mlp"]
+    assert small(name)(network.minimum(seed=7), seed=0).to_dict() == small(name)(network.minimum()).to_dict()
+
+
+def test_a_measure_needs_its_statistics(name):
+    """A pure function of what it is handed: nothing there, nothing comes out of somewhere else."""
+    with pytest.raises(KeyError):
+        FUNCTIONS[name](Fixed({}))
+
+
+@pytest.mark.parametrize(
+    "name", ["fisher_logdet", "fisher_trace", "fisher_frobenius", "fisher_spectral_radius", "hessian_trace"]
+)
+def test_a_frozen_layer_in_front_is_part_of_the_data(name):
+    """Measures of gradients alone: the same as of the rest on that layer's outputs."""
+    front, head = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    whole = randomise(nn.Sequential(front, head))
+    front.requires_grad_(False)
+    x = torch.randn(21, 4, generator=generator(2), dtype=torch.float64)
+    y = torch.arange(21) % 3
+    options = {"subset": 21} if name.startswith("fisher") else {"probes": 2}  # one subset: the order does not matter
+    function = FUNCTIONS[name]
+    same(function(Minimum(whole, (x, y)), **options), function(Minimum(head, (front(x), y)), **options), rel=1e-9)
+
+
+# -- what a measure is invariant to ----------------------------------------------------------------------------------
+
+
+def _plain(bias=True):
+    net = nn.Sequential(
+        nn.Linear(4, 6, bias=bias), nn.ReLU(), nn.Linear(6, 5, bias=bias), nn.ReLU(), nn.Linear(5, 3, bias=bias)
+    )
+    return randomise(net, 3)
+
+
+def _minimum_of(model):
+    x = torch.randn(60, 4, generator=generator(1), dtype=torch.float64)
+    with torch.no_grad():
+        base = _plain(bias=model[0].bias is not None)(x)
+        two = base.topk(2).values
+        keep = two[:, 0] - two[:, 1] > 1e-2
+    return Minimum(model, (x[keep], base[keep].argmax(1)))
+
+
+@torch.no_grad()
+def layerwise(a):
+    """W1 and b1 times a, W2 divided by a (Dinh et al. 2017)."""
+    model = _plain()
+    model[0].weight *= a
+    model[0].bias *= a
+    model[2].weight /= a
+    return model
+
+
+@torch.no_grad()
+def unitwise(a):
+    """A factor for each hidden unit, a, 1, 1/a, a, ..."""
+    model = _plain()
+    factors = torch.tensor([a, 1.0, 1 / a, a, 1.0, 1 / a], dtype=torch.float64)
+    model[0].weight *= factors.unsqueeze(1)
+    model[0].bias *= factors
+    model[2].weight /= factors
+    return model
+
+
+@torch.no_grad()
+def balanced(a):
+    """Without biases, all layers by factors a, a^2, a^-3, whose product is 1: layer rescaling, repeated."""
+    model = _plain(bias=False)
+    for layer, factor in zip((model[0], model[2], model[4]), (a, a**2, a**-3), strict=True):
+        layer.weight *= factor
+    return model
+
+
+TRANSFORMATIONS = {
+    "layerwise": (layerwise, catalog.LAYERWISE),
+    "unitwise": (unitwise, catalog.UNITWISE),
+    "balanced": (balanced, catalog.LAYERWISE),
+}
+FACTORS = (1e-2, 0.3, 1.0, 3.0, 1e2)
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSFORMATIONS))
+def test_the_transformations_leave_the_function_unchanged(kind):
+    transform, _ = TRANSFORMATIONS[kind]
+    x = torch.randn(9, 4, generator=generator(6), dtype=torch.float64)
+    for a in FACTORS:
+        assert torch.allclose(transform(a)(x), transform(1.0)(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", sorted(TRANSFORMATIONS))
+def test_the_catalogue_says_what_a_measure_is_invariant_to(name, kind):
+    """Listed: unchanged over a = 1e-2 ... 1e2. Not listed: it changes, and the reader must know."""
+    transform, invariance = TRANSFORMATIONS[kind]
+    options = {"subset": 8} if name.startswith("fisher") else {}
+    values = [FUNCTIONS[name](_minimum_of(transform(a)), **options).value for a in FACTORS]
+    assert None not in values
+    spread = (max(values) - min(values)) / max(map(abs, values))
+    if invariance in catalog.MEASURES[name].invariant:
+        assert spread < 1e-6, values
+    else:
+        assert spread > 1e-3, values
+
+
+def test_invariances_are_the_ones_that_are_tested(name):
+    assert catalog.MEASURES[name].invariant <= {invariance for _, invariance in TRANSFORMATIONS.values()}
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_option_is_pythons_own_error(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'samplse'"):
+        FUNCTIONS[name](NETWORKS["mlp"].minimum(), samplse=3)
+
+
+def test_counts_below_one_are_usage_errors(name):
+    """Never a ZeroDivisionError or a NaN from the middle of a sweep."""
+    function = FUNCTIONS[name]
+    counts = {"subset", "trials", "probes", "samples", "draws", "batch"} & inspect.signature(function).parameters.keys()
+    for count in counts:
+        with pytest.raises(UsageError, match=r"at least 1"):
+            function(NETWORKS["mlp"].minimum(), **{count: 0})

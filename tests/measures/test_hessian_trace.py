@@ -1,0 +1,71 @@
+"""The Hessian's trace against dense Hessians."""
+
+import pytest
+import torch
+from measure_oracle import blobs, hessian, landscape, mlp, vector
+from torch import nn
+
+from flatminima import Minimum
+from flatminima.errors import UsageError
+from flatminima.measures import hessian_trace
+from flatminima.statistic import Fixed
+from flatminima.statistics import HessianProbes, ProbedHessian
+from flatminima.statistics.hessian import rademacher
+
+
+def test_each_probe_is_a_quadratic_form_of_the_dense_hessian():
+    """Catches a sum for a mean over the ragged batches (7, 7, 7, 2), and a Gauss-Newton matrix in its place."""
+    model = mlp(5, 6, 3)
+    x, y = blobs(23, 5, 3)
+    minimum = Minimum(model, (x, y), batch_size=7)
+    dense = hessian(model, x, y)
+    probes = [rademacher(dense[0], 4, k) for k in range(6)]
+    forms = torch.stack([v @ dense @ v for v in probes])
+    found = hessian_trace(minimum, probes=6, seed=4)
+    assert found.value == pytest.approx(float(forms.mean()), rel=1e-8)
+    assert found.stderr == pytest.approx(float(forms.std() / 6**0.5), rel=1e-6)
+
+
+def test_the_mean_over_many_probes_is_the_trace():
+    """400 probes, 4 standard errors: a factor 1/2 or a trace of the absolute values fails."""
+    model = mlp(4, 5, 3)
+    x, y = blobs(15, 4, 3)
+    found = hessian_trace(Minimum(model, (x, y)), probes=400)
+    trace = float(hessian(model, x, y).trace())
+    assert abs(found.value - trace) < 4 * found.stderr
+    assert abs(trace) > 20 * found.stderr  # so that half of it, or its absolute value, is far outside
+
+
+def test_a_diagonal_hessian_needs_one_probe():
+    curvature = torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64)
+    found = hessian_trace(landscape(lambda w: 0.5 * w.square() @ curvature, [1.0, 2.0, 3.0]), probes=1)
+    assert found.value == pytest.approx(2.5, rel=1e-12)
+    assert found.stderr is None
+
+
+def test_logistic_regression_reference_vector():
+    """Its Hessian does not depend on the labels; two probes v, -v aside, v^T H v = tr H +- 2 H_12."""
+    inputs, expected = vector("jia_gamma_exact")
+    net = nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([inputs["w"]]))
+    x = torch.tensor(inputs["X"], dtype=torch.float64)
+    minimum = Minimum(net, (x, torch.zeros(4, 1, dtype=torch.float64)), "binary_cross_entropy", batch_size=3)
+    forms = minimum[HessianProbes(20, None, 0)].traces
+    off = 2 * expected["I"][0][1]
+    assert sorted({round(float(t), 9) for t in forms}) == pytest.approx(
+        sorted([expected["trace"] + off, expected["trace"] - off]), abs=2e-9
+    )
+
+
+def test_it_is_the_mean_of_the_given_probes():
+    given = Fixed({HessianProbes(2, 50, 7): ProbedHessian(torch.zeros(3), torch.tensor([1.0, 3.0]).double())})
+    found = hessian_trace(given, probes=2, samples=50, seed=7)
+    assert (found.value, found.stderr) == (2.0, pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("options", [{"probes": 0}, {"samples": 0}, {"samples": -5}])
+def test_counts_below_one_are_refused(options):
+    x, y = blobs(10, 4, 3)
+    with pytest.raises(UsageError, match="must be at least 1"):
+        hessian_trace(Minimum(mlp(4, 5, 3), (x, y)), **options)

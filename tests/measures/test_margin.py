@@ -1,0 +1,65 @@
+"""The margin percentile against the reference vector and plain Python."""
+
+import math
+
+import pytest
+import torch
+from measure_oracle import blobs, mlp, vector
+
+from flatminima import Minimum
+from flatminima.errors import UsageError
+from flatminima.measures import margin
+from flatminima.statistic import Fixed
+from flatminima.statistics import Outputs, OutputSummary
+
+
+def _given(margins, losses=(0.5, 1.5)):
+    return Fixed({Outputs(): OutputSummary(torch.tensor(losses).double(), margins)})
+
+
+def test_reference_vector():
+    """k = ceil(eps n) without interpolation; 0.15 * 10 = 1.5 rounds up."""
+    inputs, expected = vector("margin_percentile")
+    margins = torch.tensor(inputs["margins"], dtype=torch.float64)
+    for fraction, gamma in zip(inputs["eps"], expected["gamma"], strict=True):
+        assert margin(_given(margins), fraction=fraction).value == gamma
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "k"), [(100, 0.07, 7), (20, 0.15, 3), (1, 0.05, 1), (10, 1.0, 10), (21, 0.05, 2)]
+)
+def test_rounding_errors_of_the_product_do_not_reach_k(n, fraction, k):
+    """0.07 * 100 is 7.000000000000001, whose ceiling is 8."""
+    found = margin(_given(torch.arange(1.0, n + 1).double()), fraction=fraction)
+    assert (found.value, found.details["k"]) == (float(k), k)
+
+
+def test_the_sign_is_kept_and_mistakes_are_counted():
+    found = margin(_given(torch.tensor([-2.0, 0.0, 1.0, 3.0]).double()), fraction=0.25)
+    assert found.value == -2.0
+    assert found.direction == "higher"
+    assert found.details == {"n": 4, "k": 1, "train_error": 0.5, "train_loss": 1.0}
+    assert found.stderr is None
+
+
+def test_a_networks_margins_one_sample_at_a_time():
+    model = mlp(5, 7, 4)
+    x, y = blobs(23, 5, 4)
+    with torch.no_grad():
+        scores = model(x).tolist()
+    margins = sorted(
+        s[label] - max(v for j, v in enumerate(s) if j != label) for s, label in zip(scores, y.tolist(), strict=True)
+    )
+    for fraction in (0.05, 0.3):
+        found = margin(Minimum(model, (x, y), batch_size=5), fraction=fraction)
+        assert found.value == pytest.approx(margins[math.ceil(fraction * 23) - 1], rel=1e-12)
+
+
+def test_regression_has_no_margin():
+    assert margin(_given(None)).undefined == "targets are not classes: there is no margin"
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, math.nan])
+def test_a_fraction_outside_its_range_is_refused(fraction):
+    with pytest.raises(UsageError, match=r"got fraction=.*must lie in \(0, 1\]"):
+        margin(_given(torch.ones(3)), fraction=fraction)

@@ -1,0 +1,134 @@
+"""The public surface is a list: sorted, importable, typed, and light until it is used."""
+
+import doctest
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flatminima
+from flatminima import catalog, measures
+
+PACKAGE = Path(flatminima.__file__).parent
+HEAVY = ("torch", "numpy", "scipy", "pandas", "matplotlib", "sklearn", "rich")
+
+
+def _in_a_fresh_python(code):
+    """What `code` prints as JSON."""
+    path = os.pathsep.join([str(PACKAGE.parent), *sys.path])
+    command = [sys.executable, "-c", f"import json\n{code}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=True, timeout=120
+    )
+    return json.loads(done.stdout)
+
+
+def test_the_names_are_sorted_and_importable():
+    assert flatminima.__all__ == sorted(flatminima.__all__)
+    for name in flatminima.__all__:
+        assert getattr(flatminima, name) is not None
+    assert set(flatminima.__all__) <= set(dir(flatminima))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        flatminima.nothing  # noqa: B018
+
+
+def test_the_contract_is_part_of_the_surface():
+    assert {"Estimate", "MeasureTable", "Minimum", "bounds", "measure", "measures", "plan"} <= set(flatminima.__all__)
+    assert list(inspect.signature(flatminima.Minimum).parameters) == [
+        "model", "data", "loss", "batch_size", "device", "seed",
+    ]  # fmt: skip
+    for function in (flatminima.measure, flatminima.plan):
+        assert list(inspect.signature(function).parameters) == ["minimum", "measures"]
+
+
+@pytest.mark.parametrize("module", ["flatminima", "flatminima.catalog", "flatminima.errors", "flatminima.estimate"])
+def test_importing_it_imports_no_torch(module):
+    found = _in_a_fresh_python(f"import sys, {module}\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))")
+    assert found == []
+
+
+def test_public_names_are_not_shadowed_by_modules():
+    """`measures.margin` was the function once, and the module of that name from the second time on."""
+    found = _in_a_fresh_python(
+        "import flatminima\n"
+        "from flatminima import measures\n"
+        "for name in measures.__all__ * 2: getattr(measures, name)\n"
+        "import flatminima.rounds, flatminima.measures.margin, flatminima.measures.pacgen\n"
+        "wrong = [n for n in measures.__all__ if not callable(getattr(measures, n))]\n"
+        "wrong += [n for n in ('measure', 'plan') if not callable(getattr(flatminima, n))]\n"
+        "print(json.dumps(wrong))"
+    )
+    assert found == []
+
+
+def test_no_module_takes_a_lazy_functions_name():
+    """The package's own names are lazy: a module `measure.py` would replace the function on import."""
+    modules = {module.name for module in pkgutil.iter_modules([str(PACKAGE)])}
+    functions = {n for n in flatminima.__all__ if not inspect.ismodule(getattr(flatminima, n))}
+    assert not modules & (functions | {"certify", "rank"} if "certify" in functions else functions)
+
+
+def test_every_measure_of_the_catalogue_exists_and_every_measure_is_in_it():
+    found = {}
+    for module in pkgutil.iter_modules(measures.__path__):
+        if module.name.startswith("_"):
+            continue
+        loaded = importlib.import_module(f"flatminima.measures.{module.name}")
+        for name, value in vars(loaded).items():
+            if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == loaded.__name__:
+                found[name] = module.name
+    assert found == {name: entry.module for name, entry in catalog.MEASURES.items()}
+    for name, entry in catalog.MEASURES.items():
+        assert entry.name == name
+        assert entry.load() is getattr(measures, name)
+
+
+def test_the_catalogue_is_sorted_and_says_something_of_each():
+    assert list(catalog.MEASURES) == sorted(catalog.MEASURES) == measures.__all__
+    for entry in catalog.MEASURES.values():
+        for text in (entry.summary, entry.paper, entry.equation, entry.needs):
+            assert text.strip() == text != ""
+        assert len(entry.summary) <= 80
+        assert entry.direction in ("lower", "higher")
+
+
+def test_the_contracts_first_measures_are_there():
+    assert set(catalog.MEASURES) >= {
+        "expected_sharpness", "fisher_frobenius", "fisher_logdet", "fisher_spectral_radius", "fisher_trace",
+        "frobenius_norm", "margin", "pacgen", "parameter_count", "path_norm", "robustness", "spectral_norm",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("package", ["bounds", "measures", "statistics", "data", "models", "training"])
+def test_packages_list_their_names_sorted_and_keep_them(package):
+    module = importlib.import_module(f"flatminima.{package}")
+    names = module.__all__
+    assert names == sorted(names, key=lambda n: (n, n.lower())) or names == sorted(names, key=str.lower)
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert getattr(module, name) is not None
+
+
+EXAMPLES = [p for p in sorted(PACKAGE.rglob("*.py")) if ">>> " in p.read_text() and "bounds" not in p.parts]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_examples_in_docstrings_are_true(path):
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_the_package_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_version_is_one():
+    assert flatminima.__version__.count(".") == 2
