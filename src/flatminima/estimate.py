@@ -123,6 +123,11 @@ class Estimate:
             "details": _plain(self.details),
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
+        """The estimate that `to_dict` wrote."""
+        return cls(**values)
+
 
 def _plain(value: Any) -> Any:
     """Any detail as JSON's types."""

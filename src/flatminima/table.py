@@ -86,6 +86,22 @@ class MeasureTable(Mapping[str, Estimate]):
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> MeasureTable:
+        """The table that `to_dict` wrote.
+
+        Raises:
+            UsageError: another schema, or a document that is not a table.
+        """
+        if document.get("schema") != SCHEMA:
+            raise UsageError(f"got schema {document.get('schema')!r}; this version reads {SCHEMA}: measure again")
+        try:
+            fields = {k: v for k, v in document.items() if k not in ("schema", "measures", "notes")}
+            estimates = {name: Estimate.from_dict(e) for name, e in document["measures"].items()}
+            return cls(estimates, notes=tuple(document["notes"]), **fields)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UsageError(f"not a table of measures ({error!r}); measure again") from None
+
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """JSON text; with `path` also written there, whole or not at all.
 

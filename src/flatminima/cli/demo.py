@@ -1,0 +1,121 @@
+"""`flatminima demo`: from nothing to a ranked table, a certificate and a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flatminima.cli.terminal import WIDTH, bars, out, say
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the report and the results.")] = Path("flatminima-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Four networks, fewer samples: a smoke test.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not reuse what an earlier run left.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Train networks on digits, measure them, rank the measures, certify the best one."""
+    from flatminima.demo import run_demo
+    from flatminima.report import write_report
+
+    say("training and measuring a population of networks on scikit-learn's digits")
+    with bars():
+        results = run_demo(output, seed=seed, quick=quick, fresh=fresh)
+    page = output / "report.html"
+    write_report(results, page)
+    if as_json:
+        typer.echo(json.dumps(results, allow_nan=False))
+    else:
+        _show(results)
+    say(f"\nReport:  {page}\nResults: {output / 'results.json'}  ({results['seconds']:.0f} s)")
+    say("Next:    flatminima measure --help")
+
+
+def _show(results: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    console = out()
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Networks (errors in %)", title_justify="left")
+    for name in ("network", "train loss", "train", "test", "gap"):
+        grid.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
+    for n in results["networks"]:
+        mark = " *" if n["name"] == results["best"] else ""
+        row = [f"{n['train_loss']:.4f}", *(f"{100 * n[k]:.1f}" for k in ("train_error", "test_error", "gap"))]
+        grid.add_row(n["name"] + mark, *row)
+    console.print(grid)
+    for names in _columns(results):
+        console.print(_measures(results, names))
+    console.print(_ranking(results["ranking"]))
+    c = results["certificate"]
+    console.print("Certificate of the best network (*)" if c["is_certificate"] else "Score, not a certificate")
+    confidence = 1 - c["delta"] - c["delta_mc"]
+    for line in (
+        f"  With probability {confidence:.3f} over the samples, the network that draws its weights",
+        f"  from N(w, {c['sigma']:g}^2) at each prediction errs on at most {100 * c['risk_bound']:.1f}% of new digits.",
+        f"  It errs on {100 * c['gibbs_test_error']:.1f}% of the test set, "
+        f"{100 * c['empirical_risk']:.1f}% of the bound's {c['n']} samples.",
+        f"  KL {c['kl']:.1f} nats; {c['draws']} draws of the weights; union over {c['candidates']} priors;",
+        f"  prior: {c['prior']}.",
+        f"  Hold-out bound, same samples: {100 * c['holdout_bound']:.1f}% ({c['holdout_network']}).",
+    ):
+        console.print(line)
+
+
+def _columns(results: dict[str, Any]) -> list[list[str]]:
+    """Measures in groups, each a table of networks by measures that fits 80 columns."""
+    left = max(len(n["name"]) for n in results["networks"]) + 3
+    groups: list[list[str]] = []
+    room = 0
+    for name, c in results["ranking"].items():
+        if c["tau"] is None:
+            continue
+        width = 2 + max(len(name), *(len(_cell(n, name)) for n in results["networks"]))
+        if width > room:
+            groups.append([])
+            room = WIDTH - left
+        groups[-1].append(name)
+        room -= width
+    return groups
+
+
+def _cell(network: dict[str, Any], name: str) -> str:
+    e = network["measures"]["measures"][name]
+    if e["value"] is None:
+        return "undefined"
+    return f"{e['value']:.4g}" + ("" if e["stderr"] is None else f" +- {e['stderr']:.1g}")
+
+
+def _measures(results: dict[str, Any], names: list[str]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("network", no_wrap=True)
+    for name in names:
+        grid.add_column(name, justify="right", no_wrap=True)
+    for network in results["networks"]:
+        grid.add_row(network["name"], *(_cell(network, name) for name in names))
+    return grid
+
+
+def _ranking(ranking: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = "Kendall's tau with the generalization gap, 95% interval"
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for name in ("measure", "tau", "interval", "networks", "agrees"):
+        grid.add_column(name, justify="left" if name in ("measure", "agrees") else "right", no_wrap=name != "agrees")
+    for name, c in ranking.items():
+        if c["tau"] is None:
+            grid.add_row(name, "-", "-", str(c["networks"]), escape(c["undefined"]))
+            continue
+        sure = "yes" if c["low"] > 0 else "no" if c["high"] < 0 else "undecided"
+        grid.add_row(name, f"{c['tau']:+.2f}", f"{c['low']:+.2f} to {c['high']:+.2f}", str(c["networks"]), sure)
+    return grid
