@@ -21,12 +21,12 @@ LAYERS = [
     ("statistics",),
     ("measures", "optim", "rounds"),  # never each other
     ("report", "ranking", "certification", "training"),  # never each other
-    ("studies", "integrations"),
+    ("studies", "integrations", "demo"),
     ("cli",),
 ]
 ROW = {name: i for i, row in enumerate(LAYERS) for name in row}
 ALONE = {"bounds", "models", "data"}  # import errors and themselves, nothing else of ours
-USES_ALONE = {"ranking", "certification", "training", "report", "studies", "integrations", "cli"}
+USES_ALONE = {"ranking", "certification", "training", "report", "studies", "integrations", "demo", "cli"}
 # the package's lazy front door may name everything
 FRONT = "__init__"
 HEAVY = {"torch", "pandas", "matplotlib", "sklearn", "datasets", "transformers"}

@@ -8,20 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Estimate", "MeasureTable", "Minimum", "bounds", "measure", "measures", "plan"]
+__all__ = [
+    "Certificate",
+    "Estimate",
+    "MeasureTable",
+    "Minimum",
+    "RankTable",
+    "bounds",
+    "measure",
+    "measures",
+    "plan",
+    "rank",
+]
 
 _HOME = {
+    "Certificate": "certification",
     "Estimate": "estimate",
     "MeasureTable": "table",
     "Minimum": "minimum",
+    "RankTable": "ranking",
     "measure": "rounds",
     "plan": "rounds",
+    "rank": "ranking",
 }
 
 if TYPE_CHECKING:
     from flatminima import bounds, measures
+    from flatminima.certification import Certificate
     from flatminima.estimate import Estimate
     from flatminima.minimum import Minimum
+    from flatminima.ranking import RankTable, rank
     from flatminima.rounds import measure, plan
     from flatminima.table import MeasureTable
 

@@ -103,7 +103,7 @@ class Batch:
     def _by_layers(self, leaves_in: list[Tensor]) -> Backward:
         """One graph to the layers' outputs; a backward pass hands out each layer's gradients of all samples."""
         minimum = self.minimum
-        tape = Tape(minimum.units, len(self), minimum.keeps_copies)
+        tape = Tape(minimum.units, len(self), minimum.copies)
         with tape.recording():
             output = minimum.forward(self.inputs)
         self._receive(output)

@@ -28,6 +28,7 @@ from flatminima.layer_rules import (
 )
 from flatminima.parameters import Parameters
 
+COPIES = 2  # the most that a tape copies
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -156,12 +157,12 @@ class Tape:
     Args:
         units: from `units_of`.
         size: samples in the batch, the first dimension of every layer's output. The caller has frozen all parameters.
-        keep_copies: clone layer inputs (for models that write into them afterwards).
+        copies: for models that write in place: 1 clones the outputs of first layers, 2 (`COPIES`) also layer inputs.
     """
 
-    def __init__(self, units: list[Unit], size: int, keep_copies: bool = False) -> None:
+    def __init__(self, units: list[Unit], size: int, copies: int = 0) -> None:
         self.units, self.size = units, size
-        self.keep_copies = keep_copies
+        self.copies = copies
         self.leaves: list[Tensor] = []
         self.calls: dict[int, int] = {}
         self._listener: Callable[[LayerGradient], None] | None = None
@@ -191,11 +192,11 @@ class Tape:
                 if not tensors or any(len(t) != len(output) for t in tensors if t.dim()):
                     raise NoLayerRule(f"{unit.name} has inputs without the batch in front")
             self.calls[index] = self.calls.get(index, 0) + 1
-            source = _inputs(unit, args, kwargs, self.keep_copies)
+            source = _inputs(unit, args, kwargs, self.copies == COPIES)
             versions = [t._version for t in _flat(source)]
             if not output.requires_grad:
                 self.leaves.append(output.requires_grad_())
-                if self.keep_copies:
+                if self.copies:
                     output = output.clone()  # the next layer may write into it, which a leaf forbids
 
             def receive(e: Tensor) -> None:

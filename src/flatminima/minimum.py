@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flatminima.batch import Batch, frozen, logits
 from flatminima.errors import DataError, FlatMinimaError, ModelError, StaleMinimum, Undefined, UsageError
 from flatminima.guard import differentiable, fingerprint, random_marks, same_randomness, untouched
-from flatminima.layers import LayerGradient, Tape, Unit, units_of
+from flatminima.layers import COPIES, LayerGradient, Tape, Unit, units_of
 from flatminima.losses import Loss
 from flatminima.parameters import Parameters, unwrap
 from flatminima.perturbation import Perturbation
@@ -201,12 +201,12 @@ class Minimum:
         return self._audit[0]
 
     @property
-    def keeps_copies(self) -> bool:
-        """Whether layer inputs have to be copied because the model writes into them."""
+    def copies(self) -> int:
+        """What the tape has to copy because the model writes in place (see `Tape`)."""
         return self._audit[1]
 
     @cached_property
-    def _audit(self) -> tuple[bool, bool]:
+    def _audit(self) -> tuple[bool, int]:
         """Compare the tape with autograd once: the Gram matrix of a few samples, each with its own backward pass."""
         indices = torch.linspace(0, len(self.samples) - 1, min(_AUDIT_SAMPLES, len(self.samples))).long()
         with self.open():
@@ -217,9 +217,12 @@ class Minimum:
             if not output.requires_grad:
                 raise Undefined("the network's output does not depend on a trainable parameter")
             seed, _ = self.loss.seed(output.detach(), batch.targets)
-            truth = _gram(output, seed, self.parameters)
+            try:
+                truth = _gram(output, seed, self.parameters)
+            except RuntimeError as error:
+                raise Undefined(f"the network's own backward pass fails: {str(error).splitlines()[0]}") from error
             tolerance = _AUDIT_TOLERANCE.get(output.dtype, _AUDIT_DEFAULT)
-            for copies in (False, True):
+            for copies in range(COPIES + 1):
                 found = torch.zeros_like(truth)
 
                 def hear(layer: LayerGradient, found: Tensor = found) -> None:
@@ -235,7 +238,7 @@ class Minimum:
                     continue
                 if float((found - truth).abs().max()) <= tolerance * float(truth.abs().max()):
                     return True, copies
-        return False, False
+        return False, 0
 
     def _probe(self) -> int:
         """One small forward pass, more than once: shapes, labels, finiteness, determinism, independence of samples."""

@@ -235,7 +235,8 @@ def _concatenate(parts: list[Inputs]) -> Inputs:
 
 def content_hashes(inputs: Inputs, targets: Tensor) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """One 64-bit hash a sample, of the bytes of its inputs and target."""
-    rows = [_bytes(t) for t in [*leaves(inputs), targets]]
+    whole = not targets.is_floating_point() and targets.dtype != torch.bool  # labels may come as any integer
+    rows = [_bytes(t) for t in [*leaves(inputs), targets.long() if whole else targets]]
     hashes = [hash_bytes(*(r[i].data for r in rows)) for i in range(len(targets))]
     return np.array(hashes, dtype=np.uint64)
 

@@ -140,7 +140,8 @@ def render(table: MeasureTable, console: Any) -> None:
     from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("measure", overflow="fold", max_width=_NAME)
+    widest = min(_NAME, max(map(len, table), default=0))
+    grid.add_column("measure", overflow="fold", min_width=widest, max_width=_NAME)
     grid.add_column("value", justify="right", no_wrap=True)
     grid.add_column("+- stderr", justify="right", no_wrap=True)
     grid.add_column("better", no_wrap=True)

@@ -105,7 +105,7 @@ def certify_gaussian(
         candidates=union.candidates,
         evaluations=union.evaluations,
         holdout_bound=holdout,
-        holdout_network="the prior's mean network, deterministic",
+        holdout_network="prior's mean network",
         prior=prior_text,
         assumptions=_assumptions(n, shared, prior_data, union),
     )

@@ -62,7 +62,7 @@ _IDENTITY = frozenset(  # in eval mode; of leaky ReLU the larger slope counts
     ["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "leaky_relu", "leaky_relu_"]
 )
 _ADDS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
-_CLAMPS = frozenset(["clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"])
+_CLAMPS = frozenset(["clamp", "clamp_", "clamp_min", "clamp_min_", "_threshold", "threshold", "threshold_"])
 _ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 _INSPECT = frozenset(
     [

@@ -63,7 +63,7 @@ class _Graph:
 
 
 def _refuse_wrong_kernels(gradient: Tensor) -> None:
-    """torch's fused weight norm takes the norm as constant in its second derivative (gradgradcheck fails, torch 2.13)."""
+    """torch's weight norm takes the norm as constant in its second derivative (gradgradcheck fails, torch 2.13)."""
     seen: set[Any] = set()
     nodes = [gradient.grad_fn]
     while nodes:

@@ -1,0 +1,165 @@
+"""The report: one file, nothing loaded, names escaped, renders in a browser without a complaint."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flatminima.demo import run_demo
+from flatminima.errors import UsageError
+from flatminima.report import write_measures, write_report
+from flatminima.report.page import demo_verdict, measure_verdict
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_demo(tmp_path_factory.mktemp("demo"), quick=True)
+
+
+class Page(HTMLParser):
+    """Collects tags and what they would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
+                self.loads.append(f"{tag} {value}")
+
+
+def test_the_page_is_self_contained(results: dict[str, Any], tmp_path: Path) -> None:
+    write_report(results, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.loads == []
+    assert "script" not in page.tags
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert page.tags.count("svg") == 4
+    assert len(text) < 1_500_000
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_every_figure_has_a_name_and_axes_have_labels(results: dict[str, Any], tmp_path: Path) -> None:
+    write_report(results, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{10,}"', text)) == 4
+    for label in ("generalization gap (%)", "0-1 error (%)", "pacGen (nats)", "95% bootstrap interval"):
+        assert label in text
+
+
+def test_hostile_names_are_text(results: dict[str, Any], tmp_path: Path) -> None:
+    """A layer or network can be called <script>; it must stay a name, in tables and in figures."""
+    bad = "<script>alert(1)</script>"
+    document = copy.deepcopy(results)
+    network = document["networks"][0]
+    network["name"] = document["best"] = bad
+    network["measures"]["measures"]["pacgen"]["details"]["layers"] = {bad: 1.0, "b & <i>": 2.0}
+    document["certificate"]["prior"] = bad
+    write_report(document, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert "i" not in page.tags
+
+
+def test_the_page_of_one_network(results: dict[str, Any], tmp_path: Path) -> None:
+    document = copy.deepcopy(results["networks"][0]["measures"])
+    write_measures(document | {"command": {"model": "<b>:net", "checkpoint": None}}, tmp_path / "one.html")
+    text = (tmp_path / "one.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.loads == []
+    assert "b" not in page.tags
+    assert all(name in text for name in document["measures"])
+    for name, e in document["measures"].items():
+        if e["undefined"]:
+            assert e["undefined"].split(":")[0][:20] in text, name
+
+
+def test_an_undefined_certificate_bound_does_not_break_the_page(results: dict[str, Any], tmp_path: Path) -> None:
+    document = copy.deepcopy(results)
+    document["certificate"]["is_certificate"] = False
+    document["certificate"]["assumptions"][0]["holds"] = False
+    write_report(document, tmp_path / "report.html")
+    assert "Score, not a certificate" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_verdict_says_what_the_numbers_say(results: dict[str, Any]) -> None:
+    document = copy.deepcopy(results)
+    for c in document["ranking"].values():
+        if c["tau"] is not None:
+            c.update(tau=0.0, low=-0.5, high=0.5, networks=len(document["networks"]))
+    assert "No measure orders these networks" in demo_verdict(document)[0]
+    document["ranking"]["pacgen"].update(tau=0.9, low=0.5, high=1.0)
+    assert demo_verdict(document)[0].startswith("pacgen orders all 4 networks best")
+    document["ranking"]["fisher_trace"].update(tau=-0.9, low=-1.0, high=-0.5)
+    assert any("Decided against: fisher_trace" in s for s in demo_verdict(document))
+    document["ranking"]["pacgen"]["networks"] = 3
+    assert any("only on the networks where they are defined: pacgen" in s for s in demo_verdict(document))
+    bound = document["certificate"]["risk_bound"]
+    assert f"at most {100 * bound:.1f}%" in demo_verdict(document)[-1]
+
+
+def test_an_unfitted_network_is_said_to_be(results: dict[str, Any]) -> None:
+    document = copy.deepcopy(results["networks"][0]["measures"])
+    document["measures"]["margin"]["value"] = -1.0
+    assert any("labels are not fitted" in s for s in measure_verdict(document))
+
+
+def test_a_folder_that_is_not_there_is_refused_and_nothing_is_left(results: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write"):
+        write_report(results, tmp_path / "absent" / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to render the page")
+def test_chromium_renders_it_without_a_complaint_or_a_request(results: dict[str, Any], tmp_path: Path) -> None:
+    """Console messages go to the log; a page that loads anything from elsewhere would be refused by its own policy."""
+    write_report(results, tmp_path / "report.html")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--window-size=390,4000",
+    ]
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            *flags,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            f"file://{tmp_path}/report.html",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert done.stdout.count("<svg") == 4
+
+
+def test_results_are_strict_json(results: dict[str, Any]) -> None:
+    json.dumps(results, allow_nan=False)

@@ -1,0 +1,326 @@
+"""What every statistic promises, on every network: merged parts equal the whole, and neither the size of the batches
+nor the order of the data nor the dtype decides, and the model is as before.
+
+A new statistic joins by one line in `STATISTICS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import BY_NAME, CASES, Case, N, cast
+from flatminima import Minimum
+from flatminima.batch import Batch
+from flatminima.errors import Undefined
+from flatminima.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform
+from flatminima.statistic import Fold, Statistic
+from flatminima.statistics import (
+    At,
+    BatchGradientSquares,
+    FisherDiagonal,
+    GaussNewtonDiagonal,
+    Gram,
+    HessianDiagonal,
+    HessianProbes,
+    InFloat64,
+    InputJacobian,
+    Outputs,
+    ParameterCount,
+    PerturbedLoss,
+    Weights,
+)
+from flatminima.sweep import _update
+from mutation import Untouched
+
+FOLDS: list[Fold[Any, Any]] = [
+    Outputs(),
+    Gram(3),
+    Gram(2, trials=2, seed=4),
+    FisherDiagonal(),
+    FisherDiagonal(samples=4, seed=1),
+    GaussNewtonDiagonal(),
+    GaussNewtonDiagonal(samples=5),
+    InputJacobian(),
+    InputJacobian(4, seed=2),
+    HessianProbes(2),
+    HessianProbes(2, samples=4, seed=3),
+    HessianDiagonal(),
+    BatchGradientSquares(2),
+]
+STATISTICS: list[Statistic[Any]] = [
+    *FOLDS,
+    Weights(),
+    ParameterCount(),
+    PerturbedLoss(Uniform(Relative(0.05)), draws=3, samples=4),
+    PerturbedLoss(TruncatedGaussian(Relative(0.05)), draws=2, samples=100, antithetic=True, seed=7),
+    At(FisherDiagonal(samples=5), Gaussian(Relative(0.05))),
+    InFloat64(Gram(3)),
+]
+QUICK = [s for s in STATISTICS if not isinstance(s, HessianDiagonal)]  # a product a parameter, same code as probes
+SOME = [
+    BY_NAME[name]
+    for name in (
+        "mlp",
+        "batch_norm2d",
+        "sequences, gradients formed",
+        "tied embedding and head",
+        "raw parameters",
+        "multi-head attention",
+        "a layer's input written in place",
+        "the data written in place",
+        "dict inputs, output with logits",
+        "mse",
+        "causal_lm",
+        "a module in two places",
+    )
+]
+
+each_statistic = pytest.mark.parametrize("statistic", STATISTICS, ids=repr)
+each_fold = pytest.mark.parametrize("fold", FOLDS, ids=repr)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every number of a statistic's value."""
+    if isinstance(value, Tensor):
+        yield value.double()
+    elif isinstance(value, int | float):
+        yield torch.tensor(float(value)).double()
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors(getattr(value, field.name))
+    elif isinstance(value, Undefined):
+        yield torch.zeros(0, dtype=torch.float64)
+
+
+def assert_alike(one: Any, two: Any, rounding: float = 1e-10) -> None:
+    assert type(one) is type(two), (one, two)
+    for a, b in zip(tensors(one), tensors(two), strict=True):
+        assert a.shape == b.shape
+        if a.numel():
+            assert float((a - b).abs().max()) <= rounding * max(float(a.abs().max()), 1e-3)
+
+
+def value(minimum: Minimum, statistic: Statistic[Any]) -> Any:
+    """The value, or the Undefined itself."""
+    try:
+        return minimum[statistic]
+    except Undefined as reason:
+        return reason
+
+
+def minimum_of(case: Case, *, batch_size: int = 3, order: Tensor | None = None, dtype: Any = torch.float64) -> Minimum:
+    model, (inputs, targets) = case.make(dtype)
+    if order is not None:
+        inputs, targets = _shuffled(inputs, order), targets[order]
+    return Minimum(model, (inputs, targets), case.loss, batch_size=batch_size)
+
+
+def _shuffled(inputs: Any, order: Tensor) -> Any:
+    if isinstance(inputs, dict):
+        return {k: v[order] for k, v in inputs.items()}
+    return tuple(v[order] for v in inputs) if isinstance(inputs, tuple) else inputs[order]
+
+
+def merged(minimum: Minimum, fold: Fold[Any, Any], parts: list[list[Tensor]]) -> Any:
+    """The fold over each part (lists of positions) on its own, merged."""
+    order = torch.arange(N) if fold.order_seed is None else minimum.samples.order(fold.order_seed)
+    states = []
+    with minimum.open():
+        for part in parts:
+            state = {fold: fold.init(minimum)}
+            for positions in part:
+                batch = Batch(minimum, order[positions], int(positions[0]))
+                assert not _update(batch, [fold], state)
+            states.append(state[fold])
+    total = states[0]
+    for state in states[1:]:
+        total = fold.merge(total, state)
+    return fold.finish(total)
+
+
+@each_fold
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_parts_merged_equal_the_whole(fold: Fold[Any, Any], case: Case) -> None:
+    """Three ranks, of which one has nothing: a mean of means, or a state that forgets, shows here."""
+    minimum = minimum_of(case)
+    whole = value(minimum, fold)
+    if isinstance(whole, Undefined):
+        pytest.skip(whole.reason)
+    limit, step = fold.limit(minimum), fold.multiple
+    runs = list(torch.arange(limit).split(step))
+    parts = [runs[1::2], [], runs[::2]]
+    assert_alike(merged(minimum, fold, parts), whole)
+
+
+def _compare(found: Minimum, expected: Minimum, rounding: float = 1e-10, back: Tensor | None = None) -> None:
+    """Every statistic of one against the other; `back` undoes the order of the data, in which Outputs are given."""
+    for statistic in QUICK:
+        one = value(found, statistic)
+        if back is not None and isinstance(statistic, Outputs):
+            margins = None if one.margins is None else one.margins[back]
+            one = dataclasses.replace(one, losses=one.losses[back], margins=margins)
+        assert_alike(one, value(expected, statistic), rounding)
+
+
+def _computed(minimum: Minimum) -> Minimum:
+    minimum.compute(QUICK)
+    return minimum
+
+
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_company_does_not_matter(case: Case) -> None:
+    """Alone, or in one sweep with everything else: sharing may change the cost, never a result."""
+    together = _computed(minimum_of(case))
+    for statistic in STATISTICS:
+        assert_alike(value(minimum_of(case), statistic), value(together, statistic))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_the_size_of_the_batches_does_not_matter(case: Case, batch_size: int) -> None:
+    _compare(_computed(minimum_of(case, batch_size=batch_size)), _computed(minimum_of(case)))
+
+
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_the_order_of_the_data_does_not_matter(case: Case) -> None:
+    """Subsets are drawn by the samples' contents."""
+    order = torch.tensor([3, 6, 0, 5, 1, 4, 2])
+    _compare(_computed(minimum_of(case, order=order)), _computed(minimum_of(case)), back=order.argsort())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_float32_is_close_to_float64(case: Case) -> None:
+    """Kernels differ by dtype (fused attention and LSTM, layer rules): none may fail or drift in float32."""
+    double, single = _computed(minimum_of(case)), _computed(minimum_of(case, dtype=torch.float32))
+    assert single.follows_layers == double.follows_layers
+    for statistic in QUICK:
+        if isinstance(statistic, PerturbedLoss):
+            continue  # a difference of two losses: rounding of 1e-7 is not small against it
+        assert_alike(value(single, statistic), value(double, statistic), 2e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_model_is_untouched(case: Case, untouched: Untouched) -> None:
+    model, (inputs, targets) = case.make()
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.full_like(p, 0.5)
+    model.register_forward_hook(lambda *_: None)
+    copies = cast(inputs, torch.float64), targets.clone()
+    kept = [t.clone() for t in _leaves(copies)]
+    with untouched(model):
+        minimum = _computed(Minimum(model, copies, case.loss, batch_size=3))
+    assert all(torch.equal(a, b) for a, b in zip(kept, _leaves(copies), strict=True))
+    minimum.compute([Gram(2, seed=9)])  # and it does not take its own work for somebody else's
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for v in (value.values() if isinstance(value, dict) else value) for t in _leaves(v)]
+
+
+class _Fails(nn.Module):
+    """Raises at the given call, after it spoiled what it could."""
+
+    def __init__(self, inner: nn.Module, at: int) -> None:
+        super().__init__()
+        self.inner, self.at, self.calls = inner, at, 0
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += 1.0
+        self.inner[0].weight.data.mul_(1.0)
+        out: Tensor = self.inner(x)
+        if self.armed and self.calls >= self.at:
+            with torch.no_grad():
+                self.inner[0].weight.mul_(2.0)
+            self.seen = torch.ones(3)
+            self.train()
+            torch.rand(1)
+            raise KeyError("in the middle")
+        return out
+
+    armed = False
+
+
+@each_statistic
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_exception_in_forward_leaves_the_model_as_it_was(
+    statistic: Statistic[Any], at: int, untouched: Untouched
+) -> None:
+    """Weights, buffers (replaced ones too), counters, modes, hooks and random state come back; the error comes out."""
+    inner, data = BY_NAME["batch_norm2d"].make()
+    model = _Fails(inner, at).eval().double()
+    minimum = Minimum(model, data, batch_size=3)
+    _Fails.armed = True
+    try:
+        with untouched(model):
+            try:
+                minimum[statistic]
+            except KeyError as error:
+                assert "in the middle" in str(error)
+    finally:
+        _Fails.armed = False
+    assert_alike(value(minimum, statistic), value(Minimum(inner, data, batch_size=3), statistic))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Raises(Gram):
+    def hear(self, state: Any, layer: Any, batch: Batch) -> None:
+        raise KeyError("in hear")
+
+
+def test_an_exception_in_the_backward_pass_leaves_the_model_as_it_was(untouched: Untouched) -> None:
+    """Parameters are frozen and hooks installed at that moment."""
+    for name in ("batch_norm2d", "multi-head attention"):
+        model, data = BY_NAME[name].make()
+        minimum = Minimum(model, data)
+        with untouched(model), pytest.raises(KeyError, match="in hear"):
+            minimum[_Raises(3)]
+        assert minimum[Gram(3)].trials == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Withdraws(FisherDiagonal):
+    def hear(self, state: Any, layer: Any, batch: Batch) -> None:
+        if batch.start:
+            raise Undefined("not for the second batch")
+        super().hear(state, layer, batch)
+
+
+def test_one_undefined_fold_does_not_spoil_its_company() -> None:
+    minimum = minimum_of(BY_NAME["mlp"])
+    minimum.compute([_Withdraws(), FisherDiagonal(), Outputs()])
+    with pytest.raises(Undefined, match="second batch"):
+        minimum[_Withdraws()]
+    assert_alike(minimum[FisherDiagonal()], minimum_of(BY_NAME["mlp"])[FisherDiagonal()])
+
+
+def test_the_contract_sees_a_mean_of_batch_means() -> None:
+    """A fold that weighs batches alike passes none of the above."""
+
+    @dataclasses.dataclass(frozen=True)
+    class BatchMeans(Fold[Any, Any]):
+        def init(self, minimum: Minimum) -> Any:
+            return torch.zeros(2, dtype=torch.float64)
+
+        def update(self, state: Any, batch: Batch) -> Any:
+            return state + torch.stack([batch.losses.mean(), torch.ones((), dtype=torch.float64)])
+
+        def merge(self, left: Any, right: Any) -> Any:
+            return left + right
+
+        def finish(self, state: Any) -> Any:
+            return state[0] / state[1]
+
+    one = value(minimum_of(BY_NAME["mlp"], batch_size=3), BatchMeans())
+    with pytest.raises(AssertionError):
+        assert_alike(value(minimum_of(BY_NAME["mlp"], batch_size=2), BatchMeans()), one)

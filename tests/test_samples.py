@@ -1,0 +1,238 @@
+"""Data in every form: the same samples, the same order, or one line that says what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from cases import Net
+from flatminima import Minimum
+from flatminima.errors import DataError
+from flatminima.samples import Samples, as_samples
+from flatminima.statistics import Outputs
+
+N = 11
+X, Y = torch.randn(N, 3, generator=torch.Generator().manual_seed(0)), torch.arange(N) % 4
+PAIRS = TensorDataset(X, Y)
+
+
+class Stream(IterableDataset[Any]):
+    """Samples one by one; `passes` of them, or for ever again."""
+
+    def __init__(self, passes: int = 10**9, noise: float = 0.0) -> None:
+        self.passes, self.noise = passes, noise
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes -= 1
+        for x, y in zip(X, Y, strict=True) if self.passes >= 0 else ():
+            yield x + self.noise * torch.rand(1), y
+
+
+class Augmented(Dataset[Any]):
+    """Flips half of the time, as random horizontal flips do."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return (X[i].flip(0) if torch.rand(()) < 0.5 else X[i]), int(Y[i])
+
+
+class Dicts(Dataset[Any]):
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"x": X[i], "labels": int(Y[i])}
+
+
+def one_input(inputs: Any) -> Tensor:
+    return inputs["x"] if isinstance(inputs, dict) else inputs
+
+
+FORMS: dict[str, Callable[[], Any]] = {
+    "tensors": lambda: (X, Y),
+    "a list of two tensors": lambda: [X, Y],
+    "a dict": lambda: {"x": X, "label": Y},
+    "a list of samples": lambda: [(x, int(y)) for x, y in zip(X, Y, strict=True)],
+    "a dataset": lambda: PAIRS,
+    "a dataset of dicts": Dicts,
+    "a loader": lambda: DataLoader(PAIRS, batch_size=4),
+    "a loader of dicts": lambda: DataLoader(Dicts(), batch_size=4),
+    "a loader of a subset": lambda: DataLoader(Subset(PAIRS, range(N)), batch_size=4),
+    "a loader with a sampler": lambda: DataLoader(PAIRS, sampler=SequentialSampler(PAIRS), batch_size=4),
+    "a loader with a batch sampler": lambda: DataLoader(
+        PAIRS, batch_sampler=BatchSampler(SequentialSampler(PAIRS), 3, False)
+    ),
+    "a loader of whole batches": lambda: DataLoader([(X[:6], Y[:6]), (X[6:], Y[6:])], batch_size=None),
+    "a stream": Stream,
+    "a loader of a stream": lambda: DataLoader(Stream(), batch_size=3),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_samples(form: str) -> None:
+    samples = as_samples(FORMS[form]())
+    assert len(samples) == N
+    inputs, targets = samples.take(torch.tensor([7, 0]))
+    assert torch.equal(one_input(inputs), X[[7, 0]]) and torch.equal(targets, Y[[7, 0]])
+    reference = as_samples((X, Y))
+    assert torch.equal(samples.order(3), reference.order(3))
+    assert samples.fingerprint == reference.fingerprint
+
+
+def _doubled(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([2 * x for x, _ in rows]), torch.stack([y for _, y in rows])
+
+
+def test_a_loader_is_what_it_yields() -> None:
+    """Its batch sampler decides, with drop_last, repetitions and order."""
+    dropped = as_samples(DataLoader(PAIRS, batch_size=4, drop_last=True))
+    assert len(dropped) == 8
+    chosen = as_samples(DataLoader(PAIRS, batch_sampler=[[3, 1], [2]]))
+    assert torch.equal(chosen.take(torch.arange(3))[0], X[[3, 1, 2]])
+    collated = as_samples(DataLoader(PAIRS, batch_size=2, collate_fn=_doubled))
+    assert torch.equal(collated.take(torch.arange(2))[0], 2 * X[:2])
+
+
+def test_longer_tuples_end_with_the_target() -> None:
+    inputs, targets = as_samples(TensorDataset(X, 2 * X, Y)).take(torch.tensor([4]))
+    assert torch.equal(inputs[1], 2 * X[4:5]) and torch.equal(targets, Y[4:5])
+
+
+def test_the_order_of_the_data_does_not_show() -> None:
+    """Fingerprint and random orders are of the contents; float64 copies count as the same data."""
+    mixed = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    one, two = as_samples((X, Y)), as_samples((X[mixed].double(), Y[mixed]))
+    assert one.fingerprint == two.fingerprint
+    for seed in (0, 1, -3):
+        assert torch.equal(X[one.order(seed)], X[mixed][two.order(seed)])
+        assert sorted(one.order(seed).tolist()) == list(range(N))
+    assert not torch.equal(one.order(0), one.order(1))
+
+
+def test_fingerprints_differ_with_the_contents() -> None:
+    other, labels = X.clone(), Y.clone()
+    other[5, 1] += 1e-6
+    labels[2] += 1
+    prints = [as_samples(data).fingerprint for data in ((X, Y), (other, Y), (X, labels), (X[:-1], Y[:-1]))]
+    assert len(set(prints)) == 4
+
+
+def test_orders_are_random() -> None:
+    """Mean position of each sample over 400 seeds, within 4 standard errors of the middle."""
+    samples = as_samples((X, Y))
+    places = torch.stack([samples.order(seed).argsort() for seed in range(400)]).double()
+    assert float(((places.mean(0) - (N - 1) / 2) / (places.std(0) / 20)).abs().max()) < 4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_reading_does_not_move_the_random_state(form: str) -> None:
+    """A DataLoader draws a seed from torch's generator whenever it is iterated."""
+    data, model = FORMS[form](), Net(lambda s, x: s.a(x), a=nn.Linear(3, 4))
+    state = torch.get_rng_state()
+    minimum = Minimum(model, data)
+    assert len(minimum[Outputs()].losses) == N and minimum.samples.fingerprint
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+NAN = X.clone()
+NAN[6, 1] = torch.nan
+REFUSED: list[tuple[str, Callable[[], Any], str]] = [
+    ("no samples", lambda: (X[:0], Y[:0]), "no samples in data; a Minimum needs at least 1"),
+    ("empty dataset", lambda: TensorDataset(X[:0], Y[:0]), "no samples in data"),
+    ("empty loader", lambda: DataLoader(PAIRS, batch_size=64, drop_last=True), r"no samples in data.*drop_last"),
+    ("empty stream", lambda: Stream(0), "no samples in data"),
+    ("generator", lambda: ((x, y) for x, y in [(X, Y)]), "one-pass generator; statistics need several passes"),
+    ("iterator", lambda: iter(DataLoader(PAIRS)), "one-pass _SingleProcessDataLoaderIter"),
+    ("stream that runs out", lambda: Stream(1), "two passes over an IterableDataset differ"),
+    ("stream with noise", lambda: Stream(noise=0.1), "two passes over an IterableDataset differ"),
+    ("noisy loader", lambda: DataLoader(Stream(noise=0.1)), "two passes over a DataLoader without indices differ"),
+    ("shuffling loader", lambda: DataLoader(PAIRS, shuffle=True), "DataLoader that shuffles.*shuffle=False"),
+    ("random sampler", lambda: DataLoader(PAIRS, sampler=SubsetRandomSampler(range(9))), "that shuffles"),
+    ("weighted sampler", lambda: DataLoader(PAIRS, sampler=WeightedRandomSampler([1.0] * N, N)), "that shuffles"),
+    (
+        "batch sampler that shuffles",
+        lambda: DataLoader(PAIRS, batch_sampler=BatchSampler(RandomSampler(PAIRS), 2, False)),
+        "that shuffles",
+    ),
+    ("augmentation", Augmented, r"sample \d+ differs when read twice: the data is augmented"),
+    ("augmentation in a loader", lambda: DataLoader(Augmented(), batch_size=2), "differs when read twice"),
+    ("lengths", lambda: (X, Y[:-2]), r"different lengths \[9, 11\]; give one target a sample"),
+    ("lengths in a tuple", lambda: ((X, X[:5]), Y), r"different lengths \[5, 11\]"),
+    ("NaN", lambda: (NAN, Y), "sample 6 holds NaN or Inf in its input; clean or drop it"),
+    ("Inf in one number a sample", lambda: (torch.tensor([1.0, 2.0, torch.inf]), Y[:3]), "sample 2 holds NaN or Inf"),
+    ("NaN in a tuple", lambda: ((X, NAN), Y), "sample 6 holds NaN or Inf in its input"),
+    ("NaN in a dict", lambda: {"x": NAN, "labels": Y}, "sample 6 holds NaN or Inf in its input"),
+    ("NaN in a stream", lambda: DataLoader([(NAN, Y)], batch_size=None), "sample 6 holds NaN or Inf in its input"),
+    ("NaN in targets", lambda: (X, NAN[:, 1]), "sample 6 holds NaN or Inf in its target"),
+    ("a number for targets", lambda: (X, torch.tensor(3)), "without dimensions"),
+    ("arrays", lambda: (X.numpy(), Y.numpy()), "pair of ndarray and ndarray; expected tensors.*torch.as_tensor"),
+    ("labels in a list", lambda: (X, Y.tolist()), "pair of Tensor and list"),
+    ("a number", lambda: 3, r"data of type int; expected \(inputs, targets\), a Dataset or a DataLoader"),
+    ("a dict without labels", lambda: {"x": X, "y": Y}, r"keys \['x', 'y'\]; expected one of labels"),
+    ("samples without targets", lambda: TensorDataset(X), r"expected \(inputs, targets\)"),
+    ("words for labels", lambda: [(x, "cat") for x in X], "encode classes as integers"),
+    ("words for inputs", lambda: [("cat", 1), ("dog", 0)], "expected tensors"),
+    (
+        "ragged",
+        lambda: DataLoader([(X[:2], Y[:2]), (X[:2, :2], Y[:2])], batch_size=None),
+        "do not fit together",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), [pytest.param(d, m, id=name) for name, d, m in REFUSED])
+def test_refused_in_one_line(data: Callable[[], Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        as_samples(data())
+    assert "\n" not in str(caught.value)
+
+
+def test_augmentation_is_seen_every_time() -> None:
+    """A flip that happens half of the time: eight samples read four times miss it once in 16 million."""
+    for seed in range(200):
+        torch.manual_seed(seed)
+        with pytest.raises(DataError, match="augmented"):
+            as_samples(Augmented())
+
+
+class Late(Dataset[Any]):
+    """A NaN that shows when it is read, in a data set too large to look at in advance."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return NAN[i], Y[i]
+
+
+def test_a_nan_in_a_dataset_is_named_by_its_place() -> None:
+    minimum = Minimum(nn.Linear(3, 4), Late(), batch_size=4)
+    with pytest.raises(DataError, match="sample 6 holds NaN or Inf in its input"):
+        minimum[Outputs()]
+
+
+def test_samples_are_samples() -> None:
+    samples = as_samples((X, Y))
+    assert isinstance(samples, Samples) and as_samples(samples) is samples
+    assert samples.hashes.dtype == np.uint64
