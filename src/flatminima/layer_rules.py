@@ -20,7 +20,7 @@ PerSample = dict[str, Tensor]  # parameter name within the layer -> (batch, *sha
 Rule = Callable[[Any, Tensor, Tensor], PerSample]
 
 _LANES = 16  # channels that vector units take at once; other block sizes are up to five times slower
-_BLOCK_BYTES = 8 << 20  # of per-sample gradients at a time: allocated anew without page faults, and near the cache
+_BLOCK_BYTES = 4 << 20  # of per-sample gradients at a time: allocated anew without page faults, and near the cache
 
 
 def linear(layer: nn.Linear, a: Tensor, e: Tensor) -> PerSample:

@@ -185,7 +185,8 @@ class Tape:
             unit = self.units[index]
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise NoLayerRule(f"{unit.name} returns {type(output).__name__}")
-            if output.dim() == 0 or len(output) != self.size:
+            spread = unit.rule is not None and output.dim() > 1 and len(output) == 1 < self.size
+            if not spread and (output.dim() == 0 or len(output) != self.size):
                 raise NoLayerRule(f"{unit.name} returns {tuple(output.shape)} for {self.size} samples")
             if unit.rule is None:
                 tensors = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor)]
@@ -196,8 +197,16 @@ class Tape:
             versions = [t._version for t in _flat(source)]
             if not output.requires_grad:
                 self.leaves.append(output.requires_grad_())
-                if self.copies:
+                if self.copies and not spread:
                     output = output.clone()  # the next layer may write into it, which a leaf forbids
+            if spread:  # made once for all samples (position embeddings): one row each, as broadcasting would
+                if len(source) != 1:
+                    raise NoLayerRule(f"{unit.name} returns one row for {len(source)} inputs")
+                source, output = (
+                    source.expand(self.size, *source.shape[1:]),
+                    output.expand(self.size, *output.shape[1:]),
+                )
+                output = output.clone() if self.copies else output
 
             def receive(e: Tensor) -> None:
                 if [t._version for t in _flat(source)] != versions:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from textwrap import fill
 from typing import Any
 
 from flatminima import catalog
@@ -63,14 +64,21 @@ class Plan:
     cost: Cost
 
     def __str__(self) -> str:
-        lines = [f"sweep {i + 1}: {', '.join(names)}" for i, names in enumerate(self.sweeps)]
-        lines += [f"on its own: {name}" for name in self.others]
+        lines: list[str] = []
+        for i, names in enumerate(self.sweeps):
+            lines += [f"sweep {i + 1}, one pass over the data:", *(_wrapped(name) for name in names)]
+        if self.others:
+            lines += ["on their own:", *(_wrapped(name) for name in self.others)]
         cost = self.cost
         lines.append(
             f"passes over the data: {cost.forward:.2f} forward, {cost.backward:.2f} backward; "
             f"{cost.memory / 2**20:.1f} MiB kept beside the model"
         )
         return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 80, initial_indent="  ", subsequent_indent="      ")
 
 
 def functions(measures: Iterable[str | MeasureFunction] | None) -> dict[str, MeasureFunction]:
