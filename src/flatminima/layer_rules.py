@@ -113,6 +113,17 @@ def embedding_rows(layer: nn.Embedding, a: Tensor, e: Tensor) -> Tensor:
     return _scatter(layer, a, place, e, len(tokens)).flatten(1)
 
 
+def weight_rows(rule: Rule, layer: Any, a: Tensor, e: Tensor, start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` of a linear layer's or an embedding's weight gradients, (batch, stop - start, dim)."""
+    batch = len(a)
+    if rule is linear:
+        a, e = a.reshape(batch, -1, a.shape[-1]), e[..., start:stop].reshape(batch, -1, stop - start)
+        return torch.bmm(e.transpose(1, 2), a)
+    inside = (a >= start) & (a < stop)
+    e = e.masked_fill(~inside.unsqueeze(-1), 0.0)
+    return _scatter(layer, a, (a - start).clamp(0, stop - start - 1), e, stop - start)
+
+
 def _scatter(layer: nn.Embedding, tokens: Tensor, place: Tensor, e: Tensor, rows: int) -> Tensor:
     batch, dim = len(tokens), e.shape[-1]
     e = e.reshape(batch, -1, dim)

@@ -25,10 +25,12 @@ from flatminima.layer_rules import (
     linear,
     rule_for,
     vmapped,
+    weight_rows,
 )
 from flatminima.parameters import Parameters
 
 COPIES = 2  # the most that a tape copies
+_ROW_BYTES = 64 << 20  # of per-sample gradients of a block of weight rows
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -46,49 +48,98 @@ class Unit:
     names: dict[str, str]  # name within the layer -> name in the model
 
 
+Use = tuple[Unit, Any, Tensor]  # a layer, its input, the gradient of its output
+
+
 @dataclass(eq=False)
 class LayerGradient:
-    """The per-sample gradients g_i of one layer's parameters, of one batch; formed only as far as needed."""
+    """The per-sample gradients g_i of one layer's parameters, of one batch; formed only as far as needed.
+
+    Several uses (tied embedding and head, a layer called twice) are summed before anything quadratic is made of them.
+    """
 
     name: str
-    unit: Unit | None = None
-    a: Any = None
-    e: Tensor | None = None
+    uses: list[Use] = field(default_factory=list)
     summed: dict[str, Tensor] = field(default_factory=dict)  # filled where they had to be formed
 
     def per_sample(self) -> dict[str, Tensor]:
         """Gradients by parameter name, (batch, *shape)."""
-        if not self.summed and self.unit is not None:
-            self.summed = _form(self.unit, self.a, self.e)
+        if not self.summed:
+            self.summed = _sum_forms(self.uses)
         return self.summed
 
     def gram(self, groups: int = 1) -> Tensor:
         """Inner products <g_i, g_j> within each of `groups` equal runs of the batch, (groups, n, n) float64."""
-        unit, e = self.unit, self.e
-        if not self.summed and unit is not None and e is not None:
+        if not self.summed and len(self.uses) == 1:
+            unit, a, e = self.uses[0]
             if unit.rule is linear:
-                products = _linear_gram(unit, self.a, e, groups)
+                products = _linear_gram(unit, a, e, groups)
                 if products is not None:
                     return products
             if unit.rule is convolution:
-                blocks = convolution_rows(unit.module, self.a, e, unit.names)  # type: ignore[arg-type]
+                blocks = convolution_rows(unit.module, a, e, unit.names)  # type: ignore[arg-type]
                 return _total(_products(rows, groups) for rows in blocks)
             if unit.rule is embedding:
-                return _products(embedding_rows(unit.module, self.a, e), groups)  # type: ignore[arg-type]
+                return _products(embedding_rows(unit.module, a, e), groups)  # type: ignore[arg-type]
+        if not self.summed and _rowwise(self.uses):
+            return _total(_products(rows.flatten(1), groups) for _, rows in _row_blocks(self.uses))
         return _total(_products(g.flatten(1), groups) for g in self.per_sample().values())
 
     def squares(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_i weights_i g_i^2 by parameter name, shaped like the parameter, float64."""
-        unit, a, e = self.unit, self.a, self.e
         top = weights.max().clamp_min(torch.finfo(torch.float64).tiny)  # weights may all be far below float32's range
         relative = weights / top
-        if not self.summed and unit is not None and e is not None and unit.rule is linear and a.dim() == 2:
+
+        def weighted(g: Tensor) -> Tensor:
+            squares: Tensor = torch.tensordot(relative.to(g.dtype), g.square(), 1)
+            return squares.double() * top
+
+        if not self.summed and len(self.uses) == 1 and self.uses[0][0].rule is linear and self.uses[0][1].dim() == 2:
+            unit, a, e = self.uses[0]
             scaled = e.square() * relative.to(e.dtype).unsqueeze(1)
             out = {"weight": scaled.T @ a.square(), "bias": scaled.sum(0)}
             return {unit.names[k]: v.double() * top for k, v in out.items() if k in unit.names}
-        return {
-            k: torch.tensordot(relative.to(g.dtype), g.square(), 1).double() * top for k, g in self.per_sample().items()
-        }
+        if not self.summed and _rowwise(self.uses):
+            parts: dict[str, list[Tensor]] = {}
+            for name, rows in _row_blocks(self.uses):
+                parts.setdefault(name, []).append(weighted(rows))
+            return {name: torch.cat(found) for name, found in parts.items()}
+        return {k: weighted(g) for k, g in self.per_sample().items()}
+
+
+def _rowwise(uses: list[Use]) -> bool:
+    """Whether all are linear layers or embeddings of one weight: its gradient can be formed some rows at a time."""
+    if any(unit.rule not in (linear, embedding) for unit, _, _ in uses):
+        return False
+    return len({unit.names.get("weight") for unit, _, _ in uses}) == 1
+
+
+def _row_blocks(uses: list[Use]) -> Iterator[tuple[str, Tensor]]:
+    """Parameter name and gradients (batch, rows, ...) of a block of its rows: a vocabulary's do not fit at once."""
+    biases: dict[str, Tensor] = {}
+    for unit, _, e in uses:
+        if "bias" in unit.names:
+            name = unit.names["bias"]
+            total = e.reshape(len(e), -1, e.shape[-1]).sum(1)
+            biases[name] = biases[name] + total if name in biases else total
+    yield from biases.items()
+    first, _, e = uses[0]
+    if "weight" not in first.names:
+        return
+    weight: Any = first.module.weight
+    step = max(1, _ROW_BYTES // (e.element_size() * len(e) * weight.shape[1]))
+    for start in range(0, len(weight), step):
+        stop = min(start + step, len(weight))
+        parts = (weight_rows(unit.rule, unit.module, a, e, start, stop) for unit, a, e in uses if unit.rule)
+        yield first.names["weight"], _total(parts)
+
+
+def _sum_forms(uses: list[Use]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for use in uses:
+        for name, g in _form(*use).items():
+            total[name] = total[name] + g if name in total else g
+    return total
 
 
 def _linear_gram(unit: Unit, a: Tensor, e: Tensor, groups: int) -> Tensor | None:
@@ -167,7 +218,7 @@ class Tape:
         self.calls: dict[int, int] = {}
         self._listener: Callable[[LayerGradient], None] | None = None
         self._heard: dict[int, int] = {}
-        self._pending: dict[int, dict[str, Tensor]] = {}
+        self._pending: dict[int, LayerGradient] = {}
         self._group = _groups(units)
 
     @contextmanager
@@ -227,15 +278,19 @@ class Tape:
             source = source.to(e.dtype) if source.is_floating_point() else source
         members = [i for i, g in enumerate(self._group) if g == group]
         uses = sum(self.calls.get(i, 0) for i in members)
-        if uses == 1:
-            self._listener(LayerGradient(unit.name, unit, source, e))
-            return
-        total = self._pending.setdefault(group, {})
-        for name, g in _form(unit, source, e).items():
-            total[name] = total[name] + g if name in total else g
+        pending = self._pending.setdefault(group, LayerGradient(unit.name))
+        pending.uses.append((unit, source, e))
+        if pending.summed or (
+            uses > 1 and not _rowwise(pending.uses)
+        ):  # summed as they come, so that inputs need not be kept
+            gradients = [pending.summed, _sum_forms(pending.uses)]
+            pending.summed = {
+                n: _total(g[n] for g in gradients if n in g) for n in dict.fromkeys([k for g in gradients for k in g])
+            }
+            pending.uses.clear()
         self._heard[group] = self._heard.get(group, 0) + 1
         if self._heard[group] == uses:
-            self._listener(LayerGradient(unit.name, summed=self._pending.pop(group)))
+            self._listener(self._pending.pop(group))
 
     def backward(
         self,
@@ -252,9 +307,9 @@ class Tape:
             raise NoLayerRule("no trainable layer was called")
         try:
             grads = torch.autograd.grad(output, roots, seed, retain_graph=retain, allow_unused=True)
-            for group, summed in self._pending.items():  # a use that the output does not depend on
+            for rest in self._pending.values():  # a use that the output does not depend on
                 assert listener is not None
-                listener(LayerGradient(self.units[self._group.index(group)].name, summed=summed))
+                listener(rest)
         finally:
             self._listener, self._pending = None, {}
         found = zip(inputs, grads, strict=False)
