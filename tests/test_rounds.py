@@ -51,7 +51,12 @@ def test_a_table_is_the_direct_calls():
         direct = getattr(measures, name)(minimum)
         assert direct.to_dict() == found.to_dict(), name
         alone = getattr(measures, name)(_minimum())
-        assert alone.value == pytest.approx(found.value, rel=1e-9, abs=1e-15), name
+        if found.value is None:
+            assert alone.undefined == found.undefined
+            continue
+        # an eigenvalue is as exact as its solver's tolerance
+        rel = 1e-6 if name == "hessian_top_eigenvalue" else 1e-9
+        assert alone.value == pytest.approx(found.value, rel=rel, abs=1e-15), name
         if found.stderr is not None:
             assert alone.stderr == pytest.approx(found.stderr, rel=1e-7, abs=1e-15), name
 
@@ -133,7 +138,7 @@ def test_an_unknown_measure_suggests_the_nearest(name, nearest):
 
 
 def test_a_name_like_no_other_lists_them_all():
-    with pytest.raises(UnknownName, match=r"known: expected_sharpness, .*spectral_norm \(see `flatminima list`\)"):
+    with pytest.raises(UnknownName, match=r"known: distance_from_init, .*vc_dimension \(see `flatminima list`\)"):
         measure(_minimum(), ["zzzzqqqq"])
 
 

@@ -56,6 +56,8 @@ def _measures() -> dict[str, Measure]:
     layers = frozenset({LAYERWISE})  # products of whole layers' norms
     units = frozenset({LAYERWISE, UNITWISE})
     rows = [
+        Measure("distance_from_init", "distance", "distance of the weights from their initial values", N,
+                "sec. 3", "lower", "the initial weights"),
         Measure("expected_sharpness", "sharpness", "rise of the loss under random weight noise", N,
                 "sec. 2.2, fig. 2", "lower", "draws x forward on a block"),
         Measure("fisher_frobenius", "fisher", "squared Frobenius norm of the empirical Fisher", J,
@@ -68,6 +70,8 @@ def _measures() -> dict[str, Measure]:
                 "sec. 6", "lower", "1 forward, 1 backward"),
         Measure("frobenius_norm", "norms", "ln of the product of Frobenius norms over margin", N,
                 "sec. 2.3, l2 norm", "lower", "1 forward; a classifier; ReLU network", layers),
+        Measure("hessian_top_eigenvalue", "hessian", "largest eigenvalue of the loss's Hessian (Lanczos)", W,
+                "Lemma 5, eq. 24", "lower", "about 30 Hessian products on 1,000 samples"),
         Measure("hessian_trace", "hessian", "trace of the loss's Hessian (Hutchinson)", W,
                 "eq. 7, equal sigma", "lower", "1 forward, 1 backward, probes x Hessian product"),
         Measure("margin", "margin", "margin that 95% of the samples exceed", N,
@@ -80,8 +84,12 @@ def _measures() -> dict[str, Measure]:
                 "sec. 2.3, path norms", "lower", "1 forward; a classifier; ReLU network", units),
         Measure("robustness", "robustness", "squared norm of the probabilities' input Jacobian", J,
                 "sec. 7.1", "lower", "C backward on 1,000 samples", units),
+        Measure("sharpness", "sharpness", "highest relative rise of the loss in a box around the weights", N,
+                "eq. 4", "lower", "10 forward, 10 backward on 2,000 samples"),
         Measure("spectral_norm", "norms", "ln of the product of spectral norms over margin", N,
                 "sec. 2.3, spectral", "lower", "1 forward; a classifier; ReLU network", layers),
+        Measure("vc_dimension", "norms", "depth times number of trainable parameters", N,
+                "eq. 1", "lower", "ReLU network", units),
     ]  # fmt: skip
     return {row.name: row for row in rows}
 

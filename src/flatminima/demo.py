@@ -24,7 +24,6 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -172,10 +171,11 @@ def _network(
     own, clean = evaluate(model, x, labels), evaluate(model, *test)
     held_out = evaluate(model, test[0], corrupt_labels(test[1], recipe.label_noise, CLASSES, recipe.seed + 1))
     minimum = Minimum(model, (x, labels), seed=recipe.seed)
-    names = [name for name in catalog.MEASURES if not name.startswith(_SUBSET_FAMILY)]
-    family = [name for name in catalog.MEASURES if name.startswith(_SUBSET_FAMILY)]
-    functions = [_named(partial(catalog.MEASURES[name].load(), subset=50 if quick else 100), name) for name in family]
-    table = measure(minimum, [*names, *functions])
+    options: dict[str, dict[str, Any]] = {
+        name: {"subset": 50 if quick else 100} for name in catalog.MEASURES if name.startswith(_SUBSET_FAMILY)
+    }
+    options["distance_from_init"] = {"initial": recipe.network()}
+    table = measure(minimum, [_with(name, options.get(name)) for name in catalog.MEASURES])
     result = {
         "name": recipe.name,
         "recipe": asdict(recipe),
@@ -196,9 +196,14 @@ def _network(
 _SUBSET_FAMILY = "fisher_"  # measures of the Gram matrix take the size of its subsets
 
 
-def _named(function: Any, name: str) -> Any:
+def _with(name: str, options: dict[str, Any] | None) -> Any:
+    """A measure by name, or as a function of that name with options."""
+    if options is None:
+        return name
+    function = catalog.MEASURES[name].load()
+
     def call(minimum: Any) -> Any:
-        return function(minimum)
+        return function(minimum, **options)
 
     call.__name__ = name
     return call

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flatminima import catalog
+from flatminima import catalog, losses
+from flatminima.cli import factory
 from flatminima.cli.app import app, main
+from flatminima.cli.measure import LOSSES, SCALINGS
 from flatminima.errors import UsageError
 
 DIGITS = ["--data", "digits", "--limit", "150", "--model-arg", "widths=(64,16,10)", "--subset", "20"]
+USER = ["measure", "--data", "digits", "--model"]
+MODEL = ["measure", "--model", "a.b:c", "--data", "digits"]
 MLP = ["measure", "--model", "flatminima.models:mlp", *DIGITS]
 
 
@@ -33,33 +39,56 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return lambda *arguments: run(monkeypatch, capsys, *arguments)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["list"], ["list", "--json"], ["measure", "--help"], ["measure"], ["nonsense"]],
-    ids=" ".join,
-)
-def test_help_list_and_usage_errors_do_not_import_torch(arguments: list[str]) -> None:
-    """Would catch an import of torch (3 s) creeping into the path of a help text."""
-    code = (
-        "import sys\nfrom flatminima.cli import main\n"
-        f"sys.argv = ['flatminima', *{arguments!r}]\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+NO_TORCH = [
+    ([], 0, ""),
+    (["--help"], 0, ""),
+    (["--version"], 0, ""),
+    (["list"], 0, ""),
+    (["list", "--json"], 0, ""),
+    (["demo", "--help"], 0, ""),
+    (["measure", "--help"], 0, ""),
+    (["measure"], 2, "flatminima measure: Missing option '--model'."),
+    (["nonsense"], 2, "flatminima: No such command 'nonsense'."),
+    (["measure", "--nope"], 2, "flatminima measure: No such option: --nope"),
+    ([*MODEL, "--batch-size", "0"], 2, "flatminima measure: Invalid value for '--batch-size'"),
+    ([*MODEL, "--measures", "pacgne"], 2, "flatminima: unknown measure 'pacgne': did you mean 'pacgen'?"),
+    ([*MODEL, "--measures", ","], 2, "flatminima: got --measures ','; name at least one"),
+    ([*MODEL, "--loss", "cross-entropy"], 2, "flatminima: unknown loss 'cross-entropy': did you mean 'cross_entropy'?"),
+    ([*MODEL, "--scaling", "unti"], 2, "flatminima: unknown scaling 'unti': did you mean 'unit'?"),
+    ([*MODEL, "--model-arg", "widths"], 2, "flatminima: got --model-arg 'widths'; expected key=value"),
+    ([*MODEL, "--checkpoint", "/no/such.pt"], 2, "flatminima: no file /no/such.pt for --checkpoint"),
+    ([*MODEL, "--app-dir", "/no/such"], 2, "flatminima: no folder /no/such for --app-dir"),
+    (["measure", "--model", "a.b:c", "--data", "/no/such"], 2, "flatminima: no folder /no/such for --data"),
+    (["measure", "--model", "noformat", "--data", "digits"], 2, "flatminima: got --model 'noformat'; expected"),
+    ([*MODEL, "--output", "/dev/null/x"], 2, "flatminima: cannot write to /dev/null/x"),
+]
 
 
-def test_an_unknown_measure_is_refused_without_torch() -> None:
+def test_help_list_and_usage_errors_do_not_import_torch() -> None:
+    """Would catch an import of torch (3 s) creeping into a help text, and an error of more than one line."""
     code = (
-        "import sys\nfrom flatminima.cli import main\n"
-        "sys.argv = ['flatminima', 'measure', '--model', 'a.b:c', '--data', 'digits', '--measures', 'pacgne']\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 2\n"
-        "assert 'torch' not in sys.modules\n"
+        "import contextlib, io, json, sys\nfrom flatminima.cli import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['flatminima', *arguments]\n"
+        "    err = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):\n"
+        "        try:\n            main()\n        except SystemExit as stop:\n            code = stop.code\n"
+        "    print(json.dumps([code, err.getvalue(), 'torch' in sys.modules]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "flatminima: unknown measure 'pacgne': did you mean 'pacgen'? (see `flatminima list`)\n"
+    asked = json.dumps([arguments for arguments, _, _ in NO_TORCH])
+    done = subprocess.run([sys.executable, "-c", code, asked], capture_output=True, text=True, check=True)
+    for (arguments, code_due, says), line in zip(NO_TORCH, done.stdout.splitlines(), strict=True):
+        found, err, torch_imported = json.loads(line)
+        assert found == code_due, (arguments, err)
+        assert err.startswith(says), arguments
+        assert err.count("\n") == (1 if says else 0), err
+        assert not torch_imported, arguments
+
+
+def test_names_checked_without_torch_are_the_ones_torch_knows() -> None:
+    """The command line repeats them; would catch a loss that it does not let through."""
+    assert set(LOSSES) == set(losses._BUILT_IN)
+    assert SCALINGS == ("standard", "unit")
 
 
 def test_list_shows_every_measure_within_80_columns(cli) -> None:
@@ -135,6 +164,11 @@ def test_output_writes_a_report_and_the_numbers(cli, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "made" / "measures.json").read_text())["measures"]["pacgen"]["value"] is not None
     assert "<svg" in (tmp_path / "made" / "report.html").read_text()
     assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["measures.json", "report.html"]
+    document = json.loads((tmp_path / "made" / "measures.json").read_text())
+    assert document["versions"]["torch"] == str(torch.__version__)
+    page = (tmp_path / "made" / "report.html").read_text()
+    for word in ("--limit 150", "--subset 20", "--measures pacgen,margin", "(64,16,10)"):
+        assert word in page, "the command in the report makes the report again"
 
 
 @pytest.fixture
@@ -149,6 +183,14 @@ def user_modules(tmp_path: Path) -> Path:
         "def narrow(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))\n"
         "def wrong(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(63, 10))\n"
         "def frozen(): return net().requires_grad_(False)\n"
+        "def leaves(): raise SystemExit(7)\n"
+        "ready = net()\n"
+        "class Loud(torch.nn.Linear):\n"
+        "    def forward(self, x):\n        print('forward'); return super().forward(x.flatten(1))\n"
+        "def loud(): print('building'); return Loud(64, 10)\n"
+        "def odd_names():\n"
+        "    m = torch.nn.Sequential(torch.nn.Flatten())\n"
+        "    m.add_module('$\\\\frac{$<script>', torch.nn.Linear(64, 10)); return m\n"
     )
     (tmp_path / "raises_inside.py").write_text("import no_such_package_at_all\n")
     return tmp_path
@@ -162,6 +204,10 @@ BAD_FACTORIES = [
     ("usermodels:number", 2, "must name something that can be called"),
     ("usermodels:string", 1, "must return a torch.nn.Module"),
     ("usermodels:broken", 1, "raised RuntimeError: broken on purpose"),
+    ("usermodels:leaves", 1, "raised SystemExit: 7"),
+    ("usermodels:ready", 2, "is a network already"),
+    ("usermodels:brokn", 2, "did you mean 'broken'?"),
+    ("usermodels:wrong", 2, "(2, 1, 8, 8)"),
     ("raises_inside:net", 1, "importing 'raises_inside' failed"),
     ("usermodels:nan", 1, "holds NaN or Inf"),
     ("usermodels:narrow", 2, "out of range"),
@@ -178,6 +224,50 @@ def test_bad_models_are_one_line(cli, user_modules: Path, target: str, code: int
     assert err.count("\n") == 1
 
 
+def test_options_that_the_factory_does_not_take_are_refused(cli, user_modules: Path) -> None:
+    code, _, err = cli(*USER, "usermodels:net", "--app-dir", str(user_modules), "--model-arg", "depth=3")
+    assert code == 2
+    assert err == (
+        "flatminima: usermodels:net got an unexpected keyword argument 'depth': it takes nothing; "
+        "check --model-arg key=value\n"
+    )
+
+
+def test_what_the_network_prints_stays_out_of_the_result(cli, user_modules: Path) -> None:
+    """Would catch a user's print() that breaks the JSON on stdout."""
+    arguments = ["usermodels:loud", "--app-dir", str(user_modules), "--measures", "margin", "--json"]
+    code, out, err = cli(*USER, *arguments)
+    assert code == 0
+    assert json.loads(out)["measures"]["margin"]["value"] is not None
+    assert "building" in err
+    assert "forward" in err
+
+
+def test_a_layer_named_like_a_formula_or_a_tag_is_drawn(cli, user_modules: Path, tmp_path: Path) -> None:
+    """Dollars start a formula in matplotlib; this one does not parse."""
+    arguments = ["usermodels:odd_names", "--app-dir", str(user_modules), "--measures", "pacgen", "--limit", "60"]
+    code, _, _ = cli(*USER, *arguments, "--output", str(tmp_path / "made"))
+    assert code == 0
+    text = (tmp_path / "made" / "report.html").read_text()
+    assert "$\\frac{$&lt;script&gt;" in text
+    assert "<script" not in text
+
+
+def test_the_module_run_from_a_folder_does_not_import_from_it(user_modules: Path) -> None:
+    """`python -m` puts the current folder on the path; the installed command does not."""
+    command = [sys.executable, "-m", "flatminima", *USER, "raises_inside:net"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=user_modules)
+    assert done.returncode == 2, done.stderr
+    assert "no module 'raises_inside'" in done.stderr
+
+
+def test_factory_arguments_are_literals_or_text() -> None:
+    found = factory.arguments(["a=3", "b=(1, 2)", "c=relu", "d=true", "e=None", "f=x=y"])
+    assert found == {"a": 3, "b": (1, 2), "c": "relu", "d": True, "e": None, "f": "x=y"}
+    with pytest.raises(UsageError, match="twice"):
+        factory.arguments(["a=1", "a=2"])
+
+
 def test_the_current_folder_is_not_on_the_path_by_itself(
     cli, user_modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,15 +281,11 @@ def test_the_current_folder_is_not_on_the_path_by_itself(
 
 
 BAD_ARGUMENTS = [
-    (["--data", "/no/such/folder"], "/no/such/folder"),
-    (["--checkpoint", "/no/such.safetensors"], "/no/such.safetensors"),
     (["--split", "nonsense"], "nonsense"),
-    (["--loss", "mean"], "unknown loss"),
     (["--device", "cuda:99"], "cannot be used here"),
-    (["--model-arg", "widths"], "expected key=value"),
-    (["--measures", ","], "name at least one"),
+    (["--device", "meta"], "cannot be used here"),
     (["--subset", "5000"], "5000"),
-    (["--scaling", "odd"], "odd"),
+    (["--mode", "RGB"], "the embedded digits take no"),
 ]
 
 
@@ -208,6 +294,7 @@ def test_bad_arguments_exit_2_with_one_line(cli, extra: list[str], says: str) ->
     code, out, err = cli(*MLP, *extra)
     assert (code, out) == (2, "")
     assert says in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 def test_a_pickle_that_needs_code_is_refused_and_does_not_run(cli, tmp_path: Path) -> None:
@@ -241,23 +328,96 @@ def test_an_output_that_cannot_be_written_fails_before_the_work(cli, tmp_path: P
     assert err.count("\n") == 1
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("extra", [["--dry-run"], ["--split", "nonsense"]], ids=["dry run", "refused"])
+def test_nothing_is_left_where_nothing_was_measured(cli, tmp_path: Path, extra: list[str]) -> None:
+    cli(*MLP, *extra, "--output", str(tmp_path / "deep" / "folder"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_the_report_is_refused_before_the_work(cli, tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    code, out, err = cli(*MLP, "--output", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "report.html is a folder" in err
+
+
+def test_debug_shows_the_traceback(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLATMINIMA_DEBUG", "1")
-    monkeypatch.setattr(sys, "argv", ["flatminima", *MLP, "--loss", "mean"])
-    with pytest.raises(UsageError):
-        main()
+    code, _, err = cli(*MLP, "--loss", "mean")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("flatminima: unknown loss 'mean'")
+
+
+RAISED = [
+    (RuntimeError("two\nlines"), "flatminima: RuntimeError: two lines; FLATMINIMA_DEBUG=1 shows where\n"),
+    (torch.OutOfMemoryError("9 GB"), "flatminima: out of memory (9 GB); try a smaller --batch-size"),
+    (MemoryError(), "flatminima: out of memory"),
+]
+
+
+@pytest.mark.parametrize(("error", "says"), RAISED, ids=[type(e).__name__ for e, _ in RAISED])
+def test_what_nobody_foresaw_is_one_line_too(cli, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("flatminima.rounds.measure", fail)
+    code, out, err = cli(*MLP, "--measures", "margin")
+    assert (code, out) == (1, "")
+    assert err.splitlines(keepends=True)[-1].startswith(says)
+    assert "Traceback" not in err
 
 
 def test_interrupt_exits_130(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through typer, which would swallow it without a word."""
+
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flatminima.cli.app.app", interrupted)
-    code, _, err = cli("list")
-    assert code == 130
-    assert "interrupted" in err
+    monkeypatch.setattr("flatminima.rounds.measure", interrupted)
+    code, out, err = cli(*MLP, "--measures", "margin")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].startswith("flatminima: interrupted")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["list"], ["--help"]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(arguments: list[str], unbuffered: str) -> None:
+    """`flatminima list | head -1`: quiet, exit 0, whether the pipe breaks in a print or at the end."""
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "flatminima", *arguments]
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_ansi_outside_a_terminal() -> None:
     result = CliRunner().invoke(app, ["list"])
     assert "\x1b" not in result.output
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=lambda e: next(iter(e)))
+def test_no_ansi_on_a_terminal_that_wants_none(environment: dict[str, str]) -> None:
+    """NO_COLOR alone would leave rich's bold."""
+    assert b"\x1b" not in on_a_terminal(["list"], environment)
+    assert b"\x1b" not in on_a_terminal(["measure", "--help"], environment)
+
+
+def on_a_terminal(arguments: list[str], environment: dict[str, str]) -> bytes:
+    """What is written to a pseudo-terminal."""
+    primary, secondary = os.openpty()
+    environment = {"TERM": "xterm"} | {k: v for k, v in os.environ.items() if k != "TERM"} | environment
+    command = [sys.executable, "-m", "flatminima", *arguments]
+    with subprocess.Popen(command, stdout=secondary, stderr=secondary, env=environment):
+        os.close(secondary)
+        written = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while more := os.read(primary, 4096):
+                written += more
+    os.close(primary)
+    assert b"measure" in written
+    return written

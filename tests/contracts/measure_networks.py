@@ -52,6 +52,7 @@ def _answers(model, x):
 
 
 _NORMS = ("frobenius_norm", "path_norm", "spectral_norm")
+_RELU = (*_NORMS, "vc_dimension")
 
 
 def _table():
@@ -71,16 +72,16 @@ def _table():
     margins = dict.fromkeys((*_NORMS, "margin"), "not classes")
     one_class = dict.fromkeys((*_NORMS, "margin"), "at least two classes")
     wrong = dict.fromkeys(_NORMS, "margin is not positive")
-    return {
+    networks = {
         "mlp": Network(mlp, rows, _answers(mlp, rows)),
         "mislabelled mlp": Network(confused, rows, torch.arange(21) % 3, undefined=wrong),
         "cnn with BatchNorm": Network(cnn, images, _answers(cnn, images)),
-        "LayerNorm and GELU": Network(normed, rows, _answers(normed, rows), undefined=dict.fromkeys(_NORMS, "norm")),
+        "LayerNorm and GELU": Network(normed, rows, _answers(normed, rows), undefined=dict.fromkeys(_RELU, "norm")),
         "embedding": Network(
             words,
             tokens,
             _answers(words, tokens),
-            undefined={**dict.fromkeys(_NORMS, "input"), "robustness": "not continuous"},
+            undefined={**dict.fromkeys(_RELU, "input"), "robustness": "not continuous"},
         ),
         "regression": Network(
             regression, rows, _real(21, 2, seed=4), "mse", {**margins, "robustness": "needs a classifier"}
@@ -93,6 +94,9 @@ def _table():
             undefined={**one_class, "fisher_logdet": None, "expected_sharpness": None},
         ),
     }
+    for network in networks.values():
+        network.undefined["distance_from_init"] = "initial weights"
+    return networks
 
 
 NETWORKS = _table()
@@ -103,7 +107,9 @@ SMALL = {
     "fisher_logdet": {"subset": 5, "trials": 4},
     "fisher_spectral_radius": {"subset": 5, "trials": 4},
     "fisher_trace": {"subset": 5, "trials": 4},
+    "hessian_top_eigenvalue": {"samples": 9},
     "hessian_trace": {"probes": 2},
     "pacgen": {"epsilon": 1.0},
     "robustness": {"samples": 9},
+    "sharpness": {"samples": 7, "steps": 3},
 }

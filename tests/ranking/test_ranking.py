@@ -68,7 +68,11 @@ def test_a_reproducible_interval() -> None:
 
 @pytest.mark.parametrize(
     ("x", "y", "why"),
-    [([1, 2], [1, 2], "2 networks"), ([1, 1, 1], [1, 2, 3], "all values"), ([1, 2, 3], [5, 5, 5], "all gaps")],
+    [
+        ([1, 2], [1, 2], "only 2 of 3 networks"),
+        ([1, 1, 1], [1, 2, 3], "all values"),
+        ([1, 2, 3], [5, 5, 5], "all gaps"),
+    ],
 )
 def test_undefined_says_why(x: list[float], y: list[float], why: str) -> None:
     found = kendall(x, y)

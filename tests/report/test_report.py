@@ -24,6 +24,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_demo(tmp_path_factory.mktemp("demo"), quick=True)
 
 
+FIGURES = 9  # ranking, six measures against the gap, certificate, layers
+
+
 class Page(HTMLParser):
     """Collects tags and what they would load."""
 
@@ -31,11 +34,14 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.ids: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
             if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
                 self.loads.append(f"{tag} {value}")
 
@@ -48,7 +54,8 @@ def test_the_page_is_self_contained(results: dict[str, Any], tmp_path: Path) -> 
     assert "script" not in page.tags
     assert "default-src 'none'" in text
     assert not re.search(r"@import|url\((?!#)", text)
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == FIGURES
+    assert len(page.ids) == len(set(page.ids)), "figures of one page share ids"
     assert len(text) < 1_500_000
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -56,8 +63,8 @@ def test_the_page_is_self_contained(results: dict[str, Any], tmp_path: Path) -> 
 def test_every_figure_has_a_name_and_axes_have_labels(results: dict[str, Any], tmp_path: Path) -> None:
     write_report(results, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]{10,}"', text)) == 4
-    for label in ("generalization gap (%)", "0-1 error (%)", "pacGen (nats)", "95% bootstrap interval"):
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{10,}"', text)) == FIGURES
+    for label in ("generalization gap (%)", "0-1 error (%)", "pacgen (nats)", "95% interval"):
         assert label in text
 
 
@@ -77,15 +84,59 @@ def test_hostile_names_are_text(results: dict[str, Any], tmp_path: Path) -> None
 
 def test_the_page_of_one_network(results: dict[str, Any], tmp_path: Path) -> None:
     document = copy.deepcopy(results["networks"][0]["measures"])
-    write_measures(document | {"command": {"model": "<b>:net", "checkpoint": None}}, tmp_path / "one.html")
+    command = {"model": "<b>:net", "model_arg": ["widths=(1, 2)", "bias=true"], "limit": 5}
+    write_measures(document | {"command": command}, tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.loads == []
     assert "b" not in page.tags
+    assert "--model-arg &#39;widths=(1, 2)&#39; --model-arg bias=true --limit 5" in text
     assert all(name in text for name in document["measures"])
     for name, e in document["measures"].items():
         if e["undefined"]:
             assert e["undefined"].split(":")[0][:20] in text, name
+
+
+def test_the_page_does_without_what_is_undefined(results: dict[str, Any], tmp_path: Path) -> None:
+    """Two networks rank nothing; a certificate may lack a hold-out bound; noise levels may outnumber colours."""
+    document = copy.deepcopy(results)
+    for c in document["ranking"].values():
+        c.update(tau=None, low=None, high=None, undefined="2 networks; a correlation needs 3")
+    document["certificate"]["holdout_bound"] = None
+    for e in document["networks"][0]["measures"]["measures"].values():
+        e["details"].pop("layers", None)
+    document["best"] = document["networks"][0]["name"]
+    write_report(document, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("svg") == 2
+
+    document = copy.deepcopy(results)
+    document["networks"] = document["networks"] * 3
+    for i, network in enumerate(document["networks"]):
+        document["networks"][i] = copy.deepcopy(network) | {"recipe": network["recipe"] | {"label_noise": i / 20}}
+    write_report(document, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("% label noise</span>") == 12
+
+
+def test_many_layers_are_cut_in_the_figure_and_kept_in_the_table(results: dict[str, Any], tmp_path: Path) -> None:
+    document = copy.deepcopy(results["networks"][0]["measures"])
+    document["measures"] = {"pacgen": document["measures"]["pacgen"]}
+    document["measures"]["pacgen"]["details"]["layers"] = {f"layer-{i}.weight": float(i) for i in range(200)}
+    write_measures(document, tmp_path / "one.html")
+    text = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "The 30 largest of 200" in text
+    assert text.count(">layer-199.weight<") == 2
+    assert text.count(">layer-0.weight<") == 1
+
+
+def test_figures_follow_the_theme(results: dict[str, Any], tmp_path: Path) -> None:
+    """A colour of the palette that is not a variable would be dark on dark."""
+    write_report(results, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for figure in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        assert "currentColor" in figure
+        assert not {c for c in re.findall(r"#[0-9a-f]{6}\b", figure)} - {"#8a8a8a"}
 
 
 def test_an_undefined_certificate_bound_does_not_break_the_page(results: dict[str, Any], tmp_path: Path) -> None:
@@ -103,9 +154,9 @@ def test_the_verdict_says_what_the_numbers_say(results: dict[str, Any]) -> None:
             c.update(tau=0.0, low=-0.5, high=0.5, networks=len(document["networks"]))
     assert "No measure orders these networks" in demo_verdict(document)[0]
     document["ranking"]["pacgen"].update(tau=0.9, low=0.5, high=1.0)
-    assert demo_verdict(document)[0].startswith("pacgen orders all 4 networks best")
+    assert demo_verdict(document)[0].startswith("pacgen follows the generalization gap most closely across all 4")
     document["ranking"]["fisher_trace"].update(tau=-0.9, low=-1.0, high=-0.5)
-    assert any("Decided against: fisher_trace" in s for s in demo_verdict(document))
+    assert any("Below 0: fisher_trace order" in s for s in demo_verdict(document))
     document["ranking"]["pacgen"]["networks"] = 3
     assert any("only on the networks where they are defined: pacgen" in s for s in demo_verdict(document))
     bound = document["certificate"]["risk_bound"]
@@ -158,7 +209,7 @@ def test_chromium_renders_it_without_a_complaint_or_a_request(results: dict[str,
         check=False,
     )
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert done.stdout.count("<svg") == 4
+    assert done.stdout.count("<svg") == FIGURES
 
 
 def test_results_are_strict_json(results: dict[str, Any]) -> None:

@@ -2,13 +2,18 @@
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 ran but a threshold failed, 130 interrupted. stdout carries the result,
 stderr everything else. FLATMINIMA_DEBUG=1 shows tracebacks.
+
+typer's own handling prints boxes of five lines, exits with 1 when a pipe closes and says nothing on Ctrl-C, so `main`
+runs it with standalone_mode=False and decides itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
 
@@ -18,10 +23,14 @@ from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
 from flatminima.errors import FlatMinimaError, UsageError
 
+FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+
+# typer carries its own click since 0.24; before, it used the package
+_BadCommandLine = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
 app = typer.Typer(
     name="flatminima",
     help="Measure, certify and improve the minimum that a neural network was trained to.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -36,27 +45,74 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options of every command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("NO_COLOR"):  # rich would keep bold and moving cursors
+        os.environ["TERM"] = "dumb"
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """The exit code."""
     try:
-        app()
-    except FlatMinimaError as error:
+        code = app(prog_name="flatminima", standalone_mode=False)
+        sys.stdout.flush()  # here, where a closed pipe can be caught
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        return _reader_left()
+    except SystemExit as stop:  # typer's answer to a closed pipe
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _reader_left()
+        raise
+    except Exception as error:
         if os.environ.get("FLATMINIMA_DEBUG"):
-            raise
-        typer.echo(f"flatminima: {' '.join(str(error).split())}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("flatminima: interrupted; run the same command to go on", err=True)
-        sys.exit(130)
-    except BrokenPipeError:  # `| head`: whoever read has seen enough
+            traceback.print_exc()
+        return _explain(error)
+    if code == INTERRUPTED:
+        _complain("interrupted; what was finished is kept, the same command goes on from there")
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    """One line on stderr: what was seen, what was expected, what to do."""
+    if isinstance(error, _BadCommandLine):
+        found: Any = error
+        context = getattr(found, "ctx", None)
+        command = context.command_path if context is not None else "flatminima"
+        _complain(f"{found.format_message()} (see {command} --help)", command)
+        return BAD_USAGE
+    if isinstance(error, FlatMinimaError):
+        _complain(str(error))
+        return BAD_USAGE if isinstance(error, UsageError) else FAILED
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate" in str(error):
+        _complain(f"out of memory ({error}); try a smaller --batch-size, --subset or --limit")
+    else:
+        _complain(f"{type(error).__name__}: {error}; FLATMINIMA_DEBUG=1 shows where")
+    return FAILED
+
+
+def _complain(text: str, command: str = "flatminima") -> None:
+    typer.echo(f"{command}: {' '.join(text.split())}", err=True)
+
+
+def _reader_left() -> int:
+    """`| head` has seen enough; nothing more is written, also not when Python exits."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    return 0

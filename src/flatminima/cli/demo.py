@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flatminima.cli.terminal import WIDTH, bars, out, say
+from flatminima.cli.terminal import WIDTH, bars, number, out, say
+
+_BETWEEN = 3  # spaces that rich puts between two columns of this box
 
 
 def demo(
@@ -25,14 +28,15 @@ def demo(
     say("training and measuring a population of networks on scikit-learn's digits")
     with bars():
         results = run_demo(output, seed=seed, quick=quick, fresh=fresh)
-    page = output / "report.html"
-    write_report(results, page)
     if as_json:
         typer.echo(json.dumps(results, allow_nan=False))
     else:
         _show(results)
+    sys.stdout.flush()  # before the notes, where both go to one terminal
+    page = output / "report.html"
+    write_report(results, page)
     say(f"\nReport:  {page}\nResults: {output / 'results.json'}  ({results['seconds']:.0f} s)")
-    say("Next:    flatminima measure --help")
+    say("Next:    flatminima measure --help measures a network of yours")
 
 
 def _show(results: dict[str, Any]) -> None:
@@ -40,7 +44,9 @@ def _show(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = out()
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Networks (errors in %)", title_justify="left")
+    quick = " - quick run: fewer networks and samples" if results["quick"] else ""
+    title = f"Networks (errors in %, on labels as noisy as the training's){quick}"
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for name in ("network", "train loss", "train", "test", "gap"):
         grid.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
     for n in results["networks"]:
@@ -48,33 +54,40 @@ def _show(results: dict[str, Any]) -> None:
         row = [f"{n['train_loss']:.4f}", *(f"{100 * n[k]:.1f}" for k in ("train_error", "test_error", "gap"))]
         grid.add_row(n["name"] + mark, *row)
     console.print(grid)
+    console.print("* lowest training error on clean labels; +- is one standard error", markup=False)
     for names in _columns(results):
         console.print(_measures(results, names))
     console.print(_ranking(results["ranking"]))
-    c = results["certificate"]
-    console.print("Certificate of the best network (*)" if c["is_certificate"] else "Score, not a certificate")
-    confidence = 1 - c["delta"] - c["delta_mc"]
-    for line in (
-        f"  With probability {confidence:.3f} over the samples, the network that draws its weights",
+    for line in _certificate(results["certificate"]):
+        console.print(line, markup=False)
+
+
+def _certificate(c: dict[str, Any]) -> list[str]:
+    """The certificate in plain words, at most 80 columns."""
+    what = "Certificate" if c["is_certificate"] else "Score, not a certificate,"
+    lines = [
+        f"{what} of a network trained by the recipe of *, {c['recipe']}",
+        f"  With probability {1 - c['delta'] - c['delta_mc']:.3f} over the samples, the network that draws its weights",
         f"  from N(w, {c['sigma']:g}^2) at each prediction errs on at most {100 * c['risk_bound']:.1f}% of new digits.",
         f"  It errs on {100 * c['gibbs_test_error']:.1f}% of the test set, "
         f"{100 * c['empirical_risk']:.1f}% of the bound's {c['n']} samples.",
         f"  KL {c['kl']:.1f} nats; {c['draws']} draws of the weights; union over {c['candidates']} priors;",
         f"  prior: {c['prior']}.",
-        f"  Hold-out bound, same samples: {100 * c['holdout_bound']:.1f}% ({c['holdout_network']}).",
-    ):
-        console.print(line)
+    ]
+    if c["holdout_bound"] is not None:
+        lines.append(f"  Hold-out bound, same samples: {100 * c['holdout_bound']:.1f}% ({c['holdout_network']}).")
+    return [*lines, *(f"  FAILS: {a['text']} ({a['evidence']})" for a in c["assumptions"] if a["holds"] is False)]
 
 
 def _columns(results: dict[str, Any]) -> list[list[str]]:
     """Measures in groups, each a table of networks by measures that fits 80 columns."""
-    left = max(len(n["name"]) for n in results["networks"]) + 3
+    left = max(len(n["name"]) for n in results["networks"]) + 1
     groups: list[list[str]] = []
     room = 0
     for name, c in results["ranking"].items():
         if c["tau"] is None:
             continue
-        width = 2 + max(len(name), *(len(_cell(n, name)) for n in results["networks"]))
+        width = _BETWEEN + max(len(name), *(len(_cell(n, name)) for n in results["networks"]))
         if width > room:
             groups.append([])
             room = WIDTH - left
@@ -87,7 +100,7 @@ def _cell(network: dict[str, Any], name: str) -> str:
     e = network["measures"]["measures"][name]
     if e["value"] is None:
         return "undefined"
-    return f"{e['value']:.4g}" + ("" if e["stderr"] is None else f" +- {e['stderr']:.1g}")
+    return number(e["value"], e["stderr"])
 
 
 def _measures(results: dict[str, Any], names: list[str]) -> Any:

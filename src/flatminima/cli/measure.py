@@ -1,8 +1,18 @@
-"""`flatminima measure`: the measures of a network of the user's."""
+"""`flatminima measure`: the measures of a network of the user's.
+
+In this order: what needs no torch is checked, then the network is built, then data is read, then anything is
+measured; the result is printed before it is written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
+import tempfile
 import time
+from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +21,77 @@ import typer
 from flatminima import catalog
 from flatminima.cli import factory
 from flatminima.cli.terminal import bars, out, say
-from flatminima.errors import UsageError
+from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
     from flatminima.rounds import MeasureFunction
 
+# what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
+LOSSES = ("binary_cross_entropy", "causal_lm", "cross_entropy", "mse", "token_cross_entropy")
+SCALINGS = ("standard", "unit")
+_WRITES = ("measures.json", "report.html")
 _MORE = "see flatminima list"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as typed."""
+
+    model: str
+    data: str
+    checkpoint: Path | None
+    split: str
+    measures: str | None
+    scaling: str
+    limit: int | None
+    loss: str
+    subset: int | None
+    model_arg: tuple[str, ...]
+    app_dir: Path | None
+    data_config: str | None
+    image_column: str | None
+    label_column: str | None
+    mode: str | None
+    image_size: int | None
+    batch_size: int
+    seed: int
+    device: str | None
+    threads: int | None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the measures, in the order asked for. Raises UsageError for none, UnknownName with the nearest."""
+        if self.measures is None:
+            return list(catalog.MEASURES)
+        names = [n.strip() for n in self.measures.split(",") if n.strip()]
+        if not names:
+            raise UsageError(f"got --measures {self.measures!r}; name at least one, {_MORE}")
+        return [catalog.measure(name).name for name in names]
+
+    def check(self) -> None:
+        """Refuse what can be refused without torch.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        _ = self.names
+        factory.split(self.model)
+        factory.arguments(list(self.model_arg))
+        for kind, value, known in (("loss", self.loss, LOSSES), ("scaling", self.scaling, SCALINGS)):
+            if value not in known:
+                raise UnknownName(kind, value, known)
+        if self.checkpoint is not None and not self.checkpoint.exists():
+            raise CheckpointError(f"no file {self.checkpoint} for --checkpoint; check the path")
+        if self.app_dir is not None and not self.app_dir.is_dir():
+            raise UsageError(f"no folder {self.app_dir} for --app-dir; check the path")
+        if self.data.startswith((".", "/")) and not Path(self.data).exists():
+            raise DataError(f"no folder {self.data} for --data; check the path")
+
+    def document(self) -> dict[str, Any]:
+        """The options that say what was measured, for the report: those not given are left out."""
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in (None, ())}
 
 
 def measure(
@@ -30,10 +104,15 @@ def measure(
     measures: Annotated[str | None, typer.Option(help=f"Comma-separated names; all by default ({_MORE}).")] = None,
     scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
     limit: Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")] = None,
-    loss: Annotated[str, typer.Option(help="Per-sample loss.")] = "cross_entropy",
+    loss: Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")] = "cross_entropy",
     subset: Annotated[int | None, typer.Option(min=1, help="Samples a Gram matrix (Fisher family).")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
     app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the images, where it cannot be guessed.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels, where it cannot be guessed.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Convert images: 'L' (grey) or 'RGB'.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels square.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -43,88 +122,98 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Measure a trained network: its weights, on the data it was trained on."""
-    names = _names(measures)
-    factory.split(model)
-    options = factory.arguments(model_arg or [])
+    request = Request(
+        model, data, checkpoint, split, measures, scaling, limit, loss, subset, tuple(model_arg or ()), app_dir,
+        data_config, image_column, label_column, mode, image_size, batch_size, seed, device, threads,
+    )  # fmt: skip
+    request.check()
     if output is not None:
         _writable(output)
-    minimum = _minimum(
-        model, options, app_dir, checkpoint, data, split, scaling, limit, loss, batch_size, device, seed, threads
-    )
-    wanted = [_with_subset(name, subset) for name in names]
+    with bars(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, not for what the network prints
+        minimum, notes = _minimum(request)
+        for note in notes:  # only now: where something above was refused, that one line is all there is
+            say(f"Note: {note}")
+        wanted = [_with_subset(name, subset) for name in request.names]
+        if dry_run:
+            planned = _plan(minimum, wanted, as_json)
+        else:
+            from flatminima.rounds import measure as run
+
+            table = run(minimum, wanted)
     if dry_run:
-        _dry_run(minimum, wanted, as_json)
+        typer.echo(planned)
         return
-    from flatminima.rounds import measure as run
-    from flatminima.table import render
-
-    with bars():
-        table = run(minimum, wanted)
-    document = table.to_dict() | {"command": _command(model, checkpoint, data, split, scaling, seed)}
-    if output is not None:
-        _save(document, output)
+    document = table.to_dict() | {"command": request.document(), **_machine(minimum)}
     if as_json:
-        import json
-
         typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
+        from flatminima.table import render
+
         render(table, out())
-    if checkpoint is None:
-        say("Note: no --checkpoint, so these are the weights that the factory gave")
+    sys.stdout.flush()  # before the notes, where both go to one terminal
     if output is None:
-        say("Next: the same with --output FOLDER writes measures.json and report.html")
-
-
-def _names(measures: str | None) -> list[str]:
-    names = list(catalog.MEASURES) if measures is None else [n.strip() for n in measures.split(",") if n.strip()]
-    if not names:
-        raise UsageError(f"got --measures {measures!r}; name at least one, {_MORE}")
-    return [catalog.measure(name).name for name in names]
+        say("\nNext: the same with --output FOLDER writes measures.json and report.html")
+    else:
+        _save(document, output)
 
 
 def _writable(output: Path) -> None:
-    """Refuse before the work what would fail after it."""
+    """Refuse before the work what would fail after it, leaving nothing behind.
+
+    Raises:
+        UsageError: the folder, or where it would be made, cannot be written; a folder has the name of a file.
+    """
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".flatminima-probe"
-        probe.touch()
-        probe.unlink()
+        folder = output.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        taken = [name for name in _WRITES if (output / name).is_dir()]
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
+    if taken:
+        raise UsageError(f"cannot write to {output}: {taken[0]} is a folder there; choose another --output")
 
 
-def _minimum(
-    model: str,
-    options: dict[str, Any],
-    app_dir: Path | None,
-    checkpoint: Path | None,
-    data: str,
-    split: str,
-    scaling: str,
-    limit: int | None,
-    loss: str,
-    batch_size: int,
-    device: str | None,
-    seed: int,
-    threads: int | None,
-) -> Minimum:
+def _minimum(request: Request) -> tuple[Minimum, list[str]]:
+    """What is to be measured, and what the user should know of it."""
     import torch
 
     from flatminima.data import load_tensors
-    from flatminima.losses import Loss
     from flatminima.minimum import Minimum
+    from flatminima.progress import report
     from flatminima.training import load_checkpoint
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    Loss.of(loss)
-    where = _device(device)
-    network = factory.build(model, options, app_dir)
-    if checkpoint is not None:
-        for note in load_checkpoint(network, checkpoint):
-            say(f"Note: {note}")
-    x, y = load_tensors(data, split, limit=limit, scaling=scaling)
-    return Minimum(network.eval(), (x, y), loss, batch_size=batch_size, device=where, seed=seed)
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    device = _device(request.device)
+    torch.manual_seed(request.seed)  # weights of a factory that has no checkpoint
+    network = factory.build(request.model, factory.arguments(list(request.model_arg)), request.app_dir)
+    notes = []
+    if request.app_dir is not None:
+        notes.append(f"imported {request.model.partition(':')[0]} with {request.app_dir} on the path")
+    if request.checkpoint is None:
+        notes.append("no --checkpoint, so these are the weights that the factory gave")
+    else:
+        notes += load_checkpoint(network, request.checkpoint)
+    if any(module.training for module in network.modules()):
+        notes.append("called model.eval(): no dropout, BatchNorm with its running statistics")
+    x, y = load_tensors(
+        request.data,
+        request.split,
+        limit=request.limit,
+        scaling=request.scaling,
+        config=request.data_config,
+        image_column=request.image_column,
+        label_column=request.label_column,
+        mode=request.mode,
+        image_size=request.image_size,
+        progress=lambda done, total, text: report(text, done, total),
+    )
+    batch_size, seed = request.batch_size, request.seed
+    minimum = Minimum(network.eval(), (x, y), request.loss, batch_size=batch_size, device=device, seed=seed)
+    return minimum, notes
 
 
 def _device(name: str | None) -> str | None:
@@ -133,8 +222,7 @@ def _device(name: str | None) -> str | None:
     if name is None:
         return None
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        float(torch.ones(1, device=name))  # the meta device makes tensors, but no numbers
     except (RuntimeError, AssertionError, NotImplementedError):
         found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UsageError(f"device {name!r} cannot be used here; available: {', '.join(found)}") from None
@@ -143,8 +231,6 @@ def _device(name: str | None) -> str | None:
 
 def _with_subset(name: str, subset: int | None) -> MeasureFunction | str:
     """The measure by name, or with its Gram subset set."""
-    from inspect import signature
-
     if subset is None:
         return name
     function = catalog.measure(name).load()
@@ -158,11 +244,8 @@ def _with_subset(name: str, subset: int | None) -> MeasureFunction | str:
     return chosen
 
 
-def _dry_run(minimum: Minimum, wanted: list[MeasureFunction | str], as_json: bool) -> None:
+def _plan(minimum: Minimum, wanted: list[MeasureFunction | str], as_json: bool) -> str:
     """The plan, with the time that one timed batch suggests."""
-    import json
-    from dataclasses import asdict
-
     import torch
 
     from flatminima.rounds import plan
@@ -179,29 +262,40 @@ def _dry_run(minimum: Minimum, wanted: list[MeasureFunction | str], as_json: boo
     estimate = both * (found.cost.forward + 2 * found.cost.backward) / 3
     if as_json:
         document = asdict(found) | {"schema": 1, "seconds": estimate, "samples": len(minimum.samples)}
-        typer.echo(json.dumps(document, indent=1))
-        return
-    typer.echo(str(found))
-    typer.echo(f"about {estimate:.0f} s on {len(minimum.samples)} samples; nothing was measured")
+        return json.dumps(document, indent=1, allow_nan=False)
+    about = f"about {estimate:.0f} s" if estimate >= 1 else "less than a second"
+    return f"{found}\n{about} on {len(minimum.samples)} samples; nothing was measured"
 
 
-def _command(model: str, checkpoint: Path | None, data: str, split: str, scaling: str, seed: int) -> dict[str, Any]:
+def _machine(minimum: Minimum) -> dict[str, Any]:
+    """Where it was measured."""
+    import platform
+
+    import torch
+
+    import flatminima
+
     return {
-        "model": model,
-        "checkpoint": None if checkpoint is None else checkpoint.name,
-        "data": Path(data).name,
-        "split": split,
-        "scaling": scaling,
-        "seed": seed,
+        "device": str(minimum.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "flatminima": flatminima.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
     }
 
 
 def _save(document: dict[str, Any], output: Path) -> None:
-    import json
-
     from flatminima.report import write_measures
     from flatminima.table import write_whole
 
-    write_whole(output / "measures.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_measures(document, output / "report.html")
-    say(f"Report: {output / 'report.html'}")
+    numbers, page = (output / name for name in _WRITES)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
+    write_whole(numbers, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_measures(document, page)
+    say(f"\nReport:  {page}\nNumbers: {numbers}")
+    say("Next:    flatminima list says what each measure is; measure another checkpoint to compare")

@@ -1,7 +1,9 @@
-"""What the commands share: consoles, and progress on a terminal's stderr."""
+"""What the commands share: consoles, numbers, and progress on a terminal's stderr."""
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from flatminima import progress
 
 WIDTH = 80
 _PATIENCE = 1.0  # seconds before a bar appears
+_PLAIN = (1e-3, 1e6)  # absolute values written without an exponent
+_DIGITS = 6  # after the point, at most
 
 
 def out() -> Console:
@@ -26,31 +30,61 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def number(value: float, stderr: float | None = None) -> str:
+    """A value to four digits, or with its error to the error's second digit.
+
+    Example:
+        >>> number(-519.23, 17.3), number(0.25161, 0.034), number(4600.1234)
+        ('-519 +- 17', '0.252 +- 0.034', '4600')
+    """
+    if not stderr:
+        return f"{value:.4g}" + ("" if stderr is None else " +- 0")
+    if not _PLAIN[0] <= max(abs(value), stderr) < _PLAIN[1]:
+        return _short(f"{value:.2e} +- {stderr:.1e}")
+    digits = max(1 - math.floor(math.log10(stderr)), 0)
+    return f"{value:.{digits}f} +- {stderr:.{digits}f}" if digits < _DIGITS else _short(f"{value:.4g} +- {stderr:.1e}")
+
+
+def _short(text: str) -> str:
+    return text.replace("e-0", "e-").replace("e+0", "e+")
+
+
+def animated() -> bool:
+    """Whether stderr may be drawn on: a terminal that moves its cursor, and nobody asked for none."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 @contextmanager
 def bars() -> Iterator[None]:
-    """Show the library's progress with an ETA; nothing where stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    """Show the library's progress with the time left; nothing where stderr is not a terminal."""
+    if not animated():
         yield
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     columns: list[Any] = [TextColumn("{task.description:.36}"), BarColumn(None), TaskProgressColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as display:
+    with Progress(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True), transient=True) as display:
         tasks: dict[str, Any] = {}
-        started: dict[str, float] = {}
+        started: dict[str, tuple[float, float]] = {}
 
         def listen(task: str, done: float, total: float) -> None:
             now = time.monotonic()
-            began = started.setdefault(task, now)
+            began, before = started.setdefault(task, (now, done))
             if done >= total:
                 started.pop(task)
                 if task in tasks:
                     display.remove_task(tasks.pop(task))
                 return
+            # from the work done since the first report, since sweeps report too seldom for a sliding speed
+            left = _clock((now - began) * (total - done) / (done - before)) if done > before else "-:--:--"
             if task not in tasks and now - began > _PATIENCE:
-                tasks[task] = display.add_task(task, total=total)
+                tasks[task] = display.add_task(task, total=total, left=left)
             if task in tasks:
-                display.update(tasks[task], completed=done, total=total)
+                display.update(tasks[task], completed=done, total=total, left=left)
 
         with progress.listening(listen):
             yield
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"

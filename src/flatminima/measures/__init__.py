@@ -4,26 +4,31 @@ Imported eagerly: a module here may carry its function's name, and a lazy attrib
 that is imported. (`import flatminima` alone does not come here, and so does not import torch.)
 """
 
+from flatminima.measures.distance import distance_from_init
 from flatminima.measures.fisher import fisher_frobenius, fisher_logdet, fisher_spectral_radius, fisher_trace
-from flatminima.measures.hessian import hessian_trace
+from flatminima.measures.hessian import hessian_top_eigenvalue, hessian_trace
 from flatminima.measures.margin import margin
-from flatminima.measures.norms import frobenius_norm, parameter_count, path_norm, spectral_norm
+from flatminima.measures.norms import frobenius_norm, parameter_count, path_norm, spectral_norm, vc_dimension
 from flatminima.measures.pacgen import pacgen
 from flatminima.measures.robustness import robustness
-from flatminima.measures.sharpness import expected_sharpness
+from flatminima.measures.sharpness import expected_sharpness, sharpness
 
 __all__ = [
+    "distance_from_init",
     "expected_sharpness",
     "fisher_frobenius",
     "fisher_logdet",
     "fisher_spectral_radius",
     "fisher_trace",
     "frobenius_norm",
+    "hessian_top_eigenvalue",
     "hessian_trace",
     "margin",
     "pacgen",
     "parameter_count",
     "path_norm",
     "robustness",
+    "sharpness",
     "spectral_norm",
+    "vc_dimension",
 ]

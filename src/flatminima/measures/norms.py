@@ -39,6 +39,24 @@ def parameter_count(minimum: Statistics) -> Estimate:
 
 
 @measure
+def vc_dimension(minimum: Statistics) -> Estimate:
+    """Order of the VC dimension, ``d dim(w)``: depth times trainable parameters, logarithms and constants dropped.
+
+    Args:
+        minimum: a Minimum.
+
+    Returns:
+        Estimate, exact; details: depth, parameters. Undefined: not a ReLU network.
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, eq. 1 (Bartlett, Harvey, Liaw, Mehrabian 2017).
+    """
+    count, network = minimum[ParameterCount(), FeedForward()]
+    depth = len(network.layers)
+    return Estimate(float(depth * count), details={"depth": depth, "parameters": count})
+
+
+@measure
 def frobenius_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fraction: float = 0.05) -> Estimate:
     """ln of ``gamma^-2 prod_i 4 ||W_i||_F^2``, gamma the margin (N17, l2 norm).
 

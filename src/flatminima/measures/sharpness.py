@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of
 from flatminima.perturbation import Gaussian, Perturbation, Relative, Uniform, describe
 from flatminima.statistic import Statistics
-from flatminima.statistics import PerturbedLoss
+from flatminima.statistics import PerturbedLoss, WorstCaseLoss
 
 
 @measure
@@ -54,3 +56,48 @@ def expected_sharpness(
     if overflowed:
         return Estimate.missing(f"the loss overflowed in {overflowed} of {draws} draws: use less noise")
     return Estimate.mean(found, **describe(noise))
+
+
+@measure
+def sharpness(
+    minimum: Statistics,
+    *,
+    alpha: float = 5e-4,
+    method: Literal["vertex", "ascent"] = "vertex",
+    steps: int | None = None,
+    samples: int | None = 2000,
+    seed: int | None = None,
+) -> Estimate:
+    """``max_nu (L(w + nu) - L(w)) / (1 + L(w))`` over the box ``|nu_i| <= alpha (|w_i| + 1)`` (N17, eq. 4).
+
+    The value is what a search found, so a lower bound of the maximum, and at least 0 because nu = 0 is in the box.
+
+    Args:
+        minimum: a Minimum.
+        alpha: of the box.
+        method: "vertex": the corner that the gradient's signs point to, again and again (default); "ascent": the
+            paper's projected stochastic ascent, batches of 64, rate 0.01, momentum 0.9.
+        steps: gradients; None: 10 for "vertex", the paper's 2,000 for "ascent".
+        samples: of the data, drawn by seed; None: all.
+        seed: of the samples and of the ascent's batches; None: the Minimum's.
+
+    Returns:
+        Estimate, for the samples looked at (no standard error); details: loss, highest, gradients, keskar (100 times
+        the value, in percent, as Keskar et al. print it). Undefined: the loss overflows within the box, or is at
+        most -1.
+
+    Raises:
+        UsageError: alpha or counts outside their range, an unknown method.
+
+    Source:
+        Keskar et al. 2017; Neyshabur et al., arXiv 1706.08947, eq. 4.
+    """
+    at_least_one(steps=steps, samples=samples)
+    count = steps if steps is not None else (2000 if method == "ascent" else 10)
+    found = minimum[WorstCaseLoss(Relative(alpha), method, count, samples, seed_of(minimum, seed))]
+    if found.loss <= -1:
+        reason = f"1 + loss is not positive (loss {found.loss:.3g}): there is no relative rise"
+        return Estimate.missing(reason)
+    value = (found.highest - found.loss) / (1 + found.loss)
+    details = {"loss": found.loss, "highest": found.highest, "gradients": found.gradients, "keskar": 100 * value}
+    return Estimate(value, details=details | {"method": method, "alpha": alpha})

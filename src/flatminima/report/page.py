@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flatminima.report import plots
+from flatminima.report.theme import GLYPHS, PALETTE
 from flatminima.table import write_whole
 
 
@@ -22,23 +24,26 @@ def write_report(results: dict[str, Any], path: str | Path) -> None:
     Raises:
         UsageError: the path cannot be written.
     """
-    best = next(n for n in results["networks"] if n["name"] == results["best"])
+    networks = results["networks"]
+    best = next(n for n in networks if n["name"] == results["best"])
     pacgen = best["measures"]["measures"].get("pacgen", {})
     layers = (pacgen.get("details") or {}).get("layers") or {}
-    figures = {
-        "ranking": Markup(plots.ranking(results["ranking"])),
-        "scatter": Markup(plots.scatter(results["networks"], results["ranking"])),
-        "certificate": Markup(plots.certificate(results["certificate"])),
-        "layers": Markup(plots.layers(layers, "pacGen (nats)", "pacgen")) if layers else None,
-    }
+    noises = sorted({n["recipe"]["label_noise"] for n in networks})
+    shown = plots.defined(results["ranking"])[: plots.SCATTERS]
     page = _render(
         "demo.html.j2",
         title="What the minimum says",
-        subtitle=f"{len(results['networks'])} networks trained on {results['data']['name']}, measured and ranked",
+        subtitle=f"{len(networks)} networks trained on {results['data']['name']}, measured and ranked",
         verdict=demo_verdict(results),
-        figures=figures,
-        layer_total=sum(layers.values()),
-        **results,
+        ranking_figure=Markup(plots.ranking(results["ranking"])),
+        scatters=[Markup(plots.scatter(networks, name, noises)) for name in shown],
+        legend=[
+            (GLYPHS[i % len(GLYPHS)], i % len(PALETTE), f"{noise:.0%} label noise") for i, noise in enumerate(noises)
+        ],
+        certificate_figure=Markup(plots.certificate(results["certificate"])),
+        layers=_layers("pacgen", layers) if layers else None,
+        provenance=_demo_provenance(results),
+        **{k: results[k] for k in ("ranking", "networks", "best", "certificate", "quick")},
     )
     write_whole(path, page)
 
@@ -47,59 +52,72 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
     """The page of one measured network.
 
     Args:
-        document: `MeasureTable.to_dict()`, and the command under ``"command"`` where there was one.
+        document: `MeasureTable.to_dict()`; where the command line made it, with ``"command"`` (its options),
+            ``"versions"``, ``"device"`` and ``"threads"``.
         path: of the HTML file, written whole.
 
     Raises:
         UsageError: the path cannot be written.
     """
-    layered = {
-        name: e["details"]["layers"]
+    layered = [
+        _layers(name, e["details"]["layers"])
         for name, e in document["measures"].items()
-        if e["value"] is not None and isinstance(e["details"].get("layers"), dict)
-    }
-    figures = {name: Markup(plots.layers(values, f"{name} (nats)", name)) for name, values in layered.items()}
+        if e["value"] is not None and isinstance(e["details"].get("layers"), dict) and e["details"]["layers"]
+    ]
     page = _render(
         "measure.html.j2",
         title="Measures of one minimum",
-        subtitle=f"{document['parameters']} parameters, {document['samples']} samples",
+        subtitle=f"{document['parameters']:,} parameters, {document['samples']:,} samples",
         verdict=measure_verdict(document),
-        figures=figures,
-        layer_values=layered,
-        **({"command": None} | document),
+        layered=layered,
+        measures=document["measures"],
+        provenance=_measure_provenance(document),
     )
     write_whole(path, page)
 
 
+def _layers(name: str, values: dict[str, float]) -> dict[str, Any]:
+    """A figure and its table."""
+    label = plots.unit(name)
+    return {
+        "name": name,
+        "label": label,
+        "values": values,
+        "figure": Markup(plots.layers(values, label, name)),
+        "cut": plots.BARS if len(values) > plots.BARS else None,
+    }
+
+
 def demo_verdict(results: dict[str, Any]) -> list[str]:
     """What the demonstration found, in sentences."""
+    n = len(results["networks"])
     found = {name: c for name, c in results["ranking"].items() if c["tau"] is not None}
     good = [name for name, c in found.items() if c["low"] > 0]
     bad = [name for name, c in found.items() if c["high"] < 0]
-    said = []
-    everywhere = [name for name in good if found[name]["networks"] == len(results["networks"])]
+    everywhere = [name for name in good if found[name]["networks"] == n]
     partly = [name for name in good if name not in everywhere]
+    said = []
     if everywhere:
         first = found[everywhere[0]]
         said.append(
-            f"{everywhere[0]} orders all {len(results['networks'])} networks best as their generalization gap does: "
-            f"tau {first['tau']:+.2f} ({first['low']:+.2f} to {first['high']:+.2f})."
+            f"{everywhere[0]} follows the generalization gap most closely across all {n} networks: "
+            f"Kendall's tau {first['tau']:+.2f}, 95% interval {first['low']:+.2f} to {first['high']:+.2f}."
         )
         if everywhere[1:]:
-            said.append(f"Also decided in favour: {', '.join(everywhere[1:])}.")
+            said.append(f"Also above 0 beyond their interval: {', '.join(everywhere[1:])}.")
     if partly:
-        said.append(f"Decided in favour, but only on the networks where they are defined: {', '.join(partly)}.")
+        said.append(f"Above 0 too, but only on the networks where they are defined: {', '.join(partly)}.")
     if not good:
         said.append("No measure orders these networks as their gap does beyond doubt.")
     if bad:
-        said.append(f"Decided against: {', '.join(bad)} order the networks opposite to their gap.")
-    undecided = len(found) - len(good) - len(bad)
+        said.append(f"Below 0: {', '.join(bad)} order the networks opposite to their gap.")
+    undecided = [name for name in found if name not in good and name not in bad]
     if undecided:
-        said.append(f"{undecided} of {len(found)} measures stay undecided on {len(results['networks'])} networks.")
+        said.append(f"Undecided on {n} networks: {', '.join(undecided)}.")
     c = results["certificate"]
     kind = "is certified to err" if c["is_certificate"] else "scores, without proof, to err"
     said.append(
-        f"The network of recipe {c['recipe']}, with weights drawn afresh for each prediction, {kind} on at most "
+        f"A network of recipe {c['recipe']}, its weights drawn afresh for each prediction, {kind} on at most "
         f"{100 * c['risk_bound']:.1f}% of new digits; on the test set it errs on {100 * c['gibbs_test_error']:.1f}%."
     )
     return said
@@ -112,15 +130,66 @@ def measure_verdict(document: dict[str, Any]) -> list[str]:
     margin = measures.get("margin")
     if margin and margin["value"] is not None:
         wrong, loss = margin["details"]["train_error"], margin["details"]["train_loss"]
-        said.append(f"Training error {100 * wrong:.2f}%, training loss {loss:.4g}.")
+        said.append(f"Error on these samples {100 * wrong:.2f}%, mean loss {loss:.4g}.")
         if margin["value"] <= 0:
             said.append("The margin is not positive: labels are not fitted, and norms over margins mean nothing yet.")
     unknown = [name for name, e in measures.items() if e["value"] is None]
     said.append(f"{len(measures) - len(unknown)} of {len(measures)} measures have a value.")
     if unknown:
         said.append(f"Without meaning here, with the reason below: {', '.join(unknown)}.")
-    said.append("All of these are scores: they rank networks and prove nothing.")
+    if all(e["kind"] == "score" for e in measures.values()):
+        said.append("All of these are scores: they rank networks trained on the same data, and prove nothing alone.")
     return said
+
+
+def _demo_provenance(results: dict[str, Any]) -> list[tuple[str, str]]:
+    data, first = results["data"], results["networks"][0]["measures"]
+    flags = f"--seed {results['seed']}" + (" --quick" if results["quick"] else "")
+    return [
+        ("command", f"flatminima demo {flags}"),
+        ("data", f"{data['name']}: {data['train']} training and {data['test']} test samples"),
+        ("data fingerprint", data["fingerprint"]),
+        *_versions(results["versions"]),
+        ("threads", "1"),
+        ("time", f"{results['seconds']:.0f} s, networks kept from an earlier run not counted"),
+        ("passes a network", _passes(first)),
+        *(("note", note) for note in first["notes"]),
+        ("numbers", "results.json, beside this page"),
+    ]
+
+
+def _measure_provenance(document: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if document.get("command"):
+        rows.append(("command", _command(document["command"])))
+    rows += [
+        ("samples", f"{document['samples']} (fingerprint {document['data']})"),
+        ("parameters", str(document["parameters"])),
+        ("loss", document["loss"]),
+        *_versions(document.get("versions", {})),
+        *((name, str(document[name])) for name in ("device", "threads") if name in document),
+        ("time", f"{document['seconds']:.1f} s"),
+        ("passes", _passes(document)),
+    ]
+    return rows + [("note", note) for note in document["notes"]]
+
+
+def _versions(versions: dict[str, str]) -> list[tuple[str, str]]:
+    return [("versions", ", ".join(f"{k} {v}" for k, v in versions.items()))] if versions else []
+
+
+def _passes(table: dict[str, Any]) -> str:
+    return f"{table['forward_passes']:.1f} forward and {table['backward_passes']:.1f} backward over the samples"
+
+
+def _command(options: dict[str, Any]) -> str:
+    """The command again, quoted for a shell."""
+    words = ["flatminima", "measure"]
+    for key, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                words += [f"--{key.replace('_', '-')}", str(one)]
+    return shlex.join(words)
 
 
 def _render(template: str, **values: Any) -> str:

@@ -1,73 +1,91 @@
-"""The report's figures, each an inline SVG with labelled axes."""
+"""The report's figures, each an inline SVG with labelled axes, narrow enough for a phone."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from flatminima.report.theme import MARKERS, PALETTE, style, svg
+from flatminima.catalog import MEASURES
+from flatminima.report.theme import GREY, MARKERS, PALETTE, WIDTH, style, svg
 
-_SCATTERS = 6
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCATTERS = 6
+BARS = 30  # layers of one figure; the table beside it has all
+_SPREAD = 50  # times the smallest value, above which an axis is logarithmic
+_NATS = ("expected_sharpness", "fisher_logdet", "frobenius_norm", "pacgen", "path_norm", "spectral_norm")
+
+
+def unit(name: str) -> str:
+    """A measure's name with its unit, where it has one."""
+    return f"{name} (nats)" if name in _NATS else name
+
+
+def defined(correlations: dict[str, Any]) -> list[str]:
+    """Measures with a correlation, best first."""
+    return [name for name, c in correlations.items() if c["tau"] is not None]
 
 
 def ranking(correlations: dict[str, Any]) -> str:
     """Kendall's tau of each measure with its interval, best on top."""
     from matplotlib.figure import Figure
 
-    rows = [(name, c) for name, c in correlations.items() if c["tau"] is not None]
+    names = defined(correlations)
     with style("ranking"):
-        figure = Figure(figsize=(6.4, 0.34 * len(rows) + 0.9))
+        figure = Figure(figsize=(WIDTH, 0.34 * len(names) + 0.9))
         axes = figure.add_subplot()
-        for i, (_, c) in enumerate(rows):
+        titles = {}
+        for i, name in enumerate(names):
+            c = correlations[name]
             sure = c["low"] > 0 or c["high"] < 0
-            colour = PALETTE[0] if c["low"] > 0 else PALETTE[1] if c["high"] < 0 else "#8a8a8a"
+            colour = PALETTE[0] if c["low"] > 0 else PALETTE[1] if c["high"] < 0 else GREY
             axes.plot([c["low"], c["high"]], [i, i], color=colour, lw=2)
-            axes.plot(c["tau"], i, "o" if sure else "D", color=colour, ms=6)
-        axes.axvline(0, color="#8a8a8a", lw=0.8)
-        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+            axes.plot(c["tau"], i, "o" if sure else "D", color=colour, ms=6, gid=f"tau{i}")
+            titles[f"tau{i}"] = f"{name}: {c['tau']:+.2f} ({c['low']:+.2f} to {c['high']:+.2f})"
+        axes.axvline(0, color=GREY, lw=0.8)
+        axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlim(-1.05, 1.05)
-        axes.set_xlabel("Kendall's tau with the generalization gap, 95% bootstrap interval")
+        axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
+        axes.set_xlabel("Kendall's tau with the gap, 95% interval")
         axes.grid(axis="x")
-        return svg(figure, "Kendall's tau of each measure with the generalization gap, with intervals")
+        return svg(figure, "Kendall's tau of each measure with the generalization gap, with intervals", titles)
 
 
-def scatter(networks: list[dict[str, Any]], correlations: dict[str, Any]) -> str:
-    """The best measures against the gap, a point a network, with error bars."""
+def scatter(networks: list[dict[str, Any]], name: str, groups: Iterable[float]) -> str:
+    """One measure against the gap, a point a network with one standard error, a colour and marker a noise level."""
     from matplotlib.figure import Figure
 
-    names = [name for name, c in correlations.items() if c["tau"] is not None][:_SCATTERS]
-    noises = sorted({n["recipe"]["label_noise"] for n in networks})
-    with style("scatter"):
-        rows = math.ceil(len(names) / 3)
-        figure = Figure(figsize=(9.0, 2.6 * rows), layout="constrained")
-        grid = figure.subplots(rows, 3, squeeze=False)
-        for axes, name in zip(grid.flat, names, strict=False):
-            for noise, colour, marker in zip(noises, PALETTE, MARKERS, strict=False):
-                points = [_point(n, name) for n in networks if n["recipe"]["label_noise"] == noise]
-                found = [p for p in points if p is not None]
-                if found:
-                    x, error, y = zip(*found, strict=True)
-                    axes.errorbar(
-                        x, y, xerr=error, fmt=marker, color=colour, ms=5, lw=1, label=f"{noise:.0%} label noise"
-                    )
-            axes.set_xlabel(name)
-            axes.grid()
-            values = [p[0] for n in networks if (p := _point(n, name)) is not None]
-            if min(values) > 0 and max(values) > 50 * min(values):
-                axes.set_xscale("log")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("generalization gap (%)")
-        for axes in list(grid.flat)[len(names) :]:
-            axes.set_visible(False)
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        return svg(figure, "Measures against the generalization gap, one point a network, with standard errors")
+    noises = list(groups)
+    with style(f"scatter-{name}"):
+        figure = Figure(figsize=(3.6, 2.9))
+        axes = figure.add_subplot()
+        titles, values = {}, []
+        for i, network in enumerate(networks):
+            e, gap = network["measures"]["measures"][name], 100 * network["gap"]
+            if e["value"] is None:
+                continue
+            k = noises.index(network["recipe"]["label_noise"]) % len(PALETTE)
+            error = e["stderr"] or 0.0
+            points = axes.errorbar(e["value"], gap, xerr=error, fmt=MARKERS[k], color=PALETTE[k], ms=6, lw=1)
+            points.lines[0].set_gid(f"point{i}")
+            titles[f"point{i}"] = f"{network['name']}: {name} {e['value']:.4g} +- {error:.2g}, gap {gap:.1f}%"
+            values.append(e["value"])
+        higher = name in MEASURES and MEASURES[name].direction == "higher"
+        axes.set_xlabel(unit(name) + (", higher is better" if higher else ""))
+        axes.set_ylabel("generalization gap (%)")
+        axes.grid()
+        _scale(axes, values)
+        return svg(figure, f"{name} against the generalization gap, one point a network", titles)
 
 
-def _point(network: dict[str, Any], name: str) -> tuple[float, float, float] | None:
-    e = network["measures"]["measures"][name]
-    return None if e["value"] is None else (e["value"], e["stderr"] or 0.0, 100 * network["gap"])
+def _scale(axes: Axes, values: list[float]) -> None:
+    if values and min(values) > 0 and max(values) > _SPREAD * min(values):
+        axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=5)
+        axes.ticklabel_format(axis="x", scilimits=(-3, 4), useMathText=False)
 
 
 def certificate(c: dict[str, Any]) -> str:
@@ -75,34 +93,37 @@ def certificate(c: dict[str, Any]) -> str:
     from matplotlib.figure import Figure
 
     rows = [
-        ("certificate, stochastic network", c["risk_bound"], PALETTE[0]),
+        ("bound, stochastic network", c["risk_bound"], PALETTE[0]),
         ("hold-out bound, prior network", c["holdout_bound"], PALETTE[4]),
-        ("Monte-Carlo upper, bound's samples", c["monte_carlo_upper"], "#8a8a8a"),
-        ("error on the bound's samples", c["empirical_risk"], "#8a8a8a"),
-        ("test error, stochastic network", c["gibbs_test_error"], PALETTE[2]),
+        ("Monte-Carlo upper bound", c["monte_carlo_upper"], GREY),
+        ("error, bound's samples", c["empirical_risk"], GREY),
+        ("error, test set", c["gibbs_test_error"], PALETTE[2]),
     ]
     with style("certificate"):
-        figure = Figure(figsize=(6.4, 2.4))
+        figure = Figure(figsize=(WIDTH, 2.4))
         axes = figure.add_subplot()
         shown = [row for row in rows if row[1] is not None]
         axes.barh([r[0] for r in shown], [100 * r[1] for r in shown], color=[r[2] for r in shown], height=0.6)
         for i, row in enumerate(shown):
-            axes.text(100 * row[1], i, f" {100 * row[1]:.1f}%", va="center")
+            place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(f"{100 * row[1]:.1f}%", (100 * row[1], i), **place)
         axes.invert_yaxis()
         axes.set_xlabel("0-1 error (%)")
-        axes.set_xlim(0, 115 * max(r[1] for r in shown))
+        axes.set_xlim(0, 118 * max(r[1] for r in shown) or 1.0)
         axes.grid(axis="x")
         return svg(figure, "The certificate, the hold-out bound and the observed errors")
 
 
 def layers(values: dict[str, float], label: str, name: str) -> str:
-    """One bar a layer of a measure that adds over layers."""
+    """One bar a layer of a measure that adds over layers; of many, the largest."""
     from matplotlib.figure import Figure
 
+    kept = sorted(sorted(values, key=lambda layer: -abs(values[layer] or 0.0))[:BARS], key=list(values).index)
     with style(f"layers-{name}"):
-        figure = Figure(figsize=(6.4, 0.28 * len(values) + 0.8))
+        figure = Figure(figsize=(WIDTH, 0.28 * len(kept) + 0.8))
         axes = figure.add_subplot()
-        axes.barh(list(values), list(values.values()), color=PALETTE[0], height=0.6)
+        axes.barh(range(len(kept)), [values[layer] or 0.0 for layer in kept], color=PALETTE[0], height=0.6)
+        axes.set_yticks(range(len(kept)), kept)
         axes.invert_yaxis()
         axes.set_xlabel(label)
         axes.grid(axis="x")

@@ -1,24 +1,28 @@
 """Colours and figure style: colour-blind safe, readable on light and dark ground.
 
-Text and axes are drawn in a marker colour that becomes `currentColor` in the SVG, so they follow the page's theme.
+Figures are drawn in marker colours that become the page's CSS variables in the SVG, so they follow its theme; their
+text is text, in the page's font.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), without the yellow and black that vanish on light or dark ground
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe & Ito (2008), without the yellow and black that vanish on light or dark ground; base.html.j2 has both themes
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the markers, in a legend of text
+GREY = "#8a8a8a"
 _TEXT = "#010203"
-_GRID = "#8a8a8a"
+WIDTH = 5.2  # inches: at 390 pixels ten-point text is still nine
 
 
 @contextmanager
@@ -29,34 +33,49 @@ def style(name: str) -> Iterator[None]:
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
+        "text.parse_math": False,  # a layer may have dollars in its name
         "font.family": "sans-serif",
         "font.size": 10,
         "text.color": _TEXT,
         "axes.labelcolor": _TEXT,
-        "axes.edgecolor": _GRID,
+        "axes.edgecolor": GREY,
         "xtick.color": _TEXT,
         "ytick.color": _TEXT,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "grid.color": _GRID,
+        "axes.axisbelow": True,
+        "grid.color": GREY,
         "grid.alpha": 0.3,
         "figure.facecolor": "none",
         "axes.facecolor": "none",
         "savefig.facecolor": "none",
-        "legend.frameon": False,
     }
     with matplotlib.rc_context(settings):
         yield
 
 
-def svg(figure: Figure, label: str) -> str:
-    """The figure as an inline SVG element with an accessible name."""
-    from html import escape
+def svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> str:
+    """The figure as an inline SVG element with an accessible name.
+
+    Args:
+        figure: made within `style`.
+        label: what a reader who does not see it is told.
+        titles: gid of an artist -> text shown when the pointer rests on it.
+    """
+    import matplotlib
 
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = text.replace(_TEXT, "currentColor")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label, quote=True)}" ', 1)
+    for gid, title in (titles or {}).items():
+        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(title)}</title>', 1)
+    text = re.sub(r"<style.*?</style>|font-family: [^;]*; ", "", text, flags=re.DOTALL)  # the page's own rules apply
+    # ids are the page's, and several figures would share figure_1
+    prefix = re.sub(r"\W+", "-", str(matplotlib.rcParams["svg.hashsalt"]))
+    text = re.sub(r' id="(?=[\w.-]+")', f' id="{prefix}-', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text).replace(_TEXT, "currentColor")
+    for i, colour in enumerate(PALETTE):
+        text = text.replace(colour, f"var(--c{i})")
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(label, quote=True)}" ', text, count=1)

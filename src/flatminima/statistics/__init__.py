@@ -1,6 +1,7 @@
 """What measures are made of; each is computed once and shared."""
 
 from flatminima.statistics.diagonal import BatchGradientSquares, FisherDiagonal, GaussNewtonDiagonal
+from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
 from flatminima.statistics.feedforward import FeedForward, FeedForwardNetwork, LinearLayer
 from flatminima.statistics.gram import Gram, GramMatrices
@@ -14,10 +15,12 @@ from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
 from flatminima.statistics.weights import FlatWeights, ParameterCount, Weights
+from flatminima.statistics.worst_case import Worst, WorstCaseLoss
 
 __all__ = [
     "At",
     "BatchGradientSquares",
+    "Eigenvalues",
     "FeedForward",
     "FeedForwardNetwork",
     "FisherDiagonal",
@@ -35,6 +38,9 @@ __all__ = [
     "ParameterCount",
     "PerturbedLoss",
     "ProbedHessian",
+    "TopEigenvalues",
     "Weights",
+    "Worst",
+    "WorstCaseLoss",
     "hessian_operator",
 ]

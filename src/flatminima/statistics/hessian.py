@@ -182,8 +182,10 @@ def rademacher(like: Tensor, seed: int, index: int) -> Tensor:
     return bits.mul_(2).sub_(1).to(like)
 
 
-def hessian_operator(minimum: Minimum) -> LinearOperator:
+def hessian_operator(minimum: Minimum, indices: Tensor | None = None) -> LinearOperator:
     """The Hessian of the mean loss as scipy's LinearOperator (W, W) float64, for any of scipy's solvers.
+
+    Over the samples at `indices`; None: all.
 
     The gradient's graph is kept between products while all samples fit one batch.
 
@@ -195,7 +197,8 @@ def hessian_operator(minimum: Minimum) -> LinearOperator:
         >>> hessian_operator(m).matvec(np.array([1.0, 0.0])).tolist()
         [1.0, 0.0]
     """
-    n, size = len(minimum.samples), len(minimum.parameters)
+    chosen = torch.arange(len(minimum.samples)) if indices is None else indices
+    n, size = len(chosen), len(minimum.parameters)
     kept: dict[tuple[int, ...], _Graph] = {}
 
     def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -203,8 +206,8 @@ def hessian_operator(minimum: Minimum) -> LinearOperator:
             total = torch.zeros(size, dtype=torch.float64, device=minimum.device)
             start = torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).to(minimum.device)
             now = tuple(p._version for p in minimum.parameters.tensors)  # a write, even undone, spoils the graph
-            for indices in torch.arange(n).split(minimum.batch_size):
-                graph = kept[now] if now in kept else _Graph(minimum.batch(indices))
+            for part in chosen.split(minimum.batch_size):
+                graph = kept[now] if now in kept else _Graph(minimum.batch(part))
                 if n <= minimum.batch_size and now not in kept:
                     kept.clear()
                     kept[now] = graph

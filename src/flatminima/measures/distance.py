@@ -1,0 +1,72 @@
+"""How far training moved the weights (Neyshabur et al. 2017, sec. 3; Nagarajan & Kolter 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flatminima.errors import Undefined, UsageError
+from flatminima.estimate import Estimate
+from flatminima.measures._measure import measure
+from flatminima.statistic import Statistics
+from flatminima.statistics import Weights
+
+
+@measure
+def distance_from_init(
+    minimum: Statistics, *, initial: nn.Module | Mapping[str, Tensor] | Tensor | None = None
+) -> Estimate:
+    """``||w - w0||_2``, the distance of the trained weights from those they started at.
+
+    Args:
+        minimum: a Minimum.
+        initial: w0 as the untrained model, its state dict, or a flat vector (W,) of the trainable weights.
+
+    Returns:
+        Estimate, exact; details: layers (the distance of each parameter), relative (over ||w0||; None where that is
+        0). Undefined: no initial weights given.
+
+    Raises:
+        UsageError: initial weights that do not fit, or are not finite.
+
+    Source:
+        Nagarajan & Kolter, arXiv 1901.01672.
+
+    Example:
+        >>> import copy
+        >>> from flatminima import Minimum
+        >>> before = nn.Linear(2, 2, bias=False)
+        >>> net = copy.deepcopy(before)
+        >>> net.weight.data += 0.5
+        >>> m = Minimum(net, (torch.eye(2), torch.tensor([0, 1])))
+        >>> round(float(distance_from_init(m, initial=before)), 6)
+        1.0
+    """
+    weights = minimum[Weights()]
+    if initial is None:
+        raise Undefined("the initial weights are not known: pass initial=, the untrained model or its state dict")
+    start = _flat(initial, weights.names, weights.sizes)
+    if not bool(torch.isfinite(start).all()):
+        raise UsageError("got initial weights with NaN or Inf; they must be finite")
+    moved = (weights.values - start).square()
+    layers = {name: math.sqrt(total) for name, total in weights.by_parameter(moved).items()}
+    total, norm = float(moved.sum().sqrt()), float(start.norm())
+    return Estimate(total, details={"layers": layers, "relative": total / norm if norm else None})
+
+
+def _flat(initial: nn.Module | Mapping[str, Tensor] | Tensor, names: tuple[str, ...], sizes: tuple[int, ...]) -> Tensor:
+    if isinstance(initial, Tensor):
+        if initial.numel() != sum(sizes):
+            raise UsageError(f"got {initial.numel()} initial weights for {sum(sizes)} trainable ones")
+        return initial.detach().double().cpu().reshape(-1)
+    state = initial.state_dict() if isinstance(initial, nn.Module) else initial
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise UsageError(f"the initial weights lack {missing[0]!r} ({len(missing)} of {len(names)} parameters missing)")
+    for name, size in zip(names, sizes, strict=True):
+        if state[name].numel() != size:
+            raise UsageError(f"initial {name!r} holds {state[name].numel()} weights; expected {size}")
+    return torch.cat([state[name].detach().double().cpu().reshape(-1) for name in names])
