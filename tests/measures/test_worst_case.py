@@ -168,3 +168,13 @@ def test_the_vc_order_is_depth_times_parameters() -> None:
     minimum = Minimum(model, (torch.randn(5, 4), torch.zeros(5, dtype=torch.long)))
     assert measures.vc_dimension(minimum).value == 3 * (4 * 8 + 8 + 8 * 3 + 3 + 3 * 2 + 2)
     assert "tanh" in str(measures.vc_dimension(_network()).undefined)
+
+
+@pytest.mark.parametrize("method", ["vertex", "ascent"])
+def test_within_another_measurement_the_weights_come_back_too(method: Any) -> None:
+    """The outer guard restores at its own end only: a search inside it must clean up by itself."""
+    minimum = _network()
+    before = minimum.parameters.flat()
+    with minimum.open():
+        WorstCaseLoss(Relative(0.5), method, 3).compute(minimum)
+        assert torch.equal(minimum.parameters.flat(), before)

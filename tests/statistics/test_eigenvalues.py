@@ -97,3 +97,11 @@ def test_of_a_network_against_the_dense_hessian(samples: int | None) -> None:
     assert found.details["eigenvalues"] == pytest.approx(expected.tolist(), rel=1e-8)
     assert float(found) == found.details["eigenvalues"][0]
     assert max(found.details["residuals"]) <= 1e-8 * float(found)
+
+
+def test_a_wrong_answer_of_the_solver_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The residual is computed here, not taken from the solver."""
+    wrong = (np.array([3.0]), np.eye(20)[:, :1])
+    monkeypatch.setattr("flatminima.statistics.eigenvalues.eigsh", lambda *_, **__: wrong)
+    with pytest.raises(Undefined, match="too large to believe"):
+        largest(aslinearoperator(rotated(list(np.linspace(0, 1, 20)))), 1, 1e-3, 0)
