@@ -1,0 +1,179 @@
+"""H_i g_i of one sub-batch, by differencing two gradients or by double backward, and how far the two are apart.
+
+The paper's alpha is weight of the penalty and length of the difference in one. On ReLU networks that is no derivative:
+at alpha = 1e-4 one unit that switches is a jump divided by alpha (cosine to the exact product 0.4 on a ResNet-20, in
+float64 too). So the length of the displacement, ||dw|| = d ||g_i||, is a choice of its own here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flatminima.errors import UsageError
+from flatminima.guard import differentiable
+
+Gradients = list[Tensor | None]
+Step = Literal["auto", "alpha"] | float
+
+LENGTH = 0.02  # ||dw||: between kinks (below) and truncation (above); see docs/optimizers.md
+_HALF_LENGTH = 0.1  # below it a difference in 16 bits is mostly rounding
+_HALF_ALPHA = 1e-2
+
+
+@dataclass(frozen=True)
+class DifferenceError:
+    """The differenced penalty gradient against the exact one, on one sub-batch.
+
+    Args:
+        relative: ||difference - exact|| / ||exact||.
+        cosine: between the two; what an optimizer that normalises its gradient feels.
+    """
+
+    relative: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sub-batch at the weights w: loss, gradient g and its norm; H g and L(w) - L(w - d g) of a second pass."""
+
+    loss: Tensor
+    gradient: Gradients
+    norm: float
+    product: Gradients
+    fall: float
+
+
+class Weights:
+    """The trainable parameters of a module, with gradients taken off them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.all = [p for p in module.parameters() if p.requires_grad]
+        if not self.all:
+            raise UsageError("the model has no trainable parameter")
+        self.originals: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Remember them for `displace` and `restore`."""
+        self.originals = [p.detach().clone() for p in self.all]
+
+    def displace(self, direction: Gradients, by: float) -> None:
+        """w + by * direction."""
+        moved = [(p.detach(), g) for p, g in zip(self.all, direction, strict=True) if g is not None]
+        torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=by)
+        torch.clear_autocast_cache()
+
+    def restore(self) -> None:
+        """As `keep` found them, bit for bit."""
+        torch._foreach_copy_([p.detach() for p in self.all], self.originals)
+        torch.clear_autocast_cache()
+
+    def gradient(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> tuple[Tensor, Gradients]:
+        """(loss, gradient) by backward(), which also works where activations are checkpointed; .grad must be None."""
+        with torch.enable_grad():
+            loss = mean_loss(loss_fn, self.module, x, y)
+            loss.backward()
+        found = [p.grad for p in self.all]
+        for p in self.all:
+            p.grad = None
+        return loss.detach(), found
+
+
+def mean_loss(loss_fn: Callable[[Any, Any], Tensor], module: nn.Module, x: Any, y: Any) -> Tensor:
+    """loss_fn(module(x), y), a scalar."""
+    loss = loss_fn(module(x), y)
+    if loss.dim() != 0:
+        raise UsageError(f"loss_fn returned shape {tuple(loss.shape)}; it must return the mean over the samples")
+    return loss
+
+
+def norm(gradient: Gradients) -> Tensor:
+    """2-norm over all parameters, () in float32 at least."""
+    held = [g for g in gradient if g is not None]
+    if not held:
+        return torch.zeros(())
+    double = any(g.dtype == torch.float64 for g in held)
+    parts = torch._foreach_norm(held, 2, dtype=torch.float64 if double else torch.float32)
+    found: Tensor = torch.linalg.vector_norm(torch.stack([t.to(parts[0].device) for t in parts]))
+    return found
+
+
+def differenced(
+    weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any, step: Step, alpha: float
+) -> Pass:
+    """Two passes: at w and at w - d g, with the same random numbers. `weights.keep()` was called."""
+    randomness = _random_state(weights.all)
+    loss, g = weights.gradient(loss_fn, x, y)
+    length = float(norm(g))
+    if not (0 < length < float("inf")):  # nothing to follow; an infinity is for the scaler to find
+        return Pass(loss, g, length, [None] * len(g), 0.0)
+    d = alpha if step == "alpha" else (LENGTH if step == "auto" else float(step)) / length
+    with torch.no_grad():
+        weights.displace(g, -d)
+    try:
+        _set_random_state(randomness)
+        there, product = weights.gradient(loss_fn, x, y)
+    finally:
+        with torch.no_grad():
+            weights.restore()
+    for ours, theirs in zip(g, product, strict=True):
+        if ours is not None and theirs is not None:
+            theirs.neg_().add_(ours).div_(d)
+    return Pass(loss, g, length, product, float(loss - there))
+
+
+def exact(weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Pass:
+    """Double backward. Kinks have no curvature here; compiled modules and fused attention are bypassed."""
+    module = getattr(weights.module, "_orig_mod", weights.module)
+    with torch.enable_grad(), differentiable(module):
+        loss = mean_loss(loss_fn, module, x, y)
+        g = torch.autograd.grad(loss, weights.all, create_graph=True, allow_unused=True)
+        half = sum(((t * t).sum() for t in g if t is not None), torch.zeros(())) / 2
+        product: Gradients = [None] * len(g)
+        if half.requires_grad:
+            product = list(torch.autograd.grad(half, weights.all, allow_unused=True))
+    gradient: Gradients = [None if t is None else t.detach() for t in g]
+    return Pass(loss.detach(), gradient, float(norm(gradient)), product, 0.0)
+
+
+def check_precision(parameters: Sequence[Tensor], step: Step, alpha: float) -> None:
+    """Refuse differences that would be rounding: 16-bit weights, or 16-bit passes under autocast."""
+    half = {p.dtype for p in parameters if p.dtype in (torch.bfloat16, torch.float16)}
+    for device in {p.device.type for p in parameters}:
+        if torch.is_autocast_enabled(device):
+            half.add(torch.get_autocast_dtype(device))
+    enough = alpha >= _HALF_ALPHA if step == "alpha" else isinstance(step, int | float) and step >= _HALF_LENGTH
+    if half & {torch.bfloat16, torch.float16} and not enough:
+        raise UsageError(
+            f"a difference of gradients in {', '.join(sorted(map(str, half)))} is mostly rounding: "
+            f"run FisherTrace in float32 outside autocast, or accept a rough one with step={_HALF_LENGTH}"
+        )
+
+
+def compare(a: Gradients, b: Gradients) -> DifferenceError:
+    """a against b."""
+    pairs = [(x.double(), y.double()) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    apart = sum(float((x - y).square().sum()) for x, y in pairs)
+    aa, bb, ab = (sum(float((pair[i] * pair[j]).sum()) for pair in pairs) for i, j in ((0, 0), (1, 1), (0, 1)))
+    if not aa or not bb:
+        raise UsageError("one of the two penalty gradients is zero, so there is no relative error")
+    return DifferenceError((apart / bb) ** 0.5, ab / (aa * bb) ** 0.5)
+
+
+def _random_state(parameters: Sequence[Tensor]) -> list[tuple[torch.device, Tensor]]:
+    devices = {p.device for p in parameters if p.is_cuda}
+    return [(torch.device("cpu"), torch.get_rng_state()), *((d, torch.cuda.get_rng_state(d)) for d in devices)]
+
+
+def _set_random_state(state: list[tuple[torch.device, Tensor]]) -> None:
+    for device, value in state:
+        if device.type == "cpu":
+            torch.set_rng_state(value)
+        else:
+            torch.cuda.set_rng_state(value, device)

@@ -1,0 +1,110 @@
+"""The arithmetic of PertOPT on one flat block (Wang et al. 2018, Algorithm 1); eager or through torch.compile.
+
+Written for memory traffic. `drift` holds |h_t - h_{t-1}| with infinity where the gradient gate is shut, until the
+noise of step t is drawn; then it holds sigma_t. The infinity makes sigma zero by itself. Comparisons are made in
+place on floats and NaN is replaced at the end, because `where` and `fmin` cost ten times an arithmetic operation on
+a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatminima.optim.noise import unit
+
+_TINY = 2e-38  # the smallest float32 that is not flushed: a shut gate gives x / 0 = inf, and never 0 / 0
+
+
+def kappa(previous: Tensor, dtype: torch.dtype, gamma: Any, eps: Any) -> Tensor:
+    """kappa_i = (gamma / ln(1 + epoch)) |w_{t-1,i}| + eps; gamma comes annealed."""
+    return previous.to(dtype).abs().mul_(gamma).add_(eps)
+
+
+def width(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any) -> Tensor:
+    """sigma_i = min(1 / (ln(1 + epoch) sqrt(eta (h_i + rho_i kappa_i))), kappa_i), 0 where the gate is shut.
+
+    rho_i = drift_i * pull, pull = 1 / ||w_t - w_{t-1}|| or 0 where nothing moved; anneal = 1 / ln(1 + epoch).
+    """
+    bound = kappa(previous, drift.dtype, gamma, eps)
+    curvature = (drift * bound).mul_(pull).add_(h)
+    by_curvature = curvature.mul_(eta).rsqrt_().mul_(anneal)
+    return torch.minimum(by_curvature, bound).nan_to_num_(nan=0.0, posinf=0.0)  # inf * 0: gate shut, nothing moved
+
+
+def displace(w: Tensor, previous: Tensor, sigma: Tensor, levels: Tensor) -> None:
+    """previous = w; w = w + u with u_i ~ U(-sigma_i, sigma_i)."""
+    u = unit(levels, sigma.dtype).mul_(sigma)
+    previous.copy_(w)
+    w.add_(u)
+
+
+def settle_and_displace(
+    w: Tensor,
+    previous: Tensor,
+    h: Tensor,
+    drift: Tensor,
+    levels: Tensor,
+    gamma: Any,
+    eps: Any,
+    eta: Any,
+    anneal: Any,
+    pull: Any,
+) -> None:
+    """drift becomes sigma_t, previous w_t, and w becomes w_t + u. Writes come last: an error changes nothing."""
+    sigma = width(previous, h, drift, gamma, eps, eta, anneal, pull)
+    u = unit(levels, sigma.dtype).mul_(sigma)
+    drift.copy_(sigma)
+    previous.copy_(w)
+    w.add_(u)
+
+
+def follow(g: Tensor, h: Tensor, drift: Tensor, beta1: Any, beta2: Any) -> None:
+    """h_{t+1} = beta1 h_t + (1 - beta1) g^2 and drift = |h_{t+1} - h_t| = (1 - beta1) |g^2 - h_t|."""
+    g = g.to(h.dtype)
+    square = g * g
+    is_open = g.abs().lt_(beta2)  # 1 or 0; NaN counts as shut
+    drift.copy_((square - h).abs_().mul_(1 - beta1).add_(_TINY).div_(is_open))
+    h.mul_(beta1).add_(square.mul_(1 - beta1))
+
+
+def follow_shared(g: Tensor, h: Tensor, drift: Tensor, beta1: Any, beta2: Any) -> None:
+    """The same drift from h_{t+1}, which the base optimizer has already made: (1 - beta1) / beta1 |g^2 - h_{t+1}|."""
+    g = g.to(h.dtype)
+    is_open = g.abs().lt_(beta2)
+    drift.copy_((g * g).sub_(h).abs_().mul_((1 - beta1) / beta1).add_(_TINY).div_(is_open))
+
+
+def squared_distance(w: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
+    """||w - previous||^2, () in `dtype`."""
+    difference = w.to(dtype) - previous.to(dtype)
+    return torch.dot(difference, difference)
+
+
+_ALL: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (displace, settle_and_displace, follow, follow_shared, squared_distance)
+}
+
+
+@lru_cache(maxsize=32)
+def kernel(name: str, backend: str | None) -> Callable[..., Any]:
+    """A kernel by name, compiled if a backend is given. Numbers reach a compiled one as tensors: a new learning-rate
+    epoch is then no new compilation."""
+    plain = _ALL[name]
+    if backend is None:
+        return plain
+    compiled = torch.compile(plain, backend=backend, dynamic=True)
+
+    def call(*arguments: Any) -> Any:
+        return compiled(*(_tensor(a) if isinstance(a, float) else a for a in arguments))
+
+    return call
+
+
+@lru_cache(maxsize=256)
+def _tensor(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)

@@ -1,0 +1,243 @@
+"""PertOPT: train with noise as wide as the local curvature allows (Wang et al. 2018, Algorithm 1).
+
+Surprises in the paper's box, all kept: no noise at t = 0; the epoch counts from 1, and since ln 2 < 1 the first epoch
+*amplifies*; kappa comes from w_{t-1}; rho divides each |h_t - h_{t-1}| by one scalar ||w_t - w_{t-1}||; h has no bias
+correction; the box lacks the theory's 1/3, 1/9 and sqrt(m). Where it would divide by zero: nothing moved gives rho = 0,
+no curvature gives sigma = kappa. At the published eta kappa binds nearly everywhere: see `diagnostics()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flatminima.errors import UsageError
+from flatminima.optim.curvature import Curvature
+from flatminima.optim.diagnostics import Census, Diagnostics, choose_eta, threshold, warn
+from flatminima.optim.noise import NoiseStream
+from flatminima.optim.schedule import Clock, log_anneal
+from flatminima.optim.wrapper import Wrapper
+from flatminima.perturbation import mix
+
+_LOOK_EVERY = 1024  # steps between two looks at the noise, after the first at 1, 2, 4, 8, ...
+
+
+class PertOPT(Wrapper):
+    """PertOPT around any base optimizer; one backward pass a step, at w_t + u.
+
+    h_{t+1} = beta1 h_t + (1 - beta1) g^2,  rho = |h_t - h_{t-1}| / ||w_t - w_{t-1}||,
+    kappa = gamma |w_{t-1}| / ln(1 + epoch) + eps,
+    sigma = min(1 / (ln(1 + epoch) sqrt(eta (h_t + rho kappa))), kappa) where |g_t| < beta2, else 0,
+    u ~ U(-sigma, sigma),  w_{t+1} = base(w_t; gradient at w_t + u).
+
+    g is the gradient as `step()` finds it: of the mean loss, unscaled, clipped, without weight decay. Three tensors a
+    parameter are kept (h, w_{t-1} and sigma), two where h is Adam's or AdamW's own second moment: beta2 of Adam equal
+    to beta1 here, no L2 penalty. BatchNorm's running statistics are those of the noisy network, as in the paper;
+    `torch.optim.swa_utils.update_bn` measures them again.
+
+    Args:
+        base: the optimizer that steps. Its groups may set `pert_eta`, `pert_gamma`, `pert_eps`, `pert_beta1`,
+            `pert_beta2` and `perturb` (False: no noise and no state) of their own.
+        eta: weight of the curvature, > 0, or "auto": chosen so that `auto_share` of the coordinates feel it.
+        gamma: noise relative to the weight, >= 0. The paper's experiments use 1 and 10; 10 can destroy training.
+        eps: noise of a weight that is 0, >= 0. With gamma = eps = 0 this is exactly the base.
+        beta1: of the running mean of squared gradients, in [0, 1).
+        beta2: gate, > 0.
+        steps_per_epoch: advances `epoch`; None: set `opt.epoch` yourself.
+        seed: of the noise; torch's global random state is not touched.
+        noise: "shared": the same on every rank; "per_rank": independent, averaged by the gradients' mean.
+        curvature: "paper": h as it is, about 1 / batch_size of the Fisher diagonal, starting at 0. "fisher": times
+            batch_size / (1 - beta1^t), which depends on neither.
+        batch_size: samples per step over all ranks; only for "fisher".
+        anneal: epoch -> factor in place of 1 / ln(1 + epoch).
+        auto_share: of the coordinates, in (0, 1); only for eta="auto".
+        compile: fuse the arithmetic with torch.compile; a string names the backend.
+
+    Source: Wang, Keskar, Xiong, Socher, arXiv 1809.07402, Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.tensor([0.01, 0.02]))
+        >>> opt = PertOPT(torch.optim.SGD([w], lr=0.1), gamma=0.1, steps_per_epoch=10)
+        >>> for _ in range(3):
+        ...     with opt.perturbed():
+        ...         (w @ w).backward()
+        ...     opt.step(); opt.zero_grad()
+        >>> opt.epoch
+        1
+    """
+
+    name = "pertopt"
+
+    def __init__(
+        self,
+        base: Optimizer,
+        eta: float | Literal["auto"] = 0.01,
+        gamma: float = 0.1,
+        eps: float = 1e-5,
+        beta1: float = 0.999,
+        beta2: float = 0.1,
+        steps_per_epoch: int | None = None,
+        *,
+        seed: int = 0,
+        noise: Literal["shared", "per_rank"] = "shared",
+        curvature: Literal["paper", "fisher"] = "paper",
+        batch_size: int | None = None,
+        anneal: Callable[[float], float] = log_anneal,
+        auto_share: float = 0.5,
+        compile: bool | str = False,
+    ) -> None:
+        if noise not in ("shared", "per_rank"):
+            raise UsageError(f"got noise={noise!r}; it is 'shared' or 'per_rank'")
+        if curvature not in ("paper", "fisher"):
+            raise UsageError(f"got curvature={curvature!r}; it is 'paper' or 'fisher'")
+        if (curvature == "fisher") != (batch_size is not None) or (batch_size is not None and batch_size < 1):
+            raise UsageError(f"got {curvature=!r} with {batch_size=}; 'fisher', and only it, needs a batch size")
+        if not 0 < auto_share < 1:
+            raise UsageError(f"got auto_share={auto_share!r}; a share of the coordinates lies in (0, 1)")
+        self.clock = Clock(steps_per_epoch)
+        self.seed = seed
+        self.noise = noise
+        self.batch_size = batch_size
+        self.anneal = anneal
+        self.auto_share = auto_share
+        self._warned: set[str] = set()
+        self._ready = 0  # blocks whose buffer holds sigma_t and no longer the drift
+        own = {"perturb": True, "pert_eta": eta, "pert_gamma": gamma, "pert_eps": eps}
+        own |= {"pert_beta1": beta1, "pert_beta2": beta2}
+        super().__init__(base, own)
+        backend = None if compile is False else ("inductor" if compile is True else compile)
+        self._curvature = Curvature(base, backend)
+
+    @property
+    def epoch(self) -> float:
+        """Of the coming step, from 1. Set it at the start of each epoch, or give `steps_per_epoch`."""
+        return self.clock.epoch
+
+    @epoch.setter
+    def epoch(self, value: float) -> None:
+        self.clock.epoch = value
+
+    def backward(self, closure: Callable[[], Any]) -> Any:
+        """Run the closure once at the perturbed weights; returns its loss."""
+        with self.perturbed(), torch.enable_grad():
+            return closure()
+
+    def diagnostics(self) -> Diagnostics:
+        """Of the coming step's noise; to be asked between `step()` and the next `perturbed()`. One pass over memory.
+
+        Raises:
+            UsageError: the noise of the coming step is drawn already, and with it what it came from is gone.
+        """
+        self._outside("diagnostics()")
+        if self._ready:
+            raise UsageError("the noise of this step is drawn already: ask for diagnostics() after step()")
+        with torch.no_grad():
+            return self._census()
+
+    def _census(self) -> Diagnostics:
+        census = Census()
+        for part in self._curvature.parts(self.param_groups):
+            for block in part.blocks:
+                w, previous, h, drift = (
+                    block.gather(tensors) for tensors in (part.weights, part.previous, part.h, part.drift)
+                )
+                census.add(w, previous, h, drift, self._numbers_of(part.group, drift))
+        return census.finish(self.clock.step)
+
+    def _displace(self) -> None:
+        if self._curvature.live and not self._ready and self._due():
+            self._look()
+        streams: dict[torch.device, NoiseStream] = {}
+        done = 0
+        for part in self._curvature.parts(self.param_groups):
+            numbers = self._numbers_of(part.group, part.drift[0])
+            stream = streams.setdefault(part.device, NoiseStream(self._noise_seed(), self.clock.step, part.device))
+            for block in part.blocks:
+                levels = stream.take(block.size)
+                w, previous, drift = (block.gather(t) for t in (part.weights, part.previous, part.drift))
+                if done < self._ready:
+                    self._curvature.call("displace", w, previous, drift, levels)
+                else:
+                    h = block.gather(part.h)
+                    self._curvature.call("settle_and_displace", w, previous, h, drift, levels, *numbers)
+                    block.scatter(drift, part.drift)
+                block.scatter(previous, part.previous)
+                self._moved.extend(block.pairs(part.weights, part.previous))
+                block.scatter(w, part.weights)
+                done += 1
+                self._ready = max(self._ready, done)
+
+    def _before_base(self) -> None:
+        self._curvature.before(self.param_groups)
+
+    def _after_base(self) -> None:
+        self._curvature.after(self.param_groups)
+        self._ready = 0
+        self.clock.step += 1
+
+    def _due(self) -> bool:
+        t = self.clock.step
+        return t & (t - 1) == 0 or t % _LOOK_EVERY == 0
+
+    def _look(self) -> None:
+        """Choose eta where it is automatic, and warn."""
+        for number, group in enumerate(self.param_groups):
+            if group["pert_eta"] == "auto":
+                found = []
+                for part in self._curvature.parts(self.param_groups):
+                    if part.number == number:
+                        for block in part.blocks:
+                            previous, h, drift = (block.gather(t) for t in (part.previous, part.h, part.drift))
+                            gamma, eps, _, anneal, pull = self._numbers_of(group, drift, eta=1.0)
+                            found.append(threshold(previous, h, drift, gamma, eps, anneal, pull))
+                eta = choose_eta(found, self.auto_share)
+                if eta is not None:
+                    group["pert_eta_chosen"] = eta / self._scale(group)
+        warn(self._census(), self._warned)
+
+    def _numbers_of(self, group: dict[str, Any], like: Tensor, eta: float | None = None) -> tuple[Any, ...]:
+        """gamma (annealed), eps, eta, anneal, pull of a group."""
+        anneal = float(self.anneal(self.clock.epoch))
+        if eta is None:
+            given = group["pert_eta"]
+            eta = (group.get("pert_eta_chosen", 1.0) if given == "auto" else float(given)) * self._scale(group)
+        return group["pert_gamma"] * anneal, float(group["pert_eps"]), eta, anneal, self._curvature.pull(like)
+
+    def _scale(self, group: dict[str, Any]) -> float:
+        """Of h; a factor of h and rho alike is a factor of eta."""
+        if self.batch_size is None:
+            return 1.0
+        return self.batch_size / (1.0 - float(group["pert_beta1"]) ** max(self.clock.step, 1))
+
+    def _noise_seed(self) -> int:
+        shared = self.noise == "shared" or not torch.distributed.is_initialized()
+        return self.seed if shared else mix(self.seed, 1 + torch.distributed.get_rank())
+
+    def _tensors(self) -> dict[Tensor, dict[str, Tensor]]:
+        return self._curvature.tensors()
+
+    def _numbers(self) -> dict[str, Any]:
+        distance = self._curvature.distance
+        return {**self.clock.state(), "seed": self.seed, "ready": self._ready, "squared_distance": distance}
+
+    def _load(self, tensors: dict[Tensor, dict[str, Tensor]], numbers: dict[str, Any] | None) -> None:
+        numbers = numbers or {"step": 0, "epoch": 1.0, "seed": self.seed, "ready": 0, "squared_distance": None}
+        self.clock.load(numbers)
+        self.seed, self._ready = int(numbers["seed"]), int(numbers["ready"])
+        self._curvature.load(tensors, numbers["squared_distance"])
+
+    def _check(self, group: dict[str, Any]) -> None:
+        eta, gamma, eps, beta1, beta2 = (group[f"pert_{key}"] for key in ("eta", "gamma", "eps", "beta1", "beta2"))
+        if eta != "auto" and not (isinstance(eta, int | float) and math.isfinite(eta) and eta > 0):
+            raise UsageError(f"got pert_eta={eta!r}; a positive number or 'auto'")
+        for key, value in (("gamma", gamma), ("eps", eps)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"got pert_{key}={value!r}; noise is finite and >= 0")
+        if not (0 <= beta1 < 1 and beta2 > 0):
+            raise UsageError(f"got pert_beta1={beta1!r}, pert_beta2={beta2!r}; 0 <= beta1 < 1 and beta2 > 0")

@@ -1,0 +1,59 @@
+"""FisherTrace under DistributedDataParallel: sub-batches are local, one all-reduce of the combined gradient.
+
+DDP's own reduction hangs on its forward pass, so the passes run on the module inside it and never wake it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flatminima.errors import UsageError
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The module that DDP wraps, or the model itself."""
+    found = _wrapper(model)
+    return model if found is None else found.module
+
+
+def local(model: nn.Module, count: int, name: str) -> int:
+    """How many of `count` are this rank's."""
+    found = _wrapper(model)
+    ranks = 1 if found is None else dist.get_world_size(found.process_group)
+    if count % ranks:
+        raise UsageError(f"got {name}={count} on {ranks} ranks; each rank takes as many, so give a multiple of {ranks}")
+    return count // ranks
+
+
+def share_buffers(model: nn.Module) -> None:
+    """What DDP does before a forward pass in training mode: rank 0's buffers."""
+    found = _wrapper(model)
+    if found is not None and found.broadcast_buffers and found.module.training:
+        for buffer in found.module.buffers():
+            dist.broadcast(buffer, dist.get_global_rank(found.process_group, 0), group=found.process_group)
+
+
+def mean(model: nn.Module, gradients: list[Tensor | None], like: list[nn.Parameter]) -> list[Tensor | None]:
+    """The mean over ranks, in one reduction per device and dtype."""
+    found = _wrapper(model)
+    if found is None:
+        return gradients
+    dense = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for g in dense:
+        kinds.setdefault((g.device, g.dtype), []).append(g)
+    for held in kinds.values():
+        flat = torch.cat([g.reshape(-1) for g in held])
+        dist.all_reduce(flat, group=found.process_group)
+        flat.div_(dist.get_world_size(found.process_group))
+        pieces = flat.split([g.numel() for g in held])
+        torch._foreach_copy_(held, [piece.view(g.shape) for piece, g in zip(pieces, held, strict=True)])
+    return list(dense)
+
+
+def _wrapper(model: nn.Module) -> DistributedDataParallel | None:
+    bare = getattr(model, "_orig_mod", model)
+    return bare if isinstance(bare, DistributedDataParallel) else None

@@ -1,0 +1,60 @@
+"""A batch as a tree of tensors, cut along its first axis into contiguous parts, and joined again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatminima.errors import UsageError
+
+
+def size(tree: Any) -> int:
+    """Samples in a batch; every tensor must have as many."""
+    found = {len(t) for t in leaves(tree)}
+    if len(found) != 1:
+        raise UsageError(f"got tensors of {sorted(found)} samples in one batch; inputs and targets go together")
+    return found.pop()
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a tensor, list, tuple or dictionary."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        return [t for value in tree.values() for t in leaves(value)]
+    if isinstance(tree, list | tuple):
+        return [t for value in tree for t in leaves(value)]
+    raise UsageError(f"got a batch with a {type(tree).__name__}; give tensors, or lists or dictionaries of them")
+
+
+def cut(x: Any, y: Any, count: int) -> list[tuple[Any, Any, int]]:
+    """[(inputs, targets, samples)]: at most `count` parts in order, the first ones a sample larger where it must be."""
+    n = size((x, y))
+    ends = [i * (n // count) + min(i, n % count) for i in range(count + 1)]
+    return [
+        (_map(lambda t, a=a, b=b: t[a:b], x), _map(lambda t, a=a, b=b: t[a:b], y), b - a)
+        for a, b in pairwise(ends)
+        if b > a
+    ]
+
+
+def join(parts: Sequence[Any]) -> Any:
+    """The parts as one batch."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, dict):
+        return {key: join([p[key] for p in parts]) for key in first}
+    return type(first)(join([p[i] for p in parts]) for i in range(len(first)))
+
+
+def _map(f: Callable[..., Tensor], tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return f(tree)
+    if isinstance(tree, dict):
+        return {key: _map(f, value) for key, value in tree.items()}
+    return type(tree)(_map(f, value) for value in tree)
