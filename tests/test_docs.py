@@ -8,26 +8,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def _blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
+def _run(path: Path) -> None:
+    """All blocks of a page, one after the other, in one namespace."""
+    names: dict[str, object] = {"__name__": path.stem}
+    for code in _blocks(path):
+        exec(compile(code, path.name, "exec"), names)
+
+
 def test_the_readmes_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = _blocks(ROOT / "README.md")
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    _run(ROOT / "README.md")
     assert "fisher_logdet" in capsys.readouterr().out
     assert (tmp_path / "measures.json").exists()
 
 
-def test_the_readmes_links_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=lambda p: p.relative_to(ROOT / "docs").as_posix())
+def test_the_documents_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _run(page)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
 
 
 def test_the_readmes_two_commands_are_in_the_makefile() -> None:
