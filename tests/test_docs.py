@@ -16,7 +16,7 @@ def _blocks(path: Path) -> list[str]:
 
 
 def _run(path: Path) -> None:
-    """All blocks of a page, one after the other, in one namespace."""
+    """All ```python blocks of a page, one after the other, in one namespace; ```py marks what is only to be read."""
     names: dict[str, object] = {"__name__": path.stem}
     for code in _blocks(path):
         exec(compile(code, path.name, "exec"), names)
@@ -31,7 +31,7 @@ def test_the_readmes_python_runs(
     assert (tmp_path / "measures.json").exists()
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=lambda p: p.relative_to(ROOT / "docs").as_posix())
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_the_documents_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _run(page)
