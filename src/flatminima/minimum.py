@@ -11,13 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flatminima.batch import Batch, frozen, logits
-from flatminima.errors import DataError, FlatMinimaError, ModelError, StaleMinimum, Undefined, UsageError
+from flatminima.errors import (
+    DataError,
+    FlatMinimaError,
+    ModelError,
+    NumericalError,
+    StaleMinimum,
+    Undefined,
+    UsageError,
+)
 from flatminima.guard import differentiable, fingerprint, random_marks, same_randomness, untouched
 from flatminima.layers import COPIES, LayerGradient, Tape, Unit, units_of
 from flatminima.losses import Loss
@@ -26,6 +34,8 @@ from flatminima.perturbation import Perturbation
 from flatminima.samples import Inputs, Samples, as_samples, leaves, map_tensors
 from flatminima.statistic import Fold, Statistic
 from flatminima.sweep import rides, sweep
+
+T = TypeVar("T")
 
 _AUDIT_SAMPLES = 4  # of the check that layer rules agree with autograd
 _AUDIT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}  # relative, of a Gram matrix
@@ -52,7 +62,7 @@ class Minimum:
         data: ``(x, y)`` tensors, a Dataset or a DataLoader that does not shuffle. ``x`` may be a tensor, tuple or dict.
         loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"token_cross_entropy"``, ``"causal_lm"``,
             or a callable ``(output, target) -> losses`` of shape (batch,).
-        batch_size: samples at a time; results do not depend on it beyond rounding.
+        batch_size: samples at a time; results do not depend on it beyond rounding. Halved where memory runs out.
         device: where to compute; elsewhere than the model's, a copy of the model is used.
         seed: of every statistic that draws and is not given a seed of its own.
 
@@ -86,6 +96,7 @@ class Minimum:
         with same_randomness():  # a loader draws a seed when it is read
             self.samples: Samples = as_samples(data)
         self.batch_size, self.seed = batch_size, seed
+        self.halvings = 0  # of the batch size, because memory ran out
         self._source = model
         self.parameters = Parameters.of(model)
         here = self.parameters.tensors[0].device
@@ -132,7 +143,7 @@ class Minimum:
         for key in missing:
             if not isinstance(key, Fold):
                 try:
-                    self._cache[key] = key.compute(self)
+                    self._cache[key] = self._within_memory(lambda key=key: key.compute(self))  # type: ignore[misc]
                 except Undefined as reason:
                     self._cache[key] = reason
 
@@ -142,8 +153,31 @@ class Minimum:
         if folds:
             with self.open():
                 for ride in rides(folds):
-                    out.update(sweep(self, ride))
+                    out.update(self._within_memory(lambda ride=ride: sweep(self, ride)))  # type: ignore[misc]
         return out
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """The value of `work`, begun anew with batches half as large as often as memory runs out.
+
+        Raises:
+            NumericalError: one sample at a time is still too large.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # outside of the handler, whose traceback keeps the tensors alive
+            if self.batch_size == 1:
+                raise NumericalError(
+                    f"out of memory with one sample at a time ({reason}); measure fewer things at once or elsewhere"
+                )
+            self.batch_size //= 2
+            self.halvings += 1
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -234,7 +268,9 @@ class Minimum:
                         with tape.recording():
                             output = self.forward(batch.inputs)
                         tape.backward(output, seed, hear)
-                except Exception:  # whatever it is, one backward pass a sample needs none of this
+                except Exception as error:  # whatever it is, one backward pass a sample needs none of this
+                    if out_of_memory(error):
+                        raise
                     continue
                 if float((found - truth).abs().max()) <= tolerance * float(truth.abs().max()):
                     return True, copies
@@ -322,6 +358,11 @@ def _gram(output: Tensor, seed: Tensor, parameters: Parameters) -> Tensor:
         part = torch.stack([row.reshape(-1) for row in rows]).double()
         gram += part @ part.T
     return gram
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: CUDA's has a type, the CPU allocator's only its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _close(a: Tensor, b: Tensor, allowed: float) -> bool:

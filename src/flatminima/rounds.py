@@ -234,6 +234,8 @@ def notes(minimum: Minimum) -> tuple[str, ...]:
         out.append(f"{minimum.parameters.frozen} frozen parameters left out")
     dtypes = {str(p.dtype).removeprefix("torch.") for p in minimum.parameters.tensors}
     out.append(f"weights in {', '.join(sorted(dtypes))}; sums in float64")
+    if minimum.halvings:
+        out.append(f"batches halved to {minimum.batch_size} samples, because memory ran out")
     if "_audit" in vars(minimum):
         if not minimum.follows_layers:
             out.append("per-sample gradients by one backward pass a sample (no layer rule fits this network)")

@@ -1,0 +1,91 @@
+"""Where memory runs out, batches halve and the work begins anew: the same numbers, the model untouched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flatminima import Minimum, measure
+from flatminima.errors import NumericalError
+from flatminima.minimum import out_of_memory
+
+NAMES = ["fisher_logdet", "fisher_trace", "pacgen", "expected_sharpness", "hessian_trace", "robustness", "sharpness"]
+
+
+def cuda() -> Exception:
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def cpu() -> Exception:
+    return RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+
+class Room(nn.Module):
+    """A network that fits `room` samples; `late` lets the first forward passes of a full batch through."""
+
+    def __init__(self, room: int, error: Callable[[], Exception] = cuda, late: int = 0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+        self.limits = [room, late]  # a list: the guard puts attributes back
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.limits[0]:
+            if not self.limits[1]:
+                raise self.error()
+            self.limits[1] -= 1
+        out: Tensor = self.net(x)
+        return out
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(40, 3, generator=generator, dtype=torch.float64), torch.arange(40) % 2
+
+
+def table(model: nn.Module, batch_size: int = 32):  # type: ignore[no-untyped-def]
+    from functools import partial
+
+    from flatminima import measures
+
+    small = [partial(getattr(measures, n), subset=2) if n.startswith("fisher") else n for n in NAMES]
+    m = Minimum(model.eval(), data(), batch_size=batch_size)
+    return m, measure(m, small)
+
+
+@pytest.mark.parametrize("error", [cuda, cpu, MemoryError], ids=["cuda", "cpu", "python"])
+@pytest.mark.parametrize("late", [0, 3], ids=["at once", "later"])
+def test_the_same_numbers_in_smaller_batches(error: Callable[[], Exception], late: int) -> None:
+    torch.manual_seed(0)
+    model = Room(5, error, late)
+    before = copy.deepcopy(model.state_dict())
+    m, found = table(model)
+    assert m.batch_size == 4 and "batches halved to 4 samples, because memory ran out" in found.notes
+    model.limits[0] = 1000
+    _, whole = table(model)
+    for name in found:
+        assert float(found[name]) == pytest.approx(float(whole[name]), rel=1e-9), name
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any("halved" in note for note in whole.notes)
+
+
+def test_not_even_one_sample_is_one_line() -> None:
+    model = Room(1000)
+    m = Minimum(model.eval(), data())
+    model.limits[0] = 0
+    with pytest.raises(NumericalError, match=r"one sample at a time .CUDA out of memory"):
+        measure(m, ["margin"])
+
+
+def test_other_errors_are_not_memory() -> None:
+    assert not out_of_memory(RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="allocate"):  # what torch says today
+        torch.empty(10**15)
+    try:
+        torch.empty(10**15)
+    except RuntimeError as error:
+        assert out_of_memory(error)
