@@ -246,7 +246,7 @@ def test_a_measure_that_never_stops_asking_is_stopped():
     def restless(statistics):
         return Estimate(float(statistics[_Numbered(next(numbers))]))
 
-    with pytest.raises(UsageError, match="restless still asked for new statistics after 8 rounds"):
+    with pytest.raises(UsageError, match="restless still asked for new statistics after 16 rounds"):
         measure(_minimum(), [restless])
 
 

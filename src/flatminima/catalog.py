@@ -64,6 +64,8 @@ def _measures() -> dict[str, Measure]:
                 "App. D (J-h)", "lower", "1 forward, 1 backward"),
         Measure("fisher_logdet", "fisher", "log-determinant of the empirical Fisher on subsets", J,
                 "eq. 4, 5", "lower", "1 forward, 1 backward"),
+        Measure("fisher_logdet_full", "fisher", "log-determinant of the full Fisher matrix (small networks)", J,
+                "eq. 2, 3", "lower", "1 forward, C backward; at most 5,000 parameters"),
         Measure("fisher_spectral_radius", "fisher", "largest eigenvalue of the empirical Fisher", J,
                 "sec. 7.1, App. D", "lower", "1 forward, 1 backward"),
         Measure("fisher_trace", "fisher", "trace of the empirical Fisher", J,

@@ -98,6 +98,33 @@ class Estimate:
         """The same estimate with more details."""
         return replace(self, details={**self.details, **details})
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of a sampled value: ``value +- t stderr``, t Student's quantile.
+
+        Args:
+            level: in (0, 1).
+
+        Returns:
+            (low, high), with details["n"] - 1 degrees of freedom (two draws give a wide one), the normal quantile
+            where there is no n. An exact value is its own interval.
+
+        Raises:
+            ValueError: undefined, or a level outside (0, 1).
+
+        Example:
+            >>> [round(x, 3) for x in Estimate(1.0, stderr=0.1, details={"n": 30}).interval()]
+            [0.795, 1.205]
+        """
+        from scipy.special import ndtri, stdtrit
+
+        if not 0 < level < 1:
+            raise ValueError(f"got level={level!r}; a confidence level lies in (0, 1)")
+        n = self.details.get("n", 0)
+        upper = (1 + level) / 2
+        quantile = float(stdtrit(n - 1, upper) if n > 1 else ndtri(upper))
+        half = quantile * (self.stderr or 0.0)
+        return float(self) - half, float(self) + half
+
     def __float__(self) -> float:
         if self.value is None:
             raise ValueError(f"undefined: {self.undefined}")

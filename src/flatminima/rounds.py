@@ -23,7 +23,7 @@ from flatminima.sweep import rides
 from flatminima.table import MeasureTable
 
 MeasureFunction = Callable[[Statistics], Estimate]
-_ROUNDS = 8  # measures need one or two; more means that one asks for something new forever
+_ROUNDS = 16  # measures need one or two, with `rtol` several; more means that one asks for something new forever
 
 
 class _Missing(Exception):

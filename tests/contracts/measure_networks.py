@@ -91,7 +91,12 @@ def _table():
             rows,
             torch.zeros(21, dtype=torch.long),
             # its loss is 0 whatever the weights
-            undefined={**one_class, "fisher_logdet": None, "expected_sharpness": None},
+            undefined={
+                **one_class,
+                "fisher_logdet": None,
+                "fisher_logdet_full": "no curvature",
+                "expected_sharpness": None,
+            },
         ),
     }
     for network in networks.values():
@@ -105,6 +110,7 @@ SMALL = {
     "expected_sharpness": {"draws": 3, "samples": 7},
     "fisher_frobenius": {"subset": 5, "trials": 4},
     "fisher_logdet": {"subset": 5, "trials": 4},
+    "fisher_logdet_full": {"pseudo": True, "samples": 9},
     "fisher_spectral_radius": {"subset": 5, "trials": 4},
     "fisher_trace": {"subset": 5, "trials": 4},
     "hessian_top_eigenvalue": {"samples": 9},

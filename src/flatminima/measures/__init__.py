@@ -5,7 +5,13 @@ that is imported. (`import flatminima` alone does not come here, and so does not
 """
 
 from flatminima.measures.distance import distance_from_init
-from flatminima.measures.fisher import fisher_frobenius, fisher_logdet, fisher_spectral_radius, fisher_trace
+from flatminima.measures.fisher import (
+    fisher_frobenius,
+    fisher_logdet,
+    fisher_logdet_full,
+    fisher_spectral_radius,
+    fisher_trace,
+)
 from flatminima.measures.hessian import hessian_top_eigenvalue, hessian_trace
 from flatminima.measures.margin import margin
 from flatminima.measures.norms import frobenius_norm, parameter_count, path_norm, spectral_norm, vc_dimension
@@ -18,6 +24,7 @@ __all__ = [
     "expected_sharpness",
     "fisher_frobenius",
     "fisher_logdet",
+    "fisher_logdet_full",
     "fisher_spectral_radius",
     "fisher_trace",
     "frobenius_norm",

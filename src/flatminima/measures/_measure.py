@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -44,3 +45,45 @@ def at_least_one(**counts: Any) -> None:
     for name, count in counts.items():
         if count is not None and not count >= 1:
             raise UsageError(f"got {name}={count!r}; it must be at least 1")
+
+
+MOST = 64  # times the draws that a measure starts with, to which `rtol` may raise them
+
+
+def until(rtol: float | None, start: int, estimate: Callable[[int], Estimate]) -> Estimate:
+    """``estimate(k)``, k raised from `start` until the 95% interval is ``value (1 +- rtol)`` or narrower.
+
+    Args:
+        rtol: half-width of the interval relative to |value|; None: ``estimate(start)``.
+        start: draws at first; at most 64 times as many are made.
+        estimate: of k draws.
+
+    Returns:
+        The estimate, with details["rtol_reached"] where rtol is given: False where the cap, or the end of the data,
+        came first.
+
+    Raises:
+        UsageError: rtol not in (0, 1).
+    """
+    if rtol is None:
+        return estimate(start)
+    if not 0 < rtol < 1:
+        raise UsageError(f"got rtol={rtol!r}; a relative tolerance lies in (0, 1)")
+    draws, most = max(start, 2), MOST * start
+    found = estimate(draws)
+    while (missing := _missing(found, rtol)) > 1 and draws < most:
+        draws = min(most, math.ceil(draws * min(max(missing, 1.5), 16.0)))
+        more = estimate(draws)
+        if more.details.get("n") == found.details.get("n"):  # no more samples to be had
+            break
+        found = more
+    return found if found.value is None else found.with_details(rtol_reached=_missing(found, rtol) <= 1)
+
+
+def _missing(found: Estimate, rtol: float) -> float:
+    """By what factor there are too few draws."""
+    if found.value is None or not found.stderr:
+        return 0.0
+    low, high = found.interval()
+    allowed = rtol * abs(float(found))
+    return math.inf if allowed == 0 else ((high - low) / 2 / allowed) ** 2

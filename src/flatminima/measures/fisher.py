@@ -1,19 +1,26 @@
-"""The Fisher family: four measures of one Gram matrix (Jia & Su 2020).
+"""The Fisher family: measures of one Gram matrix, and of the full matrix where it fits (Jia & Su 2020).
 
 The surprise: the authors' code sums ln of the singular values of J, half of the log-determinant here; evaluates
-BatchNorm in training mode; and rescales logits when it compares regularised minima. None of that is done here.
+BatchNorm in training mode; and rescales logits when it compares regularised minima. The first is never done here, the
+others are the options ``batchnorm="batch"`` and ``logit_norm=25``.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Literal
 
 import torch
 
+from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import measure, seed_of
-from flatminima.statistic import Statistics
-from flatminima.statistics import Gram, InFloat64, Outputs
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.statistic import Statistic, Statistics
+from flatminima.statistics import FisherMatrix, Gram, GramMatrices, InFloat64, Outputs, RescaledLogits, TrainingGram
+from flatminima.statistics.outputs import OutputSummary
+
+BatchNorm = Literal["running", "batch"]
 
 _FLOAT32_CONDITION = 1e5  # row-normalised; above it float32 products lose the small eigenvalues
 _POOL = 100  # disjoint subsets
@@ -21,7 +28,16 @@ _EPS = torch.finfo(torch.float64).eps
 
 
 @measure
-def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None) -> Estimate:
+def fisher_logdet(
+    minimum: Statistics,
+    *,
+    subset: int = 100,
+    trials: int = _POOL,
+    logit_norm: float | None = None,
+    batchnorm: BatchNorm = "running",
+    rtol: float | None = None,
+    seed: int | None = None,
+) -> Estimate:
     """Log-determinant of the empirical Fisher on random subsets (Jia & Su 2020, eq. 4 and 5).
 
     ``(1/T) sum_t ln det(J_t J_t^T)``, the rows of J_t (N', W) the gradients of N' samples' losses at their labels.
@@ -31,6 +47,10 @@ def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL
         minimum: a Minimum.
         subset: N'. Values for different N' are not comparable (erratum J-c).
         trials: T at most; fewer where the data has fewer than T N' samples.
+        logit_norm: every logit vector rescaled to this norm first (the authors' code, Table 2: 25); None: as it is.
+        batchnorm: "running" statistics, or those of each subset as a "batch" in training mode (the authors' code;
+            N' backward passes a subset; undefined without BatchNorm). A score of that batch, not of the network.
+        rtol: raise T until the 95% interval is value (1 +- rtol).
         seed: of the subsets; None: the Minimum's.
 
     Returns:
@@ -42,6 +62,7 @@ def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL
 
     Raises:
         DataError: fewer samples than `subset`.
+        UsageError: an option outside its range.
 
     Source:
         Jia & Su, arXiv 1911.08192, eq. 4 and 5, App. C for `log_det_fisher`.
@@ -55,13 +76,20 @@ def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL
         >>> round(float(measures.fisher_logdet(m, subset=2)), 6) == round(2 * math.log(0.5), 6)
         True
     """
-    key = Gram(subset, trials, seed_of(minimum, seed))
-    gram, outputs = minimum[key, Outputs()]
+    key = partial(_key, minimum, subset, seed=seed, logit_norm=logit_norm, batchnorm=batchnorm)
+    return until(rtol, trials, lambda k: _logdet(minimum, subset, key(k), key(k, precise=True)))
+
+
+def _logdet(
+    minimum: Statistics, subset: int, key: Statistic[GramMatrices], precise: Statistic[GramMatrices]
+) -> Estimate:
+    found_both: tuple[GramMatrices, OutputSummary] = minimum[key, Outputs()]
+    gram, outputs = found_both
     found = gram.log_determinants()
-    precise = False
+    doubled = False
     if not bool(found.positive.all()) or float(found.condition.max()) > _FLOAT32_CONDITION:
-        found = minimum[InFloat64(key)].log_determinants()
-        precise = True
+        found = minimum[precise].log_determinants()
+        doubled = True
     # rounding can leave a tiny positive pivot where two rows agree: what is left is noise, not a determinant
     if not bool(found.positive.all()) or float(found.condition.max()) * subset * _EPS > 1:
         rank = float(found.effective_rank.min())
@@ -73,36 +101,131 @@ def fisher_logdet(minimum: Statistics, *, subset: int = 100, trials: int = _POOL
     return estimate.with_details(
         condition=float(found.condition.max()),
         effective_rank=float(found.effective_rank.mean()),
-        float64=precise,
+        float64=doubled,
         train_loss=float(outputs.losses.mean()),
         parameters=w,
         log_det_fisher=w / subset * float(estimate) - w * math.log(w),
     )
 
 
+def _key(
+    minimum: Statistics,
+    subset: int,
+    trials: int,
+    seed: int | None,
+    logit_norm: float | None,
+    batchnorm: str,
+    precise: bool = False,
+) -> Statistic[GramMatrices]:
+    """The Gram matrices that were asked for; `precise`: in float64, where they are not already."""
+    if batchnorm not in ("running", "batch"):
+        raise UsageError(f"got batchnorm={batchnorm!r}; expected 'running' or 'batch'")
+    found = seed_of(minimum, seed)
+    key: Statistic[GramMatrices] = Gram(subset, trials, found)
+    if batchnorm == "batch":
+        key = TrainingGram(subset, trials, found)
+    elif precise:
+        key = InFloat64(Gram(subset, trials, found))
+    return key if logit_norm is None else RescaledLogits(key, logit_norm)
+
+
 @measure
-def fisher_trace(minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None) -> Estimate:
+def fisher_logdet_full(
+    minimum: Statistics, *, samples: int | None = None, pseudo: bool = False, seed: int | None = None
+) -> Estimate:
+    """``ln det I(w)``, I the Fisher matrix of the model's own distribution (Jia & Su 2020, eq. 2 and 3). Exact.
+
+    ``I = (1/n) sum_x sum_i f_i grad(-ln f_i) grad(-ln f_i)^T``: the labels are the network's own (y = f), as the paper
+    assumes; where they are, I is the Hessian of the loss. For other convex losses I is the Gauss-Newton matrix.
+
+    The surprise: the paper assumes det I != 0, but it is 0 for every network that ends in a linear layer and a softmax
+    (a vector added to all rows of the last layer changes nothing: h + 1 directions without curvature), for every ReLU
+    network (one direction a hidden unit), and ahead of every BatchNorm (erratum J-a). `pseudo` leaves those out.
+
+    Args:
+        minimum: a Minimum of at most 5,000 parameters; computed in float64.
+        samples: how many, drawn by seed; None: all.
+        pseudo: take the product of the eigenvalues above rounding only.
+        seed: of the draw; None: the Minimum's.
+
+    Returns:
+        Estimate in nats, no standard error; details: null (directions without curvature), rank, per_direction, trace,
+        effective_rank, trace_bound (r (ln tr I - ln r), r the rank: an upper bound of the value, sec. 6).
+        Undefined: too many parameters; a singular matrix, if not `pseudo`; no curvature at all.
+
+    Raises:
+        UsageError: no samples.
+
+    Source:
+        Jia & Su, arXiv 1911.08192, eq. 2 and 3, Assumption 1.
+    """
+    at_least_one(samples=samples)
+    values = torch.linalg.eigvalsh(minimum[InFloat64(FisherMatrix(samples, seed_of(minimum, seed)))])
+    w, top = len(values), float(values[-1])
+    curved = values[values > max(top, 0.0) * w * _EPS]
+    rank = len(curved)
+    if rank == 0 or (rank < w and not pseudo):
+        return Estimate.missing(
+            f"the Fisher matrix is singular: {w - rank} of {w} directions have no curvature "
+            "(the softmax's shift, ReLU units' rescaling, too few samples); pseudo=True leaves them out",
+            null=w - rank,
+        )
+    trace = float(curved.sum())
+    details = {
+        "null": w - rank,
+        "rank": rank,
+        "per_direction": float(curved.log().mean()),
+        "trace": trace,
+        "effective_rank": float(torch.special.entr(curved / trace).sum().exp()),
+        "trace_bound": rank * (math.log(trace) - math.log(rank)),
+        "parameters": w,
+    }
+    return Estimate(float(curved.log().sum()), details=details)
+
+
+@measure
+def fisher_trace(
+    minimum: Statistics,
+    *,
+    subset: int = 100,
+    trials: int = _POOL,
+    logit_norm: float | None = None,
+    batchnorm: BatchNorm = "running",
+    rtol: float | None = None,
+    seed: int | None = None,
+) -> Estimate:
     """Trace of the empirical Fisher, ``tr F = (1/n) sum_i ||g_i||^2`` (Jia & Su 2020, sec. 6).
 
     Args:
         minimum: a Minimum.
         subset, trials, seed: of the Gram matrix that it shares; n = subset x trials samples.
+        logit_norm, batchnorm: as for `fisher_logdet`.
+        rtol: raise `trials` until the 95% interval is value (1 +- rtol).
 
     Returns:
         Estimate; stderr over samples.
 
     Raises:
         DataError: fewer samples than `subset`.
+        UsageError: an option outside its range.
 
     Source:
         Jia & Su, arXiv 1911.08192, sec. 6; the trace of eq. 2 at hard labels.
     """
-    return Estimate.mean(minimum[Gram(subset, trials, seed_of(minimum, seed))].squared_norms())
+    key = partial(_key, minimum, subset, seed=seed, logit_norm=logit_norm, batchnorm=batchnorm)
+    return until(rtol, trials, lambda k: Estimate.mean(minimum[key(k)].squared_norms()))
 
 
 @measure
 def fisher_frobenius(
-    minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None
+    minimum: Statistics,
+    *,
+    subset: int = 100,
+    trials: int = _POOL,
+    logit_norm: float | None = None,
+    batchnorm: BatchNorm = "running",
+    rtol: float | None = None,
+    seed: int | None = None,
 ) -> Estimate:
     """Frobenius norm of the empirical Fisher of N' samples, squared: ``||xi_t||_F^2 / N'^2`` (Jia & Su, App. D).
 
@@ -112,43 +235,64 @@ def fisher_frobenius(
     Args:
         minimum: a Minimum.
         subset, trials, seed: of the Gram matrix. Values for different `subset` are not comparable.
+        logit_norm, batchnorm: as for `fisher_logdet`.
+        rtol: raise `trials` until the 95% interval is value (1 +- rtol).
 
     Returns:
         Estimate; mean and stderr over subsets.
 
     Raises:
         DataError: fewer samples than `subset`.
+        UsageError: an option outside its range.
 
     Source:
         Jia & Su, arXiv 1911.08192, sec. 7.1 and App. D.
     """
-    gram = minimum[Gram(subset, trials, seed_of(minimum, seed))]
-    squared = gram.matrices().square().sum((1, 2)) / subset**2
-    return Estimate.mean(squared, subset=subset, paper=float(gram.squared_norms().square().mean()))
+
+    def estimate(trials: int) -> Estimate:
+        gram = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm)]
+        squared = gram.matrices().square().sum((1, 2)) / subset**2
+        return Estimate.mean(squared, subset=subset, paper=float(gram.squared_norms().square().mean()))
+
+    return until(rtol, trials, estimate)
 
 
 @measure
 def fisher_spectral_radius(
-    minimum: Statistics, *, subset: int = 100, trials: int = _POOL, seed: int | None = None
+    minimum: Statistics,
+    *,
+    subset: int = 100,
+    trials: int = _POOL,
+    logit_norm: float | None = None,
+    batchnorm: BatchNorm = "running",
+    rtol: float | None = None,
+    seed: int | None = None,
 ) -> Estimate:
     """Largest eigenvalue of the empirical Fisher of N' samples, ``lambda_max(xi_t) / N'`` (Jia & Su, App. D).
 
     Args:
         minimum: a Minimum.
         subset, trials, seed: of the Gram matrix. Values for different `subset` are not comparable.
+        logit_norm, batchnorm: as for `fisher_logdet`.
+        rtol: raise `trials` until the 95% interval is value (1 +- rtol).
 
     Returns:
         Estimate; mean and stderr over subsets; details: ``paper``, the mean without the division by N'.
 
     Raises:
         DataError: fewer samples than `subset`.
+        UsageError: an option outside its range.
 
     Source:
         Jia & Su, arXiv 1911.08192, sec. 7.1 and App. D.
     """
-    matrices = minimum[Gram(subset, trials, seed_of(minimum, seed))].matrices()
-    overflowed = int((~matrices.isfinite()).any(2).any(1).sum())
-    if overflowed:  # the solver would not converge
-        return Estimate.missing(f"{overflowed} of {len(matrices)} Gram matrices are not finite")
-    top = torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
-    return Estimate.mean(top / subset, subset=subset, paper=float(top.mean()))
+
+    def estimate(trials: int) -> Estimate:
+        matrices = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm)].matrices()
+        overflowed = int((~matrices.isfinite()).any(2).any(1).sum())
+        if overflowed:  # the solver would not converge
+            return Estimate.missing(f"{overflowed} of {len(matrices)} Gram matrices are not finite")
+        top = torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
+        return Estimate.mean(top / subset, subset=subset, paper=float(top.mean()))
+
+    return until(rtol, trials, estimate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.perturbation import Perturbation, Relative, TruncatedGaussian, Uniform
 from flatminima.statistic import Fold, Statistic, Statistics
 from flatminima.statistics import (
@@ -45,6 +46,7 @@ def pacgen(
     samples: int | None = 2000,
     probes: int = 10,
     batch: int = 128,
+    rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
     """``Psi = sum_i ln((|w_i| + kappa_i) max(sqrt(max(h_i + rho sqrt(m) kappa_i, 0)), 1 / kappa_i))``.
@@ -68,10 +70,12 @@ def pacgen(
         eta: of variant "lemma3".
         samples: of the data for h, drawn by seed; None: all.
         probes, batch: of the estimators.
+        rtol: raise `draws` until the 95% interval is value (1 +- rtol).
         seed: of samples, probes and u; None: the Minimum's.
 
     Returns:
-        Estimate in nats, stderr over draws of u (not over the choice of `samples`); it adds over parameters, so
+        Estimate in nats, stderr over draws of u (not over the choice of `samples`; none where kappa decides every
+        term, because then no draw matters); it adds over parameters, so
         compare networks of equal m or details["per_parameter"]. details: rho (largest), rho_draws, parameters,
         curvature_bound (share of terms where curvature decides), negative_curvature (share of h below 0), layers.
         Undefined: rho is to be drawn and no weight can move (all are 0, and so is epsilon), or the Hessian's diagonal
@@ -91,6 +95,27 @@ def pacgen(
     around: Perturbation = Uniform(kappa_scale)
     if noise == "gaussian":
         around = TruncatedGaussian(Relative(rho_scale / 2, slope=gamma, offset=epsilon), bound=2.0)
+
+    def estimate(draws: int) -> Estimate:
+        return _psi(minimum, fold, around, seed, draws, rho, gamma, epsilon, variant, eta).with_details(
+            diagonal=diagonal
+        )
+
+    return until(rtol if rho in ("norm", "paper") else None, draws, estimate)
+
+
+def _psi(
+    minimum: Statistics,
+    fold: Fold[Any, Any],
+    around: Perturbation,
+    seed: int,
+    draws: int,
+    rho: Rho | float,
+    gamma: float,
+    epsilon: float,
+    variant: str,
+    eta: float | None,
+) -> Estimate:
     shifted = [At(fold, around, seed, k) for k in range(draws if rho in ("norm", "paper") else 0)]
     weights, h, *moved = _all(minimum, (Weights(), fold, *shifted))
     w = weights.values
@@ -104,11 +129,12 @@ def pacgen(
     estimate = Estimate.mean(terms.sum(1))
     if estimate.value is None:
         return estimate
+    if not any(share for _, share in found):
+        estimate = replace(estimate, stderr=None)
     m = w.numel()
     return estimate.with_details(
         rho=max(rhos),
         rho_draws=rhos,
-        diagonal=diagonal,
         parameters=m,
         per_parameter=float(estimate) / m,
         curvature_bound=sum(share for _, share in found) / len(found),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistic import Statistics
 from flatminima.statistics import InputJacobian
 
 
 @measure
-def robustness(minimum: Statistics, *, samples: int = 1000, seed: int | None = None) -> Estimate:
+def robustness(
+    minimum: Statistics, *, samples: int = 1000, rtol: float | None = None, seed: int | None = None
+) -> Estimate:
     """``(1/n) sum_x ||d softmax(f(x)) / dx||_2^2``, the mean squared spectral norm of the input Jacobian.
 
     Args:
         minimum: a Minimum.
         samples: how many at most, drawn from the data by seed.
+        rtol: raise `samples` until the 95% interval is value (1 +- rtol).
         seed: of the draw; None: the Minimum's.
 
     Returns:
@@ -27,4 +30,5 @@ def robustness(minimum: Statistics, *, samples: int = 1000, seed: int | None = N
         Jia & Su, arXiv 1911.08192, sec. 7.1: f are the probabilities, not the logits.
     """
     at_least_one(samples=samples)
-    return Estimate.mean(minimum[InputJacobian(samples, seed_of(minimum, seed))].square())
+    found = seed_of(minimum, seed)
+    return until(rtol, samples, lambda n: Estimate.mean(minimum[InputJacobian(n, found)].square()))

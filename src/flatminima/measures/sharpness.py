@@ -6,7 +6,7 @@ from typing import Literal
 
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.perturbation import Gaussian, Perturbation, Relative, Uniform, describe
 from flatminima.statistic import Statistics
 from flatminima.statistics import PerturbedLoss, WorstCaseLoss
@@ -22,6 +22,7 @@ def expected_sharpness(
     draws: int = 100,
     samples: int = 512,
     antithetic: bool = False,
+    rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
     """``E_u L(w + u) - L(w)``, u_i ~ N(0, sigma_i^2), sigma_i = alpha (10 |w_i| + 1) (N17, fig. 2).
@@ -36,6 +37,7 @@ def expected_sharpness(
         draws: of u (the paper: 1,000).
         samples: of the data each draw sees (the paper: 64).
         antithetic: use +u and -u.
+        rtol: raise `draws` until the 95% interval is value (1 +- rtol).
         seed: of draws and samples; None: the Minimum's.
 
     Returns:
@@ -51,11 +53,15 @@ def expected_sharpness(
         raise UsageError("got both perturbation and uniform=True; give one of them")
     kind = Uniform if uniform else Gaussian
     noise = perturbation or kind(Relative(alpha, slope=10.0, offset=1.0))
-    found = minimum[PerturbedLoss(noise, draws, samples, antithetic, seed_of(minimum, seed))]
-    overflowed = int((~found.isfinite()).sum())
-    if overflowed:
-        return Estimate.missing(f"the loss overflowed in {overflowed} of {draws} draws: use less noise")
-    return Estimate.mean(found, **describe(noise))
+
+    def estimate(draws: int) -> Estimate:
+        found = minimum[PerturbedLoss(noise, draws, samples, antithetic, seed_of(minimum, seed))]
+        overflowed = int((~found.isfinite()).sum())
+        if overflowed:
+            return Estimate.missing(f"the loss overflowed in {overflowed} of {draws} draws: use less noise")
+        return Estimate.mean(found, **describe(noise))
+
+    return until(rtol, draws, estimate)
 
 
 @measure

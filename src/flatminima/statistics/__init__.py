@@ -4,6 +4,7 @@ from flatminima.statistics.diagonal import BatchGradientSquares, FisherDiagonal,
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
 from flatminima.statistics.feedforward import FeedForward, FeedForwardNetwork, LinearLayer
+from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
 from flatminima.statistics.gram import Gram, GramMatrices
 from flatminima.statistics.hessian import (
     HessianDiagonal,
@@ -24,6 +25,7 @@ __all__ = [
     "FeedForward",
     "FeedForwardNetwork",
     "FisherDiagonal",
+    "FisherMatrix",
     "FlatWeights",
     "GaussNewtonDiagonal",
     "Gram",
@@ -38,7 +40,9 @@ __all__ = [
     "ParameterCount",
     "PerturbedLoss",
     "ProbedHessian",
+    "RescaledLogits",
     "TopEigenvalues",
+    "TrainingGram",
     "Weights",
     "Worst",
     "WorstCaseLoss",

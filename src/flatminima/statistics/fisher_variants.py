@@ -1,0 +1,229 @@
+"""What the Fisher log-determinant's authors compute beside the paper's formula, and the full matrix.
+
+Their code rescales every logit vector to one norm before it compares regularised minima, and leaves BatchNorm in
+training mode, so that a sample's gradient runs through the statistics of its whole subset.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from flatminima import progress
+from flatminima.batch import Batch, logits
+from flatminima.errors import Undefined, UsageError
+from flatminima.layers import LayerGradient
+from flatminima.samples import map_tensors
+from flatminima.statistic import Cost, Fold, Reads, Statistic
+from flatminima.statistics.gram import Gram, GramMatrices
+
+if TYPE_CHECKING:
+    from flatminima.minimum import Minimum
+
+T = TypeVar("T")
+
+LARGEST = 5_000  # parameters whose full matrix fits: 200 MB
+
+
+@dataclass(frozen=True)
+class RescaledLogits(Statistic[T]):
+    """Another statistic's value where the network's output is ``norm f / ||f||`` (Jia & Su's code: norm 25)."""
+
+    statistic: Statistic[T]
+    norm: float = 25.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.norm < float("inf"):
+            raise UsageError(f"got a logit norm of {self.norm!r}; it must be positive and finite")
+
+    def compute(self, minimum: Minimum) -> T:
+        from flatminima.minimum import Minimum
+
+        with minimum.open():
+            inner = Minimum(
+                _Rescaled(minimum.model, self.norm).eval(),
+                minimum.samples,
+                minimum.loss,
+                batch_size=minimum.batch_size,
+                seed=minimum.seed,
+            )
+            try:
+                return inner[self.statistic]  # type: ignore[no-any-return]
+            finally:
+                minimum.passes.forward += inner.passes.forward
+                minimum.passes.backward += inner.passes.backward
+
+    def cost(self, minimum: Minimum) -> Cost:
+        return self.statistic.cost(minimum)
+
+
+class _Rescaled(nn.Module):
+    def __init__(self, model: nn.Module, norm: float) -> None:
+        super().__init__()
+        self.model, self.norm = model, norm
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output = logits(self.model(*args, **kwargs))
+        length = output.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(output.dtype).tiny)
+        scaled: Tensor = self.norm * output / length
+        return scaled
+
+
+@dataclass(frozen=True)
+class TrainingGram(Statistic[GramMatrices]):
+    """`Gram` with BatchNorm in training mode, each subset a batch: a score of the authors' code, not of the network.
+
+    Row i is the gradient of sample i's loss through the statistics of all N' samples, so that it takes N' backward
+    passes over each subset; computed by a float64 copy. Running statistics are neither used nor changed.
+
+    Raises:
+        Undefined: the network has no BatchNorm.
+    """
+
+    subset: int = 100
+    trials: int = 100
+    seed: int = 0
+
+    def compute(self, minimum: Minimum) -> GramMatrices:
+        if not any(isinstance(m, _BatchNorm) for m in minimum.model.modules()):
+            raise Undefined("the network has no BatchNorm: batch statistics are those of no layer")
+        plain = Gram(self.subset, self.trials, self.seed)
+        state = plain.init(minimum)  # checks the number of samples
+        with minimum.open():
+            model = copy.deepcopy(minimum.model).double()
+        tensors = [p.requires_grad_() for p in _trainable(model, minimum)]
+        order = minimum.samples.order(self.seed)[: plain.limit(minimum)]
+        with _batch_statistics(model):
+            for t, part in enumerate(order.split(self.subset)):
+                batch = minimum.batch(part)
+                inputs = map_tensors(lambda x: x.double() if x.is_floating_point() else x, batch.inputs)
+                output = logits(_call(model, inputs))
+                minimum.passes.forward += len(part)
+                unit, log_norms = minimum.loss.seed(output.detach(), batch.targets)
+                rows = []
+                for i in range(len(part)):
+                    seed = torch.zeros_like(unit)
+                    seed[i] = unit[i]
+                    grads = torch.autograd.grad(
+                        output, tensors, seed, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    rows.append(torch.cat([g.reshape(-1) for g in grads]))
+                minimum.passes.backward += len(part) ** 2
+                jacobian = torch.stack(rows)
+                state.normalized[t], state.log_norms[t] = jacobian @ jacobian.T, log_norms
+                progress.report("Gram matrices of batches", t + 1, len(order) // self.subset)
+        return plain.finish(state)
+
+    def cost(self, minimum: Minimum) -> Cost:
+        plain = Gram(self.subset, self.trials, self.seed).cost(minimum)
+        return Cost(plain.forward, self.subset * plain.backward, 8 * self.subset * len(minimum.parameters))
+
+
+def _trainable(model: nn.Module, minimum: Minimum) -> list[nn.Parameter]:
+    """The copy's parameters that the Minimum counts."""
+    by_name = dict(model.named_parameters())
+    return [by_name[name] for name in minimum.parameters.names]
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm alone in training mode, its running statistics left alone; of a copy, which is thrown away."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+            module.track_running_stats = False
+    yield
+
+
+@dataclass
+class _Matrix:
+    total: Tensor
+    order: tuple[str, ...]
+    sizes: dict[str, int]
+    stop: int
+    count: int = 0
+    column: dict[str, Tensor] = field(default_factory=dict)  # per-sample gradients of one column, by parameter
+    rows: Tensor | None = None
+
+    def flush(self) -> None:
+        if not self.column:
+            return
+        n = len(next(iter(self.column.values())))
+        parts = [
+            self.column[name].reshape(n, -1).double()
+            if name in self.column
+            else self.total.new_zeros(n, self.sizes[name])
+            for name in self.order
+        ]
+        rows = torch.cat(parts, 1)
+        inside = rows if self.rows is None else rows * self.rows.unsqueeze(1)
+        self.total += inside.T @ rows
+        self.column = {}
+
+
+@dataclass(frozen=True)
+class FisherMatrix(Fold[_Matrix, Tensor]):
+    """I = (1/n) sum_x sum_i f_i grad(-ln f_i) grad(-ln f_i)^T, (W, W) float64 (Jia & Su 2020, eq. 2, labels y = f).
+
+    The Fisher matrix of the model's own distribution; it equals the Hessian of a loss whose labels the network fits.
+
+    Args:
+        samples: how many, drawn by `seed`; None: all.
+        seed: of the draw.
+
+    Raises:
+        Undefined: more than 5,000 parameters.
+    """
+
+    samples: int | None = None
+    seed: int = 0
+
+    reads = Reads.OUTPUTS | Reads.COLUMNS
+
+    @property
+    def order_seed(self) -> int | None:
+        return None if self.samples is None else self.seed
+
+    def limit(self, minimum: Minimum) -> int:
+        n = len(minimum.samples)
+        return n if self.samples is None else min(self.samples, n)
+
+    def init(self, minimum: Minimum) -> _Matrix:
+        size = len(minimum.parameters)
+        if size > LARGEST:
+            raise Undefined(f"the full matrix of {size} parameters is too large (limit {LARGEST})")
+        zeros = torch.zeros(size, size, dtype=torch.float64, device=minimum.device)
+        sizes = {name: p.numel() for name, p in minimum.parameters}
+        return _Matrix(zeros, tuple(sizes), sizes, self.limit(minimum))
+
+    def hear(self, state: _Matrix, layer: LayerGradient, batch: Batch) -> None:
+        gradients = layer.per_sample()
+        if state.column.keys() & gradients.keys():  # the next column has begun
+            state.flush()
+        inside = torch.arange(batch.start, batch.start + len(batch)) < state.stop
+        state.rows = None if bool(inside.all()) else inside.double().to(batch.outputs.device)
+        state.column.update(gradients)
+
+    def update(self, state: _Matrix, batch: Batch) -> _Matrix:
+        state.flush()
+        state.count += min(len(batch), state.stop - batch.start)
+        return state
+
+    def merge(self, left: _Matrix, right: _Matrix) -> _Matrix:
+        return _Matrix(left.total + right.total, left.order, left.sizes, left.stop, left.count + right.count)
+
+    def finish(self, state: _Matrix) -> Tensor:
+        return (state.total / state.count).cpu()
