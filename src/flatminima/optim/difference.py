@@ -20,8 +20,8 @@ from flatminima.guard import differentiable
 Gradients = list[Tensor | None]
 Step = Literal["auto", "alpha"] | float
 
-LENGTH = 0.02  # ||dw||: between kinks (below) and truncation (above); see docs/optimizers.md
-_HALF_LENGTH = 0.1  # below it a difference in 16 bits is mostly rounding
+LENGTH = 0.1  # ||dw||: between kinks (below) and truncation (above); the table is in docs/optimizers.md
+_HALF_LENGTH = 0.1  # below it a difference in 16 bits is mostly rounding; asked for by name, never by default
 _HALF_ALPHA = 1e-2
 
 
