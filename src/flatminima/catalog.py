@@ -56,6 +56,8 @@ def _measures() -> dict[str, Measure]:
     layers = frozenset({LAYERWISE})  # products of whole layers' norms
     units = frozenset({LAYERWISE, UNITWISE})
     rows = [
+        Measure("bicriteria", "sharpness", "best trade-off of expected sharpness and divergence", N,
+                "fig. 1, 2, App. A", "lower", "scales x draws x forward on a block"),
         Measure("distance_from_init", "distance", "distance of the weights from their initial values", N,
                 "sec. 3", "lower", "the initial weights"),
         Measure("expected_sharpness", "sharpness", "rise of the loss under random weight noise", N,
@@ -88,6 +90,8 @@ def _measures() -> dict[str, Measure]:
                 "sec. 7.1", "lower", "C backward on 1,000 samples", units),
         Measure("sharpness", "sharpness", "highest relative rise of the loss in a box around the weights", N,
                 "eq. 4", "lower", "10 forward, 10 backward on 2,000 samples"),
+        Measure("sharpness_divergence", "pacgen", "sharpness plus divergence of uniform noise of the best widths", W,
+                "AISTATS sec. 5.2", "lower", "(1 + draws) x (1 forward, C backward)"),
         Measure("spectral_norm", "norms", "ln of the product of spectral norms over margin", N,
                 "sec. 2.3, spectral", "lower", "1 forward; a classifier; ReLU network", layers),
         Measure("vc_dimension", "norms", "depth times number of trainable parameters", N,

@@ -108,6 +108,22 @@ class Uniform(Perturbation):
 
 
 @dataclass(frozen=True)
+class OneCoordinate(Perturbation):
+    """u_i ~ U(-sigma_i, sigma_i) for one coordinate i, 0 for the others."""
+
+    coordinate: int = 0
+
+    def standard(self, size: int, generator: torch.Generator) -> Tensor:
+        noise = torch.zeros(size)
+        noise[self.coordinate] = torch.rand(1, generator=generator).mul_(2.0).sub_(1.0)
+        return noise
+
+    @property
+    def second_moment(self) -> float:
+        return 1.0 / 3.0
+
+
+@dataclass(frozen=True)
 class Gaussian(Perturbation):
     """u_i ~ N(0, sigma_i^2)."""
 

@@ -107,6 +107,7 @@ def _table():
 NETWORKS = _table()
 # options that make a measure small enough for 21 samples
 SMALL = {
+    "bicriteria": {"draws": 3, "samples": 7, "alphas": (1e-3, 1e-2, 1e-1)},
     "expected_sharpness": {"draws": 3, "samples": 7},
     "fisher_frobenius": {"subset": 5, "trials": 4},
     "fisher_logdet": {"subset": 5, "trials": 4},
@@ -118,4 +119,5 @@ SMALL = {
     "pacgen": {"epsilon": 1.0},
     "robustness": {"samples": 9},
     "sharpness": {"samples": 7, "steps": 3},
+    "sharpness_divergence": {"epsilon": 1.0},
 }

@@ -15,11 +15,12 @@ from flatminima.measures.fisher import (
 from flatminima.measures.hessian import hessian_top_eigenvalue, hessian_trace
 from flatminima.measures.margin import margin
 from flatminima.measures.norms import frobenius_norm, parameter_count, path_norm, spectral_norm, vc_dimension
-from flatminima.measures.pacgen import pacgen
+from flatminima.measures.pacgen import pacgen, sharpness_divergence
 from flatminima.measures.robustness import robustness
-from flatminima.measures.sharpness import expected_sharpness, sharpness
+from flatminima.measures.sharpness import bicriteria, expected_sharpness, sharpness
 
 __all__ = [
+    "bicriteria",
     "distance_from_init",
     "expected_sharpness",
     "fisher_frobenius",
@@ -36,6 +37,7 @@ __all__ = [
     "path_norm",
     "robustness",
     "sharpness",
+    "sharpness_divergence",
     "spectral_norm",
     "vc_dimension",
 ]

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flatminima.bounds import uniform_sigma
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.perturbation import Perturbation, Relative, TruncatedGaussian, Uniform
+from flatminima.perturbation import OneCoordinate, Perturbation, Relative, TruncatedGaussian, Uniform
 from flatminima.statistic import Fold, Statistic, Statistics
 from flatminima.statistics import (
     At,
     BatchGradientSquares,
     FisherDiagonal,
+    FlatWeights,
     GaussNewtonDiagonal,
     HessianDiagonal,
     HessianProbes,
     ProbedHessian,
+    SampleCount,
     Weights,
 )
 
 Diagonal = Literal["gauss_newton", "exact", "hutchinson", "fisher", "batch_gradient"]
-Rho = Literal["norm", "paper", "zero"]
+Rho = Literal["norm", "paper", "coordinate", "zero"]
 Noise = Literal["uniform", "gaussian"]
+
+_COORDINATES = 1_000  # parameters up to which rho is taken coordinate by coordinate
 
 
 @measure
@@ -62,7 +68,9 @@ def pacgen(
             networks), "hutchinson" (`probes`), "fisher" (per-sample squared gradients), "batch_gradient" (the paper's
             squared gradients of mini-batches of `batch`: about Fisher / batch, confounded with it, erratum W-n).
         rho: "norm": max_i |h_i(w+u) - h_i(w)| / ||u||_2, a lower bound of the Lipschitz constant (default); "paper":
-            max_i |dh_i| / |u_i|, which one tiny |u_i| makes arbitrarily large (erratum W-m); "zero"; or a number.
+            max_i |dh_i| / |u_i|, which one tiny |u_i| makes arbitrarily large (erratum W-m); "coordinate": the same,
+            one coordinate moved at a time: a lower bound again, m diagonals a draw (at most 1,000 parameters); "zero";
+            or a number.
         noise: of u: "uniform" on +-kappa, or "gaussian", truncated at kappa (sigma = kappa / 2).
         rho_scale: u is drawn at rho_scale * kappa, in (0, 1].
         draws: of u, each with its own rho; Psi is their mean.
@@ -101,7 +109,77 @@ def pacgen(
             diagonal=diagonal
         )
 
-    return until(rtol if rho in ("norm", "paper") else None, draws, estimate)
+    return until(rtol if rho in ("norm", "paper", "coordinate") else None, draws, estimate)
+
+
+@measure
+def sharpness_divergence(
+    minimum: Statistics,
+    *,
+    eta: float | None = None,
+    gamma: float = 0.1,
+    epsilon: float = 0.1,
+    delta: float = 0.05,
+    diagonal: Diagonal = "gauss_newton",
+    rho: Rho | float = "norm",
+    draws: int = 2,
+    samples: int | None = 2000,
+    seed: int | None = None,
+) -> Estimate:
+    """What uniform noise of the best widths costs: sharpness + divergence (Wang et al. 2020, sec. 5.2).
+
+    sharpness  = ``sum_i (h_i / 6 + rho sqrt(m) kappa_i / 18) sigma_i^2``, an upper bound of E_u L(w + u) - L(w) as far
+    as h and rho are right (the paper writes =, erratum W-b);
+    divergence = ``(sum_i ln(tau_i / sigma_i) + ln(1 / delta)) / eta + eta / (8 n)``;
+    sigma_i minimises their sum within kappa_i = gamma |w_i| + epsilon, and tau_i = |w_i| + kappa_i. A score: tau
+    depends on the weights, and rho is estimated from below.
+
+    Args:
+        minimum: a Minimum.
+        eta: temperature: a larger one weighs sharpness more; None: sqrt(m n), as in their Theorem 2.
+        gamma, epsilon: of the neighbourhood; not both 0.
+        delta: in (0, 1).
+        diagonal, rho, draws, samples, seed: as for `pacgen`.
+
+    Returns:
+        Estimate of the sum in units of the loss, stderr over draws of rho; details: sharpness, divergence, eta, kl
+        (sum_i ln(tau_i / sigma_i)), rho, clipped (share of sigma_i that kappa_i bounds).
+        Undefined: as for `pacgen`, and where a weight and epsilon are both 0.
+
+    Raises:
+        UsageError: an option outside its range.
+
+    Source:
+        Wang et al., AISTATS 2020, sec. 5.2 with eq. 7 and 10 (arXiv 1809.07402, eq. 7 and 9).
+    """
+    _check(gamma, epsilon, rho, "uniform", 1.0, draws, "paper", None)
+    at_least_one(samples=samples)
+    if not 0 < delta < 1 or (eta is not None and not 0 < eta < math.inf):
+        raise UsageError(f"got delta={delta!r}, eta={eta!r}; delta in (0, 1), eta positive and finite")
+    seed = seed_of(minimum, seed)
+    fold = _diagonal_fold(diagonal, samples, 10, 128, seed)
+    around = Uniform(Relative(1.0, slope=gamma, offset=epsilon))
+    n = minimum[SampleCount()]
+    weights, h, rhos = _curvature(minimum, fold, around, seed, draws, rho)
+    w = weights.values
+    kappa = gamma * w.abs() + epsilon
+    if bool((kappa == 0).any()):
+        raise Undefined("a weight is 0 and so is epsilon: its noise has no width, and the divergence is infinite")
+    m = len(w)
+    temperature = math.sqrt(m * n) if eta is None else eta
+    splits = [_split(w, h, kappa, r, temperature, delta, n) for r in rhos]
+    estimate = Estimate.mean(torch.tensor([s["sharpness"] + s["divergence"] for s in splits], dtype=torch.float64))
+    mean = {key: sum(s[key] for s in splits) / len(splits) for key in splits[0]}
+    return estimate.with_details(**mean, eta=temperature, rho=max(rhos), parameters=m)
+
+
+def _split(w: Tensor, h: Tensor, kappa: Tensor, rho: float, eta: float, delta: float, n: int) -> dict[str, float]:
+    sigma = torch.from_numpy(np.asarray(uniform_sigma(h.numpy(), rho, kappa.numpy(), eta)))
+    rise = (h / 6 + rho * math.sqrt(len(w)) * kappa / 18) * sigma.square()
+    kl = float(((w.abs() + kappa) / sigma).log().sum())
+    divergence = (kl - math.log(delta)) / eta + eta / (8 * n)
+    clipped = float((sigma >= kappa).double().mean())
+    return {"sharpness": float(rise.sum()), "divergence": divergence, "kl": kl, "clipped": clipped}
 
 
 def _psi(
@@ -116,14 +194,8 @@ def _psi(
     variant: str,
     eta: float | None,
 ) -> Estimate:
-    shifted = [At(fold, around, seed, k) for k in range(draws if rho in ("norm", "paper") else 0)]
-    weights, h, *moved = _all(minimum, (Weights(), fold, *shifted))
+    weights, h, rhos = _curvature(minimum, fold, around, seed, draws, rho)
     w = weights.values
-    if shifted:
-        us = (around.draw(w, seed, k) for k in range(draws))
-        rhos = [_ratio(d - h, u, rho) for d, u in zip(moved, us, strict=True)]
-    else:
-        rhos = [0.0 if isinstance(rho, str) else float(rho)]
     found = [_terms(w, h, gamma, epsilon, r, variant, eta) for r in rhos]
     terms = torch.stack([t for t, _ in found])  # (draws, W)
     estimate = Estimate.mean(terms.sum(1))
@@ -141,6 +213,37 @@ def _psi(
         negative_curvature=float((h < 0).double().mean()),
         layers=weights.by_parameter(terms.mean(0)),
     )
+
+
+def _curvature(
+    minimum: Statistics, fold: Fold[Any, Any], around: Perturbation, seed: int, draws: int, rho: Rho | float
+) -> tuple[FlatWeights, Tensor, list[float]]:
+    """The weights, h (W,), and rho of each draw."""
+    if rho == "coordinate":
+        return _one_by_one(minimum, fold, around, seed, draws)
+    shifted = [At(fold, around, seed, k) for k in range(draws if rho in ("norm", "paper") else 0)]
+    weights, h, *moved = _all(minimum, (Weights(), fold, *shifted))
+    if not shifted:
+        return weights, h, [0.0 if isinstance(rho, str) else float(rho)]
+    us = (around.draw(weights.values, seed, k) for k in range(draws))
+    return weights, h, [_ratio(d - h, u, rho) for d, u in zip(moved, us, strict=True)]
+
+
+def _one_by_one(
+    minimum: Statistics, fold: Fold[Any, Any], around: Perturbation, seed: int, draws: int
+) -> tuple[FlatWeights, Tensor, list[float]]:
+    weights = minimum[Weights()]
+    m = len(weights.values)
+    if m > _COORDINATES:
+        raise Undefined(f"rho coordinate by coordinate needs {m} diagonals (limit {_COORDINATES}); use rho='norm'")
+    single = [OneCoordinate(around.scale, i) for i in range(m)]
+    h, *moved = _all(minimum, (fold, *(At(fold, u, seed, k) for k in range(draws) for u in single)))
+    rhos = []
+    for k in range(draws):
+        steps = torch.tensor([float(u.draw(weights.values, seed, k)[u.coordinate]) for u in single])
+        changes = torch.stack([moved[k * m + i][i] - h[i] for i in range(m)])
+        rhos.append(_ratio(changes, steps, "paper"))
+    return weights, h, rhos
 
 
 def _terms(
@@ -200,8 +303,8 @@ def _check(
     if not (gamma >= 0 and epsilon >= 0 and gamma + epsilon > 0 and math.isfinite(gamma + epsilon)):
         raise UsageError(f"got gamma={gamma!r}, epsilon={epsilon!r}; both finite and >= 0, not both 0")
     number = isinstance(rho, int | float)
-    if (number and not 0 <= float(rho) < math.inf) or (not number and rho not in ("norm", "paper", "zero")):
-        raise UsageError(f"got rho={rho!r}; expected 'norm', 'paper', 'zero' or a number >= 0")
+    if (number and not 0 <= float(rho) < math.inf) or (not number and rho not in get_args(Rho)):
+        raise UsageError(f"got rho={rho!r}; expected 'norm', 'paper', 'coordinate', 'zero' or a number >= 0")
     if noise not in ("uniform", "gaussian"):
         raise UsageError(f"got noise={noise!r}; expected 'uniform' or 'gaussian'")
     if not 0 < rho_scale <= 1 or draws < 1:

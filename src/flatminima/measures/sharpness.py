@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
+from flatminima.bounds import bicriteria_kl
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.perturbation import Gaussian, Perturbation, Relative, Uniform, describe
 from flatminima.statistic import Statistics
-from flatminima.statistics import PerturbedLoss, WorstCaseLoss
+from flatminima.statistics import PerturbedLoss, SampleCount, Weights, WorstCaseLoss
 
 
 @measure
@@ -62,6 +65,62 @@ def expected_sharpness(
         return Estimate.mean(found, **describe(noise))
 
     return until(rtol, draws, estimate)
+
+
+@measure
+def bicriteria(
+    minimum: Statistics,
+    *,
+    alphas: Sequence[float] = tuple(10 ** (k / 4 - 4) for k in range(11)),
+    delta: float = 0.05,
+    draws: int = 20,
+    samples: int = 512,
+    seed: int | None = None,
+) -> Estimate:
+    """Expected sharpness against divergence over noise scales, and the best trade-off (N17, fig. 1 and 2, App. A).
+
+    For each alpha, with sigma_i = alpha (10 |w_i| + 1): s = ``E_u L(w + u) - L(w)`` and
+    KL = ``sum_i w_i^2 / (2 sigma_i^2)``; the value is ``min_alpha max(s, 0) + 4 sqrt((KL + ln(2 n / delta)) / n)``. A
+    score: the prior has the posterior's variances, which depend on the weights (erratum N-c).
+
+    Args:
+        minimum: a Minimum.
+        alphas: scales of the noise, positive; by default 1e-4 to 10^-1.5 in quarters of a decade.
+        delta: in (0, 1).
+        draws, samples: as for `expected_sharpness`; the same draws for every alpha.
+        seed: of draws and samples; None: the Minimum's.
+
+    Returns:
+        Estimate, stderr that of s at the best alpha (not of its choice); details: alpha (the best), curve (a list of
+        {"alpha", "sharpness", "stderr", "kl"}, the points whose loss overflowed left out).
+        Undefined: the loss overflows at every alpha.
+
+    Raises:
+        UsageError: alphas that are none or not positive, delta or counts outside their range.
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, sec. 2.2, fig. 1 and 2; eq. 6 for the trade-off; errata N-c, N-d.
+    """
+    if not alphas or not all(0 < a < math.inf for a in alphas) or not 0 < delta < 1:
+        raise UsageError(f"got alphas={alphas!r}, delta={delta!r}; positive finite alphas, delta in (0, 1)")
+    seed = seed_of(minimum, seed)
+    losses = [PerturbedLoss(Gaussian(Relative(a, slope=10.0, offset=1.0)), draws, samples, False, seed) for a in alphas]
+    values: Any = minimum[(Weights(), SampleCount(), *losses)]  # type: ignore[index]
+    weights, n, *found = values
+    w = weights.values.numpy()
+    curve, costs = [], []
+    for alpha, rises in zip(alphas, found, strict=True):
+        rise = Estimate.mean(rises)
+        if rise.value is None:
+            continue
+        kl = float(bicriteria_kl(w, alpha))
+        curve.append({"alpha": alpha, "sharpness": rise.value, "stderr": rise.stderr, "kl": kl})
+        costs.append(max(rise.value, 0.0) + 4 * math.sqrt((kl + math.log(2 * n / delta)) / n))
+    if not curve:
+        return Estimate.missing("the loss overflows at every alpha: use smaller ones")
+    best = min(range(len(costs)), key=costs.__getitem__)
+    details = {"alpha": curve[best]["alpha"], "curve": curve, "n": draws}
+    return Estimate(costs[best], curve[best]["stderr"], details)
 
 
 @measure

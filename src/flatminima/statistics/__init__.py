@@ -15,7 +15,7 @@ from flatminima.statistics.hessian import (
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
-from flatminima.statistics.weights import FlatWeights, ParameterCount, Weights
+from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
 from flatminima.statistics.worst_case import Worst, WorstCaseLoss
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "PerturbedLoss",
     "ProbedHessian",
     "RescaledLogits",
+    "SampleCount",
     "TopEigenvalues",
     "TrainingGram",
     "Weights",

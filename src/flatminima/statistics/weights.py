@@ -50,3 +50,11 @@ class ParameterCount(Statistic[int]):
 
     def compute(self, minimum: Minimum) -> int:
         return len(minimum.parameters)
+
+
+@dataclass(frozen=True)
+class SampleCount(Statistic[int]):
+    """n, the number of samples."""
+
+    def compute(self, minimum: Minimum) -> int:
+        return len(minimum.samples)
