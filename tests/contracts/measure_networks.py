@@ -96,6 +96,7 @@ def _table():
                 "fisher_logdet": None,
                 "fisher_logdet_full": "no curvature",
                 "expected_sharpness": None,
+                "bicriteria": None,
             },
         ),
     }
