@@ -26,7 +26,7 @@ LAYERS = [
 ]
 ROW = {name: i for i, row in enumerate(LAYERS) for name in row}
 ALONE = {"bounds", "models", "data"}  # import errors and themselves, nothing else of ours
-USES_ALONE = {"ranking", "certification", "training", "report", "studies", "integrations", "demo", "cli"}
+USES_ALONE = {"measures", "ranking", "certification", "training", "report", "studies", "integrations", "demo", "cli"}
 # the package's lazy front door may name everything
 FRONT = "__init__"
 HEAVY = {"torch", "pandas", "matplotlib", "sklearn", "datasets", "transformers"}
