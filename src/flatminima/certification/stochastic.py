@@ -1,0 +1,256 @@
+"""A network whose weights are drawn from a Gaussian for each prediction, made from any module without changing it.
+
+Q = N(mu, diag sigma^2) over chosen layers; the others stay where they are, in prior and posterior alike, and add
+nothing to KL(Q || P). Norm layers run in eval mode: their statistics are frozen, their weights random like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flatminima import bounds, progress
+from flatminima.certification.per_example import PerExample, SharedWeights
+from flatminima.errors import DataError, ModelError, UsageError
+from flatminima.parameters import Parameters
+from flatminima.perturbation import generator
+
+_PROBE = 3  # examples of a probing pass
+_LARGEST_KERNEL = 1 << 20  # weights of a convolution drawn by the example; larger ones take one draw a batch
+
+
+@dataclass(frozen=True)
+class Prior:
+    """P = N(means, sigma^2 I) over the random weights.
+
+    Args:
+        means: of each parameter by name.
+        sigma: standard deviation, positive; None while it is still to be chosen (see `Prior.fitted`).
+    """
+
+    means: Mapping[str, Tensor]
+    sigma: float | None
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None and not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise UsageError(f"got sigma={self.sigma!r}; the prior's standard deviation must be positive")
+
+
+@dataclass(frozen=True)
+class GibbsRisk:
+    """What fresh draws of the weights cost on given samples.
+
+    Attributes:
+        error, cross_entropy: mean 0-1 loss and mean clamped cross-entropy, both in [0, 1].
+        draws: independent draws of the weights behind them.
+        by: "example" or "batch", what shares a draw.
+    """
+
+    error: float
+    cross_entropy: float
+    draws: int
+    by: str
+
+
+class StochasticNetwork(nn.Module):
+    """A copy of a network with weights mu + sigma z, z drawn anew for every example of a forward pass.
+
+    Args:
+        model: any module that maps (batch, ...) to logits (batch, classes); copied, put in eval mode.
+        sigma: initial standard deviation of every random weight.
+        layers: "all" parameters that require gradients, or the names of some.
+
+    Example:
+        >>> network = StochasticNetwork(nn.Linear(2, 2), 0.1)
+        >>> network(torch.ones(5, 2)).shape, network.by
+        (torch.Size([5, 2]), 'example')
+    """
+
+    def __init__(self, model: nn.Module, sigma: float, layers: str | tuple[str, ...] = "all") -> None:
+        super().__init__()
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise UsageError(f"got sigma={sigma!r}; the standard deviation of the weights must be positive")
+        _refuse_batch_statistics(model)
+        self.network = copy.deepcopy(model).eval()
+        available = dict(Parameters.of(self.network))
+        self.names = tuple(available) if layers == "all" else tuple(layers)
+        unknown = [name for name in self.names if name not in available]
+        if unknown or not self.names:
+            raise UsageError(f"no trainable parameters {unknown}; known: {', '.join(available)}")
+        for name, p in available.items():
+            p.requires_grad_(name in self.names)
+        self.means = [available[name] for name in self.names]
+        self.log_sigmas = nn.ParameterList(torch.full_like(p, math.log(sigma)) for p in self.means)
+        self.by = ""  # what shares a draw, "example" or "batch"; known after the first probe
+        self.reason = ""
+
+    def train(self, mode: bool = True) -> StochasticNetwork:
+        """Always in eval mode: dropout and batch statistics are not part of Q."""
+        return super().train(False)
+
+    def forward(self, x: Any, generator: torch.Generator | None = None, *, kernels_by_batch: bool = False) -> Tensor:
+        """Logits (batch, classes), each row with weights of its own where `by` is "example"."""
+        if not self.by:
+            self.probe(x)
+        if self.by == "batch":
+            return self.drawn(x, generator)
+        return self._per_example(x, generator, kernels_by_batch)
+
+    def drawn(self, x: Any, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (batch, classes) of one draw of the whole network."""
+        weights = {
+            name: mean + rho.exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+            for name, mean, rho in zip(self.names, self.means, self.log_sigmas, strict=True)
+        }
+        out: Tensor = functional_call(self.network, weights, (x,))
+        return out
+
+    def mean_network(self, x: Any) -> Tensor:
+        """Logits of the deterministic network at mu, which no certificate speaks of."""
+        out: Tensor = self.network(x)
+        return out
+
+    @torch.no_grad()
+    def probe(self, x: Tensor) -> None:
+        """Find out whether weights can be drawn by the example, and refuse networks that are random by themselves.
+
+        Raises:
+            ModelError: a forward pass that is random, or that mixes the examples of a batch.
+        """
+        few, fewer = x[:_PROBE], x[: _PROBE - 1]
+        first, again, part = self.network(few), self.network(few), self.network(fewer)
+        if not torch.equal(first, again):
+            raise ModelError("two forward passes differ: dropout or other noise is left on; make the network's own off")
+        if first.dim() != 2:
+            raise ModelError(
+                f"got an output of shape {tuple(first.shape)}; a certificate needs logits (batch, classes)"
+            )
+        if not torch.allclose(first[: len(part)], part, rtol=1e-3, atol=1e-4):
+            raise ModelError("an example's output depends on the others of its batch; freeze the network's statistics")
+        try:
+            large = [
+                n for n, p in zip(self.names, self.means, strict=True) if p.dim() > 2 and p.numel() > _LARGEST_KERNEL
+            ]
+            if large:
+                raise SharedWeights(f"{large[0]} is a kernel too large to draw for every example")
+            for some in (few, fewer):  # two sizes: an axis may happen to be as long as one batch
+                self._per_example(some, None, False)
+            self.by, self.reason = "example", ""
+        except SharedWeights as found:
+            self.by, self.reason = "batch", str(found)
+
+    def _per_example(self, x: Any, generator: torch.Generator | None, kernels_by_batch: bool) -> Tensor:
+        sigmas = {id(mean): rho.exp() for mean, rho in zip(self.means, self.log_sigmas, strict=True)}
+        with PerExample(sigmas, len(x), generator, kernels_by_batch=kernels_by_batch) as mode:
+            out: Tensor = self.network(x)
+        missing = [n for n, mean in zip(self.names, self.means, strict=True) if id(mean) not in mode.used]
+        if missing:
+            raise SharedWeights(f"no layer that is known uses {missing[0]}")
+        return out
+
+    def kl(self, prior: Prior) -> Tensor:
+        """KL(Q || P) in nats, differentiable; with the best sigma of P where the prior leaves it open.
+
+        sum_i ln(s / sigma_i) + (sigma_i^2 + (mu_i - w_i)^2) / (2 s^2) - 1/2, and s^2 = mean of the numerators.
+        """
+        count = sum(mean.numel() for mean in self.means)
+        logs = torch.stack([rho.sum() for rho in self.log_sigmas]).sum()
+        if prior.sigma is None:
+            return count * 0.5 * (self._second_moment(prior) / count).log() - logs
+        total = torch.zeros(())
+        log_s = math.log(prior.sigma)
+        for name, mean, rho in zip(self.names, self.means, self.log_sigmas, strict=True):
+            ratio = 2 * (rho - log_s)  # e^a - 1 - a: no cancellation of the sums
+            total = total + 0.5 * (torch.expm1(ratio) - ratio).sum()
+            total = total + ((mean - prior.means[name]) / prior.sigma).square().sum() / 2
+        return total
+
+    def _second_moment(self, prior: Prior) -> Tensor:
+        parts = [
+            (2 * rho).exp().sum() + (mean - prior.means[name]).square().sum()
+            for name, mean, rho in zip(self.names, self.means, self.log_sigmas, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def best_sigma(self, prior: Prior) -> float:
+        """The sigma of P that makes KL(Q || P) least."""
+        return math.sqrt(float(self._second_moment(prior)) / sum(mean.numel() for mean in self.means))
+
+    @torch.no_grad()
+    def exact_kl(self, prior: Prior) -> float:
+        """KL(Q || P) in float64, of the stored mu and sigma."""
+        if prior.sigma is None:
+            raise UsageError("the prior's sigma is open; choose it before the divergence is computed")
+        total = 0.0
+        for name, mean, rho in zip(self.names, self.means, self.log_sigmas, strict=True):
+            mu, sigma, at = (
+                t.double().reshape(-1).cpu().numpy() for t in (mean, rho.double().exp(), prior.means[name])
+            )
+            total += float(bounds.kl_diag_gaussian(mu, sigma, at, prior.sigma))
+        return total
+
+
+def clamped_cross_entropy(logits: Tensor, targets: Tensor, p_min: float) -> Tensor:
+    """ln(1 / max(p, p_min)) / ln(1 / p_min) of each sample, in [0, 1]."""
+    log_p = logits.log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    return log_p.clamp_min(math.log(p_min)) / math.log(p_min)
+
+
+@torch.no_grad()
+def gibbs_risk(
+    network: StochasticNetwork,
+    x: Tensor,
+    y: Tensor,
+    *,
+    passes: int = 1,
+    batch_size: int = 250,
+    p_min: float = 1e-5,
+    seed: int = 0,
+    task: str = "certificate",
+) -> GibbsRisk:
+    """Risks of the stochastic network over samples, fresh weights for every example and pass.
+
+    Where `network.by` is "batch", batches are of equal size (the largest divisor of n up to `batch_size`) and each is
+    one draw: independent losses in [0, 1] that need not be identically distributed (Hoeffding 1963).
+
+    Args:
+        x, y: n samples.
+        passes: over the samples, each with fresh draws.
+        seed: of the draws; the same seed gives the same numbers.
+    """
+    if len(x) != len(y) or len(y) == 0:
+        raise DataError(f"got {len(x)} inputs and {len(y)} targets; expected as many, and at least one")
+    if not network.by:
+        network.probe(x)
+    n = len(y)
+    size = batch_size if network.by == "example" else next(d for d in range(min(batch_size, n), 0, -1) if n % d == 0)
+    starts = range(0, n, size)
+    wrong, loss = 0, 0.0
+    for turn in range(passes):
+        for index, start in enumerate(starts):
+            noise = generator(seed, turn * len(starts) + index)
+            targets = y[start : start + size]
+            logits = network(x[start : start + size], noise)
+            wrong += int((logits.argmax(1) != targets).sum())
+            loss += float(clamped_cross_entropy(logits.double(), targets, p_min).sum())
+            progress.report(task, turn * len(starts) + index + 1, passes * len(starts))
+    total = passes * n
+    draws = total if network.by == "example" else passes * len(starts)
+    return GibbsRisk(wrong / total, min(loss / total, 1.0), draws, network.by)
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.InstanceNorm1d) and not module.track_running_stats:
+            raise ModelError(
+                f"{name} ({type(module).__name__}) has no running statistics: its output depends on the batch; "
+                "use track_running_stats=True and freeze them with the prior"
+            )
