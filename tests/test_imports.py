@@ -20,7 +20,8 @@ LAYERS = [
     ("minimum",),
     ("statistics",),
     ("measures", "optim", "rounds"),  # never each other
-    ("report", "ranking", "certification", "training"),  # never each other
+    ("training",),
+    ("report", "ranking", "certification"),  # never each other; a certificate trains its prior
     ("studies", "integrations", "demo"),
     ("cli",),
 ]

@@ -67,6 +67,10 @@ COUNTS: list[tuple[str, Callable[[], nn.Module], int]] = [
         models.plain_cnn,
         9 * (3 * 64 + 64 * 64 + 64 * 128 + 128**2) + 4 * (64 + 128) + (128 * 64 + 1) * 256 + 257 * 10,
     ),
+    ("by hand", models.mnist_fcn, 785 * 600 + 2 * 601 * 600 + 601 * 10),
+    ("PyTorch's MNIST example: 1,199,882", models.mnist_cnn4, 1_199_882),
+    ("formulas.md section 3.3: 215k", models.small_cnn, 26 * 16 + (25 * 16 + 1) * 32 + 1569 * 128 + 129 * 10),
+    ("by hand", models.random_features, 25 * 32 + 25 * 32 * 128 + 9 * 128 * 10),
     ("20 * 5 * 5 inputs to fc1", lambda: models.mnist_cnn(channels=3, image_size=32), 760 + 5020 + 25_050 + 510),
 ]
 
@@ -92,6 +96,9 @@ SMALL: list[tuple[str, dict[str, object], tuple[int, ...]]] = [
     ("wide_resnet", {"depth": 10, "width": 2, "dropout": 0.3}, (3, 16, 16)),
     ("vgg", {"dropout": 0.5, "classes": 5}, (3, 32, 32)),
     ("vgg", {"norm": "none"}, (3, 32, 32)),
+    ("mnist_fcn", {"width": 8, "dropout": 0.2}, (1, 28, 28)),
+    ("mnist_cnn4", {"dropout": 0.2, "image_size": 9}, (1, 9, 9)),
+    ("small_cnn", {"norm": "batch", "dropout": 0.2}, (1, 28, 28)),
     ("plain_cnn", {"width": 8, "image_size": 18, "dropout": 0.1}, (3, 18, 18)),
     ("densenet", {"depth": 10, "growth": 4}, (3, 16, 16)),
     ("densenet", {"depth": 16, "growth": 12, "norm": "group"}, (3, 16, 16)),
@@ -112,11 +119,14 @@ def test_logits_and_gradients_are_finite(name: str, options: dict[str, object], 
         assert bool(parameter.grad.isfinite().all()) and float(parameter.grad.abs().sum()) > 0, parameter_name
 
 
+GREY = ("mlp", "mnist_cnn", "mnist_cnn4", "mnist_fcn", "random_features", "small_cnn")
+
+
 def test_every_network_is_listed_and_runs_with_its_defaults() -> None:
     assert models.__all__ == sorted(models.__all__)
     assert set(models.MODELS) == set(models.__all__) - {"MODELS", "build"}
     for name, factory in models.MODELS.items():
-        shape = (2, 1, 28, 28) if name in ("mlp", "mnist_cnn") else (2, 3, 32, 32)
+        shape = (2, 1, 28, 28) if name in GREY else (2, 3, 32, 32)
         with torch.device("meta"):
             assert factory()(torch.empty(shape)).shape == (2, 10), name
 
@@ -204,3 +214,13 @@ def test_options_that_do_not_fit(name: str, options: dict[str, object], match: s
     with pytest.raises(UsageError, match=match) as caught:
         models.build(name, **options)
     assert isinstance(caught.value, ModelError | UnknownName)
+
+
+def test_random_features_have_unit_length_and_a_silent_head() -> None:
+    model = models.build("random_features", seed=0, widths=(4, 6))
+    x = torch.rand(5, 1, 28, 28)
+    assert model[:-1](x).shape == (5, 54)
+    assert torch.allclose(model[:-1](x).norm(dim=1), torch.ones(5))
+    assert torch.equal(model(x), torch.zeros(5, 10))
+    with pytest.raises(ModelError, match="at least 12"):
+        models.random_features(image_size=11)

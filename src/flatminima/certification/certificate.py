@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from flatminima.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Certificate:
         holdout_network: the deterministic network that the hold-out bound is about.
         prior: where the prior's mean comes from.
         assumptions: the conditions, each with its evidence.
+        penalty: nats added to KL for a sigma of the prior that was chosen after seeing the samples.
+        draws_by: what shares a draw of the weights, "example" or "batch".
+        cross_entropy_bound, cross_entropy: the same bound for the cross-entropy clamped at `p_min` and scaled into
+            [0, 1], and its Monte-Carlo mean. Each bound holds with the stated probability, on its own.
+        objective: what chose the posterior.
+        details: whatever else was recorded: the command, fingerprints, times, test error.
     """
 
     risk_bound: float
@@ -60,6 +69,13 @@ class Certificate:
     holdout_network: str
     prior: str
     assumptions: tuple[Assumption, ...]
+    penalty: float = 0.0
+    draws_by: str = "batch"
+    cross_entropy_bound: float | None = None
+    cross_entropy: float | None = None
+    p_min: float | None = None
+    objective: str = "given"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_certificate(self) -> bool:
@@ -70,6 +86,19 @@ class Certificate:
         """Plain types for JSON."""
         return asdict(self) | {"is_certificate": self.is_certificate}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
+        """The inverse of `to_dict`; `is_certificate` is derived again, not read.
+
+        Raises:
+            UsageError: something is missing.
+        """
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        try:
+            return cls(**known | {"assumptions": tuple(Assumption(**a) for a in values["assumptions"])})
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"not a certificate: {error}; expected what Certificate.to_dict wrote") from None
+
     def __str__(self) -> str:
         what = "Certificate" if self.is_certificate else "Score, not a certificate"
         confidence = 1 - self.delta - self.delta_mc
@@ -79,10 +108,12 @@ class Certificate:
             "that draws fresh weights from Q at each prediction.",
             f"  error on the bound's {self.n} samples  {self.empirical_risk:.4f} "
             f"({self.draws} draws; at most {self.monte_carlo_upper:.4f})",
-            f"  KL(Q||P)                        {self.kl:.2f} nats, sigma {self.sigma:g}",
+            f"  KL(Q||P)                        {self.kl + self.penalty:.2f} nats, sigma {self.sigma:.4g}",
             f"  prior                           {self.prior}",
         ]
         if self.holdout_bound is not None:
             lines.append(f"  hold-out bound, same samples    {self.holdout_bound:.4f} ({self.holdout_network})")
+        if self.cross_entropy_bound is not None:
+            lines.append(f"  bound on clamped cross-entropy  {self.cross_entropy_bound:.4f} (p_min {self.p_min:g})")
         lines += [f"  FAILS: {a.text} ({a.evidence})" for a in self.assumptions if a.holds is False]
         return "\n".join(lines)

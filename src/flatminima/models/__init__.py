@@ -18,8 +18,11 @@ from flatminima.errors import ModelError, UnknownName
 from flatminima.models.densenet import densenet
 from flatminima.models.mlp import mlp
 from flatminima.models.mnist_cnn import mnist_cnn
+from flatminima.models.perez_ortiz import mnist_cnn4, mnist_fcn
 from flatminima.models.plain_cnn import plain_cnn
+from flatminima.models.random_features import random_features
 from flatminima.models.resnet import resnet20
+from flatminima.models.small_cnn import small_cnn
 from flatminima.models.vgg import vgg
 from flatminima.models.wrn import wide_resnet
 
@@ -29,8 +32,12 @@ __all__ = [
     "densenet",
     "mlp",
     "mnist_cnn",
+    "mnist_cnn4",
+    "mnist_fcn",
     "plain_cnn",
+    "random_features",
     "resnet20",
+    "small_cnn",
     "vgg",
     "wide_resnet",
 ]
@@ -40,8 +47,12 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "densenet": densenet,
         "mlp": mlp,
         "mnist_cnn": mnist_cnn,
+        "mnist_cnn4": mnist_cnn4,
+        "mnist_fcn": mnist_fcn,
         "plain_cnn": plain_cnn,
+        "random_features": random_features,
         "resnet20": resnet20,
+        "small_cnn": small_cnn,
         "vgg": vgg,
         "wide_resnet": wide_resnet,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flatminima.training.checkpoint import load_checkpoint, save_checkpoint
 from flatminima.training.config import TrainConfig
 from flatminima.training.evaluate import Evaluation, evaluate
-from flatminima.training.loop import Epoch, History, train
+from flatminima.training.loop import Epoch, History, make_optimizer, train
 from flatminima.training.weights_file import read_weights, write_weights
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TrainConfig",
     "evaluate",
     "load_checkpoint",
+    "make_optimizer",
     "read_weights",
     "save_checkpoint",
     "train",

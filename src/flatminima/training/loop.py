@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from flatminima.errors import DataError, NumericalError
+from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.training.config import TrainConfig
 from flatminima.training.evaluate import Evaluation, check_samples, evaluate
 
@@ -73,6 +73,7 @@ def train(
     backward: Backward | None = None,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    first_epoch: int = 0,
 ) -> History:
     """Minimise the mean cross-entropy, in place.
 
@@ -86,6 +87,8 @@ def train(
             gradients and returns the loss, as `optim.FisherTrace.backward` does.
         on_epoch: called as on_epoch(epoch, model) after each epoch, counted from 0.
         progress: called as progress(done, total, text) after each step.
+        first_epoch: epochs done before, in [0, epochs): with their weights in the model and their state in
+            `optimizer`, the result is that of one uninterrupted run, bit for bit. The History has the rest.
 
     Returns:
         The History; the model holds the final weights and every module is in the mode it had.
@@ -93,21 +96,24 @@ def train(
     Raises:
         NumericalError: the loss became NaN or infinite; names the step. The weights are then useless.
         DataError: samples that do not fit the model.
+        UsageError: first_epoch outside of the configuration's epochs.
     """
     config = config or TrainConfig()
+    if not 0 <= first_epoch < config.epochs:
+        raise UsageError(f"first_epoch={first_epoch}: must be in 0 ... {config.epochs - 1}, the epochs to train")
     check_samples(inputs, targets)
-    optimizer = optimizer or _optimizer(model, config)
+    optimizer = optimizer or make_optimizer(model, config)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     batches = _sizes(len(inputs), config.batch_size)
     total_steps = config.epochs * len(batches)
     modes = [(module, module.training) for module in model.modules()]
     whole = config.target_loss is not None or backward is not None
     epochs: list[Epoch] = []
-    stopped, steps, final = "epochs", 0, None
+    stopped, steps, final = "epochs", first_epoch * len(batches), None
     devices = [inputs.device] if inputs.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         try:
-            for epoch in range(config.epochs):
+            for epoch in range(first_epoch, config.epochs):
                 began = time.perf_counter()
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * config.factor(epoch)
@@ -174,7 +180,8 @@ def _step(
     return float(seen[0][0]), seen[0][1]
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The configuration's optimizer over the trainable parameters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)

@@ -1,0 +1,66 @@
+"""What is certified: a stochastic network, its prior's mean, and inputs that frozen layers have already seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flatminima.certification.head import Head, find_head, principal_basis, turned
+from flatminima.certification.recipe import Recipe
+from flatminima.certification.stochastic import StochasticNetwork
+from flatminima.errors import DataError
+from flatminima.samples import Samples
+
+
+@dataclass
+class Problem:
+    """What is certified: a stochastic network over inputs that frozen layers have already seen."""
+
+    base: nn.Module  # the whole network at the prior's mean, eval mode
+    head: Head | None
+    network: StochasticNetwork
+    means: dict[str, Tensor]  # of the prior
+    x: Tensor  # of the bound, or its features
+    y: Tensor
+
+
+def pose(base: nn.Module, samples: Samples, rows: Tensor, recipe: Recipe) -> Problem:
+    x, y = tensors_at(samples, rows)
+    StochasticNetwork(base, recipe.sigma).probe(x)  # refuses what no certificate can be about
+    if recipe.layers == "all":
+        network = StochasticNetwork(base, recipe.sigma)
+        head = None
+    else:
+        plain = Head(find_head(base, x))
+        x = plain.features(base, x)
+        head = plain.turned(principal_basis(x))
+        x = turned(x, head.basis)
+        network = StochasticNetwork(head.layer(base), recipe.sigma)
+    means = {n: m.detach().clone() for n, m in zip(network.names, network.means, strict=True)}
+    classes = base(tensors_at(samples, rows[:1])[0]).shape[1]
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        raise DataError(f"labels run from {int(y.min())} to {int(y.max())}; the network has {classes} classes")
+    return Problem(base, head, network, means, x, y)
+
+
+@torch.no_grad()
+def mistakes(problem: Problem) -> int:
+    """0-1 mistakes of the deterministic network at the prior's mean, on the bound's samples."""
+    names = problem.network.names
+    weights = {n: problem.means[n] for n in names}
+    return sum(
+        int((torch.func.functional_call(problem.network.network, weights, (x,)).argmax(1) != y).sum())
+        for x, y in zip(problem.x.split(500), problem.y.split(500), strict=True)
+    )
+
+
+def tensors_at(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and labels at `rows`, checked: floating point, class indices."""
+    x, y = samples.take(rows)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise DataError("got inputs that are no floating-point tensor; certify needs (inputs, labels) of a classifier")
+    if y.dim() != 1 or y.is_floating_point():
+        raise DataError(f"got labels of dtype {y.dtype} and shape {tuple(y.shape)}; expected class indices (n,)")
+    return x, y.long()
