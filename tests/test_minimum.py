@@ -35,7 +35,7 @@ from flatminima.statistics import (
     ParameterCount,
     PerturbedLoss,
     Weights,
-    hessian_operator,
+    curvature_operator,
 )
 from mutation import Untouched
 
@@ -133,7 +133,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
         lambda m: m[Gram(3)],
         lambda m: m[Weights()],
         lambda m: m.sweep([Gram(3)]),
-        lambda m: hessian_operator(m).matvec(torch.ones(26).numpy()),
+        lambda m: curvature_operator(m).matvec(torch.ones(26).numpy()),
     ],
     ids=["known", "fold", "statistic", "sweep", "operator"],
 )
@@ -212,7 +212,7 @@ def test_eval_mode_is_used_and_training_mode_kept(untouched: Untouched) -> None:
 def test_counts_of_samples() -> None:
     one = Minimum(mlp(), (X[:1], Y[:1]))
     assert one[Outputs()].losses.shape == (1,) and one[Gram(1)].trials == 1
-    assert one[HessianProbes(2)].traces.shape == (2,)
+    assert one[HessianProbes(2)].traces.shape == (1, 2)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

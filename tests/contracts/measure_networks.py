@@ -116,7 +116,7 @@ SMALL = {
     "fisher_spectral_radius": {"subset": 5, "trials": 4},
     "fisher_trace": {"subset": 5, "trials": 4},
     "hessian_top_eigenvalue": {"samples": 9},
-    "hessian_trace": {"probes": 2},
+    "hessian_trace": {"probes": 2, "groups": 5},
     "pacgen": {"epsilon": 1.0},
     "robustness": {"samples": 9},
     "sharpness": {"samples": 7, "steps": 3},

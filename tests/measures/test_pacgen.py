@@ -142,7 +142,7 @@ def test_every_diagonal_and_noise_asks_for_its_own_statistics(kind, noise):
     noisy = around(Relative(scale, slope=0.1, offset=0.2))
     values = [torch.tensor(v, dtype=torch.float64) for v in (h, moved)]
     if kind == "hutchinson":
-        values = [ProbedHessian(v, torch.zeros(5)) for v in values]
+        values = [ProbedHessian(v, torch.zeros(1, 5), torch.tensor([64]), 64) for v in values]
     key = DRAWN[kind]
     given = Fixed({Weights(): _weights(w), key: values[0], At(key, noisy, 3, 0): values[1]})
     found = pacgen(

@@ -1,69 +1,17 @@
-"""Largest Hessian eigenvalues against dense matrices, and refusals instead of numbers that have not converged."""
+"""Largest eigenvalues of networks against dense matrices, and refusals instead of numbers that have not converged."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import nn
 
+from cases import BY_NAME
 from flatminima import Minimum, measures
 from flatminima.errors import Undefined, UsageError
-from flatminima.statistics import TopEigenvalues
-from flatminima.statistics.eigenvalues import largest
-
-
-def rotated(spectrum: list[float], seed: int = 0) -> np.ndarray:
-    """A dense symmetric matrix of this spectrum."""
-    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(spectrum), len(spectrum))))
-    return q @ np.diag(spectrum) @ q.T
-
-
-SPECTRA = {
-    "separated": [*np.linspace(-1, 1, 60), 5.0],
-    "clustered at the top": [*np.linspace(0, 0.96, 80), 0.97, 0.9701, 0.9702],
-    "indefinite, larger in magnitude below": [-50.0, *np.linspace(-1, 1, 60)],
-    "negative": list(np.linspace(-9, -1, 40)),
-    "many zeros": [0.0] * 60 + [0.3, 2.0],
-    "two parameters": [1.0, -2.0],
-}
-
-
-@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=list(SPECTRA))
-def test_the_largest_of_a_known_spectrum(spectrum: list[float]) -> None:
-    """Algebraically largest; would catch largest in magnitude, and the 0.43 that a neighbour gives for a true 0.97."""
-    found = largest(aslinearoperator(rotated(spectrum)), 1, 1e-6, 0)
-    assert float(found.values[0]) == pytest.approx(max(spectrum), rel=1e-5, abs=1e-8)
-    assert float(found.residuals[0]) <= 1e-6 * max(abs(max(spectrum)), 1e-12)
-
-
-def test_no_eigenvalue_comes_back_twice_and_a_double_one_does() -> None:
-    """Ghosts: Lanczos without reorthogonalisation returns one eigenvalue several times."""
-    simple = largest(aslinearoperator(rotated([*np.linspace(0, 1, 100), 3.0, 7.0])), 3, 1e-8, 0)
-    assert simple.values.tolist() == pytest.approx([7.0, 3.0, 1.0], abs=1e-6)
-    double = largest(aslinearoperator(rotated([*np.linspace(0, 1, 50), 3.0, 3.0])), 3, 1e-8, 0)
-    assert double.values.tolist() == pytest.approx([3.0, 3.0, 1.0], abs=1e-6)
-
-
-def test_the_zero_matrix_has_eigenvalue_zero() -> None:
-    assert largest(aslinearoperator(np.zeros((9, 9))), 2, 1e-3, 0).values.tolist() == [0.0, 0.0]
-
-
-def test_what_has_not_converged_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatminima.statistics.eigenvalues._PRODUCTS", 1)
-    with pytest.raises(Undefined, match=r"of 1 eigenvalues converged after \d+ Hessian products"):
-        largest(aslinearoperator(rotated(list(np.linspace(0.999, 1, 400)))), 1, 1e-9, 0)
-
-
-def test_a_product_that_is_not_finite_is_no_number() -> None:
-    with pytest.raises(Undefined, match="not finite"):
-        largest(LinearOperator((9, 9), matvec=lambda v: v * np.nan, dtype=np.float64), 1, 1e-3, 0)
-
-
-def test_more_eigenvalues_than_parameters() -> None:
-    with pytest.raises(Undefined, match="2 parameters have no 3"):
-        largest(aslinearoperator(np.eye(2)), 3, 1e-3, 0)
+from flatminima.statistics import Products, TopEigenvalues
+from truth import Truth
 
 
 @pytest.mark.parametrize("bad", [{"k": 0}, {"tolerance": 0.0}, {"tolerance": 1.0}], ids=str)
@@ -72,36 +20,80 @@ def test_bad_configurations(bad: dict[str, float]) -> None:
         TopEigenvalues(**bad)  # type: ignore[arg-type]
 
 
-def _dense(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-    names = [n for n, _ in model.named_parameters()]
-    shapes = [p.shape for p in model.parameters()]
-    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        parts = w.split([s.numel() for s in shapes])
-        state = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
-        return nn.functional.cross_entropy(torch.func.functional_call(model, state, (x,)), y)
-
-    return np.asarray(torch.autograd.functional.hessian(loss, flat))
+def test_an_unknown_curvature() -> None:
+    with pytest.raises(UsageError, match="expected one of hessian, gauss_newton"):
+        TopEigenvalues(curvature="fisher")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("samples", [None, 11])
-def test_of_a_network_against_the_dense_hessian(samples: int | None) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-    x, y = torch.randn(17, 3).double(), torch.randint(0, 3, (17,))
-    minimum = Minimum(model, (x, y), batch_size=5)
-    chosen = minimum.samples.order(0)[:samples]
-    expected = np.linalg.eigvalsh(_dense(model, x[chosen], y[chosen]))[::-1][:3]
-    found = measures.hessian_top_eigenvalue(minimum, samples=samples, k=3, tolerance=1e-8)
-    assert found.details["eigenvalues"] == pytest.approx(expected.tolist(), rel=1e-8)
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("name", ["mlp", "conv2d circular", "attention", "mse", "binary_cross_entropy", "causal_lm"])
+def test_of_networks_against_dense_matrices(name: str, curvature: str) -> None:
+    case = BY_NAME[name]
+    truth = Truth(case)
+    dense = np.asarray(truth.hessian() if curvature == "hessian" else truth.gauss_newton())
+    model, data = case.make()
+    minimum = Minimum(model, data, case.loss, batch_size=3)
+    expected = np.linalg.eigvalsh(dense)[::-1][:4]
+    found = measures.hessian_top_eigenvalue(minimum, samples=None, k=4, tolerance=1e-8, curvature=curvature)
+    np.testing.assert_allclose(found.details["eigenvalues"], expected, rtol=0, atol=1e-8 * expected[0])
     assert float(found) == found.details["eigenvalues"][0]
     assert max(found.details["residuals"]) <= 1e-8 * float(found)
+    assert found.stderr == 0.0 and found.details["unconverged"] == 0
 
 
-def test_a_wrong_answer_of_the_solver_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The residual is computed here, not taken from the solver."""
-    wrong = (np.array([3.0]), np.eye(20)[:, :1])
-    monkeypatch.setattr("flatminima.statistics.eigenvalues.eigsh", lambda *_, **__: wrong)
-    with pytest.raises(Undefined, match="too large to believe"):
-        largest(aslinearoperator(rotated(list(np.linspace(0, 1, 20)))), 1, 1e-3, 0)
+def _model() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64))
+    return model, torch.randn(17, 3, generator=g, dtype=torch.float64), torch.randint(0, 3, (17,), generator=g)
+
+
+def test_of_some_samples() -> None:
+    """And the forms are those of the eigenvector over parts of the samples: their mean is the eigenvalue."""
+    model, x, y = _model()
+    chosen = Minimum(model, (x, y)).samples.order(0)[:11]
+    part = Minimum(model, (x[chosen], y[chosen]))[TopEigenvalues(2, None, 1e-8)]
+    found = Minimum(model, (x, y), batch_size=5)[TopEigenvalues(2, 11, 1e-8)]
+    torch.testing.assert_close(found.values, part.values, rtol=1e-8, atol=0)
+    assert found.sizes.sum() == 11 and found.population == 17
+    assert float(found.forms @ found.sizes.double()) / 11 == pytest.approx(float(found.values[0]), rel=1e-8)
+
+
+def test_what_has_not_converged_is_no_number() -> None:
+    """Of five, none, some or all converge with the budget; whatever is returned is right."""
+    model, x, y = _model()
+    with pytest.raises(Undefined, match="has not converged after 3 products: its residual is still"):
+        Minimum(model, (x, y))[TopEigenvalues(tolerance=1e-10, products=2)]
+    exact = Minimum(model, (x, y))[TopEigenvalues(5, tolerance=1e-10)].values
+    counts = []
+    for products in range(1, 8):
+        try:
+            found = Minimum(model, (x, y))[TopEigenvalues(5, tolerance=1e-4, products=products)]
+        except Undefined:
+            continue
+        counts.append(len(found.values))
+        assert len(found.values) + len(found.missing) == 5
+        torch.testing.assert_close(found.values, exact[: counts[-1]], rtol=1e-6, atol=0)
+    assert 0 < min(counts) < max(counts) == 5
+
+
+def test_a_wrong_product_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals are computed from the vectors, not taken from the recurrence."""
+    right, calls = Products.__call__, [0]
+
+    def drifting(self: Products, vector: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return right(self, vector) * (1 + 0.01 * calls[0])
+
+    monkeypatch.setattr(Products, "__call__", drifting)
+    model, x, y = _model()
+    with pytest.raises(Undefined, match="has not converged"):
+        Minimum(model, (x, y))[TopEigenvalues(1, None, 1e-6)]
+
+
+def test_more_eigenvalues_than_parameters() -> None:
+    minimum = Minimum(nn.Linear(1, 2, bias=False), (torch.ones(2, 1), torch.arange(2)))
+    with pytest.raises(Undefined, match="2 parameters have no 3 eigenvalues"):
+        minimum[TopEigenvalues(3)]

@@ -3,65 +3,93 @@
 from __future__ import annotations
 
 from flatminima.estimate import Estimate
+from flatminima.measures._groups import mean_of_groups, of_repeats
 from flatminima.measures._measure import at_least_one, measure, seed_of
 from flatminima.statistic import Statistics
-from flatminima.statistics import HessianProbes, TopEigenvalues
+from flatminima.statistics import Curvature, HessianProbes, TopEigenvalues
 
 
 @measure
 def hessian_trace(
-    minimum: Statistics, *, probes: int = 10, samples: int | None = None, seed: int | None = None
+    minimum: Statistics,
+    *,
+    curvature: Curvature = "hessian",
+    probes: int = 2,
+    groups: int = 50,
+    samples: int | None = 2000,
+    seed: int | None = None,
 ) -> Estimate:
-    """Trace of the loss's Hessian by Hutchinson's estimator, ``mean_k v_k^T H v_k``, v_k of +-1 entries.
+    """Trace of the loss's Hessian by Hutchinson's estimator, the mean of ``v^T C_g v`` over groups g of samples.
+
+    v has +-1 entries, C_g is the curvature of group g's mean loss. Traces add over samples, so probes of its own for
+    each group cost what shared ones cost and vary less.
 
     Args:
         minimum: a Minimum.
-        probes: how many v_k, one Hessian product each.
+        curvature: "hessian", or "gauss_newton" (J^T H J, never negative; equal for piecewise-linear networks).
+        probes: how many v a group, one product each.
+        groups: of (nearly) equal size; 1: the same probes for all samples.
         samples: of the data, drawn by seed; None: all.
         seed: of probes and samples; None: the Minimum's.
 
     Returns:
-        Estimate; stderr over probes, for the trace on the samples looked at.
+        Estimate of the trace over all the data; stderr covers the draw of samples and of probes (None with one probe
+        in one group, or one group of part of the data). details: samples, groups.
 
     Raises:
-        UsageError: no probes or no samples.
+        UsageError: a count below 1, an unknown curvature.
 
     Source:
         Hutchinson 1990; for equal sigma_i the curvature term of Wang et al., arXiv 1809.07402, eq. 7.
     """
-    at_least_one(probes=probes, samples=samples)
-    return Estimate.mean(minimum[HessianProbes(probes, samples, seed_of(minimum, seed))].traces)
+    at_least_one(probes=probes, groups=groups, samples=samples)
+    found = minimum[HessianProbes(probes, samples, seed_of(minimum, seed), curvature, groups)]
+    return of_repeats(found.traces, found.sizes, found.population)
 
 
 @measure
 def hessian_top_eigenvalue(
     minimum: Statistics,
     *,
+    curvature: Curvature = "hessian",
     samples: int | None = 1000,
     k: int = 1,
     tolerance: float = 1e-3,
     seed: int | None = None,
 ) -> Estimate:
-    """Largest eigenvalue of the loss's Hessian, by implicitly restarted Lanczos (ARPACK).
+    """Largest eigenvalue of the loss's Hessian, by thick-restart Lanczos with full reorthogonalisation.
 
     Args:
         minimum: a Minimum.
+        curvature: "hessian", or "gauss_newton" (J^T H J).
         samples: of the data, drawn by seed; None: all.
         k: how many of the largest to find; the others are in the details.
         tolerance: residual relative to the largest at which an eigenvalue counts as converged, in (0, 1).
         seed: of samples and starting vector; None: the Minimum's.
 
     Returns:
-        Estimate, for the samples looked at (no standard error); details: eigenvalues, residuals, products.
-        Undefined: what has not converged is never returned as a number.
+        Estimate; stderr over samples to first order, from v^T C_g v of the eigenvector v over groups g of samples (0
+        where all were looked at). The largest eigenvalue of a part is larger than that of the whole in the mean.
+        details: eigenvalues, residuals (||C v - lambda v||, never assumed), unconverged (how many of the k have no
+        number), products. Undefined: the largest has not converged.
 
     Raises:
-        UsageError: k or samples below 1, a tolerance outside (0, 1).
+        UsageError: k or samples below 1, a tolerance outside (0, 1), an unknown curvature.
 
     Source:
         Keskar et al. 2017; in the bound of Wang et al., arXiv 1809.07402, Lemma 5 (eq. 24).
     """
     at_least_one(samples=samples, k=k)
-    found = minimum[TopEigenvalues(k, samples, tolerance, seed_of(minimum, seed))]
-    details = {"eigenvalues": found.values.tolist(), "residuals": found.residuals.tolist(), "products": found.products}
-    return Estimate(float(found.values[0]), details=details)
+    found = minimum[TopEigenvalues(k, samples, tolerance, seed_of(minimum, seed), curvature)]
+    spread = mean_of_groups(found.forms, found.sizes, found.population, found.forms * 0)
+    return Estimate(
+        float(found.values[0]),
+        spread.stderr,
+        details={
+            "eigenvalues": found.values.tolist(),
+            "residuals": found.residuals.tolist(),
+            "unconverged": len(found.missing),
+            "products": found.products,
+            "samples": int(found.sizes.sum()),
+        },
+    )

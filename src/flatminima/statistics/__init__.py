@@ -1,18 +1,15 @@
 """What measures are made of; each is computed once and shared."""
 
+from flatminima.statistics.curvature import Curvature, Products, curvature_operator
 from flatminima.statistics.diagonal import BatchGradientSquares, FisherDiagonal, GaussNewtonDiagonal
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
 from flatminima.statistics.feedforward import FeedForward, FeedForwardNetwork, LinearLayer
 from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
 from flatminima.statistics.gram import Gram, GramMatrices
-from flatminima.statistics.hessian import (
-    HessianDiagonal,
-    HessianProbes,
-    ProbedHessian,
-    hessian_operator,
-)
+from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, ProbedHessian
 from flatminima.statistics.jacobian import InputJacobian
+from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
@@ -21,6 +18,8 @@ from flatminima.statistics.worst_case import Worst, WorstCaseLoss
 __all__ = [
     "At",
     "BatchGradientSquares",
+    "Curvature",
+    "Eigenpairs",
     "Eigenvalues",
     "FeedForward",
     "FeedForwardNetwork",
@@ -40,12 +39,16 @@ __all__ = [
     "ParameterCount",
     "PerturbedLoss",
     "ProbedHessian",
+    "Products",
     "RescaledLogits",
     "SampleCount",
     "TopEigenvalues",
     "TrainingGram",
+    "Tridiagonal",
     "Weights",
     "Worst",
     "WorstCaseLoss",
-    "hessian_operator",
+    "curvature_operator",
+    "extreme_eigenvalues",
+    "lanczos",
 ]

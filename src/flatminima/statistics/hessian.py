@@ -1,29 +1,29 @@
-"""Hessian products, diagonal and trace of the mean loss.
+"""Diagonal and trace of the mean loss's Hessian or Gauss-Newton matrix, from probes or a product a parameter.
 
-Per batch the gradient's graph is made once and differentiated for every probe: a product then costs about 1.3
-forward-backward passes on ResNet-20 where making the graph anew costs 3.2 (performance-notes B).
+The surprise: one probe a group of samples is worth as much as one probe for all of them, at a fraction of the cost.
+Traces add over samples, so each group has probes of its own, and their spread shows the error of both draws.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatminima.batch import Batch
-from flatminima.errors import Undefined
-from flatminima.parameters import Parameters
+from flatminima.errors import Undefined, UsageError
 from flatminima.perturbation import generator
 from flatminima.statistic import Cost, Fold, Reads
+from flatminima.statistics.curvature import Curvature, Graph, check_curvature
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
 
-_PRODUCT_COST = 2.0  # forward-backward passes of one Hessian product, graph included
+_PRODUCT_COST = 2.0  # forward-backward passes of one product, its share of the graph included
 _EXACT_LIMIT = 3_000  # parameters up to which a product per coordinate is reasonable
 
 
@@ -32,108 +32,111 @@ class ProbedHessian:
     """Hutchinson's estimates.
 
     Attributes:
-        diagonal (W,) float64: mean over probes of v * (H v).
-        traces (probes,) float64: v^T H v of each.
+        diagonal (W,) float64: mean over samples and probes of v * (C v).
+        traces (groups, probes) float64: v^T C_g v of each probe, C_g the mean over group g.
+        sizes (groups,): samples of each.
+        population: samples there are.
     """
 
     diagonal: Tensor
     traces: Tensor
-
-
-class _Graph:
-    """Products with the Hessian of the batch's summed loss."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.parameters: Parameters = batch.minimum.parameters
-        self.gradient = batch.graph()
-        _refuse_wrong_kernels(self.gradient)
-        self.constant = not self.gradient.requires_grad  # a loss linear in the parameters
-
-    def product(self, vector: Tensor) -> Tensor:
-        if self.constant:
-            return torch.zeros_like(vector)
-        tensors = self.parameters.tensors
-        try:
-            parts = torch.autograd.grad(
-                self.gradient, tensors, vector, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        except NotImplementedError as error:
-            raise Undefined(f"the network has no second derivative: {str(error).splitlines()[0]}") from None
-        return torch.cat([p.reshape(-1) for p in parts])
-
-
-def _refuse_wrong_kernels(gradient: Tensor) -> None:
-    """torch's weight norm takes the norm as constant in its second derivative (gradgradcheck fails, torch 2.13)."""
-    seen: set[Any] = set()
-    nodes = [gradient.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name().startswith("WeightNormInterface"):
-            raise Undefined(
-                "torch's second derivative of weight_norm is wrong: make the weights plain first, with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
-            )
-        nodes += [following for following, _ in node.next_functions]
+    sizes: Tensor
+    population: int
 
 
 @dataclass(frozen=True)
 class HessianProbes(Fold["list[Tensor]", ProbedHessian]):
-    """Hutchinson's diagonal and trace from Rademacher probes: E[v * Hv] = diag H, E[v^T H v] = tr H.
+    """Hutchinson's diagonal and trace from Rademacher probes: E[v * Cv] = diag C, E[v^T C v] = tr C.
 
     Args:
-        probes: how many v.
+        probes: how many v a group.
         samples: of the data, drawn by `seed`; None: all.
-        seed: of probes and samples; probe k is generator(seed, k)'s draw.
+        seed: of probes and samples; probe k of group g is generator(seed, g * probes + k)'s draw.
+        curvature: C, ``"hessian"`` or ``"gauss_newton"``.
+        groups: parts of the samples, each with probes of its own; 1: the same probes for all samples.
+
+    Raises:
+        UsageError: an unknown curvature, or a count below 1.
+
+    Source:
+        Hutchinson 1990; the diagonal: Bekas, Kokiopoulou & Saad 2007.
     """
 
     probes: int = 10
     samples: int | None = None
     seed: int = 0
+    curvature: Curvature = "hessian"
+    groups: int = 1
 
     reads = Reads.GRAPH
 
+    def __post_init__(self) -> None:
+        check_curvature(self.curvature)
+        if self.probes < 1 or self.groups < 1:
+            raise UsageError(f"got probes={self.probes}, groups={self.groups}; both must be at least 1")
+
     @property
     def order_seed(self) -> int | None:
-        return None if self.samples is None else self.seed
+        return None if self.samples is None and self.groups == 1 else self.seed
 
     def limit(self, minimum: Minimum) -> int:
         n = len(minimum.samples)
         return n if self.samples is None else min(self.samples, n)
 
-    @property
-    def multiple(self) -> int:
-        return 1
-
     def init(self, minimum: Minimum) -> list[Tensor]:
-        double = {"dtype": torch.float64, "device": minimum.device}
-        size = len(minimum.parameters)
-        return [torch.zeros(size, **double), torch.zeros(self.probes, **double), torch.zeros((), **double)]  # type: ignore[call-overload]
+        groups = len(group_edges(self.limit(minimum), self.groups)) - 1
+        return [
+            torch.zeros(len(minimum.parameters), dtype=torch.float64, device=minimum.device),
+            torch.zeros(groups, self.probes, dtype=torch.float64),
+            torch.zeros(groups, dtype=torch.float64),
+            torch.tensor(len(minimum.samples)),
+        ]
 
     def update(self, state: list[Tensor], batch: Batch) -> list[Tensor]:
-        if self.samples is not None and batch.start + len(batch) > self.samples:
-            batch = batch.minimum.batch(batch.indices[: self.samples - batch.start], batch.start)
-        graph = _Graph(batch)
-        for k in range(self.probes):
-            probe = rademacher(graph.gradient, self.seed, k)
-            found = (probe * graph.product(probe)).double()
-            state[0] += found
-            state[1][k] += found.sum()
-        state[2] += len(batch)
+        diagonal, traces, sizes, _ = state
+        for g, part in self._parts(batch):
+            graph = Graph(part, self.curvature)
+            for k in range(self.probes):
+                probe = rademacher(graph.gradient, self.seed, g * self.probes + k)
+                found = probe.double() * graph.product(probe)
+                diagonal += found
+                traces[g, k] += float(found.sum())
+            sizes[g] += len(part)
         return state
 
+    def _parts(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
+        """The batch cut where a group ends; what lies beyond the last is left out."""
+        edges = group_edges(self.limit(batch.minimum), self.groups)
+        stop = batch.start + len(batch)
+        for g, (one, two) in enumerate(itertools.pairwise(edges)):
+            start, end = max(one, batch.start), min(two, stop)
+            if (start, end) == (batch.start, stop):
+                yield g, batch
+            elif start < end:
+                yield g, batch.minimum.batch(batch.indices[start - batch.start : end - batch.start], start)
+
     def merge(self, left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-        return [a + b for a, b in zip(left, right, strict=True)]
+        return [*(a + b for a, b in zip(left[:3], right[:3], strict=True)), left[3]]
 
     def finish(self, state: list[Tensor]) -> ProbedHessian:
-        count = state[2].cpu()
-        return ProbedHessian(state[0].cpu() / (count * self.probes), state[1].cpu() / count)
+        diagonal, traces, sizes, population = state
+        count = float(sizes.sum()) * self.probes
+        return ProbedHessian(diagonal.cpu() / count, traces / sizes.unsqueeze(1), sizes.long(), int(population))
 
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)
         return Cost(share, share * (1 + _PRODUCT_COST * self.probes), 16 * len(minimum.parameters))
+
+
+def group_edges(samples: int, groups: int) -> list[int]:
+    """Where groups of (nearly) equal size begin and end; no group is empty.
+
+    Example:
+        >>> group_edges(7, 3), group_edges(2, 9)
+        ([0, 2, 4, 7], [0, 1, 2])
+    """
+    groups = min(groups, samples)
+    return [samples * g // groups for g in range(groups + 1)]
 
 
 @dataclass(frozen=True)
@@ -157,12 +160,11 @@ class HessianDiagonal(Fold["list[Tensor]", Tensor]):
         return [zeros, torch.zeros((), dtype=torch.float64)]
 
     def update(self, state: list[Tensor], batch: Batch) -> list[Tensor]:
-        graph = _Graph(batch)
-        size = len(state[0])
-        for i in range(size):
+        graph = Graph(batch)
+        for i in range(len(state[0])):
             basis = torch.zeros_like(graph.gradient)
             basis[i] = 1.0
-            state[0][i] += graph.product(basis)[i].double()
+            state[0][i] += graph.product(basis)[i]
         state[1] += len(batch)
         return state
 
@@ -180,38 +182,3 @@ def rademacher(like: Tensor, seed: int, index: int) -> Tensor:
     """Entries +-1, the same on every device."""
     bits = torch.randint(0, 2, like.shape, generator=generator(seed, index), dtype=torch.int8)
     return bits.mul_(2).sub_(1).to(like)
-
-
-def hessian_operator(minimum: Minimum, indices: Tensor | None = None) -> LinearOperator:
-    """The Hessian of the mean loss as scipy's LinearOperator (W, W) float64, for any of scipy's solvers.
-
-    Over the samples at `indices`; None: all.
-
-    The gradient's graph is kept between products while all samples fit one batch.
-
-    Example:
-        >>> import torch
-        >>> from flatminima.minimum import Minimum
-        >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
-        >>> m = Minimum(torch.nn.Linear(2, 1, bias=False).double(), (x, y), "mse")
-        >>> hessian_operator(m).matvec(np.array([1.0, 0.0])).tolist()
-        [1.0, 0.0]
-    """
-    chosen = torch.arange(len(minimum.samples)) if indices is None else indices
-    n, size = len(chosen), len(minimum.parameters)
-    kept: dict[tuple[int, ...], _Graph] = {}
-
-    def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        with minimum.open():
-            total = torch.zeros(size, dtype=torch.float64, device=minimum.device)
-            start = torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).to(minimum.device)
-            now = tuple(p._version for p in minimum.parameters.tensors)  # a write, even undone, spoils the graph
-            for part in chosen.split(minimum.batch_size):
-                graph = kept[now] if now in kept else _Graph(minimum.batch(part))
-                if n <= minimum.batch_size and now not in kept:
-                    kept.clear()
-                    kept[now] = graph
-                total += graph.product(start.to(graph.gradient.dtype)).double()
-            return np.asarray((total / n).cpu().numpy())
-
-    return LinearOperator((size, size), matvec=product, rmatvec=product, dtype=np.float64)

@@ -1,0 +1,297 @@
+"""Products with the Hessian and the Gauss-Newton matrix of the mean loss, as a function and as scipy's LinearOperator.
+
+The graph of a batch is made once and kept while it fits in memory: a product then costs one and a half to three
+forward-backward passes, where making the graph anew costs half as much again. For cross-entropy the residual
+(softmax minus label) and its derivative are made without cancellation: autograd's own come out as rounding noise, or
+exactly 0, once p_y -> 1, which is where interpolating networks live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from flatminima.batch import Batch
+from flatminima.errors import NumericalError, Undefined, UsageError
+from flatminima.losses import Loss
+
+if TYPE_CHECKING:
+    from flatminima.minimum import Minimum
+
+Curvature = Literal["hessian", "gauss_newton"]
+
+KEEP = 1 << 30  # bytes of graphs kept between products on the CPU; on a GPU, half of what is free
+PRODUCT_COST = 2  # backward passes that a product counts for
+_IGNORED = -100
+_COLUMNS = 1_000  # outputs up to which a user's loss is checked for convexity
+_ROWS = {"cross_entropy", "token_cross_entropy", "causal_lm"}
+_CONVEX = {*_ROWS, "mse", "binary_cross_entropy"}
+
+
+def check_curvature(curvature: str) -> None:
+    """Refuse a name that is no curvature.
+
+    Raises:
+        UsageError: naming the two there are.
+    """
+    if curvature not in get_args(Curvature):
+        raise UsageError(f"got curvature={curvature!r}; expected one of {', '.join(get_args(Curvature))}")
+
+
+class Products:
+    """v -> C v, C the Hessian or Gauss-Newton matrix of the mean loss over the samples at `indices`.
+
+    Args:
+        minimum: model, data and loss; opened by every product, or once by the caller around many.
+        indices: of samples; None: all.
+        curvature: ``"hessian"`` or ``"gauss_newton"`` (J^T (d2 loss / d output2) J).
+        keep: bytes of graphs to keep between products; None: 1 GiB, or half of a GPU's free memory. The graph of data
+            that fits one batch is always kept.
+
+    Raises:
+        UsageError: an unknown curvature.
+        Undefined: no second derivative; for Gauss-Newton, a loss that is not convex in the output.
+
+    Example:
+        >>> from flatminima.minimum import Minimum
+        >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
+        >>> m = Minimum(torch.nn.Linear(2, 1, bias=False).double(), (x, y), "mse")
+        >>> Products(m)(torch.tensor([1.0, 0.0])).tolist()
+        [1.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        minimum: Minimum,
+        indices: Tensor | None = None,
+        curvature: Curvature = "hessian",
+        keep: int | None = None,
+    ) -> None:
+        check_curvature(curvature)
+        self.minimum, self.curvature = minimum, curvature
+        chosen = torch.arange(len(minimum.samples)) if indices is None else indices
+        self.count, self.size = len(chosen), len(minimum.parameters)
+        self.parts = chosen.split(minimum.batch_size)
+        self.spent = 0
+        self._keep = keep
+        self._kept: dict[int, Graph] = {}
+        self._versions: tuple[int, ...] = ()
+        self._room = 0.0  # graphs that fit
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """C v (W,) float64 for v (W,), on the model's device.
+
+        Raises:
+            NumericalError: a product that is not finite.
+        """
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.minimum.device)
+        self.spent += 1
+        with self.minimum.open():
+            vector = vector.reshape(-1).to(self.minimum.device)
+            for graph in self._graphs():
+                total += graph.product(vector)
+        if not bool(torch.isfinite(total).all()):
+            raise NumericalError(f"a {self.curvature} product is not finite: the curvature overflows here")
+        return total / self.count
+
+    @property
+    def precision(self) -> torch.dtype:
+        """In which the network computes: vectors need no more."""
+        doubles = any(p.dtype == torch.float64 for p in self.minimum.parameters.tensors)
+        return torch.float64 if doubles else torch.float32
+
+    def _graphs(self) -> Iterator[Graph]:
+        now = tuple(p._version for p in self.minimum.parameters.tensors)  # a write, even undone, spoils the graphs
+        if now != self._versions:
+            self._kept.clear()
+            self._versions = now
+        for i, part in enumerate(self.parts):
+            if i in self._kept:
+                yield self._kept[i]
+                continue
+            batch = self.minimum.batch(part)
+            if len(self.parts) > 1 and not self._room:
+                graph, size = _weighed(batch, self.curvature)
+                self._room = self._limit() / max(size, 1)
+            else:
+                graph = Graph(batch, self.curvature)
+            if len(self.parts) == 1 or len(self._kept) + 1 <= self._room:
+                self._kept[i] = graph
+            yield graph
+
+    def _limit(self) -> float:
+        if self._keep is not None:
+            return self._keep
+        device = self.minimum.device
+        return KEEP if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] / 2
+
+
+def curvature_operator(
+    minimum: Minimum, indices: Tensor | None = None, curvature: Curvature = "hessian", keep: int | None = None
+) -> LinearOperator:
+    """`Products` as a symmetric LinearOperator (W, W) float64, for any of scipy's solvers.
+
+    Example:
+        >>> from flatminima.minimum import Minimum
+        >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
+        >>> m = Minimum(torch.nn.Linear(2, 1, bias=False).double(), (x, y), "mse")
+        >>> (curvature_operator(m, curvature="gauss_newton") @ np.eye(2)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    products = Products(minimum, indices, curvature, keep)
+
+    def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        found = products(torch.from_numpy(np.array(vector, dtype=np.float64)))
+        return np.asarray(found.cpu().numpy())
+
+    return LinearOperator((products.size, products.size), matvec=product, rmatvec=product, dtype=np.float64)
+
+
+class Graph:
+    """Products with the curvature of one batch's summed loss; differentiated once a product."""
+
+    def __init__(self, batch: Batch, curvature: Curvature = "hessian") -> None:
+        minimum = batch.minimum
+        self.minimum, self.count = minimum, len(batch)
+        self.tensors = minimum.parameters.tensors
+        output = minimum.forward(batch.inputs)
+        batch._receive(output)
+        if not output.requires_grad:
+            raise Undefined("the network's output does not depend on a trainable parameter")
+        minimum.passes.backward += len(batch)
+        self.cotangent: Tensor | None = None
+        self.output, self.loss, self.targets = output, minimum.loss, batch.targets
+        if curvature == "hessian":
+            self.gradient = self._back(output, residual(minimum.loss, output, batch.targets), create_graph=True)
+            _refuse_wrong_kernels(self.gradient)
+        else:
+            _refuse_concave(minimum.loss, output, batch.targets)
+            leaf = output.detach().requires_grad_()
+            self.at = leaf, residual(minimum.loss, leaf, batch.targets)
+            self.cotangent = torch.zeros_like(output).requires_grad_()
+            self.gradient = self._back(output, self.cotangent, create_graph=True)  # J^T u, linear in u
+
+    def product(self, vector: Tensor) -> Tensor:
+        """(W,) float64."""
+        self.minimum.passes.backward += PRODUCT_COST * self.count
+        if not self.gradient.requires_grad:  # a loss linear in the parameters
+            return torch.zeros_like(vector, dtype=torch.float64)
+        vector = vector.to(self.gradient.dtype)
+        try:
+            if self.cotangent is None:
+                return self._back(self.gradient, vector).double()
+            (tangent,) = torch.autograd.grad(self.gradient, self.cotangent, vector, retain_graph=True)  # J v
+            return self._back(self.output, self._by_loss(tangent)).double()
+        except NotImplementedError as error:
+            raise Undefined(f"the network has no second derivative: {str(error).splitlines()[0]}") from None
+
+    def _by_loss(self, tangent: Tensor) -> Tensor:
+        """(d2 loss / d output2) u."""
+        leaf, gradient = self.at
+        if not gradient.requires_grad:
+            return torch.zeros_like(tangent)
+        found = torch.autograd.grad(
+            gradient, leaf, tangent.to(gradient.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return found[0]
+
+    def _back(self, end: Tensor, seed: Tensor, create_graph: bool = False) -> Tensor:
+        """d end / d w against `seed`, flat; the graph is kept."""
+        parts = torch.autograd.grad(
+            end, self.tensors, seed, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+        pairs = zip(parts, self.tensors, strict=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
+
+
+def _weighed(batch: Batch, curvature: Curvature) -> tuple[Graph, int]:
+    """A graph and the bytes of what it keeps."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would make a reference cycle of outputs
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = Graph(batch, curvature)
+    return graph, sum(sizes.values())
+
+
+def _refuse_wrong_kernels(gradient: Tensor) -> None:
+    """torch's weight norm takes the norm as constant in its second derivative (gradgradcheck fails, torch 2.13)."""
+    seen: set[Any] = set()
+    nodes = [gradient.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("WeightNormInterface"):
+            raise Undefined(
+                "torch's second derivative of weight_norm is wrong: make the weights plain first, with "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        nodes += [following for following, _ in node.next_functions]
+
+
+# -- the loss at the output ------------------------------------------------------------------------------------------
+
+
+def residual(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
+    """Gradient of the summed losses by the output, in the output's shape and dtype; differentiable once more."""
+    if _built_in(loss) and loss.name in _ROWS:
+        return _row_residual(loss.name, output, targets)
+    total = loss(output, targets).sum()
+    if not total.requires_grad:
+        raise Undefined(f"loss {loss.name!r} has no gradient with respect to the parameters")
+    (gradient,) = torch.autograd.grad(total, output, create_graph=True, allow_unused=True, materialize_grads=True)
+    return gradient
+
+
+def _row_residual(name: str, output: Tensor, targets: Tensor) -> Tensor:
+    """Of cross-entropies: rows of logits with a label and a weight each."""
+    if name == "cross_entropy":
+        return _Softmax.apply(output, targets, torch.ones_like(targets, dtype=torch.float64))  # type: ignore[no-any-return,no-untyped-call]
+    logits, labels = (output[:, :-1], targets[:, 1:]) if name == "causal_lm" else (output, targets)
+    counted = labels != _IGNORED
+    weights = counted.double() / counted.sum(1, keepdim=True)
+    found: Tensor = _Softmax.apply(logits, labels.clamp_min(0), weights)  # type: ignore[no-untyped-call]
+    return torch.nn.functional.pad(found, (0, 0, 0, 1)) if name == "causal_lm" else found
+
+
+class _Softmax(torch.autograd.Function):
+    """(weights * (softmax - one-hot)) of the last dimension, and its derivative, without cancellation in p_y - 1."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        log_p = logits.double().log_softmax(-1)
+        at = labels.unsqueeze(-1)
+        rest = log_p.scatter(-1, at, -torch.inf).logsumexp(-1, keepdim=True).exp()  # 1 - p_y
+        ctx.save_for_backward(log_p, weights)
+        return (log_p.exp().scatter(-1, at, -rest) * weights.unsqueeze(-1)).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        log_p, weights = ctx.saved_tensors
+        tangent = grads[0].double()
+        # (diag p - p p^T) 1 = 0: counted from the likeliest class, whose own entry is then 0, nothing cancels
+        centred = tangent - tangent.gather(-1, log_p.argmax(-1, keepdim=True))
+        p = log_p.exp()
+        found = p * (centred - (p * centred).sum(-1, keepdim=True)) * weights.unsqueeze(-1)
+        return found.to(grads[0].dtype), None, None
+
+
+def _built_in(loss: Loss) -> bool:
+    """Whether `loss` is the library's own of its name, and no user's."""
+    return loss.name in _CONVEX and Loss.of(loss.name) is loss
+
+
+def _refuse_concave(loss: Loss, output: Tensor, targets: Tensor) -> None:
+    if not _built_in(loss) and output[0].numel() <= _COLUMNS:
+        loss.columns(output.detach(), targets)  # raises Undefined

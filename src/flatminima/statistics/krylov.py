@@ -1,0 +1,297 @@
+"""Lanczos with full reorthogonalisation, on anything that multiplies a vector.
+
+Without reorthogonalisation an eigenvalue that has converged comes back as its own ghost (a neighbour returns one three
+times, all "converged"); with it, and vectors of the network's own precision, a step costs less than the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+from flatminima.errors import UsageError
+from flatminima.perturbation import generator
+
+Product = Callable[[Tensor], Tensor]
+Which = Literal["largest", "smallest", "magnitude"]
+
+PRODUCTS = 300  # at most, an eigenvalue asked for
+BASIS = 60  # vectors kept before a restart, and three more an eigenvalue
+_BREAKDOWN = 10.0  # roundings of the norm below which a new direction is rounding alone
+_ROUNDINGS = 100.0  # of the norm: a residual of less cannot be had, whatever the tolerance
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """Q^T A Q for the Krylov space of a starting vector.
+
+    Attributes:
+        diagonal (m,), off (m - 1,) float64.
+        last: norm of what A adds to the space after m steps; 0 where it is invariant.
+    """
+
+    diagonal: Tensor
+    off: Tensor
+    last: float
+
+    def quadrature(self) -> tuple[Tensor, Tensor]:
+        """Gauss nodes and weights (m,) of the starting vector's spectral measure: exact for degree 2m - 1."""
+        values, vectors = eigh_tridiagonal(self.diagonal.numpy(), self.off.numpy())
+        return torch.from_numpy(values), torch.from_numpy(vectors[0] ** 2)
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Extreme eigenvalues that have converged, the most extreme first.
+
+    Attributes:
+        values (c,) float64, c <= wanted: of what did not converge there is no number.
+        residuals (c,) float64: ||A x - value x||_2, computed from x.
+        vectors (c, size): the unit eigenvectors x.
+        missing: residuals of those that did not converge.
+        products: spent.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    vectors: Tensor
+    missing: tuple[float, ...]
+    products: int
+
+    @property
+    def converged(self) -> bool:
+        return not self.missing
+
+
+def as_product(matrix: Any) -> Product:
+    """A tensor, array, scipy operator or function as a function of float64 vectors."""
+    if callable(matrix) and not hasattr(matrix, "shape"):
+        return matrix  # type: ignore[no-any-return]
+    if isinstance(matrix, Tensor):
+        return lambda vector: matrix.double() @ vector
+    return lambda vector: torch.from_numpy(np.asarray(matrix @ vector.cpu().numpy(), dtype=np.float64).reshape(-1))
+
+
+def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.float64) -> Tridiagonal:
+    """`steps` of Lanczos from `start` (size,), fewer where the space becomes invariant.
+
+    Args:
+        matrix: symmetric; a tensor, array, scipy operator, or function of a float64 vector.
+        start: not zero.
+        steps: at least 1; steps x size numbers of `dtype` are kept.
+        dtype: of the basis; coefficients are float64.
+
+    Example:
+        >>> found = lanczos(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([1.0, 1.0]), 5)
+        >>> [round(x, 9) for x in found.quadrature()[0].tolist()]
+        [1.0, 3.0]
+    """
+    if steps < 1:
+        raise UsageError(f"got steps={steps}; Lanczos needs at least 1")
+    product, steps = as_product(matrix), min(steps, len(start))
+    basis = torch.empty(steps, len(start), dtype=dtype, device=start.device)
+    diagonal: list[float] = []
+    off: list[float] = []
+    vector, norm = start.double() / start.double().norm(), 0.0
+    for j in range(steps):
+        basis[j] = vector
+        after = product(basis[j].double())
+        diagonal.append(float(after @ basis[j].double()))
+        size = float(after.norm())
+        after, _ = orthogonal(after, basis[: j + 1])
+        beta, norm = float(after.norm()), max(norm, size)
+        if beta <= _BREAKDOWN * torch.finfo(dtype).eps * norm or j + 1 == len(start):
+            beta = 0.0
+            break
+        off.append(beta)
+        vector = after / beta
+    m = len(diagonal)
+    doubles = [torch.tensor(x, dtype=torch.float64) for x in (diagonal, off[: m - 1])]
+    return Tridiagonal(doubles[0], doubles[1], beta)
+
+
+def extreme_eigenvalues(
+    matrix: Any,
+    size: int,
+    k: int = 1,
+    which: Which = "largest",
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    *,
+    products: int = PRODUCTS,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Eigenpairs:
+    """The k most extreme eigenvalues of a symmetric matrix by thick-restart Lanczos, each with its residual.
+
+    With k > 1, the space orthogonal to what was found is searched once more from a fresh start, since the Krylov space
+    of one vector holds one vector only of an eigenvalue of multiplicity two.
+
+    Args:
+        matrix: as for `lanczos`.
+        size: its number of rows.
+        k: how many, at most `size`.
+        which: ``"largest"`` or ``"smallest"`` algebraically, or largest in ``"magnitude"``.
+        tolerance: residual relative to the largest |eigenvalue| found, at which one counts as converged; so does one
+            that is rounding alone.
+        seed: of the starting vectors.
+        products: at most, an eigenvalue asked for.
+        dtype: of the basis, min(size, 60 + 3 k) x size.
+        device: of the basis and of the vectors that `matrix` gets.
+
+    Raises:
+        UsageError: k outside 1 to size, a tolerance outside (0, 1), an unknown `which`.
+
+    Source:
+        Wu & Simon 2000, SIAM J. Matrix Anal. Appl. 22(2).
+
+    Example:
+        >>> found = extreme_eigenvalues(np.diag([1.0, 5.0, 2.0, 0.0, -9.0]), 5, which="magnitude")
+        >>> round(float(found.values[0]), 6)
+        -9.0
+    """
+    if not 1 <= k <= size:
+        raise UsageError(f"got k={k} eigenvalues of a matrix of size {size}; k is 1 to {size}")
+    if not 0 < tolerance < 1:
+        raise UsageError(f"got tolerance={tolerance}; it must lie in (0, 1)")
+    if which not in get_args(Which):
+        raise UsageError(f"got which={which!r}; expected one of {', '.join(get_args(Which))}")
+    search = _Search(as_product(matrix), size, which, tolerance, products * k, seed, dtype, torch.device(device))
+    vectors = search.run(k, torch.empty(0, size, dtype=dtype, device=device))
+    values, residuals, vectors = search.judge(vectors)
+    for _ in range(k if 1 < k < size else 0):
+        other = search.run(1, vectors, below=float(values[-1]))
+        found, residual, _ = search.judge(other)
+        if not search.beats(float(found[0]), float(values[-1]), float(values.abs().max())):
+            break
+        every = torch.cat([values, found]), torch.cat([residuals, residual]), torch.cat([vectors, other])
+        order = search.order(every[0])[:k]
+        values, residuals, vectors = (t[order] for t in every)
+    accepted = (residuals <= search.allowed(float(values.abs().max()))).long().cumprod(0).bool()  # no hole
+    missing = tuple(residuals[~accepted].tolist())
+    return Eigenpairs(values[accepted], residuals[accepted], vectors[accepted], missing, search.spent)
+
+
+@dataclass
+class _Search:
+    """Thick-restart Lanczos; T = V A V^T is kept dense, so that a restart needs no case of its own."""
+
+    product: Product
+    size: int
+    which: Which
+    tolerance: float
+    budget: int
+    seed: int
+    dtype: torch.dtype
+    device: torch.device
+    spent: int = 0
+    draws: int = 0
+    norm: float = 0.0
+
+    def run(self, k: int, locked: Tensor, below: float | None = None) -> Tensor:
+        """Ritz vectors (k, size) of the k most extreme, orthogonal to `locked`, converged or out of budget.
+
+        With `below`, it is enough to see that the most extreme is less extreme than that.
+        """
+        room = min(self.size - len(locked), BASIS + 3 * k)
+        basis = torch.empty(room, self.size, dtype=self.dtype, device=self.device)
+        inner = np.zeros((room, room))
+        basis[0], j, stop = self._fresh(locked, basis[:0]), 0, self.spent + self.budget
+        while True:
+            after = self.product(basis[j].double())
+            self.spent += 1
+            self.norm = max(self.norm, float(after.norm()))
+            after, _ = orthogonal(after, locked)
+            after, along = orthogonal(after, basis[: j + 1])
+            inner[: j + 1, j] = inner[j, : j + 1] = along.cpu().numpy()
+            beta = float(after.norm())
+            if beta <= _BREAKDOWN * torch.finfo(self.dtype).eps * self.norm:
+                beta = 0.0
+            values, vectors = np.linalg.eigh(inner[: j + 1, : j + 1])
+            order = self.order(torch.from_numpy(values)).numpy()
+            values, vectors = values[order], vectors[:, order]
+            residuals = beta * np.abs(vectors[j])
+            full = j + 1 == self.size - len(locked)
+            if j + 1 >= k and (full or self._enough(values, residuals, k, below) or self.spent >= stop):
+                return self._combine(vectors[:, :k], basis[: j + 1])
+            if j + 1 == room:
+                j = k + (room - k) // 2
+                basis[:j] = self._combine(vectors[:, :j], basis)
+                inner[:] = 0.0
+                np.fill_diagonal(inner[:j, :j], values[:j])
+                j -= 1
+            if beta > 0:
+                basis[j + 1] = orthogonal(after / beta, basis[: j + 1])[0]
+            else:
+                basis[j + 1] = self._fresh(locked, basis[: j + 1])
+            j += 1
+
+    def _enough(
+        self, values: np.ndarray[Any, Any], residuals: np.ndarray[Any, Any], k: int, below: float | None
+    ) -> bool:
+        scale = max(float(np.abs(values[:k]).max()), abs(below or 0.0))
+        if (residuals[:k] <= 0.5 * self.allowed(scale)).all():  # 0.5: the residual is computed again
+            return True
+        return below is not None and float(residuals[0]) <= 0.5 * self._lead(below, float(values[0]))
+
+    def allowed(self, scale: float) -> float:
+        """The residual at which an eigenvalue counts as converged."""
+        return max(self.tolerance * scale, _ROUNDINGS * torch.finfo(self.dtype).eps * self.norm)
+
+    def _lead(self, one: float, two: float) -> float:
+        """By how much `one` is more extreme than `two`."""
+        if self.which == "magnitude":
+            return abs(one) - abs(two)
+        return one - two if self.which == "largest" else two - one
+
+    def beats(self, one: float, two: float, scale: float) -> bool:
+        return self._lead(one, two) > self.tolerance * scale
+
+    def order(self, values: Tensor) -> Tensor:
+        if self.which == "magnitude":
+            return torch.argsort(values.abs(), descending=True)
+        return torch.argsort(values, descending=self.which == "largest")
+
+    def judge(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rayleigh quotients, ordered, residuals computed from the vectors, and these."""
+        values, residuals = [], []
+        for vector in vectors:
+            unit = vector.double() / vector.double().norm()
+            after = self.product(unit)
+            self.spent += 1
+            values.append(float(unit @ after))
+            residuals.append(float((after - values[-1] * unit).norm()))
+        found = torch.tensor(values, dtype=torch.float64)
+        order = self.order(found)
+        return found[order], torch.tensor(residuals, dtype=torch.float64)[order], vectors[order.to(vectors.device)]
+
+    def _fresh(self, locked: Tensor, basis: Tensor) -> Tensor:
+        """A random unit vector orthogonal to both."""
+        vector = torch.randn(self.size, generator=generator(self.seed, self.draws), dtype=torch.float64)
+        self.draws += 1
+        vector = vector.to(self.device)
+        for _ in range(2):
+            vector, _ = orthogonal(vector / vector.norm(), locked)
+            vector, _ = orthogonal(vector / vector.norm(), basis)
+        unit: Tensor = vector / vector.norm()
+        return unit.to(self.dtype)
+
+    def _combine(self, weights: np.ndarray[Any, Any], basis: Tensor) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(weights.T)).to(basis) @ basis
+
+
+def orthogonal(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """`vector` without its components along the rows of an orthonormal `basis`, and these, float64; twice is enough."""
+    along = torch.zeros(len(basis), dtype=torch.float64, device=basis.device)
+    if len(basis):
+        for _ in range(2):
+            part = basis @ vector.to(basis.dtype)
+            vector = vector - (part @ basis).double()
+            along += part.double()
+    return vector, along
