@@ -49,8 +49,8 @@ def matrices(curvature):
 
 
 def covered(estimates, exact):
-    inside = [abs(e.value - exact) <= 1.96 * e.stderr for e in estimates]
-    return sum(inside) / len(inside)
+    intervals = [e.interval() for e in estimates]
+    return sum(low <= exact <= high for low, high in intervals) / len(intervals)
 
 
 def grouped(each, generator, samples, groups):

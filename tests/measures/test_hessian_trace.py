@@ -69,6 +69,18 @@ def test_it_is_the_mean_of_the_given_probes():
     assert (found.value, found.stderr) == (value, pytest.approx((0.5 * between + 0.5 * within) ** 0.5))
 
 
+@pytest.mark.parametrize("samples", [30, None, 1000])
+def test_rtol_looks_at_more_samples_then_at_more_probes(samples):
+    """Part of the data, all of it, and more than there is: the interval is as tight as asked, and holds the truth."""
+    model = mlp(4, 5, 3)
+    x, y = blobs(200, 4, 3)
+    trace = float(hessian(model, x, y).trace())
+    found = hessian_trace(Minimum(model, (x, y)), rtol=0.1, samples=samples, groups=10)
+    low, high = found.interval()
+    assert found.details["rtol_reached"] and high - low <= 0.2 * found.value
+    assert abs(found.value - trace) < high - low  # twice as far as 95% of seeds
+
+
 @pytest.mark.parametrize("options", [{"probes": 0}, {"samples": 0}, {"samples": -5}])
 def test_counts_below_one_are_refused(options):
     x, y = blobs(10, 4, 3)

@@ -18,6 +18,8 @@ from flatminima.estimate import Estimate
 def mean_of_groups(values: Tensor, sizes: Tensor, population: int, variances: Tensor | None) -> Estimate:
     """Mean weighted by sizes; no standard error where one draw cannot show it.
 
+    details: samples, groups, and n, whose n - 1 are the degrees of freedom of `Estimate.interval`.
+
     Args:
         values (G,): of each group.
         sizes (G,): its samples.
@@ -26,6 +28,7 @@ def mean_of_groups(values: Tensor, sizes: Tensor, population: int, variances: Te
             too large where most of the data was looked at).
 
     Example:
+        >>> import torch
         >>> print(mean_of_groups(torch.tensor([1.0, 3.0]), torch.tensor([5, 5]), 1_000_000, None))
         2 +- 1
     """
@@ -40,7 +43,7 @@ def mean_of_groups(values: Tensor, sizes: Tensor, population: int, variances: Te
         between = float((weights**2) @ (values - value) ** 2) * groups / (groups - 1)
     within = None if variances is None else float((weights**2) @ variances.double())
     square = _combined(between, within, share)
-    details = {"samples": int(sizes.sum()), "groups": groups}
+    details = {"samples": int(sizes.sum()), "groups": groups, "n": groups}
     return Estimate(value, None if square is None else square**0.5, details)
 
 
@@ -54,6 +57,9 @@ def _combined(between: float | None, within: float | None, share: float) -> floa
 
 def of_repeats(traces: Tensor, sizes: Tensor, population: int) -> Estimate:
     """`mean_of_groups` of independent repeats (G, R) in each group."""
-    repeats = traces.shape[1]
+    groups, repeats = traces.shape
     variances = traces.var(1) / repeats if repeats > 1 else None
-    return mean_of_groups(traces.mean(1), sizes, population, variances)
+    found = mean_of_groups(traces.mean(1), sizes, population, variances)
+    if repeats == 1 or int(sizes.sum()) < population or found.value is None:
+        return found
+    return found.with_details(n=groups * (repeats - 1) + 1)  # of all the data, only probes vary

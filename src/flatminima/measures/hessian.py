@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from flatminima.estimate import Estimate
 from flatminima.measures._groups import mean_of_groups, of_repeats
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistic import Statistics
 from flatminima.statistics import Curvature, HessianProbes, TopEigenvalues
 
@@ -17,6 +19,7 @@ def hessian_trace(
     probes: int = 2,
     groups: int = 50,
     samples: int | None = 2000,
+    rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
     """Trace of the loss's Hessian by Hutchinson's estimator, the mean of ``v^T C_g v`` over groups g of samples.
@@ -30,6 +33,7 @@ def hessian_trace(
         probes: how many v a group, one product each.
         groups: of (nearly) equal size; 1: the same probes for all samples.
         samples: of the data, drawn by seed; None: all.
+        rtol: raise samples and groups, then probes, until the 95% interval is value (1 +- rtol).
         seed: of probes and samples; None: the Minimum's.
 
     Returns:
@@ -43,8 +47,27 @@ def hessian_trace(
         Hutchinson 1990; for equal sigma_i the curvature term of Wang et al., arXiv 1809.07402, eq. 7.
     """
     at_least_one(probes=probes, groups=groups, samples=samples)
-    found = minimum[HessianProbes(probes, samples, seed_of(minimum, seed), curvature, groups)]
-    return of_repeats(found.traces, found.sizes, found.population)
+    seed, population = seed_of(minimum, seed), math.inf
+
+    def estimate(k: int) -> Estimate:
+        nonlocal population
+        repeats, wanted, parts = _enlarged(k, probes, groups, samples, population)
+        found = minimum[HessianProbes(repeats, wanted, seed, curvature, parts)]
+        population = found.population
+        return of_repeats(found.traces, found.sizes, found.population)
+
+    return until(rtol, groups, estimate)
+
+
+def _enlarged(k: int, probes: int, groups: int, samples: int | None, population: float) -> tuple[int, int | None, int]:
+    """(probes, samples, groups): k groups while there are samples for them, then more probes in each."""
+    if samples is None:
+        return math.ceil(probes * k / groups), None, groups
+    wanted = samples * k // groups
+    if wanted <= population:
+        return probes, wanted, k
+    most = max(groups, int(groups * population / samples))
+    return math.ceil(probes * k / most), None, most
 
 
 @measure
