@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from flatminima import catalog, demo
-from flatminima.demo import recipes, run_demo
+from flatminima import demo
+from flatminima.demo import MEASURES, recipes, run_demo
 from flatminima.errors import UsageError
 
 
@@ -33,9 +33,9 @@ def test_every_network_has_every_measure_and_a_gap(made: tuple[Path, dict[str, A
     _, results = made
     assert len(results["networks"]) == 4
     for network in results["networks"]:
-        assert set(network["measures"]["measures"]) == set(catalog.MEASURES)
+        assert set(network["measures"]["measures"]) == set(MEASURES)
         assert network["gap"] == pytest.approx(network["test_error"] - network["train_error"])
-    assert set(results["ranking"]) == set(catalog.MEASURES)
+    assert set(results["ranking"]) == set(MEASURES)
 
 
 def test_the_written_document_is_the_returned_one(made: tuple[Path, dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(flatminima.__file__).parent
 LAYERS = [
     ("errors", "progress"),
     ("estimate", "parameters", "samples", "losses", "guard", "catalog"),
-    ("layer_rules", "perturbation", "statistic", "table"),
+    ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layers",),
     ("batch",),
     ("sweep",),
@@ -21,7 +21,7 @@ LAYERS = [
     ("statistics",),
     ("measures", "optim", "rounds"),  # never each other
     ("training",),
-    ("report", "ranking", "certification"),  # never each other; a certificate trains its prior
+    ("report", "ranking", "rescaling", "certification"),  # never each other; a certificate trains its prior
     ("studies", "integrations", "demo"),
     ("cli",),
 ]

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "Certificate",
     "Estimate",
     "MeasureTable",
     "Minimum",
     "RankTable",
+    "audit",
     "bounds",
     "measure",
     "measures",
@@ -22,11 +24,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "Audit": "rescaling",
     "Certificate": "certification",
     "Estimate": "estimate",
     "MeasureTable": "table",
     "Minimum": "minimum",
     "RankTable": "ranking",
+    "audit": "rescaling",
     "measure": "rounds",
     "plan": "rounds",
     "rank": "ranking",
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from flatminima.estimate import Estimate
     from flatminima.minimum import Minimum
     from flatminima.ranking import RankTable, rank
+    from flatminima.rescaling import Audit, audit
     from flatminima.rounds import measure, plan
     from flatminima.table import MeasureTable
 

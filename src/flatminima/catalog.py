@@ -5,13 +5,14 @@ To add a measure: one file in `measures/`, one test, one line here; the contract
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
 
 from flatminima.errors import UnknownName
 
 Direction = Literal["lower", "higher"]
+Budget = Literal["fast", "default", "thorough"]
 
 W = "Wang et al. 2018"
 N = "Neyshabur et al. 2017"
@@ -31,6 +32,7 @@ class Measure:
         needs: passes over the data and what else.
         invariant: transformations that leave the function, and this measure at its defaults, unchanged. A test
             applies them all to every measure: what is not listed changes it.
+        budget: the smallest whose table includes it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Measure:
     direction: Direction
     needs: str
     invariant: frozenset[str] = frozenset()
+    budget: Budget = "default"
 
     def load(self) -> Any:
         """The function."""
@@ -97,7 +100,27 @@ def _measures() -> dict[str, Measure]:
         Measure("vc_dimension", "norms", "depth times number of trainable parameters", N,
                 "eq. 1", "lower", "ReLU network", units),
     ]  # fmt: skip
-    return {row.name: row for row in rows}
+    return {row.name: replace(row, budget=_BUDGETS.get(row.name, row.budget)) for row in rows}
+
+
+_BUDGETS: dict[str, Budget] = {
+    "bicriteria": "thorough",
+    "expected_sharpness": "fast",
+    "fisher_frobenius": "fast",
+    "fisher_logdet": "fast",
+    "fisher_logdet_full": "thorough",
+    "fisher_spectral_radius": "fast",
+    "fisher_trace": "fast",
+    "frobenius_norm": "fast",
+    "margin": "fast",
+    "pacgen": "fast",
+    "parameter_count": "fast",
+    "path_norm": "fast",
+    "robustness": "fast",
+    "sharpness_divergence": "thorough",
+    "spectral_norm": "fast",
+    "vc_dimension": "fast",
+}
 
 
 MEASURES: dict[str, Measure] = _measures()

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import flatminima
-from flatminima import catalog, progress
+from flatminima import budgets, catalog, progress
 from flatminima.certification import Certificate, Union, certify_gaussian, gibbs_error
 from flatminima.data import corrupt_labels, load_tensors
 from flatminima.errors import FlatMinimaError, UsageError
@@ -157,7 +157,7 @@ def _network(
     recipe: Recipe, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], folder: Path, quick: bool, fresh: bool
 ) -> dict[str, Any]:
     """Train and measure one network, or read what an earlier run found."""
-    identity = {"recipe": asdict(recipe), "quick": quick, "widths": WIDTHS, "measures": sorted(catalog.MEASURES)}
+    identity = {"recipe": asdict(recipe), "quick": quick, "widths": WIDTHS, "measures": MEASURES}
     text = json.dumps(identity | _versions(), sort_keys=True)
     path = folder / "networks" / f"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
     found = None if fresh else _read(path)
@@ -172,10 +172,10 @@ def _network(
     held_out = evaluate(model, test[0], corrupt_labels(test[1], recipe.label_noise, CLASSES, recipe.seed + 1))
     minimum = Minimum(model, (x, labels), seed=recipe.seed)
     options: dict[str, dict[str, Any]] = {
-        name: {"subset": 50 if quick else 100} for name in catalog.MEASURES if name.startswith(_SUBSET_FAMILY)
+        name: {"subset": 50 if quick else 100} for name in MEASURES if name.startswith(_SUBSET_FAMILY)
     }
     options["distance_from_init"] = {"initial": recipe.network()}
-    table = measure(minimum, [_with(name, options.get(name)) for name in catalog.MEASURES])
+    table = measure(minimum, [_with(name, options.get(name)) for name in MEASURES])
     result = {
         "name": recipe.name,
         "recipe": asdict(recipe),
@@ -193,6 +193,7 @@ def _network(
     return result
 
 
+MEASURES = [*budgets.names("fast"), "distance_from_init", "hessian_top_eigenvalue", "hessian_trace", "sharpness"]
 _SUBSET_FAMILY = "fisher_"  # measures of the Gram matrix take the size of its subsets
 
 

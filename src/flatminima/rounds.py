@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial, update_wrapper
 from itertools import count
 from textwrap import fill
 from typing import Any
 
-from flatminima import catalog
+from flatminima import budgets, catalog
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.minimum import Minimum
@@ -81,19 +81,19 @@ def _wrapped(text: str) -> str:
     return fill(text, 80, initial_indent="  ", subsequent_indent="      ")
 
 
-def functions(measures: Iterable[str | MeasureFunction] | None) -> dict[str, MeasureFunction]:
-    """Names or functions to functions by name; None means every measure of the catalogue.
+def functions(measures: Iterable[str | MeasureFunction] | None, budget: str = "default") -> dict[str, MeasureFunction]:
+    """Names or functions to functions by name; None means every measure of the budget.
 
     Raises:
-        UnknownName: suggesting the nearest.
+        UnknownName: suggesting the nearest, of a measure or budget.
         UsageError: no measures, or something that is neither a name nor a function.
     """
     if isinstance(measures, str) or callable(measures):
         measures = [measures]
     out: dict[str, MeasureFunction] = {}
-    for entry in catalog.MEASURES if measures is None else measures:
+    for entry in budgets.names(budget) if measures is None else measures:
         if isinstance(entry, str):
-            function = catalog.measure(entry).load()
+            function = _within(budget, catalog.measure(entry).name)
             out[_free(entry, function, out)] = function
         elif callable(entry):
             out[_free(_name(entry), entry, out)] = entry
@@ -104,9 +104,17 @@ def functions(measures: Iterable[str | MeasureFunction] | None) -> dict[str, Mea
     return out
 
 
+@cache
+def _within(budget: str, name: str) -> MeasureFunction:
+    """A measure of the catalogue with the budget's counts; the same object every time, so that twice is once."""
+    function: MeasureFunction = catalog.measure(name).load()
+    options = budgets.options(budget, name)
+    return update_wrapper(partial(function, **options), function) if options else function
+
+
 def _name(function: Any) -> str:
     """A function's name; a partial's with its options, another callable's type."""
-    if isinstance(function, partial):
+    if isinstance(function, partial) and "__name__" not in vars(function):
         options = [*map(str, function.args), *(f"{k}={v}" for k, v in function.keywords.items())]
         return f"{_name(function.func)}({', '.join(options)})"
     return str(getattr(function, "__name__", type(function).__name__))
@@ -118,12 +126,17 @@ def _free(name: str, function: MeasureFunction, taken: dict[str, MeasureFunction
     return next(n for n in numbered if taken.get(n, function) is function)
 
 
-def measure(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None) -> MeasureTable:
+def measure(
+    minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None, *, budget: str = "default"
+) -> MeasureTable:
     """Measure a minimum.
 
     Args:
         minimum: the network, its data and its loss.
-        measures: names from `flatminima list`, or functions (``functools.partial`` gives them options); None: all.
+        measures: names from `flatminima list`, or functions (``functools.partial`` gives them options); None: all of
+            the budget's.
+        budget: ``"fast"``, ``"default"`` or ``"thorough"``: how many draws and samples the named measures take, and
+            which ones None means.
 
     Returns:
         A table with one Estimate a measure; a measure without a meaning here is undefined, with the reason.
@@ -133,7 +146,7 @@ def measure(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None =
         UsageError: no measures, or a function that does not return an Estimate.
         DataError, ModelError, NumericalError: bad data or weights, named.
     """
-    chosen = functions(measures)
+    chosen = functions(measures, budget)
     todo = dict(chosen)
     before, started = replace(minimum.passes), time.perf_counter()
     results: dict[str, Estimate] = {}
@@ -161,12 +174,12 @@ def measure(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None =
     )
 
 
-def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None) -> Plan:
+def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None, *, budget: str = "default") -> Plan:
     """What `measure` would do first: sweeps, passes, memory. Computes nothing.
 
     Args:
         minimum: the network, its data and its loss.
-        measures: as for `measure`.
+        measures, budget: as for `measure`.
 
     Returns:
         A Plan of what is not yet known; `cost` counts a Hessian product as backward passes.
@@ -174,7 +187,7 @@ def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = No
     Raises:
         UnknownName, UsageError: as `measure`.
     """
-    missing = _try(minimum, functions(measures), {})
+    missing = _try(minimum, functions(measures, budget), {})
     folds = [key for key in missing if isinstance(key, Fold)]
     others = [key for key in missing if not isinstance(key, Fold)]
     cost = Cost()

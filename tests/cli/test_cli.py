@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flatminima import catalog, losses
+from flatminima import budgets, catalog, losses
 from flatminima.cli import factory
 from flatminima.cli.app import app, main
 from flatminima.cli.measure import LOSSES, SCALINGS
@@ -110,8 +110,25 @@ def test_measure_prints_a_table_of_80_columns(cli) -> None:
     code, out, err = cli(*MLP)
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
-    assert all(name in out for name in catalog.MEASURES)
+    assert all(name in out for name in budgets.names("default"))
     assert "no --checkpoint" in err
+
+
+def test_a_budget_chooses_the_measures_and_their_counts(cli) -> None:
+    _, out, _ = cli(*MLP, "--json", "--budget", "fast")
+    document = json.loads(out)
+    assert set(document["measures"]) == set(budgets.names("fast")) and document["command"]["budget"] == "fast"
+    assert document["measures"]["expected_sharpness"]["details"]["n"] == 20
+    code, _, err = cli(*MLP, "--budget", "fats")
+    assert code == 2 and "did you mean 'fast'" in err
+
+
+def test_the_audit_is_printed_and_written(cli, tmp_path) -> None:
+    code, out, _ = cli(*MLP, "--measures", "parameter_count,fisher_trace", "--audit")
+    assert code == 0 and "same" in out and "moves" in out and max(map(len, out.splitlines())) <= 80
+    _, out, _ = cli(*MLP, "--measures", "parameter_count,fisher_trace", "--audit", "--json")
+    (found,) = json.loads(out)["audit"]["rescalings"]
+    assert found["measures"]["parameter_count"]["invariant"] and not found["measures"]["fisher_trace"]["invariant"]
 
 
 def test_measure_json_is_one_strict_document(cli) -> None:

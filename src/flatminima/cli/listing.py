@@ -27,5 +27,6 @@ def listing(
         console.print(f"    {m.summary}", markup=False)
         console.print(f"    {m.paper}, {m.equation}", markup=False)
         console.print(f"    needs: {m.needs}", markup=False)
-        console.print(f"    invariant to: {', '.join(sorted(m.invariant)) or 'nothing tested'}", markup=False)
+        console.print(f"    unchanged by (measured): {', '.join(sorted(m.invariant)) or 'nothing tried'}", markup=False)
+        console.print(f"    budget: {m.budget}", markup=False)
     console.print(f"\n{len(catalog.MEASURES)} measures. Next: flatminima measure --help", markup=False)

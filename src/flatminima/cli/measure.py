@@ -12,19 +12,21 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial, update_wrapper
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatminima import catalog
+from flatminima import budgets, catalog
 from flatminima.cli import factory
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
+    from flatminima.rescaling import Audit
     from flatminima.rounds import MeasureFunction
 
 # what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
@@ -47,6 +49,7 @@ class Request:
     limit: int | None
     loss: str
     subset: int | None
+    budget: str
     model_arg: tuple[str, ...]
     app_dir: Path | None
     data_config: str | None
@@ -63,7 +66,7 @@ class Request:
     def names(self) -> list[str]:
         """Of the measures, in the order asked for. Raises UsageError for none, UnknownName with the nearest."""
         if self.measures is None:
-            return list(catalog.MEASURES)
+            return budgets.names(self.budget)
         names = [n.strip() for n in self.measures.split(",") if n.strip()]
         if not names:
             raise UsageError(f"got --measures {self.measures!r}; name at least one, {_MORE}")
@@ -75,6 +78,7 @@ class Request:
         Raises:
             UsageError: naming the option.
         """
+        budgets.check(self.budget)
         _ = self.names
         factory.split(self.model)
         factory.arguments(list(self.model_arg))
@@ -101,7 +105,10 @@ def measure(
         Path | None, typer.Option(help="Weights: .safetensors, or .pt read with weights_only=True.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data: train, test, train[:1000], ...")] = "train",
-    measures: Annotated[str | None, typer.Option(help=f"Comma-separated names; all by default ({_MORE}).")] = None,
+    measures: Annotated[
+        str | None, typer.Option(help=f"Comma-separated names; by default all of the budget's ({_MORE}).")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="'fast', 'default' or 'thorough': how much work to do.")] = "default",
     scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
     limit: Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")] = None,
     loss: Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")] = "cross_entropy",
@@ -118,12 +125,15 @@ def measure(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for measures.json and report.html.")] = None,
+    audited: Annotated[
+        bool, typer.Option("--audit", help="Also under re-parameterisations that do not change the function.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Measure a trained network: its weights, on the data it was trained on."""
     request = Request(
-        model, data, checkpoint, split, measures, scaling, limit, loss, subset, tuple(model_arg or ()), app_dir,
+        model, data, checkpoint, split, measures, scaling, limit, loss, subset, budget, tuple(model_arg or ()), app_dir,
         data_config, image_column, label_column, mode, image_size, batch_size, seed, device, threads,
     )  # fmt: skip
     request.check()
@@ -133,23 +143,30 @@ def measure(
         minimum, notes = _minimum(request)
         for note in notes:  # only now: where something above was refused, that one line is all there is
             say(f"Note: {note}")
-        wanted = [_with_subset(name, subset) for name in request.names]
+        wanted = [_with_options(name, budget, subset) for name in request.names]
         if dry_run:
             planned = _plan(minimum, wanted, as_json)
         else:
             from flatminima.rounds import measure as run
 
             table = run(minimum, wanted)
+            audit = _audit(minimum, wanted) if audited else None
     if dry_run:
         typer.echo(planned)
         return
     document = table.to_dict() | {"command": request.document(), **_machine(minimum)}
+    if audit is not None:
+        document["audit"] = audit.to_dict()
     if as_json:
         typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
         from flatminima.table import render
 
         render(table, out())
+        if audit is not None:
+            from flatminima.rescaling import render as render_audit
+
+            render_audit(audit, out())
     sys.stdout.flush()  # before the notes, where both go to one terminal
     if output is None:
         say("\nNext: the same with --output FOLDER writes measures.json and report.html")
@@ -229,22 +246,16 @@ def _device(name: str | None) -> str | None:
     return name
 
 
-def _with_subset(name: str, subset: int | None) -> MeasureFunction | str:
-    """The measure by name, or with its Gram subset set."""
-    if subset is None:
-        return name
-    function = catalog.measure(name).load()
-    if "subset" not in signature(function).parameters:
-        return name
-
-    def chosen(minimum: Any) -> Any:
-        return function(minimum, subset=subset)
-
-    chosen.__name__ = name
-    return chosen
+def _with_options(name: str, budget: str, subset: int | None) -> MeasureFunction:
+    """The measure with the budget's counts, and with its Gram subset where that is given."""
+    function: MeasureFunction = catalog.measure(name).load()
+    options = budgets.options(budget, name)
+    if subset is not None and "subset" in signature(function).parameters:
+        options["subset"] = subset
+    return update_wrapper(partial(function, **options), function) if options else function
 
 
-def _plan(minimum: Minimum, wanted: list[MeasureFunction | str], as_json: bool) -> str:
+def _plan(minimum: Minimum, wanted: list[MeasureFunction], as_json: bool) -> str:
     """The plan, with the time that one timed batch suggests."""
     import torch
 
@@ -265,6 +276,18 @@ def _plan(minimum: Minimum, wanted: list[MeasureFunction | str], as_json: bool) 
         return json.dumps(document, indent=1, allow_nan=False)
     about = f"about {estimate:.0f} s" if estimate >= 1 else "less than a second"
     return f"{found}\n{about} on {len(minimum.samples)} samples; nothing was measured"
+
+
+def _audit(minimum: Minimum, wanted: list[MeasureFunction]) -> Audit | None:
+    """The measures under re-parameterisations, or a note that there are none."""
+    from flatminima.errors import Undefined
+    from flatminima.rescaling import audit
+
+    try:
+        return audit(minimum, wanted)
+    except Undefined as reason:
+        say(f"Note: no audit: {reason.reason}")
+        return None
 
 
 def _machine(minimum: Minimum) -> dict[str, Any]:
