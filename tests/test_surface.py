@@ -44,7 +44,7 @@ def test_the_contract_is_part_of_the_surface():
         "model", "data", "loss", "batch_size", "device", "seed",
     ]  # fmt: skip
     for function in (flatminima.measure, flatminima.plan):
-        assert list(inspect.signature(function).parameters) == ["minimum", "measures"]
+        assert list(inspect.signature(function).parameters) == ["minimum", "measures", "budget"]
 
 
 @pytest.mark.parametrize("module", ["flatminima", "flatminima.catalog", "flatminima.errors", "flatminima.estimate"])
