@@ -17,6 +17,7 @@ __all__ = [
     "RankTable",
     "audit",
     "bounds",
+    "certify",
     "measure",
     "measures",
     "plan",
@@ -31,6 +32,7 @@ _HOME = {
     "Minimum": "minimum",
     "RankTable": "ranking",
     "audit": "rescaling",
+    "certify": "certification",
     "measure": "rounds",
     "plan": "rounds",
     "rank": "ranking",
@@ -38,7 +40,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from flatminima import bounds, measures
-    from flatminima.certification import Certificate
+    from flatminima.certification import Certificate, certify
     from flatminima.estimate import Estimate
     from flatminima.minimum import Minimum
     from flatminima.ranking import RankTable, rank

@@ -28,11 +28,14 @@ from flatminima.certification.problem import Problem, mistakes, pose, tensors_at
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import GibbsRisk, Prior, StochasticNetwork, gibbs_risk
 from flatminima.errors import ModelError, UsageError
+from flatminima.guard import same_randomness
 from flatminima.samples import Samples, TensorSamples, as_samples
 from flatminima.training import evaluate
 
 GRID_SCALE, GRID_PRECISION = 1e6, 100.0  # variances 1e6 e^(-j/100) of a prior whose sigma is chosen on the samples
 _TEST_PASSES = 10
+_BETTER_THAN_CHANCE = 0.5  # untrained networks stay near the constant answer's error ...
+_TELLING_CLASSES = 5  # ... but with two classes a random line may separate them
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,36 @@ def learn(
     test_data: Any = None,
     evaluations: int = 1,
     folder: Path | None = None,
+    score: bool = False,
     seed: int = 0,
 ) -> Certified:
     """`certify`, with the posterior beside the certificate."""
-    recipe = recipe or Recipe()
-    delta, delta_mc = split_delta(delta, delta_mc)
+    with same_randomness():
+        return _learn(
+            model,
+            train_data,
+            *split_delta(delta, delta_mc),
+            recipe or Recipe(),
+            test_data,
+            evaluations,
+            folder,
+            score,
+            seed,
+        )
+
+
+def _learn(
+    model: nn.Module,
+    train_data: Any,
+    delta: float,
+    delta_mc: float,
+    recipe: Recipe,
+    test_data: Any,
+    evaluations: int,
+    folder: Path | None,
+    score: bool,
+    seed: int,
+) -> Certified:
     samples = as_samples(train_data)
     others = None if test_data is None else as_samples(test_data)
     _check_test(samples, others)
@@ -68,6 +96,14 @@ def learn(
         base = _prior_network(model, samples, division, recipe, folder, seed)
     with clock.stage("features"):
         problem = pose(base, samples, division.bound, recipe)
+    with clock.stage("hold-out"):
+        wrong = mistakes(problem)
+    seen = None if len(division.prior) else _seen_before(base, problem, wrong)
+    if seen and not score:
+        raise ModelError(
+            f"{seen}, so the prior is not data-free: pass an untrained network or a prior_fraction above 0, "
+            "or score=True for a number that certifies nothing"
+        )
     key = _key(recipe.to_dict(), delta, seed, samples.fingerprint, _checksum(base))
     prior = Prior(problem.means, None if recipe.fit_sigma else recipe.sigma)
     problem.network.probe(problem.x)
@@ -97,8 +133,6 @@ def learn(
             p_min=recipe.p_min,
             seed=stage_seed(seed, 2),
         )
-    with clock.stage("hold-out"):
-        wrong = mistakes(problem)
     n = len(division.bound)
     certificate = assemble(
         risk,
@@ -112,7 +146,7 @@ def learn(
         sigma=float(prior.sigma or 0.0),
         recipe=recipe,
         prior_text=_prior_text(division, recipe, seed),
-        assumptions=_assumptions(samples, division, problem, recipe, evaluations),
+        assumptions=_assumptions(samples, division, problem, recipe, evaluations, seen),
         details={
             "recipe": recipe.to_dict(),
             "seed": seed,
@@ -233,7 +267,6 @@ def _prior_network(
 ) -> nn.Module:
     base = copy.deepcopy(model)
     if not len(division.prior):
-        _refuse_trained_statistics(base)
         return base.eval()
     x, y = tensors_at(samples, division.prior)
     config = replace(recipe.prior, seed=stage_seed(seed, 0) % (1 << 32))
@@ -271,14 +304,17 @@ def _check_test(samples: Samples, others: Samples | None) -> None:
         refuse_shared(samples, others, "also in the test data", remedy)
 
 
-def _refuse_trained_statistics(model: nn.Module) -> None:
-    for name, module in model.named_modules():
+def _seen_before(base: nn.Module, problem: Problem, wrong: int) -> str:
+    """Why a network that should be untrained has met data before; empty if nothing says so."""
+    for name, module in base.named_modules():
         counter = getattr(module, "num_batches_tracked", None)
         if isinstance(counter, Tensor) and int(counter) > 0:
-            raise ModelError(
-                f"{name} ({type(module).__name__}) has statistics of {int(counter)} batches, but the prior has no "
-                "data: pass an untrained network, or a prior_fraction above 0 so that they come from the prior's part"
-            )
+            return f"{name} ({type(module).__name__}) has statistics of {int(counter)} batches"
+    n, counts = len(problem.y), problem.y.bincount()
+    constant = n - int(counts.max())  # mistakes of the best constant answer
+    if int((counts > 0).sum()) >= _TELLING_CLASSES and wrong < _BETTER_THAN_CHANCE * constant:
+        return f"the network errs on {wrong} of {n} samples before training, the best constant answer on {constant}"
+    return ""
 
 
 def _augmentation(name: str) -> Any:
@@ -306,7 +342,7 @@ def _training_facts(base: nn.Module, samples: Samples, division: Division) -> di
 
 
 def _assumptions(
-    samples: Samples, division: Division, problem: Problem, recipe: Recipe, evaluations: int
+    samples: Samples, division: Division, problem: Problem, recipe: Recipe, evaluations: int, seen: str | None
 ) -> tuple[Assumption, ...]:
     """The eight conditions of sec. 2.1 of formulas.md, each with what was looked at."""
     both = 0
@@ -318,7 +354,11 @@ def _assumptions(
     frozen = "all layers random" if problem.head is None else "other layers frozen in P and Q alike"
     return (
         Assumption("the loss lies in [0, 1]", True, f"0-1 error; cross-entropy clamped at p_min = {recipe.p_min:g}"),
-        Assumption("the prior does not depend on the bound's samples", both == 0, f"{source}; {both} equal by content"),
+        Assumption(
+            "the prior does not depend on the bound's samples",
+            both == 0 and not seen,
+            f"{source}; {both} equal by content" + (f"; {seen}" if seen else ""),
+        ),
         Assumption("n counts the bound's samples only", True, f"n = {len(division.bound)} of {len(samples)}"),
         Assumption("the samples are independent and identically distributed", None, "rests on how they were gathered"),
         Assumption(

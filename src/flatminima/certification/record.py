@@ -23,6 +23,7 @@ from flatminima.certification.problem import Problem, mistakes, tensors_at
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import Prior, StochasticNetwork, gibbs_risk
 from flatminima.errors import CheckpointError, UsageError
+from flatminima.guard import same_randomness
 from flatminima.samples import as_samples
 from flatminima.table import write_whole
 from flatminima.training import read_weights, write_weights
@@ -131,7 +132,9 @@ def recompute(path: Path, model: nn.Module, train_data: Any) -> list[Comparison]
         )
     weights = read_weights(path.with_name(str(document["weights"])))
     division = divide(samples, recipe.prior_fraction, seed)
-    problem, prior = _rebuilt(model, weights, document["head"], samples, division.bound, certificate.sigma)
+    with same_randomness():
+        problem, prior = _rebuilt(model, weights, document["head"], samples, division.bound, certificate.sigma)
+        problem.network.probe(problem.x)
     risk = gibbs_risk(
         problem.network,
         problem.x,

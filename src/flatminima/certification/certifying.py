@@ -1,0 +1,117 @@
+"""The public `certify`, which finds out what is asked for: a network yet to be trained, or an existing minimum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flatminima.certification.budget import cost, within
+from flatminima.certification.certificate import Certificate
+from flatminima.certification.learned import learn
+from flatminima.certification.recipe import Recipe
+from flatminima.certification.record import save
+from flatminima.errors import UsageError
+from flatminima.samples import as_samples
+from flatminima.table import write_whole
+
+PLAN = "recipe.json"
+
+
+def certify(
+    model: nn.Module | None = None,
+    train_data: Any = None,
+    *,
+    delta: float = 0.05,
+    delta_mc: float | None = None,
+    recipe: Recipe | None = None,
+    seconds: float | None = None,
+    test_data: Any = None,
+    output: str | Path | None = None,
+    source: Mapping[str, Any] | None = None,
+    evaluations: int = 1,
+    score: bool = False,
+    seed: int = 0,
+) -> Certificate:
+    """A bound on the error of a stochastic network, which holds with probability 1 - delta over its training data.
+
+    The samples are divided by content: one part trains the mean of the prior P = N(w0, sigma^2 I), the other the
+    posterior Q = N(mu, diag sigma_i^2), by minimising a PAC-Bayes bound. With p the mean 0-1 loss of fresh weights for
+    every example (N_mc draws), n the samples of the second part and delta' = delta - delta_mc,
+
+        L+ = kl^-1(p, ln(1 / delta_mc) / N_mc),    E_Q L <= kl^-1(L+, (KL(Q || P) + ln(2 sqrt(n) / delta')) / n).
+
+    Args:
+        model: architecture and initial weights, maps (batch, ...) to logits (batch, classes); left as it was.
+        train_data: (inputs, labels), a Dataset or a DataLoader, without augmentation.
+        delta: total failure probability in (0, 1). delta_mc: the Monte-Carlo step's part; a fifth by default.
+        recipe: how prior and posterior are made; the defaults of `Recipe`.
+        seconds: fit epochs and passes of the recipe to this much time on this machine.
+        test_data: only to report the error on it; refused where it is training data.
+        output: folder for certificate.json and weights.safetensors; a run that was killed goes on from there.
+        source: of model and data, recorded for whoever recomputes the certificate.
+        evaluations: certificates computed of which this one was chosen; delta is divided by it.
+        score: give a number also where a condition fails; `is_certificate` is then False.
+        seed: of the division and of everything drawn.
+
+    Returns:
+        Certificate, with the binomial hold-out bound of the prior's network on the same samples beside it.
+
+    Raises:
+        UsageError, DataError, ModelError: what would not be a certificate, with the reason and what to do.
+
+    Source: Dziugaite & Roy (2017), Perez-Ortiz et al. (2021); sec. 2.1 of formulas.md.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> certificate = certify(nn.Linear(2, 2), (x, (x[:, 0] > 0).long()), delta=0.05)
+        >>> certificate.is_certificate, certificate.n, certificate.draws
+        (True, 100, 1000)
+    """
+    if model is None or train_data is None:
+        raise UsageError("certify needs a model and its training data")
+    recipe = recipe or Recipe()
+    folder = None if output is None else _folder(Path(output))
+    samples = as_samples(train_data)
+    if seconds is not None:
+        recipe = _planned(model, samples, recipe, seconds, folder, seed)
+    certified = learn(
+        model,
+        samples,
+        delta=delta,
+        delta_mc=delta_mc,
+        recipe=recipe,
+        test_data=test_data,
+        evaluations=evaluations,
+        folder=folder,
+        score=score,
+        seed=seed,
+    )
+    if folder is not None:
+        save(certified, folder, source)
+    return certified.certificate
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}; choose another folder") from None
+    return path
+
+
+def _planned(model: nn.Module, samples: Any, recipe: Recipe, seconds: float, folder: Path | None, seed: int) -> Recipe:
+    """The recipe within the time; a run that goes on keeps the plan that it began with."""
+    asked = {"recipe": recipe.to_dict(), "seconds": seconds, "seed": seed}
+    if folder is not None and (folder / PLAN).exists():
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        if plan.get("asked") == json.loads(json.dumps(asked)):
+            return Recipe.from_dict(plan["plan"])
+    found = within(recipe, cost(model, samples, recipe, seed), seconds)
+    if folder is not None:
+        write_whole(folder / PLAN, json.dumps({"asked": asked, "plan": found.to_dict()}, indent=1) + "\n")
+    return found

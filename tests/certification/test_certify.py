@@ -1,0 +1,336 @@
+"""`certify`: its arithmetic, its record, resuming, what it refuses, coverage, and random labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from flatminima import bounds, certify, progress
+from flatminima.certification import Certificate, Recipe, recompute
+from flatminima.certification.budget import Cost, cost, within
+from flatminima.certification.divide import divide
+from flatminima.certification.head import Head, find_head, principal_basis
+from flatminima.certification.learned import learn
+from flatminima.certification.stochastic import Prior, StochasticNetwork, gibbs_risk
+from flatminima.data import load_tensors
+from flatminima.errors import DataError, ModelError, UnknownName, UsageError
+from flatminima.models import build
+from flatminima.samples import as_samples
+from flatminima.training import TrainConfig, train
+
+SHORT = TrainConfig(lr=0.05, epochs=3, schedule="cosine", batch_size=50)
+QUICK = Recipe(prior=SHORT, passes=2)
+
+
+def blobs(n: int, seed: int = 0, noise: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Two Gaussians whose best classifier, a line, errs on P(z > 1.5 sqrt 2 / noise)."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 2, (n,), generator=g)
+    return noise * torch.randn(n, 2, generator=g) + 1.5 * (2 * y - 1).unsqueeze(1), y
+
+
+def net(seed: int = 0, hidden: int = 8) -> nn.Module:
+    return build("mlp", seed=seed, widths=(2, hidden, 2))
+
+
+def test_the_certificate_is_the_pipeline_of_two_kl_inverses() -> None:
+    c = certify(net(), blobs(400), delta=0.05, delta_mc=0.02, recipe=QUICK, evaluations=2)
+    assert (c.n, c.draws, c.draws_by, c.is_certificate) == (200, 400, "example", True)
+    upper = bounds.kl_inverse(c.empirical_risk, math.log(2 / 0.02) / 400)
+    assert c.monte_carlo_upper == pytest.approx(upper, rel=1e-9)
+    b = (c.kl + math.log(2 * math.sqrt(200) * 2 / 0.03)) / 200
+    assert c.risk_bound == pytest.approx(bounds.kl_inverse(upper, b), rel=1e-9)
+    ce = bounds.mc_certificate(c.cross_entropy, 400, 0.01, c.kl, 200, 0.015)
+    assert c.cross_entropy_bound == pytest.approx(ce, rel=1e-9)
+    assert c.delta + c.delta_mc == pytest.approx(0.05)
+
+
+def test_posterior_without_epochs_is_the_prior() -> None:
+    c = certify(net(), blobs(400), recipe=replace(QUICK, epochs=0))
+    assert c.kl == pytest.approx(0.0, abs=1e-6)
+    assert c.objective.startswith("none")
+
+
+@pytest.mark.parametrize("objective", ["kl", "quadratic", "lambda", "classic"])
+def test_a_trained_posterior_is_worth_its_divergence(objective: str) -> None:
+    """From a prior that knows nothing, every objective ends below the bound of the prior itself."""
+    recipe = Recipe(prior_fraction=0.0, sigma=0.3, epochs=60, lr=0.1, objective=objective, nats=1.4, batch_size=100)
+    data = blobs(400)
+    before = certify(net(), data, recipe=replace(recipe, epochs=0))
+    after = certify(net(), data, recipe=recipe)
+    assert after.risk_bound < before.risk_bound - 0.1
+    assert after.kl > 1.0
+
+
+def test_a_head_in_its_principal_basis() -> None:
+    """Turning the basis changes neither the mean network nor the divergence of an isotropic Gaussian."""
+    model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 2)).eval()
+    x, _ = blobs(50)
+    name = find_head(model, x)
+    plain = Head(name)
+    head = Head(name, principal_basis(plain.features(model, x)))
+    assert name == "2"
+    assert torch.allclose(head.layer(model)(head.features(model, x)), model(x), atol=1e-5)
+    second = head.features(model, x).T @ head.features(model, x)
+    assert torch.allclose(second, second.diag().diag(), atol=1e-3)
+    moved = torch.randn(6, 6)
+    turned = moved @ head.basis
+    assert torch.allclose(turned.norm(), moved.norm(), rtol=1e-5)
+    with pytest.raises(ModelError, match="does not end in a linear layer"):
+        find_head(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), x)
+
+
+def test_a_head_that_is_fitted_pays_for_its_sigma() -> None:
+    recipe = Recipe(
+        prior_fraction=0.0, layers="head", fit_sigma=True, epochs=80, nats=1.4, lr=0.1, objective="quadratic"
+    )
+    c = certify(net(hidden=32), blobs(400), recipe=replace(recipe, objective="quadratic", batch_size=100, sigma=2.0))
+    j = 100 * math.log(1e6 / c.sigma**2)
+    assert j == pytest.approx(round(j), abs=1e-6)
+    assert c.penalty == pytest.approx(math.log(math.pi**2 * round(j) ** 2 / 6))
+    upper = bounds.monte_carlo_risk(c.empirical_risk, c.draws, c.delta_mc)
+    assert c.risk_bound == pytest.approx(bounds.pac_bayes_kl(upper, c.kl + c.penalty, c.n, c.delta), rel=1e-9)
+    assert c.risk_bound < 0.5
+
+
+def test_the_division_is_by_content() -> None:
+    x, y = blobs(100)
+    x[50:60], y[50:60] = x[:10], y[:10]  # copies
+    one = divide(as_samples((x, y)), 0.5, 3)
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    two = divide(as_samples((x[order], y[order])), 0.5, 3)
+    assert {tuple(r) for r in x[one.prior].tolist()} == {tuple(r) for r in x[order][two.prior].tolist()}
+    assert not {tuple(r) for r in x[one.prior].tolist()} & {tuple(r) for r in x[one.bound].tolist()}
+    assert not torch.equal(one.prior, divide(as_samples((x, y)), 0.5, 4).prior)
+    assert len(one.prior) + len(one.bound) == 100
+
+
+def test_the_model_is_not_changed() -> None:
+    model = build("small_cnn", seed=0, image_size=8, width=2, hidden=4, norm="batch", dropout=0.2).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    x, y = load_tensors("digits", limit=120)
+    c = certify(model, (x, y), recipe=replace(QUICK, augment="shift1"))
+    assert c.is_certificate and model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["prior", "posterior"])
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(stage: str, tmp_path: Path) -> None:
+    data = blobs(400)
+    recipe = replace(QUICK, epochs=3, batch_size=50)
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+    def kill(task: str, done: float, total: float) -> None:
+        if task == stage and done > 0.5 * total:
+            raise Killed
+
+    with pytest.raises(Killed), progress.listening(kill):
+        certify(model, data, recipe=recipe, output=tmp_path)
+    assert not (tmp_path / "certificate.json").exists()
+    steps: list[str] = []
+    with progress.listening(lambda task, done, total: steps.append(task)):
+        resumed = certify(model, data, recipe=recipe, output=tmp_path)
+    whole = certify(model, data, recipe=recipe)
+    assert steps.count("prior") < 3 * 4
+    assert (resumed.kl, resumed.empirical_risk, resumed.risk_bound) == (
+        whole.kl,
+        whole.empirical_risk,
+        whole.risk_bound,
+    )
+
+
+def test_state_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    certify(net(), blobs(400), recipe=QUICK, output=tmp_path)
+    other = certify(net(), blobs(400, seed=1), recipe=QUICK, output=tmp_path)
+    assert other.risk_bound == certify(net(), blobs(400, seed=1), recipe=QUICK).risk_bound
+
+
+@pytest.mark.parametrize("layers", ["all", "head"])
+def test_the_record_is_recomputed_from_the_weights(layers: str, tmp_path: Path) -> None:
+    data = blobs(400)
+    recipe = replace(QUICK, layers=layers, fit_sigma=layers == "head", epochs=2)
+    c = certify(net(), data, recipe=recipe, output=tmp_path, test_data=blobs(100, seed=5), source={"model": "mlp"})
+    path = tmp_path / "certificate.json"
+    assert Certificate.from_dict(json.loads(path.read_text())).risk_bound == c.risk_bound
+    assert json.loads(path.read_text())["is_certificate"]
+    found = recompute(path, net(seed=7), data)
+    assert len(found) == 9 and all(f.agrees for f in found)
+    shuffled = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    again = recompute(path, net(), (data[0][shuffled], data[1][shuffled]))
+    assert next(f for f in again if f.name == "holdout_bound").agrees
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"risk_bound": 0.001, "kl": c.kl / 2}))
+    assert {f.name for f in recompute(path, net(), data) if not f.agrees} == {"risk_bound", "kl"}
+    with pytest.raises(UsageError, match="give the training data that it was made from"):
+        recompute(path, net(), blobs(400, seed=1))
+    with pytest.raises(UsageError, match="do not fit the model"):
+        recompute(path, net(hidden=9), data)
+
+
+def test_a_derived_verdict_cannot_be_written_in(tmp_path: Path) -> None:
+    c = certify(net(), blobs(400), recipe=QUICK)
+    values = c.to_dict()
+    values["assumptions"][0]["holds"] = False
+    values["is_certificate"] = True
+    assert not Certificate.from_dict(values).is_certificate
+
+
+def test_test_error_lies_under_the_bound_and_is_reported() -> None:
+    c = certify(net(), blobs(600), recipe=QUICK, test_data=blobs(2_000, seed=9))
+    assert c.details["test"]["error"] < c.risk_bound
+    assert c.details["test"]["n"] == 2_000
+
+
+def test_random_labels_are_not_certified() -> None:
+    """Digits with random labels, which the prior's part memorises: every bound stays above the error of 0.9."""
+    x, _ = load_tensors("digits", limit=400)
+    y = torch.randint(0, 10, (400,), generator=torch.Generator().manual_seed(0))
+    long = replace(SHORT, epochs=60)
+    for recipe in (
+        replace(QUICK, prior=long),
+        replace(QUICK, prior=long, layers="head", epochs=40, lr=0.1, nats=2.0, objective="quadratic"),
+        Recipe(prior_fraction=0.0, layers="head", fit_sigma=True, sigma=1.0, epochs=60, nats=2.0, objective="lambda"),
+        Recipe(prior_fraction=0.0, sigma=0.05, epochs=40, lr=0.05),
+    ):
+        c = certify(build("mlp", seed=0, widths=(64, 64, 10)), (x, y), recipe=recipe)
+        assert c.is_certificate
+        assert c.risk_bound > 0.9
+
+
+def test_the_whole_bound_covers() -> None:
+    """Of 1,000 samples, at most delta certify less than the exact risk of their posterior, fitted to the sample.
+
+    Labels are coin flips that no input predicts, so the risk of any posterior is known: with q the probability that a
+    drawn network says 0, it is q p + (1 - q) (1 - p).
+    """
+    p, n, delta = 0.3, 12, 0.3
+    network = StochasticNetwork(nn.Linear(1, 2, bias=False), 0.5)
+    prior = Prior({"weight": torch.zeros(2, 1)}, 0.5)
+    spread = 0.5 * math.sqrt(2)
+    violations = 0
+    for seed in range(1_000):
+        y = (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < p).long()
+        shift = 0.5 * float(y.double().mean() - 0.5)  # towards the label that the sample has more of
+        with torch.no_grad():
+            network.means[0].copy_(torch.tensor([[-shift], [shift]]))
+        seen = gibbs_risk(network, torch.ones(n, 1), y, seed=seed)
+        kl = network.exact_kl(prior)
+        bound = bounds.mc_certificate(seen.error, seen.draws, delta / 2, kl, n, delta / 2)
+        zero = 0.5 * math.erfc(2 * shift / spread / math.sqrt(2))
+        violations += bound < zero * p + (1 - zero) * (1 - p)
+    assert violations <= delta * 1_000
+
+
+class Augmented(Dataset):
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.randn(2), i % 2
+
+
+def digits(limit: int = 300) -> tuple[Tensor, Tensor]:
+    return load_tensors("digits", limit=limit)
+
+
+def trained() -> nn.Module:
+    model = build("mlp", seed=0, widths=(64, 32, 10))
+    train(model, *digits(), config=replace(SHORT, epochs=20))
+    return model
+
+
+def with_statistics() -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    model(torch.randn(8, 2))
+    return model
+
+
+FREE = Recipe(prior_fraction=0.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: certify(), UsageError, "needs a model and its training data"),
+        (lambda: certify(net(), blobs(400), delta=0.0), UsageError, "got delta=0.0; expected a probability"),
+        (lambda: certify(net(), blobs(400), delta=1.5), UsageError, "got delta=1.5"),
+        (lambda: certify(net(), blobs(400), delta=math.nan), UsageError, "got delta=nan"),
+        (lambda: certify(net(), blobs(400), delta=0.05, delta_mc=0.05), UsageError, "got delta_mc=0.05"),
+        (lambda: certify(net(), blobs(14)), DataError, "needs at least 8: give more samples"),
+        (lambda: certify(net(), blobs(400), test_data=blobs(400)), DataError, "test data was passed as training data"),
+        (lambda: certify(net(), (blobs(9)[0] * math.nan, blobs(9)[1])), DataError, "NaN or Inf"),
+        (lambda: certify(net(), DataLoader(Augmented())), DataError, "augmented or random"),
+        (lambda: certify(trained(), digits(), recipe=FREE), ModelError, "the prior is not data-free"),
+        (lambda: certify(with_statistics(), blobs(400), recipe=FREE), ModelError, "statistics of 1 batches"),
+        (lambda: certify(nn.Linear(2, 1), blobs(400)), DataError, "a label is 1 but the model has 1 outputs"),
+        (lambda: certify(nn.Linear(2, 1), blobs(400), recipe=FREE), DataError, "the network has 1 classes"),
+        (lambda: certify(net(), (blobs(40)[0], blobs(40)[0])), DataError, "expected class indices"),
+        (lambda: Recipe(p_min=0.0), UsageError, "unbounded without a clamp"),
+        (lambda: Recipe(prior_fraction=0.0, augment="shift1"), UsageError, "bound's samples are never augmented"),
+        (lambda: Recipe(prior_fraction=1.0), UsageError, "expected a share"),
+        (lambda: Recipe(sigma=-1.0), UsageError, "must be positive"),
+        (lambda: Recipe(passes=0), UsageError, "at least 1"),
+        (lambda: Recipe(layers="heads"), UnknownName, "did you mean 'head'"),
+        (lambda: Recipe(objective="kll"), UnknownName, "did you mean 'kl'"),
+        (lambda: Recipe(augment="flip"), UnknownName, "augment"),
+        (lambda: recompute(Path("nowhere.json"), net(), blobs(9)), UsageError, "cannot read nowhere.json"),
+    ],
+)
+def test_what_would_be_no_certificate_is_refused(call: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("make", "data"), [(trained, digits), (with_statistics, lambda: blobs(400))])
+def test_a_score_says_that_it_is_none(make: Any, data: Any) -> None:
+    c = certify(make(), data(), recipe=FREE, score=True)
+    assert not c.is_certificate
+    assert str(c).startswith("Score, not a certificate")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"kind": "certificate", "schema": 99}'])
+def test_files_that_are_no_certificate(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "certificate.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match="expected"):
+        recompute(path, net(), blobs(9))
+
+
+def test_a_plan_fits_its_time(tmp_path: Path) -> None:
+    known = Cost(prior_epoch=10.0, posterior_epoch=5.0, evaluation_pass=2.0)
+    plan = within(QUICK, known, 600.0)
+    assert known.total(plan) <= 600 * 0.9
+    assert (plan.prior.epochs, plan.epochs, plan.passes) == (32, 16, 27)
+    free = within(FREE, Cost(0.0, 5.0, 2.0), 600.0)
+    assert free.epochs == 81
+    with pytest.raises(UsageError, match="give more than 10 s"):
+        within(QUICK, known, 10.0)
+    measured = cost(net(), blobs(400), QUICK)
+    assert min(measured.prior_epoch, measured.posterior_epoch, measured.evaluation_pass) > 0
+    first = certify(net(), blobs(400), recipe=QUICK, seconds=0.5, output=tmp_path)
+    again = certify(net(), blobs(400), recipe=QUICK, seconds=0.5, output=tmp_path)
+    assert first.details["recipe"] == again.details["recipe"]
+
+
+def test_gibbs_risks_repeat_with_their_seed() -> None:
+    certified = learn(net(), blobs(100), recipe=QUICK)
+    p = certified.problem
+    one, two, three = (gibbs_risk(p.network, p.x, p.y, seed=s).cross_entropy for s in (0, 0, 1))
+    assert one == two != three
+    assert np.isfinite(one)
