@@ -14,7 +14,7 @@ from flatminima.data import load_tensors, random_flip
 from flatminima.errors import DataError, NumericalError, UnknownName, UsageError
 from flatminima.models import build
 from flatminima.training import TrainConfig, evaluate, train
-from flatminima.training.loop import _sizes
+from flatminima.training.loop import batch_sizes
 from flatminima.training.schedule import constant, cosine, step
 
 
@@ -109,7 +109,7 @@ def test_every_sample_is_seen_once_an_epoch_in_another_order() -> None:
     [(9, 4, [4, 5]), (8, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1]), (6, 4, [4, 2]), (3, 8, [3])],
 )
 def test_no_batch_of_one_is_left_for_batchnorm(n: int, size: int, expected: list[int]) -> None:
-    assert _sizes(n, size) == expected
+    assert batch_sizes(n, size) == expected
 
 
 def test_it_stops_once_the_whole_sets_loss_is_below_the_target() -> None:

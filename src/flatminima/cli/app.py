@@ -21,6 +21,7 @@ import flatminima
 from flatminima.cli.demo import demo
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
+from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
 
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("list")(listing)
 app.command("measure")(measure)
+app.command("train")(train)
 
 
 def _version(wanted: bool) -> None:

@@ -35,8 +35,8 @@ def split(target: str) -> tuple[str, str]:
     return module, name
 
 
-def arguments(pairs: list[str]) -> dict[str, Any]:
-    """key=value pairs as keyword arguments; values are Python literals (true, false, null too), or else text.
+def arguments(pairs: list[str], option: str = "--model-arg") -> dict[str, Any]:
+    """key=value pairs of an option as keyword arguments: Python literals, true, false and null too, or else text.
 
     Raises:
         UsageError: a pair without '=', a key given twice.
@@ -45,9 +45,9 @@ def arguments(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (equals and key.isidentifier()):
-            raise UsageError(f"got --model-arg {pair!r}; expected key=value")
+            raise UsageError(f"got {option} {pair!r}; expected key=value")
         if key in out:
-            raise UsageError(f"got --model-arg {key} twice; give each argument once")
+            raise UsageError(f"got {option} {key} twice; give each argument once")
         try:
             out[key] = _LITERALS[value.lower()] if value.lower() in _LITERALS else ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

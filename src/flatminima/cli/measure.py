@@ -21,6 +21,7 @@ import typer
 
 from flatminima import budgets, catalog
 from flatminima.cli import factory
+from flatminima.cli.device import usable
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
@@ -204,7 +205,7 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    device = _device(request.device)
+    device = usable(request.device)
     torch.manual_seed(request.seed)  # weights of a factory that has no checkpoint
     network = factory.build(request.model, factory.arguments(list(request.model_arg)), request.app_dir)
     notes = []
@@ -231,19 +232,6 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
     batch_size, seed = request.batch_size, request.seed
     minimum = Minimum(network.eval(), (x, y), request.loss, batch_size=batch_size, device=device, seed=seed)
     return minimum, notes
-
-
-def _device(name: str | None) -> str | None:
-    import torch
-
-    if name is None:
-        return None
-    try:
-        float(torch.ones(1, device=name))  # the meta device makes tensors, but no numbers
-    except (RuntimeError, AssertionError, NotImplementedError):
-        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise UsageError(f"device {name!r} cannot be used here; available: {', '.join(found)}") from None
-    return name
 
 
 def _with_options(name: str, budget: str, subset: int | None) -> MeasureFunction:

@@ -76,7 +76,7 @@ def bars() -> Iterator[None]:
                     display.remove_task(tasks.pop(task))
                 return
             # from the work done since the first report, since sweeps report too seldom for a sliding speed
-            left = _clock((now - began) * (total - done) / (done - before)) if done > before else "-:--:--"
+            left = clock((now - began) * (total - done) / (done - before)) if done > before else "-:--:--"
             if task not in tasks and now - began > _PATIENCE:
                 tasks[task] = display.add_task(task, total=total, left=left)
             if task in tasks:
@@ -86,5 +86,6 @@ def bars() -> Iterator[None]:
             yield
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Time left, as on a bar."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"

@@ -5,19 +5,27 @@ from __future__ import annotations
 from flatminima.training.checkpoint import load_checkpoint, save_checkpoint
 from flatminima.training.config import TrainConfig
 from flatminima.training.evaluate import Evaluation, evaluate
-from flatminima.training.loop import Epoch, History, make_optimizer, train
+from flatminima.training.loop import Epoch, History, Training, make_optimizer, train
+from flatminima.training.methods import Method, base_optimizer, method, set_dropout
+from flatminima.training.session import Session
 from flatminima.training.weights_file import read_weights, write_weights
 
 __all__ = [
     "Epoch",
     "Evaluation",
     "History",
+    "Method",
+    "Session",
     "TrainConfig",
+    "Training",
+    "base_optimizer",
     "evaluate",
     "load_checkpoint",
     "make_optimizer",
+    "method",
     "read_weights",
     "save_checkpoint",
+    "set_dropout",
     "train",
     "write_weights",
 ]

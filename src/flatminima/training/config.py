@@ -24,6 +24,9 @@ class TrainConfig:
             below this (costs a pass an epoch); None trains all epochs.
         seed: of batches, augmentation and dropout, 0 or more. The initial weights are the model's own.
         schedule: "constant", "step" (times `gamma` at each of `milestones`) or "cosine" (to 0 over `epochs`).
+        average_from: stochastic weight averaging: the final weights are the mean of those at the end of this epoch,
+            counted from 1, and of all later ones; None does not average.
+        average_lr: learning rate of the epochs averaged over, constant; None keeps the schedule.
     """
 
     optimizer: str = "sgd"
@@ -38,6 +41,8 @@ class TrainConfig:
     schedule: str = "constant"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    average_from: int | None = None
+    average_lr: float | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:
@@ -53,6 +58,8 @@ class TrainConfig:
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
             ("target_loss", self.target_loss, self.target_loss is None or self.target_loss > 0, "positive"),
             ("seed", self.seed, self.seed >= 0, "0 or more"),
+            ("average_from", self.average_from, _fits(self.average_from, 1, self.epochs), f"in 1 to {self.epochs}"),
+            ("average_lr", self.average_lr, _fits(self.average_lr, 0, math.inf), "0 or more, and finite"),
         ):
             if not fits:
                 raise UsageError(f"{name}={value}: must be {range_}")
@@ -63,8 +70,14 @@ class TrainConfig:
 
     def factor(self, epoch: int) -> float:
         """The schedule's factor of the base rate in an epoch, counted from 0."""
+        if self.average_from is not None and self.average_lr is not None and epoch + 1 >= self.average_from:
+            return self.average_lr / self.lr
         if self.schedule == "step":
             return schedule.step(epoch, self.milestones, self.gamma)
         if self.schedule == "cosine":
             return schedule.cosine(epoch, self.epochs)
         return schedule.constant(epoch)
+
+
+def _fits(value: float | None, least: float, most: float) -> bool:
+    return value is None or (math.isfinite(value) and least <= value <= most)

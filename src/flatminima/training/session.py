@@ -1,0 +1,143 @@
+"""A training in a folder: killed at any moment, the same call goes on and ends with the same bits.
+
+run.json says what is trained, state.pt is the last checkpoint, metrics.jsonl has a line an epoch. Each file is replaced
+as a whole, and the checkpoint is written after the lines that it counts: a line beyond it belongs to work that is done
+again, and is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatminima.errors import CheckpointError, UsageError
+from flatminima.table import write_whole
+from flatminima.training.loop import History, Training
+
+CONFIGURATION, STATE, METRICS = "run.json", "state.pt", "metrics.jsonl"
+Row = dict[str, Any]
+
+
+class Session:
+    """The folder of one training.
+
+    Args:
+        folder: made if it is not there.
+        configuration: what decides the result, of what JSON can hold; a folder of another one is refused.
+        save_every: seconds between two checkpoints; 0 saves after every step.
+        fresh: start over whatever the folder holds.
+
+    Raises:
+        UsageError: the folder holds another training, or cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, configuration: Mapping[str, Any], *, save_every: float = 60.0, fresh: bool = False
+    ) -> None:
+        self.folder, self.save_every = folder, save_every
+        self.rows: list[Row] = []
+        self._saved = time.monotonic()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                for name in (STATE, METRICS, CONFIGURATION):
+                    (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
+        self._claim(dict(configuration))
+
+    def run(
+        self,
+        training: Training,
+        *,
+        measure: Callable[[Training], Row] | None = None,
+        on_row: Callable[[Row], None] | None = None,
+        on_step: Callable[[Training], None] | None = None,
+    ) -> History:
+        """Train from the last checkpoint, or from the start, to the end.
+
+        Args:
+            training: made as it was the first time.
+            measure: further numbers of an epoch, for its line.
+            on_row: told of each line written. on_step: called after each step.
+        """
+        self._restore(training)
+
+        def epoch_done(at: Training) -> None:
+            done = at.epochs[-1]
+            row = {"epoch": at.epoch + 1, "step": at.steps, "loss": done.loss, "error": done.error, "lr": done.lr}
+            row |= (measure(at) if measure is not None else {}) | {"seconds": done.seconds}
+            self._append(row)
+            if on_row is not None:
+                on_row(row)
+
+        def step_done(at: Training) -> None:
+            if at.stopped is not None or time.monotonic() - self._saved >= self.save_every:
+                self._save(at)
+            if on_step is not None:
+                on_step(at)
+
+        return training.run(on_step=step_done, on_epoch=epoch_done)
+
+    def _claim(self, configuration: Row) -> None:
+        """Of this folder for this configuration."""
+        file = self.folder / CONFIGURATION
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            write_whole(file, json.dumps(configuration, indent=1) + "\n")
+            return
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"cannot read {file}: {error}; choose another --output, or start over with --fresh"
+            ) from None
+        wanted = json.loads(json.dumps(configuration))
+        other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if other:
+            key = other[0]
+            raise UsageError(
+                f"{self.folder} holds a training with {key}={found.get(key)!r}, not {wanted.get(key)!r}"
+                f"{f' (and {len(other) - 1} more)' if len(other) > 1 else ''}: "
+                "choose another --output, or start over with --fresh"
+            )
+
+    def _restore(self, training: Training) -> None:
+        """The last checkpoint into the training, and the lines of the epochs that it has seen."""
+        file = self.folder / STATE
+        if file.exists():
+            try:
+                training.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(f"cannot go on from {file}: {reason}; start over with --fresh") from None
+        metrics = self.folder / METRICS
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        self.rows = [json.loads(line) for line in lines[: len(training.epochs)]]
+        write_whole(metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def _append(self, row: Row) -> None:
+        self.rows.append(row)
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _save(self, training: Training) -> None:
+        _sync(self.folder / METRICS)
+        file = self.folder / STATE
+        partial = file.with_name(f"{file.name}.tmp")
+        torch.save(training.state_dict(), partial)
+        _sync(partial)
+        os.replace(partial, file)
+        self._saved = time.monotonic()
+
+
+def _sync(file: Path) -> None:
+    if file.exists():
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())

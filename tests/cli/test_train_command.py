@@ -1,0 +1,174 @@
+"""`flatminima train`: what it writes, what decides the result, and one line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from flatminima import data
+from flatminima.cli import train as command
+from flatminima.cli.app import main
+from flatminima.data import corrupt_labels, load_tensors
+from flatminima.models import build
+from flatminima.optim import SAM
+from flatminima.training import TrainConfig, evaluate, load_checkpoint, methods, read_weights, train
+
+DIGITS = ["--data", "digits", "--limit", "120", "--batch-size", "40", "--epochs", "2"]
+MLP = ["train", "--model", "flatminima.models:mlp", "--model-arg", "widths=(64,16,10)", *DIGITS]
+CNN = [
+    "train",
+    "--model",
+    "flatminima.models:wide_resnet",
+    *DIGITS,
+    "--model-arg",
+    "depth=10",
+    "--model-arg",
+    "channels=1",
+    "--model-arg",
+    "dropout=0.5",
+    "--model-arg",
+    "width=1",
+]
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flatminima", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_it_is_the_librarys_training(cli, tmp_path):
+    """Weights equal to those of `training.train` with the same choices, bit for bit; the files say what happened."""
+    code, out, err = cli(
+        *MLP, "--output", tmp_path, "--method", "sam", "--method-arg", "rho=0.1", "--optimizer", "AdamW",
+        "--optimizer-arg", "weight_decay=0.1", "--lr", "0.01", "--schedule", "cosine", "--seed", "4",
+        "--label-noise", "0.25", "--test-split", "test", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    x, y = load_tensors("digits", "train", limit=120)
+    y = corrupt_labels(y, 0.25, 10, 4)
+    model = build("mlp", seed=4, widths=(64, 16, 10))
+    optimizer = SAM(torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1), rho=0.1)
+    config = TrainConfig(lr=0.01, batch_size=40, epochs=2, seed=4, schedule="cosine")
+    history = train(model, x, y, config=config, optimizer=optimizer)
+    found = read_weights(tmp_path / "weights.safetensors")
+    assert all(torch.equal(found[name], p) for name, p in model.state_dict().items())
+    result = json.loads(out)
+    assert result["train"]["loss"] == history.final.loss and result["steps"] == 6
+    assert result["test"]["error"] == evaluate(model, *load_tensors("digits", "test")).error
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["step"] == 6
+    assert rows[1]["test_error"] == result["test"]["error"] and rows[0]["loss"] == history.epochs[0].loss
+    assert "training labels are now wrong" in err and "epoch 2/2: loss" in err and "0:00:00 left" in err
+
+
+@pytest.mark.parametrize("method", command.METHODS)
+def test_every_method_trains_and_says_what_it_saw(cli, tmp_path, method):
+    code, out, err = cli(*MLP, "--output", tmp_path, "--method", method, "--optimizer", "adam")
+    assert code == 0, err
+    assert out.startswith(f"{method} with adam: 2 epochs, 6 steps")
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    expected = {"pertopt": "relative_noise", "fisher_trace": "trace"}.get(method)
+    assert expected is None or row[expected] > 0
+
+
+def test_the_same_again_reads_what_is_there_and_other_settings_are_refused(cli, tmp_path):
+    arguments = [*MLP, "--output", tmp_path]
+    assert cli(*arguments)[0] == 0
+    weights = tmp_path / "weights.safetensors"
+    first = read_weights(weights)
+    code, out, err = cli(*arguments)
+    assert code == 0 and "2 epochs" in out and "epoch 2/2" not in err
+    assert all(torch.equal(v, first[k]) for k, v in read_weights(weights).items())
+    code, _, err = cli(*arguments, "--lr", "0.5")
+    assert code == 2 and "lr=0.01, not 0.5" in err and "--fresh" in err and err.count("\n") == 1
+    assert cli(*arguments, "--lr", "0.5", "--fresh")[0] == 0
+    assert not any(torch.equal(v, first[k]) for k, v in read_weights(weights).items())
+
+
+def test_dropout_augmentation_averaging_and_a_start_from_weights(cli, tmp_path):
+    code, _, err = cli(
+        *CNN, "--output", tmp_path / "a", "--dropout", "0.25", "--augment", "1-crop-f", "--average-from", "2",
+        "--average-lr", "0.02",
+    )  # fmt: skip
+    assert code == 0, err
+    changed = [json.loads((tmp_path / "a" / "run.json").read_text())[k] for k in ("dropout", "augment", "average_lr")]
+    assert changed == [0.25, "1-crop-f", 0.02]
+    weights = tmp_path / "a" / "weights.safetensors"
+    code, _, err = cli(*CNN, "--output", tmp_path / "b", "--init", weights, "--lr", "1e-30", "--epochs", "1")
+    assert code == 0, err
+    a, b = read_weights(weights), read_weights(tmp_path / "b" / "weights.safetensors")
+    assert all(torch.allclose(a[k], b[k]) for k in a if k.endswith(("weight", "bias")))
+    model = build("wide_resnet", depth=10, width=1, channels=1)
+    assert load_checkpoint(model, weights) == ()
+
+
+BAD = [
+    (["--method", "sma"], "unknown method 'sma': did you mean 'sam'"),
+    (["--method", "sam", "--method-arg", "gamma=1"], "unknown option of method sam 'gamma'"),
+    (["--method", "sam", "--method-arg", "rho=-1"], "got sam_rho=-1"),
+    (["--method-arg", "rho"], "got --method-arg 'rho'; expected key=value"),
+    (["--optimizer", "adamm"], "unknown optimizer 'adamm'"),
+    (["--optimizer-arg", "momentum=a=b", "--optimizer-arg", "momentum=1"], "got --optimizer-arg momentum twice"),
+    (["--lr", "0"], "got --lr 0.0; it must be positive"),
+    (["--epochs", "0"], "Invalid value for '--epochs'"),
+    (["--schedule", "linear"], "unknown schedule 'linear'"),
+    (["--augment", "flop"], "unknown augmentation 'flop': did you mean 'flip'"),
+    (["--dropout", "1"], "got --dropout 1.0; it must be in [0, 1)"),
+    (["--dropout", "0.5"], "has no dropout layer"),
+    (["--label-noise", "2"], "got --label-noise 2.0; it must be in [0, 1]"),
+    (["--average-from", "9"], "average_from=9: must be in 1 to 2"),
+    (["--target-loss", "-1"], "target_loss=-1.0: must be positive"),
+    (["--init", "/no/such.pt"], "no file /no/such.pt for --init"),
+    (["--app-dir", "/no/such"], "no folder /no/such for --app-dir"),
+    (["--test-split", "tset"], "tset"),
+    (["--device", "gpu"], "device 'gpu' cannot be used here"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_bad_input_is_one_line_and_exit_code_2(cli, tmp_path, arguments, message):
+    """And nothing is left in the folder that would refuse the corrected command."""
+    code, out, err = cli(*MLP, "--output", tmp_path / "run", *arguments)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_is_one_line_and_exit_code_1(cli, tmp_path):
+    code, _, err = cli(*MLP, "--output", tmp_path, "--lr", "1e30")
+    assert code == 1 and "training diverged at step" in err and "Traceback" not in err
+
+
+def test_names_known_without_torch_are_torchs():
+    assert command.METHODS == methods.METHODS
+    for name in command.AUGMENTATIONS:
+        data.augmentation(name)
+    assert set(command.AUGMENTATIONS) == set(data.augment._SCHEMES)
+    for schedule in command.SCHEDULES:
+        TrainConfig(schedule=schedule)
+
+
+def test_tensorboard_reads_what_is_written(cli, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'flatminima[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert cli(*MLP, "--output", tmp_path, "--tensorboard")[0] == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_tensorboard_that_is_not_there_is_named(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, _, err = cli(*MLP, "--output", tmp_path / "run", "--tensorboard")
+    assert code == 2 and "pip install 'flatminima[tensorboard]'" in err
