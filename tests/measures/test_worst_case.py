@@ -178,3 +178,13 @@ def test_within_another_measurement_the_weights_come_back_too(method: Any) -> No
     with minimum.open():
         WorstCaseLoss(Relative(0.5), method, 3).compute(minimum)
         assert torch.equal(minimum.parameters.flat(), before)
+
+
+def test_a_gradient_of_exactly_zero_is_no_flat_minimum():
+    """A fitted squared loss: no direction to start in, but every corner of the box is higher."""
+    net = nn.Linear(2, 1, bias=False).double()
+    nn.init.ones_(net.weight)
+    x = torch.eye(2, dtype=torch.float64)
+    m = Minimum(net, (x, net(x).detach()), "mse")
+    assert measures.sharpness(m, alpha=0.1).value == pytest.approx(0.04, rel=1e-9)
+    assert measures.sharpness(m, alpha=0.1).value == measures.sharpness(m, alpha=0.1).value

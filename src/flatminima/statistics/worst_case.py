@@ -84,6 +84,8 @@ class WorstCaseLoss(Statistic[Worst]):
             minimum.parameters.assign(weights + corner)
             loss, gradient = _mean_gradient(minimum, indices)
             losses.append(loss)
+            if step == 0 and not bool(gradient.any()):  # a minimum to the last bit points nowhere: start anywhere
+                gradient = torch.randn(len(box), generator=generator(self.seed, 0)).to(box)
             following = box * gradient.sign()
             progress.report("worst-case sharpness", step + 1, self.steps)
             if torch.equal(following, corner):  # the corner points at itself
