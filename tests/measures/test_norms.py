@@ -1,5 +1,6 @@
 """Parameter count, norms and path norms against enumeration and dense algebra."""
 
+import dataclasses
 import itertools
 import math
 
@@ -17,11 +18,14 @@ from flatminima.statistics import (
     FeedForwardNetwork,
     FlatWeights,
     LinearLayer,
+    Node,
+    OperatorNorms,
     Outputs,
     OutputSummary,
     ParameterCount,
     Weights,
 )
+from flatminima.statistics.operator_norms import norms_of
 
 
 def _margin(minimum, fraction=0.05):
@@ -136,7 +140,9 @@ NETWORK = FeedForwardNetwork(
 
 def _given(margins, network=NETWORK):
     outputs = OutputSummary(torch.zeros(len(margins)).double(), torch.tensor(margins).double())
-    return Fixed({FeedForward(): network, Outputs(): outputs})
+    chain = tuple(Node("same", (i - 1,), layer) for i, layer in enumerate(network.layers))
+    norms = norms_of(dataclasses.replace(network, graph=chain))
+    return Fixed({FeedForward(): network, Outputs(): outputs, OperatorNorms(): norms})
 
 
 def test_closed_forms_from_given_numbers():

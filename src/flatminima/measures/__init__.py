@@ -13,8 +13,16 @@ from flatminima.measures.fisher import (
     fisher_trace,
 )
 from flatminima.measures.hessian import hessian_top_eigenvalue, hessian_trace
+from flatminima.measures.lipschitz import lipschitz
 from flatminima.measures.margin import margin
-from flatminima.measures.norms import frobenius_norm, parameter_count, path_norm, spectral_norm, vc_dimension
+from flatminima.measures.norms import (
+    frobenius_norm,
+    group_norm,
+    parameter_count,
+    path_norm,
+    spectral_norm,
+    vc_dimension,
+)
 from flatminima.measures.pacgen import pacgen, sharpness_divergence
 from flatminima.measures.robustness import robustness
 from flatminima.measures.sharpness import bicriteria, expected_sharpness, sharpness
@@ -29,8 +37,10 @@ __all__ = [
     "fisher_spectral_radius",
     "fisher_trace",
     "frobenius_norm",
+    "group_norm",
     "hessian_top_eigenvalue",
     "hessian_trace",
+    "lipschitz",
     "margin",
     "pacgen",
     "parameter_count",

@@ -1,7 +1,8 @@
 """Capacity measures of the weights: parameter count, and norms over margins (Neyshabur et al. 2017, sec. 2.3).
 
 Values are natural logarithms, since products over layers overflow; ranking is the same. A margin that is not positive
-makes them undefined: its square would hide the sign.
+makes them undefined: its square would hide the sign. Each layer's matrix is that of the network with BatchNorm folded
+into the linear map before it; a BatchNorm that follows none is a diagonal layer of its own and named as such.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ import math
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
-from flatminima.measures.margin import margin as margin_measure
+from flatminima.measures._over_margin import Normalise, check_options, network_and_margin, with_margin
 from flatminima.statistic import Statistics
-from flatminima.statistics import FeedForward, FeedForwardNetwork, Outputs, ParameterCount, Weights
-
-Normalise = Literal["capacity", "figure"]
+from flatminima.statistics import FeedForward, FeedForwardNetwork, OperatorNorms, ParameterCount, Weights
 
 
 @measure
@@ -57,16 +57,20 @@ def vc_dimension(minimum: Statistics) -> Estimate:
 
 
 @measure
-def frobenius_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fraction: float = 0.05) -> Estimate:
+def frobenius_norm(
+    minimum: Statistics, *, normalise: Normalise = "capacity", fraction: float = 0.05, over_margin: bool = True
+) -> Estimate:
     """ln of ``gamma^-2 prod_i 4 ||W_i||_F^2``, gamma the margin (N17, l2 norm).
 
     Args:
         minimum: a Minimum.
         normalise: "capacity" keeps the factors 4; "figure" drops them, as the paper's figures do.
         fraction: of the margin.
+        over_margin: divide by the margin; without, any ReLU network will do.
 
     Returns:
-        Estimate in nats, exact for the data; details: log_margin, layers (each factor), folded BatchNorms.
+        Estimate in nats, exact for the data; details: log_margin, layers (each factor), folded BatchNorms, diagonal
+        (BatchNorms that are layers of their own), branches (the network is no chain, and the product no bound).
         Undefined: not a ReLU network, not a classifier, a margin that is not positive, a layer of zeros.
 
     Raises:
@@ -75,7 +79,8 @@ def frobenius_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fr
     Source:
         Neyshabur et al., arXiv 1706.08947, sec. 2.3.
     """
-    network, log_margin = _network(minimum, normalise, fraction)
+    check_options(normalise, fraction)
+    network, log_margin = network_and_margin(minimum, fraction, over_margin)
     constant = math.log(4.0) if normalise == "capacity" else 0.0
     factors = {
         _key(i, layer.name): 2 * _log(float(layer.matrix.norm()), layer.name) + constant
@@ -85,37 +90,112 @@ def frobenius_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fr
 
 
 @measure
-def spectral_norm(minimum: Statistics, *, normalise: Normalise = "capacity", fraction: float = 0.05) -> Estimate:
-    """ln of ``gamma^-2 prod_i h_i ||W_i||_2^2``, h_i the layer's outputs (N17, spectral).
+def group_norm(
+    minimum: Statistics,
+    *,
+    p: float = 1.0,
+    q: float = math.inf,
+    normalise: Normalise = "figure",
+    fraction: float = 0.05,
+    over_margin: bool = True,
+) -> Estimate:
+    """ln of ``gamma^-2 prod_i ||W_i||_{p,q}^2``, ``||W||_{p,q} = (sum_i (sum_j |W_ij|^p)^{q/p})^{1/q}`` (N17).
 
-    Convolutions enter as matrices (channels, channels x kernel), as in the paper's figures; h_i is their channels.
+    Rows i are a layer's outputs, j their incoming weights, a filter's all in one row. (1, inf) is the largest l1 norm
+    of a row, the paper's l1 norm; (2, 2) is `frobenius_norm`.
 
     Args:
         minimum: a Minimum.
-        normalise: "capacity" keeps h_i; "figure" drops it.
+        p, q: at least 1; inf means the largest.
+        normalise: "figure" is the product alone; "capacity" multiplies each factor by 4, and each hidden layer's by
+            its width h_i to the power ``2 max(1 - 1/p - 1/q, 0)``, as in the capacity of 2015.
         fraction: of the margin.
+        over_margin: divide by the margin; without, any ReLU network will do.
 
     Returns:
         Estimate in nats, exact for the data; details and undefined as `frobenius_norm`.
 
     Raises:
-        UsageError: an unknown normalisation, a fraction outside (0, 1].
+        UsageError: p or q below 1, an unknown normalisation, a fraction outside (0, 1].
+
+    Source:
+        Neyshabur et al., arXiv 1706.08947, sec. 2.3; Neyshabur, Tomioka & Srebro 2015, theorem 1 (its d - 1 hidden
+        layers have the factor 4; here the output layer has it too, as in the capacities of 2017).
+    """
+    check_options(normalise, fraction)
+    if not (p >= 1 and q >= 1):
+        raise UsageError(f"got p={p!r}, q={q!r}; a group norm has both at least 1 (or math.inf)")
+    network, log_margin = network_and_margin(minimum, fraction, over_margin)
+    last = len(network.layers) - 1
+    exponent = 2 * max(1 - 1 / p - 1 / q, 0.0)
+    factors = {}
+    for i, layer in enumerate(network.layers):
+        rows = layer.matrix.T if layer.diagonal else layer.matrix
+        factor = 2 * _log(float(rows.norm(p, dim=1).norm(q)), layer.name)
+        if normalise == "capacity":
+            factor += math.log(4.0) + (exponent * math.log(len(rows)) if i < last else 0.0)
+        factors[_key(i, layer.name)] = factor
+    return _product(factors, log_margin, network).with_details(p=p, q=q)
+
+
+@measure
+def spectral_norm(
+    minimum: Statistics,
+    *,
+    normalise: Normalise = "capacity",
+    convolutions: Literal["operator", "kernel"] = "operator",
+    fraction: float = 0.05,
+    over_margin: bool = True,
+) -> Estimate:
+    """ln of ``gamma^-2 prod_i h_i ||W_i||_2^2``, h_i the layer's outputs (N17, spectral).
+
+    Args:
+        minimum: a Minimum.
+        normalise: "capacity" keeps h_i; "figure" drops it.
+        convolutions: "operator": the linear map with its strides and padding on this network's images, h_i its
+            channels times positions; "kernel": the matrix (channels, channels * kernel), h_i its channels, which many
+            programs take and which bounds nothing.
+        fraction: of the margin.
+        over_margin: divide by the margin; without, any ReLU network will do.
+
+    Returns:
+        Estimate in nats, exact for the data; details: those of `frobenius_norm`, and residual, the largest of the
+        singular values' (below 1e-6 of the squared norm). Undefined: as `frobenius_norm`, or a convolution's norm
+        does not converge. With shortcuts the product is no bound: see `lipschitz`.
+
+    Raises:
+        UsageError: an unknown normalisation or kind of convolution, a fraction outside (0, 1].
 
     Source:
         Neyshabur et al., arXiv 1706.08947, sec. 2.3 (erratum N-a: the step from the l2 norm would keep a factor 4).
     """
-    network, log_margin = _network(minimum, normalise, fraction)
+    check_options(normalise, fraction)
+    if convolutions not in ("operator", "kernel"):
+        raise UsageError(f"got convolutions={convolutions!r}; expected 'operator' or 'kernel'")
+    if convolutions == "operator":
+        (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
+        found = [(norm.two, norm.outputs) for norm in norms.layers]
+        residual = max((norm.residual for norm in norms.layers), default=0.0)
+    else:
+        network, log_margin = network_and_margin(minimum, fraction, over_margin)
+        found = [_kernel(layer.matrix, layer.diagonal) for layer in network.layers]
+        residual = 0.0
     factors = {}
-    for i, layer in enumerate(network.layers):
-        top = layer.matrix.abs().max() if layer.diagonal else torch.linalg.matrix_norm(layer.matrix, 2)
-        outputs = layer.matrix.shape[1] if layer.diagonal else layer.matrix.shape[0]
+    for i, (layer, (norm, outputs)) in enumerate(zip(network.layers, found, strict=True)):
         width = math.log(outputs) if normalise == "capacity" else 0.0
-        factors[_key(i, layer.name)] = 2 * _log(float(top), layer.name) + width
-    return _product(factors, log_margin, network)
+        factors[_key(i, layer.name)] = 2 * _log(norm, layer.name) + width
+    return _product(factors, log_margin, network).with_details(convolutions=convolutions, residual=residual)
 
 
 @measure
-def path_norm(minimum: Statistics, *, p: int = 2, normalise: Normalise = "figure", fraction: float = 0.05) -> Estimate:
+def path_norm(
+    minimum: Statistics,
+    *,
+    p: int = 2,
+    normalise: Normalise = "figure",
+    fraction: float = 0.05,
+    over_margin: bool = True,
+) -> Estimate:
     """ln of the lp path norm over margin: ``gamma^-2 sum_paths prod |W|^p`` for p = 2, squared for p = 1 (N17).
 
     Computed by one forward pass of ones through |w|^p; biases are edges from a constant 1, BatchNorm is folded,
@@ -126,6 +206,7 @@ def path_norm(minimum: Statistics, *, p: int = 2, normalise: Normalise = "figure
         p: 1 or 2.
         normalise: "figure" as in the paper's figures; "capacity" adds 4^d and, for p = 2, the product of widths h_i.
         fraction: of the margin.
+        over_margin: divide by the margin; without, any ReLU network will do.
 
     Returns:
         Estimate in nats, exact for the data; details: log_path_norm (P_p itself), log_margin, depth.
@@ -139,11 +220,12 @@ def path_norm(minimum: Statistics, *, p: int = 2, normalise: Normalise = "figure
     """
     if p not in (1, 2):
         raise UsageError(f"got p={p!r}; path norms are built for p=1 and p=2")
-    network, log_margin = _network(minimum, normalise, fraction)
+    check_options(normalise, fraction)
+    network, log_margin = network_and_margin(minimum, fraction, over_margin)
     log_norm = network.log_path_norm_1 if p == 1 else network.log_path_norm_2
     if log_norm == -math.inf:
         raise Undefined("every path through the network has a weight that is 0: the path norm is 0")
-    value = 2 * log_norm - 2 * log_margin
+    value = 2 * log_norm - 2 * (log_margin or 0.0)
     if normalise == "capacity":
         value += len(network.layers) * math.log(4.0)
         if p == 2:
@@ -152,22 +234,17 @@ def path_norm(minimum: Statistics, *, p: int = 2, normalise: Normalise = "figure
     return Estimate(value, details=details | {"max_pooled": network.max_pooled})
 
 
-def _network(minimum: Statistics, normalise: str, fraction: float) -> tuple[FeedForwardNetwork, float]:
-    """The network and ln of its margin."""
-    if normalise not in ("capacity", "figure"):
-        raise UsageError(f"got normalise={normalise!r}; expected 'capacity' or 'figure'")
-    network, _ = minimum[FeedForward(), Outputs()]
-    gamma = margin_measure(minimum, fraction=fraction)
-    if gamma.value is None:
-        raise Undefined(str(gamma.undefined))
-    if gamma.value <= 0:
-        raise Undefined(f"the margin is not positive ({gamma.value:.3g} at {fraction:.0%}): the capacity is infinite")
-    return network, math.log(gamma.value)
+def _kernel(matrix: Tensor, diagonal: bool) -> tuple[float, int]:
+    """2-norm and outputs of a layer as the matrix that holds its weights."""
+    if diagonal:
+        return float(matrix.abs().max()), matrix.shape[1]
+    return float(torch.linalg.matrix_norm(matrix, 2)), matrix.shape[0]
 
 
-def _product(factors: dict[str, float], log_margin: float, network: FeedForwardNetwork) -> Estimate:
-    value = sum(factors.values()) - 2 * log_margin
-    return Estimate(value, details={"log_margin": log_margin, "layers": factors, "folded": network.folded})
+def _product(factors: dict[str, float], log_margin: float | None, network: FeedForwardNetwork) -> Estimate:
+    value = sum(factors.values()) - 2 * (log_margin or 0.0)
+    details = {"log_margin": log_margin, "layers": factors, "folded": network.folded}
+    return Estimate(value, details=details | {"diagonal": network.diagonals, "branches": network.branches})
 
 
 def _log(norm: float, name: str) -> float:

@@ -4,12 +4,13 @@ from flatminima.statistics.curvature import Curvature, Products, curvature_opera
 from flatminima.statistics.diagonal import BatchGradientSquares, FisherDiagonal, GaussNewtonDiagonal
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
-from flatminima.statistics.feedforward import FeedForward, FeedForwardNetwork, LinearLayer
+from flatminima.statistics.feedforward import Convolution, FeedForward, FeedForwardNetwork, LinearLayer, Node
 from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
 from flatminima.statistics.gram import Gram, GramMatrices
 from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, ProbedHessian
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
+from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
@@ -18,6 +19,7 @@ from flatminima.statistics.worst_case import Worst, WorstCaseLoss
 __all__ = [
     "At",
     "BatchGradientSquares",
+    "Convolution",
     "Curvature",
     "Eigenpairs",
     "Eigenvalues",
@@ -34,6 +36,10 @@ __all__ = [
     "InFloat64",
     "InputJacobian",
     "LinearLayer",
+    "NetworkNorms",
+    "Node",
+    "OperatorNorm",
+    "OperatorNorms",
     "OutputSummary",
     "Outputs",
     "ParameterCount",

@@ -4,14 +4,17 @@ Every torch call of the forward pass is intercepted: weights become |w|^p, ReLU 
 negative, BatchNorm is folded into the linear map before it, average pooling of k elements gets weight (1/k)^p and
 max-pooling adds up the paths through its window. An operation that has no such meaning (sigmoid, attention,
 LayerNorm, ...) makes the network `undefined` for these measures, named, wherever it stands in the code.
+
+The same pass writes down the graph of the network: which activation each one is made from, and by how much each step
+can stretch a change of its input. Lipschitz bounds follow it through shortcuts and concatenations.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +65,7 @@ _IDENTITY = frozenset(  # in eval mode; of leaky ReLU the larger slope counts
     ["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "leaky_relu", "leaky_relu_"]
 )
 _ADDS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__"])
+_JOINS = frozenset(["cat", "concat", "stack"])
 _CLAMPS = frozenset(["clamp", "clamp_", "clamp_min", "clamp_min_", "_threshold", "threshold", "threshold_"])
 _ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 _INSPECT = frozenset(
@@ -87,6 +91,21 @@ _INSPECT = frozenset(
 _CASTS = frozenset(["to", "type", "float", "double", "half", "bfloat16", "type_as", "cuda", "cpu"])
 
 
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """How a kernel is applied to one sample: F.convN(x, kernel, None, *arguments, **options)."""
+
+    function: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    kernel: tuple[int, ...]  # (out, in / groups, *size)
+    shape: tuple[int, ...]  # of the sample that comes in, (1, in, *size)
+
+    def apply(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """The linear operator at x (n, in, *size), for the kernel as a matrix (out, in / groups * size)."""
+        return self.function(x, matrix.view(self.kernel), None, *self.arguments, **self.options)
+
+
 @dataclass(frozen=True)
 class LinearLayer:
     """One linear map of the network, BatchNorm folded in.
@@ -96,22 +115,57 @@ class LinearLayer:
         matrix (out, in) float64; convolutions as (channels, channels * kernel); a BatchNorm that follows no linear
             map is its diagonal (1, channels), flagged by `diagonal`.
         diagonal: the matrix is the diagonal of a map of its own.
+        convolution: its geometry, where the layer is one.
     """
 
     name: str
     matrix: Tensor
     diagonal: bool = False
+    convolution: Convolution | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the network.
+
+    Attributes:
+        kind: "same" (its one source, transformed), "add" or "cat" (of its sources); without sources a constant.
+        sources: earlier nodes, by position; -1 is the input.
+        layer: the linear map applied to the source, if it is one.
+        stretch_2, stretch_inf: the most that the step lengthens a change of its source, where it is no linear layer.
+    """
+
+    kind: Literal["same", "add", "cat"]
+    sources: tuple[int, ...]
+    layer: LinearLayer | None = None
+    stretch_2: float = 1.0
+    stretch_inf: float = 1.0
 
 
 @dataclass(frozen=True)
 class FeedForwardNetwork:
-    """The linear layers in the order of execution, and the logarithms of the l1 and l2 path norms."""
+    """The linear layers in the order of execution, and the logarithms of the l1 and l2 path norms.
+
+    `graph` ends with the output; `inputs` is the number of values in one sample.
+    """
 
     layers: tuple[LinearLayer, ...]
     log_path_norm_1: float
     log_path_norm_2: float
     folded: int
     max_pooled: bool
+    graph: tuple[Node, ...] = ()
+    inputs: int = 1
+
+    @property
+    def branches(self) -> bool:
+        """Whether activations are added or concatenated: products over layers are then no bound of the network."""
+        return any(len(node.sources) > 1 for node in self.graph)
+
+    @property
+    def diagonals(self) -> list[str]:
+        """BatchNorms that follow no linear map and so are layers of their own."""
+        return [layer.name for layer in self.layers if layer.diagonal]
 
 
 @dataclass(frozen=True)
@@ -132,13 +186,16 @@ class FeedForward(Statistic[FeedForwardNetwork]):
             for p in (1.0, 2.0):
                 algebra = _Paths(p, names)
                 ones = torch.ones_like(inputs, dtype=torch.float64, device=minimum.device)
-                algebra.know(ones)
+                algebra.know(ones, node=-1)
                 with algebra:
                     out = minimum.model(ones)
+                algebra.end(out)
                 runs.append((algebra, algebra.total(out)))
         algebra = runs[0][0]
         one, two = (math.log(total) / p if total > 0 else -math.inf for p, (_, total) in zip((1, 2), runs, strict=True))
-        return FeedForwardNetwork(tuple(algebra.layers), one, two, algebra.folded, algebra.max_pooled)
+        return FeedForwardNetwork(
+            tuple(algebra.layers), one, two, algebra.folded, algebra.max_pooled, tuple(algebra.graph), inputs[0].numel()
+        )
 
 
 @dataclass
@@ -149,6 +206,7 @@ class _Linear:
     bias: Tensor | None
     layer: int
     channel: int
+    source: int
     output: Tensor = field(repr=False)  # held, so that its id stays its own
 
 
@@ -160,15 +218,28 @@ class _Paths(TorchFunctionMode):
         self.folded, self.max_pooled = 0, False
         self._open: dict[int, _Linear] = {}
         self._known: dict[int, Tensor] = {}  # activations, held so that their ids stay their own
+        self._nodes: dict[int, int] = {}  # by the id of the activation
+        self.graph: list[Node] = []
+        self._step: Node | None = None  # what the operation at work is, where it says so itself
 
-    def know(self, value: Any) -> Any:
+    def know(self, value: Any, node: int) -> Any:
         """Remember a result as an activation, that is, a sum over paths from the input."""
         if isinstance(value, Tensor):
-            self._known[id(value)] = value
+            self._known[id(value)], self._nodes[id(value)] = value, node
         elif isinstance(value, tuple | list):
             for part in value:
-                self.know(part)
+                self.know(part, node)
         return value
+
+    def _noted(self, node: Node) -> int:
+        self.graph.append(node)
+        return len(self.graph) - 1
+
+    def end(self, output: Any) -> None:
+        """Let the graph end with the output."""
+        from flatminima.batch import logits
+
+        self._noted(Node("same", (self._nodes[id(logits(output))],)))
 
     def total(self, output: Any) -> float:
         from flatminima.batch import logits
@@ -184,20 +255,24 @@ class _Paths(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name in _ZEROS:
-            return self.know(func(*args, **kwargs))
+            return self.know(func(*args, **kwargs), self._noted(Node("add", ())))
         subject = args[0] if args else kwargs.get("input", kwargs.get("tensors"))
         if name in _INSPECT:
             value = func(*args, **kwargs)
-            return self.know(value) if self._is_known(subject) else value
+            return self.know(value, self._nodes[id(subject)]) if self._is_known(subject) else value
         if not self._is_known(subject):
             raise Undefined(f"{name!r} of a constant or a parameter is not an operation of a ReLU network")
         if name.startswith("leaky_relu"):
             self._open.pop(id(subject), None)
+            if not -1 <= (args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)) <= 1:
+                raise Undefined("a leaky ReLU that is steeper below 0 than above")
         if name in _CASTS or name in _IDENTITY:
             return subject
         handler: Callable[..., Any] | None = getattr(self, f"_{name}", None)
         if handler is not None:
-            return self.know(handler(*args, **kwargs))
+            self._step = None
+            out = handler(*args, **kwargs)
+            return self.know(out, self._noted(self._step or self._stretched(func, args, kwargs)))
         if name in _ADDS:
             if not self._is_known(args[1]) or kwargs.get("alpha", 1) != 1:
                 raise Undefined(f"{name!r} of a constant or a parameter is not an operation of a ReLU network")
@@ -209,10 +284,36 @@ class _Paths(TorchFunctionMode):
             raise Undefined(
                 f"{name!r} is not an operation of a ReLU network (piecewise linear, no normalisation by the input)"
             )
+        if name in _ADDS:
+            node = Node("add", self._sources(args[:2]))
+        elif name in _JOINS:
+            node = Node("cat", self._sources(subject))
+        else:
+            node = self._stretched(func, args, kwargs)
         out = func(*args, **kwargs)
         if out is subject:  # written in place: no longer the bare result of a linear map
             self._open.pop(id(out), None)
-        return self.know(out)
+        return self.know(out, self._noted(node))
+
+    def _sources(self, values: Any) -> tuple[int, ...]:
+        return tuple(self._nodes[id(value)] for value in values)
+
+    def _stretched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        """A linear operation without weights (or ReLU): its matrix A >= 0 has ||A||_2^2 <= ||A||_1 ||A||_inf."""
+        key = next((k for k in ("input", "tensors") if not args and k in kwargs), None)
+        subject = args[0] if key is None else kwargs[key]
+        if self.p != 1:  # the graph of the first run is the one that is read
+            return Node("same", (self._nodes[id(subject)],))
+        with torch.enable_grad():
+            ones = torch.ones_like(subject).requires_grad_()
+            if key is None:
+                out = func(ones.clone(), *args[1:], **kwargs)
+            else:
+                out = func(**{**kwargs, key: ones.clone()})
+            parts = out if isinstance(out, tuple | list) else (out,)
+            (columns,) = torch.autograd.grad([part.sum() for part in parts], ones)
+        rows = max(float(part.max()) for part in parts if part.numel())
+        return Node("same", (self._nodes[id(subject)],), None, math.sqrt(rows * float(columns.max())), rows)
 
     def _is_known(self, value: Any) -> bool:
         if isinstance(value, tuple | list):
@@ -225,8 +326,9 @@ class _Paths(TorchFunctionMode):
         return t.detach().double().abs().pow(self.p)
 
     def _map(
-        self, apply: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor | None, channel: int, kind: str
-    ) -> Tensor:
+        self, apply: Callable[[Tensor], Tensor], input: Tensor, weight: Tensor, bias: Tensor | None, channel: int,
+        kind: str, geometry: Convolution | None = None,
+    ) -> Tensor:  # fmt: skip
         if self._is_known(weight):
             raise Undefined(f"{kind!r} with weights made from the input is not an operation of a ReLU network")
         out = apply(self._power(weight))
@@ -234,15 +336,21 @@ class _Paths(TorchFunctionMode):
         shape[channel] = -1
         full = out if bias is None else out + self._power(bias).view(shape)
         matrix = weight.detach().double().flatten(1).cpu()
-        self.layers.append(LinearLayer(self.names.get(id(weight), kind).removesuffix(".weight"), matrix))
-        self._open[id(full)] = _Linear(out, bias, len(self.layers) - 1, channel % out.dim(), full)
+        name = self.names.get(id(weight), kind).removesuffix(".weight")
+        self.layers.append(LinearLayer(name, matrix, convolution=geometry))
+        source = self._nodes[id(input)]
+        self._step = Node("same", (source,), self.layers[-1])
+        self._open[id(full)] = _Linear(out, bias, len(self.layers) - 1, channel % out.dim(), source, full)
         return full
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._map(lambda w: F.linear(input, w), weight, bias, -1, "linear")
+        return self._map(lambda w: F.linear(input, w), input, weight, bias, -1, "linear")
 
     def _convolve(self, function: Any, input: Tensor, weight: Tensor, bias: Any, rest: Any, kw: Any) -> Tensor:
-        return self._map(lambda w: function(input, w, None, *rest, **kw), weight, bias, 1, "convolution")
+        geometry = Convolution(function, rest, kw, tuple(weight.shape), (1, *input.shape[1:]))
+        return self._map(
+            lambda w: function(input, w, None, *rest, **kw), input, weight, bias, 1, "convolution", geometry
+        )
 
     def _conv1d(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kw: Any) -> Tensor:
         return self._convolve(F.conv1d, input, weight, bias, rest, kw)
@@ -277,13 +385,17 @@ class _Paths(TorchFunctionMode):
         shape = (1, -1) + (1,) * (input.dim() - 2)
         before = self._open.pop(id(input), None)
         if before is None or before.channel != 1:
-            self.layers.append(LinearLayer(self.names.get(id(weight), "batch_norm"), scale.cpu().unsqueeze(0), True))
+            name = self.names.get(id(weight), "batch_norm").removesuffix(".weight")
+            self.layers.append(LinearLayer(name, scale.cpu().unsqueeze(0), True))
+            self._step = Node("same", (self._nodes[id(input)],), self.layers[-1])
             return input * self._power(scale).view(shape) + self._power(shift).view(shape)
         if before.bias is not None:
             shift = shift + scale * before.bias.detach().double()
         self.folded += 1
         layer = self.layers[before.layer]
-        self.layers[before.layer] = LinearLayer(layer.name, layer.matrix * scale.cpu().unsqueeze(1))
+        folded = replace(layer, matrix=layer.matrix * scale.cpu().unsqueeze(1))
+        self.layers[before.layer] = folded
+        self._step = Node("same", (before.source,), folded)
         return before.without_bias * self._power(scale).view(shape) + self._power(shift).view(shape)
 
     # -- pooling -----------------------------------------------------------------------------------------------------
@@ -334,7 +446,14 @@ class _Paths(TorchFunctionMode):
         if return_indices or math.prod(_sizes(dilation, dims)) != 1:
             raise Undefined("max-pooling with dilation or indices")
         self.max_pooled = True
-        return _summed(dims, input, kernel_size, stride, padding, ceil_mode)
+
+        def sums(x: Tensor) -> Tensor:
+            return _summed(dims, x, kernel_size, stride, padding, ceil_mode)
+
+        # a value stretches a change as often as there are windows around it, each window by at most 1
+        windows = self._stretched(sums, (input,), {})
+        self._step = replace(windows, stretch_2=windows.stretch_2 / math.sqrt(windows.stretch_inf), stretch_inf=1.0)
+        return sums(input)
 
     def _max_pool1d(self, *args: Any, **kw: Any) -> Tensor:
         return self._max_pool(1, *args, **kw)

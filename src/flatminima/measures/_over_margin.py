@@ -1,0 +1,49 @@
+"""Options and margin that the norms over margins share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from flatminima.errors import Undefined, UsageError
+from flatminima.measures.margin import margin
+from flatminima.statistic import Statistic, Statistics
+from flatminima.statistics import FeedForward, FeedForwardNetwork, Outputs
+
+Normalise = Literal["capacity", "figure"]
+
+
+def check_options(normalise: str, fraction: float) -> None:
+    """Refuse what no norm over a margin knows.
+
+    Raises:
+        UsageError: an unknown normalisation, a fraction outside (0, 1].
+    """
+    if normalise not in ("capacity", "figure"):
+        raise UsageError(f"got normalise={normalise!r}; expected 'capacity' or 'figure'")
+    if not 0 < fraction <= 1:
+        raise UsageError(f"got fraction={fraction!r}; it must lie in (0, 1]")
+
+
+def network_and_margin(
+    minimum: Statistics, fraction: float, over_margin: bool
+) -> tuple[FeedForwardNetwork, float | None]:
+    """The network, and ln of its margin where that is asked for."""
+    (network,), log_margin = with_margin(minimum, fraction, over_margin, FeedForward())
+    return network, log_margin
+
+
+def with_margin(
+    minimum: Statistics, fraction: float, over_margin: bool, *keys: Statistic[Any]
+) -> tuple[tuple[Any, ...], float | None]:
+    """The statistics in one request, and ln of the margin or None."""
+    everything: Any = minimum
+    if not over_margin:
+        return everything[keys], None
+    *values, _ = everything[(*keys, Outputs())]
+    gamma = margin(minimum, fraction=fraction)
+    if gamma.value is None:
+        raise Undefined(str(gamma.undefined))
+    if gamma.value <= 0:
+        raise Undefined(f"the margin is not positive ({gamma.value:.3g} at {fraction:.0%}): the capacity is infinite")
+    return tuple(values), math.log(gamma.value)
