@@ -81,7 +81,7 @@ def test_a_convolution_counts_as_what_it_does_to_the_image():
     two = [float(torch.linalg.svdvals(m.detach())[0]) for m in matrices]
     found = spectral_norm(minimum, over_margin=False, normalise="figure")
     assert found.value == pytest.approx(2 * math.log(math.prod(two)), rel=1e-8)
-    assert found.details["residual"] < 1e-6
+    assert found.details["residual"] < 1e-4
     widths = [len(m) for m in matrices]
     found = spectral_norm(minimum, over_margin=False)
     assert found.value == pytest.approx(2 * math.log(math.prod(two)) + math.log(math.prod(widths)), rel=1e-8)

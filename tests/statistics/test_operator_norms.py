@@ -67,7 +67,7 @@ def test_a_convolution_is_its_dense_matrix(name: str) -> None:
     assert found.two == pytest.approx(float(torch.linalg.svdvals(matrix)[0]), rel=1e-9)
     assert found.infinity == pytest.approx(float(matrix.abs().sum(1).max()), rel=1e-12)
     assert found.outputs == len(matrix)
-    assert found.residual < 1e-6
+    assert found.residual < 1e-4
 
 
 def test_a_circular_convolution_by_fourier_transform() -> None:

@@ -160,7 +160,7 @@ def spectral_norm(
 
     Returns:
         Estimate in nats, exact for the data; details: those of `frobenius_norm`, and residual, the largest of the
-        singular values' (below 1e-6 of the squared norm). Undefined: as `frobenius_norm`, or a convolution's norm
+        singular values' (below 1e-4 of the squared norm). Undefined: as `frobenius_norm`, or a convolution's norm
         does not converge. With shortcuts the product is no bound: see `lipschitz`.
 
     Raises:
