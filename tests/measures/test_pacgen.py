@@ -20,7 +20,9 @@ from flatminima.statistics import (
     GaussNewtonDiagonal,
     HessianDiagonal,
     HessianProbes,
+    PiecewiseLinearDiagonal,
     ProbedHessian,
+    SketchedDiagonal,
     Weights,
 )
 
@@ -128,6 +130,8 @@ DRAWN = {
     "fisher": FisherDiagonal(64, 3),
     "exact": HessianDiagonal(),
     "hutchinson": HessianProbes(5, 64, 3),
+    "piecewise_linear": PiecewiseLinearDiagonal(64, 3),
+    "xdiag": SketchedDiagonal(10, 64, 3),
     "batch_gradient": BatchGradientSquares(16, 3),
 }
 
@@ -163,7 +167,7 @@ def test_diagonals_at_a_real_network_against_dense_matrices():
     w = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
     dense = hessian(model, x, y).diagonal().tolist()
     fisher = gradients(model, x, y).square().mean(0).tolist()
-    for kind, h in (("gauss_newton", dense), ("exact", dense), ("fisher", fisher)):
+    for kind, h in (("gauss_newton", dense), ("exact", dense), ("piecewise_linear", dense), ("fisher", fisher)):
         found = pacgen(minimum, diagonal=kind, rho="zero", gamma=0.3, epsilon=1.0)
         assert found.value == pytest.approx(psi(w, h, 0.3, 1.0, 0.0), rel=1e-8), kind
     assert found.details["curvature_bound"] >= 0

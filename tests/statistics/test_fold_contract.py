@@ -23,6 +23,7 @@ from flatminima.statistic import Fold, Statistic
 from flatminima.statistics import (
     At,
     BatchGradientSquares,
+    ExactTraces,
     FisherDiagonal,
     GaussNewtonDiagonal,
     Gram,
@@ -50,6 +51,10 @@ FOLDS: list[Fold[Any, Any]] = [
     InputJacobian(4, seed=2),
     HessianProbes(2),
     HessianProbes(2, samples=4, seed=3),
+    HessianProbes(1, groups=3),
+    HessianProbes(2, samples=6, groups=2, curvature="gauss_newton"),
+    ExactTraces(),
+    ExactTraces(5, seed=1),
     HessianDiagonal(),
     BatchGradientSquares(2),
 ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
+from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._groups import mean_of_groups, of_repeats
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistic import Statistics
-from flatminima.statistics import Curvature, HessianProbes, TopEigenvalues
+from flatminima.statistics import Curvature, ExactTraces, HessianProbes, SketchedTraces, TopEigenvalues
+
+TraceEstimator = Literal["hutchinson", "hutch++", "xtrace", "exact"]
 
 
 @measure
@@ -16,13 +20,14 @@ def hessian_trace(
     minimum: Statistics,
     *,
     curvature: Curvature = "hessian",
+    estimator: TraceEstimator = "hutchinson",
     probes: int = 2,
     groups: int = 50,
     samples: int | None = 2000,
     rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
-    """Trace of the loss's Hessian by Hutchinson's estimator, the mean of ``v^T C_g v`` over groups g of samples.
+    """Trace of the loss's Hessian, by default from Hutchinson's ``v^T C_g v`` over groups g of samples.
 
     v has +-1 entries, C_g is the curvature of group g's mean loss. Traces add over samples, so probes of its own for
     each group cost what shared ones cost and vary less.
@@ -30,6 +35,9 @@ def hessian_trace(
     Args:
         minimum: a Minimum.
         curvature: "hessian", or "gauss_newton" (J^T H J, never negative; equal for piecewise-linear networks).
+        estimator: "hutchinson"; "hutch++" and "xtrace" (probes >= 6 products a group; exact where few eigenvalues are
+            not 0, worth it for few groups); "exact", sample by sample in one backward pass a class, of "gauss_newton",
+            or of "hessian" for piecewise-linear networks.
         probes: how many v a group, one product each.
         groups: of (nearly) equal size; 1: the same probes for all samples.
         samples: of the data, drawn by seed; None: all.
@@ -38,25 +46,42 @@ def hessian_trace(
 
     Returns:
         Estimate of the trace over all the data; stderr covers the draw of samples and of probes (None with one probe
-        in one group, or one group of part of the data). details: samples, groups.
+        in one group, or one group of part of the data; of xtrace, the groups' spread alone). details: samples, groups.
+        Undefined: "exact" for the Hessian of a network that is not piecewise linear.
 
     Raises:
-        UsageError: a count below 1, an unknown curvature.
+        UsageError: a count below 1, an unknown curvature or estimator, rtol where nothing is drawn.
 
     Source:
-        Hutchinson 1990; for equal sigma_i the curvature term of Wang et al., arXiv 1809.07402, eq. 7.
+        Hutchinson 1990; Meyer et al. 2021; Epperly, Tropp & Webber 2024; for equal sigma_i the curvature term of Wang
+        et al., arXiv 1809.07402, eq. 7.
     """
     at_least_one(probes=probes, groups=groups, samples=samples)
+    _check_estimator(estimator, rtol)
     seed, population = seed_of(minimum, seed), math.inf
 
     def estimate(k: int) -> Estimate:
         nonlocal population
         repeats, wanted, parts = _enlarged(k, probes, groups, samples, population)
-        found = minimum[HessianProbes(repeats, wanted, seed, curvature, parts)]
-        population = found.population
-        return of_repeats(found.traces, found.sizes, found.population)
+        if estimator == "hutchinson":
+            probed = minimum[HessianProbes(repeats, wanted, seed, curvature, parts)]
+            population = probed.population
+            return of_repeats(probed.traces, probed.sizes, probed.population)
+        sketched = minimum[SketchedTraces(estimator, repeats, wanted, parts, seed, curvature)]
+        population = sketched.population
+        return mean_of_groups(sketched.values, sketched.sizes, sketched.population, sketched.variances)
 
+    if estimator == "exact":
+        found = minimum[ExactTraces(samples, seed, curvature)]
+        return mean_of_groups(found.values, found.sizes, found.population, found.variances)
     return until(rtol, groups, estimate)
+
+
+def _check_estimator(estimator: str, rtol: float | None) -> None:
+    if estimator not in get_args(TraceEstimator):
+        raise UsageError(f"got estimator={estimator!r}; expected one of {', '.join(get_args(TraceEstimator))}")
+    if estimator == "exact" and rtol is not None:
+        raise UsageError("got rtol with estimator='exact', which draws no probes: raise samples instead")
 
 
 def _enlarged(k: int, probes: int, groups: int, samples: int | None, population: float) -> tuple[int, int | None, int]:

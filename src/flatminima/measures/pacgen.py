@@ -24,12 +24,14 @@ from flatminima.statistics import (
     GaussNewtonDiagonal,
     HessianDiagonal,
     HessianProbes,
+    PiecewiseLinearDiagonal,
     ProbedHessian,
     SampleCount,
+    SketchedDiagonal,
     Weights,
 )
 
-Diagonal = Literal["gauss_newton", "exact", "hutchinson", "fisher", "batch_gradient"]
+Diagonal = Literal["gauss_newton", "exact", "piecewise_linear", "hutchinson", "xdiag", "fisher", "batch_gradient"]
 Rho = Literal["norm", "paper", "coordinate", "zero"]
 Noise = Literal["uniform", "gaussian"]
 
@@ -64,9 +66,11 @@ def pacgen(
     Args:
         minimum: a Minimum.
         gamma, epsilon: of the neighbourhood; not both 0.
-        diagonal: h_i. "gauss_newton" (exact for piecewise-linear networks, C backward passes), "exact" (small
-            networks), "hutchinson" (`probes`), "fisher" (per-sample squared gradients), "batch_gradient" (the paper's
-            squared gradients of mini-batches of `batch`: about Fisher / batch, confounded with it, erratum W-n).
+        diagonal: h_i. "gauss_newton" (exact for piecewise-linear networks, C backward passes), "piecewise_linear"
+            (that, refused elsewhere), "exact" (small networks), "hutchinson" (`probes` products), "xdiag" (2 `probes`
+            products, at least 6; closer where few eigenvalues are large), "fisher" (per-sample squared gradients),
+            "batch_gradient" (the paper's squared gradients of mini-batches of `batch`: about Fisher / batch,
+            confounded with it, erratum W-n).
         rho: "norm": max_i |h_i(w+u) - h_i(w)| / ||u||_2, a lower bound of the Lipschitz constant (default); "paper":
             max_i |dh_i| / |u_i|, which one tiny |u_i| makes arbitrarily large (erratum W-m); "coordinate": the same,
             one coordinate moved at a time: a lower bound again, m diagonals a draw (at most 1,000 parameters); "zero";
@@ -268,6 +272,8 @@ def _diagonal_fold(
         "fisher": FisherDiagonal(samples, seed),
         "exact": HessianDiagonal(),
         "hutchinson": HessianProbes(probes, samples, seed),
+        "piecewise_linear": PiecewiseLinearDiagonal(samples, seed),
+        "xdiag": SketchedDiagonal(max(2 * probes, 6), samples, seed),
         "batch_gradient": BatchGradientSquares(batch, seed),
     }
     if kind not in folds:

@@ -1,7 +1,13 @@
 """What measures are made of; each is computed once and shared."""
 
 from flatminima.statistics.curvature import Curvature, Products, curvature_operator
-from flatminima.statistics.diagonal import BatchGradientSquares, FisherDiagonal, GaussNewtonDiagonal
+from flatminima.statistics.diagonal import (
+    BatchGradientSquares,
+    FisherDiagonal,
+    GaussNewtonDiagonal,
+    PiecewiseLinearDiagonal,
+    SketchedDiagonal,
+)
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
 from flatminima.statistics.feedforward import Convolution, FeedForward, FeedForwardNetwork, LinearLayer, Node
@@ -13,6 +19,8 @@ from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenv
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
+from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
+from flatminima.statistics.trace import ExactTraces, GroupTraces, SketchedTraces
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
 from flatminima.statistics.worst_case import Worst, WorstCaseLoss
 
@@ -23,6 +31,7 @@ __all__ = [
     "Curvature",
     "Eigenpairs",
     "Eigenvalues",
+    "ExactTraces",
     "FeedForward",
     "FeedForwardNetwork",
     "FisherDiagonal",
@@ -31,6 +40,7 @@ __all__ = [
     "GaussNewtonDiagonal",
     "Gram",
     "GramMatrices",
+    "GroupTraces",
     "HessianDiagonal",
     "HessianProbes",
     "InFloat64",
@@ -44,10 +54,13 @@ __all__ = [
     "Outputs",
     "ParameterCount",
     "PerturbedLoss",
+    "PiecewiseLinearDiagonal",
     "ProbedHessian",
     "Products",
     "RescaledLogits",
     "SampleCount",
+    "SketchedDiagonal",
+    "SketchedTraces",
     "TopEigenvalues",
     "TrainingGram",
     "Tridiagonal",
@@ -56,5 +69,8 @@ __all__ = [
     "WorstCaseLoss",
     "curvature_operator",
     "extreme_eigenvalues",
+    "hutch_pp",
     "lanczos",
+    "xdiag",
+    "xtrace",
 ]

@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class At(Statistic[T]):
-    """A fold's value at w + u, u draw `index` of `seed`."""
+    """A statistic's value at w + u, u draw `index` of `seed`."""
 
-    fold: Fold[Any, T]
+    statistic: Statistic[T]
     perturbation: Perturbation
     seed: int = 0
     index: int = 0
@@ -31,7 +31,7 @@ class At(Statistic[T]):
     def compute(self, minimum: Minimum) -> T:
         try:
             with minimum.moved(self.perturbation, self.seed, self.index):
-                value: T = minimum.sweep([self.fold])[self.fold]
+                value = self.statistic.compute(minimum)
         except NumericalError as error:
             raise Undefined(f"at perturbed weights {error}") from None
         if isinstance(value, Undefined):
@@ -39,7 +39,7 @@ class At(Statistic[T]):
         return value
 
     def cost(self, minimum: Minimum) -> Cost:
-        return self.fold.cost(minimum)
+        return self.statistic.cost(minimum)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""The trace of the curvature by other means than Hutchinson's: sketches of each group, or exactly, column by column."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from flatminima.batch import Batch
+from flatminima.errors import UsageError
+from flatminima.layers import LayerGradient
+from flatminima.statistic import Cost, Fold, Reads, Statistic
+from flatminima.statistics.curvature import Curvature, Products, check_curvature
+from flatminima.statistics.hessian import group_edges
+from flatminima.statistics.piecewise_linear import refuse_unless_piecewise_linear
+from flatminima.statistics.sketch import hutch_pp, xtrace
+
+if TYPE_CHECKING:
+    from flatminima.minimum import Minimum
+
+Sketch = Literal["hutch++", "xtrace"]
+
+
+@dataclass(frozen=True)
+class GroupTraces:
+    """Traces of the mean curvature of each group of samples.
+
+    Attributes:
+        values (G,) float64.
+        variances (G,) float64: of each value given its samples; None where no trustworthy one is known.
+        sizes (G,): samples of each group.
+        population: samples there are.
+    """
+
+    values: Tensor
+    variances: Tensor | None
+    sizes: Tensor
+    population: int
+
+
+@dataclass(frozen=True)
+class SketchedTraces(Statistic[GroupTraces]):
+    """Traces of groups of samples by Hutch++ or XTrace, each group with a sketch of its own.
+
+    Args:
+        method: ``"hutch++"`` or ``"xtrace"``.
+        products: with each group's curvature, at least 6.
+        samples: of the data, drawn by seed; None: all.
+        groups: of (nearly) equal size.
+        seed: of samples and probes.
+        curvature: ``"hessian"`` or ``"gauss_newton"``.
+
+    Raises:
+        UsageError: an unknown method or curvature, too few products.
+    """
+
+    method: Sketch = "xtrace"
+    products: int = 12
+    samples: int | None = 2000
+    groups: int = 20
+    seed: int = 0
+    curvature: Curvature = "hessian"
+
+    def __post_init__(self) -> None:
+        check_curvature(self.curvature)
+        if self.method not in get_args(Sketch):
+            raise UsageError(f"got method={self.method!r}; expected one of {', '.join(get_args(Sketch))}")
+
+    def compute(self, minimum: Minimum) -> GroupTraces:
+        n = len(minimum.samples)
+        order = minimum.samples.order(self.seed)[: self.samples]
+        edges = group_edges(len(order), self.groups)
+        trace = hutch_pp if self.method == "hutch++" else xtrace
+        found = []
+        with minimum.open():
+            for g, (start, stop) in enumerate(itertools.pairwise(edges)):
+                products = Products(minimum, order[start:stop], self.curvature)
+                found.append(trace(products, products.size, self.products, self.seed, g))
+        values, variances = torch.tensor(found, dtype=torch.float64).unbind(1)
+        sizes = torch.tensor(edges).diff()
+        return GroupTraces(values, variances if self.method == "hutch++" else None, sizes, n)
+
+    def cost(self, minimum: Minimum) -> Cost:
+        n = len(minimum.samples)
+        share = min(self.samples or n, n) / n
+        return Cost(share, share * (1 + 2 * self.products), 24 * self.products * len(minimum.parameters))
+
+
+@dataclass(frozen=True)
+class ExactTraces(Fold["_Traces", GroupTraces]):
+    """tr J_i^T (d2 loss / d output2) J_i of each sample, exact, in one backward pass a class; groups of one sample.
+
+    Args:
+        samples: of the data, drawn by seed; None: all.
+        seed: of the draw.
+        curvature: ``"gauss_newton"``, or ``"hessian"`` where it has the same diagonal: piecewise-linear networks.
+
+    Raises:
+        Undefined: for the Hessian of a network that is not piecewise linear in each weight.
+    """
+
+    samples: int | None = None
+    seed: int = 0
+    curvature: Curvature = "gauss_newton"
+
+    reads = Reads.OUTPUTS | Reads.COLUMNS
+
+    def __post_init__(self) -> None:
+        check_curvature(self.curvature)
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed
+
+    def limit(self, minimum: Minimum) -> int:
+        n = len(minimum.samples)
+        return n if self.samples is None else min(self.samples, n)
+
+    def init(self, minimum: Minimum) -> _Traces:
+        if self.curvature == "hessian":
+            refuse_unless_piecewise_linear(minimum)
+        return _Traces(torch.zeros(self.limit(minimum), dtype=torch.float64), None, len(minimum.samples))
+
+    def hear(self, state: _Traces, layer: LayerGradient, batch: Batch) -> None:
+        found = layer.gram(len(batch)).reshape(-1)
+        state.now = found if state.now is None else state.now + found
+
+    def update(self, state: _Traces, batch: Batch) -> _Traces:
+        if state.now is not None:
+            part = state.values[batch.start : batch.start + len(batch)]
+            part += state.now[: len(part)].cpu()
+        state.now = None
+        return state
+
+    def merge(self, left: _Traces, right: _Traces) -> _Traces:
+        return _Traces(left.values + right.values, None, left.population)
+
+    def finish(self, state: _Traces) -> GroupTraces:
+        sizes = torch.ones(len(state.values), dtype=torch.int64)
+        return GroupTraces(state.values, torch.zeros_like(state.values), sizes, state.population)
+
+
+@dataclass
+class _Traces:
+    values: Tensor  # at their positions in the order
+    now: Tensor | None  # of the batch that is being heard
+    population: int
