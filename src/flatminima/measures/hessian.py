@@ -63,13 +63,13 @@ def hessian_trace(
     def estimate(k: int) -> Estimate:
         nonlocal population
         repeats, wanted, parts = _enlarged(k, probes, groups, samples, population)
-        if estimator == "hutchinson":
-            probed = minimum[HessianProbes(repeats, wanted, seed, curvature, parts)]
-            population = probed.population
-            return of_repeats(probed.traces, probed.sizes, probed.population)
-        sketched = minimum[SketchedTraces(estimator, repeats, wanted, parts, seed, curvature)]
-        population = sketched.population
-        return mean_of_groups(sketched.values, sketched.sizes, sketched.population, sketched.variances)
+        if estimator == "hutch++" or estimator == "xtrace":
+            sketched = minimum[SketchedTraces(estimator, repeats, wanted, parts, seed, curvature)]
+            population = sketched.population
+            return mean_of_groups(sketched.values, sketched.sizes, sketched.population, sketched.variances)
+        probed = minimum[HessianProbes(repeats, wanted, seed, curvature, parts)]
+        population = probed.population
+        return of_repeats(probed.traces, probed.sizes, probed.population)
 
     if estimator == "exact":
         found = minimum[ExactTraces(samples, seed, curvature)]

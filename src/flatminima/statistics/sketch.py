@@ -151,4 +151,5 @@ def _rank(sizes: Tensor, size: int) -> int:
 def _signs(size: int, count: int, seed: int, index: int) -> Tensor:
     """(count, size) float64 of +-1."""
     bits = torch.randint(0, 2, (count, size), generator=generator(seed, index), dtype=torch.int8)
-    return bits.double().mul_(2).sub_(1)
+    signs: Tensor = bits.double()
+    return signs.mul_(2).sub_(1)
