@@ -1,0 +1,161 @@
+"""The Trainer of transformers around each method, against a loop by hand; resuming, accumulation, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import SequentialSampler
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("accelerate", reason="accelerate, which the Trainer needs, is not installed")
+
+from flatminima.errors import UnknownName, UsageError  # noqa: E402
+from flatminima.integrations.huggingface import FlatMinimaTrainer  # noqa: E402
+from flatminima.optim import SAM, FisherTrace, PertOPT  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*pin_memory.*")
+OPTIONS = {
+    "pertopt": {"gamma": 0.3, "eta": 1e4}, "sam": {"rho": 0.2},
+    "fisher_trace": {"beta": 5.0, "alpha": 0.1, "sub_batches": 2},
+}  # fmt: skip
+LENGTH, SIZE, BATCH = 6, 24, 6
+
+
+def bert():
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=LENGTH, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        attn_implementation="eager",
+    )  # fmt: skip
+    return transformers.BertForSequenceClassification(config)
+
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 20, (SIZE, LENGTH), generator=g)
+    return [{"input_ids": t, "labels": t.sum() % 3} for t in tokens]
+
+
+class InOrder(FlatMinimaTrainer):
+    def _get_train_sampler(self, *args, **kwargs):
+        return SequentialSampler(self.train_dataset)
+
+
+def trainer(folder, method, *, kind=InOrder, model=None, **more):
+    settings = {
+        "per_device_train_batch_size": BATCH, "num_train_epochs": 2, "learning_rate": 0.3, "optim": "sgd",
+        "max_grad_norm": 0.5, "lr_scheduler_type": "constant", "save_strategy": "no", "report_to": [], "use_cpu": True,
+        "seed": 1, "disable_tqdm": True, "logging_strategy": "no",
+    } | more  # fmt: skip
+    arguments = transformers.TrainingArguments(output_dir=str(folder), **settings)
+    options = OPTIONS[method]
+    return kind(model or bert(), arguments, train_dataset=data(), method=method, options=options)
+
+
+def by_hand(method, accumulate=1, epochs=2):
+    model = bert().train()
+    kinds = {name: ("bias" in name or "LayerNorm" in name) for name, _ in model.named_parameters()}
+    groups = [[p for name, p in model.named_parameters() if kinds[name] == kind] for kind in (False, True)]
+    base = torch.optim.SGD([{"params": group} for group in groups], 0.3)  # the Trainer's groups: noise runs over them
+    opt = {"pertopt": lambda: PertOPT(base, **OPTIONS["pertopt"]), "sam": lambda: SAM(base, **OPTIONS["sam"])}
+    opt = opt.get(method, lambda: base)()
+    rows = data()
+    step = BATCH * accumulate
+    for epoch in range(epochs):
+        if method == "pertopt":
+            opt.epoch = epoch + 1
+        for start in range(0, SIZE, step):
+            batch = rows[start : start + step]
+            x, y = (torch.stack([row[key] for row in batch]) for key in ("input_ids", "labels"))
+
+            def loss(x=x, y=y):
+                return model(input_ids=x, labels=y).loss
+
+            opt.zero_grad()
+            if method == "fisher_trace":
+                FisherTrace(model, **OPTIONS[method]).backward(
+                    lambda out, y: nn.CrossEntropyLoss()(out.logits, y), x, y
+                )
+            elif method == "sam":
+                loss().backward()
+                with opt.perturbed():
+                    loss().backward()
+            else:
+                with opt.perturbed():
+                    loss().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            opt.step()
+    return model
+
+
+def close(a, b):
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_it_trains_as_a_loop_by_hand(tmp_path, method):
+    found = trainer(tmp_path, method)
+    found.train()
+    close(found.model, by_hand(method))
+    assert found.state.global_step == 8
+
+
+@pytest.mark.parametrize("method", ["pertopt", "sam"])
+def test_accumulated_micro_batches_are_one_batch(tmp_path, method):
+    """One perturbation a step; SAM displaces along the whole batch and repeats all of it."""
+    found = trainer(tmp_path, method, gradient_accumulation_steps=2)
+    found.model_accepts_loss_kwargs = False  # BERT takes and ignores the count of items: its mean would not be divided
+    found.train()
+    close(found.model, by_hand(method, accumulate=2))
+
+
+def test_accumulated_fisher_trace_is_the_mean_over_micro_batches(tmp_path):
+    found = trainer(tmp_path, "fisher_trace", gradient_accumulation_steps=2, num_train_epochs=1, max_steps=1)
+    found.train()
+    model = bert().train()
+    opt = torch.optim.SGD(model.parameters(), 0.3)
+    reg = FisherTrace(model, **OPTIONS["fisher_trace"])
+    for start in (0, BATCH):
+        x, y = (torch.stack([row[key] for row in data()[start : start + BATCH]]) for key in ("input_ids", "labels"))
+        reg.backward(lambda out, y: nn.CrossEntropyLoss()(out.logits, y), x, y, scale=0.5)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    opt.step()
+    close(found.model, model)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_resuming_from_a_checkpoint_ends_with_the_same_bits(tmp_path, method):
+    settings = {"save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch", "learning_rate": 0.01}
+    whole = trainer(tmp_path / "whole", method, kind=FlatMinimaTrainer, **settings)
+    whole.train()
+    again = trainer(tmp_path / "again", method, kind=FlatMinimaTrainer, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for p, q in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_an_optimizer_that_is_wrapped_already_is_kept_and_evaluation_meets_true_weights(tmp_path):
+    model = bert()
+    opt = PertOPT(torch.optim.SGD(model.parameters(), 0.1), gamma=0.5)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=BATCH, num_train_epochs=1, eval_strategy="steps",
+        eval_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    found = FlatMinimaTrainer(
+        model, arguments, train_dataset=data(), eval_dataset=data(), method="pertopt", optimizers=(opt, None)
+    )
+    found.train()
+    assert opt.clock.step == 4 and len([row for row in found.state.log_history if "eval_loss" in row]) == 4
+
+
+def test_what_cannot_work_is_refused(tmp_path):
+    with pytest.raises(UnknownName, match="unknown method 'pertop'"):
+        FlatMinimaTrainer(bert(), method="pertop")
+    with pytest.raises(UsageError, match="16 bits would drown"):
+        trainer(tmp_path, "fisher_trace", bf16=True)
+    with pytest.raises(UsageError, match="got sub_batches=0"):
+        arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+        FlatMinimaTrainer(bert(), arguments, method="fisher_trace", options={"sub_batches": 0})
