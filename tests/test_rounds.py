@@ -268,7 +268,7 @@ def test_a_plan_computes_nothing():
     found = plan(minimum)
     assert (minimum.passes.forward, minimum.passes.backward) == (0, 0)
     assert len(minimum) == 0
-    assert found.cost.forward > 100  # expected sharpness alone
+    assert found.cost.forward > 40  # expected sharpness alone
     assert "Gram(subset=100, trials=100, seed=0)" in str(found)
 
 

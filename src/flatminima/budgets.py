@@ -15,7 +15,7 @@ from flatminima.errors import UnknownName
 ORDER: tuple[Budget, ...] = get_args(Budget)
 
 FAST: dict[str, dict[str, Any]] = {
-    "expected_sharpness": {"draws": 20, "samples": 128},
+    "expected_sharpness": {"draws": 20},
     "fisher_frobenius": {"trials": 20},
     "fisher_logdet": {"trials": 20},
     "fisher_spectral_radius": {"trials": 20},
@@ -25,7 +25,7 @@ FAST: dict[str, dict[str, Any]] = {
 }
 THOROUGH: dict[str, dict[str, Any]] = {
     "bicriteria": {"draws": 100},
-    "expected_sharpness": {"draws": 1000},
+    "expected_sharpness": {"draws": 1000, "samples": 512},
     "pacgen": {"samples": None, "draws": 5},
     "robustness": {"samples": 5000},
     "sharpness": {"samples": None, "steps": 20},

@@ -42,7 +42,7 @@ def _weights(w):
 
 
 def _given(w, h, key=None):
-    return Fixed({Weights(): _weights(w), key or GaussNewtonDiagonal(2000, 0): torch.tensor(h, dtype=torch.float64)})
+    return Fixed({Weights(): _weights(w), key or GaussNewtonDiagonal(300, 0): torch.tensor(h, dtype=torch.float64)})
 
 
 @pytest.mark.parametrize("name", ["pacgen_quadratic", "pacgen_negative"])

@@ -122,7 +122,7 @@ def test_an_overflow_is_undefined() -> None:
 
 
 def test_numbers_handed_over() -> None:
-    given = Fixed({WorstCaseLoss(Relative(5e-4), "vertex", 10, 2000, 0): Worst(0.5, 0.8, 7)})
+    given = Fixed({WorstCaseLoss(Relative(5e-4), "vertex", 10, 300, 0): Worst(0.5, 0.8, 7)})
     assert measures.sharpness(given).value == pytest.approx(0.2)
 
 

@@ -51,7 +51,7 @@ def pacgen(
     draws: int = 2,
     variant: Literal["paper", "lemma3"] = "paper",
     eta: float | None = None,
-    samples: int | None = 2000,
+    samples: int | None = 300,
     probes: int = 10,
     batch: int = 128,
     rtol: float | None = None,
@@ -127,7 +127,7 @@ def sharpness_divergence(
     diagonal: Diagonal = "gauss_newton",
     rho: Rho | float = "norm",
     draws: int = 2,
-    samples: int | None = 2000,
+    samples: int | None = 300,
     seed: int | None = None,
 ) -> Estimate:
     """What uniform noise of the best widths costs: sharpness + divergence (Wang et al. 2020, sec. 5.2).

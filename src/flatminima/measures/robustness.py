@@ -10,7 +10,7 @@ from flatminima.statistics import InputJacobian
 
 @measure
 def robustness(
-    minimum: Statistics, *, samples: int = 1000, rtol: float | None = None, seed: int | None = None
+    minimum: Statistics, *, samples: int = 300, rtol: float | None = None, seed: int | None = None
 ) -> Estimate:
     """``(1/n) sum_x ||d softmax(f(x)) / dx||_2^2``, the mean squared spectral norm of the input Jacobian.
 

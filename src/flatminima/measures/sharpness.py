@@ -23,7 +23,7 @@ def expected_sharpness(
     perturbation: Perturbation | None = None,
     uniform: bool = False,
     draws: int = 100,
-    samples: int = 512,
+    samples: int = 128,
     antithetic: bool = False,
     rtol: float | None = None,
     seed: int | None = None,
@@ -130,7 +130,7 @@ def sharpness(
     alpha: float = 5e-4,
     method: Literal["vertex", "ascent"] = "vertex",
     steps: int | None = None,
-    samples: int | None = 2000,
+    samples: int | None = 300,
     seed: int | None = None,
 ) -> Estimate:
     """``max_nu (L(w + nu) - L(w)) / (1 + L(w))`` over the box ``|nu_i| <= alpha (|w_i| + 1)`` (N17, eq. 4).
