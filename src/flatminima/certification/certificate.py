@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from flatminima import bounds
 from flatminima.errors import UsageError
 
 
@@ -81,6 +82,22 @@ class Certificate:
     def is_certificate(self) -> bool:
         """Whether no condition fails; derived, never set."""
         return bool(self.assumptions) and all(a.holds is not False for a in self.assumptions)
+
+    def terms(self) -> dict[str, float]:
+        """The bound as a sum: what each step of the pipeline adds, in the order in which they are taken.
+
+        Returns:
+            "errors seen", "Monte Carlo", "confidence" (the bound if KL were 0) and "divergence"; their sum is
+            `risk_bound`.
+        """
+        delta = self.delta / (self.candidates * self.evaluations)
+        free = float(bounds.pac_bayes_kl(self.monte_carlo_upper, 0.0, self.n, delta))
+        return {
+            "errors seen": self.empirical_risk,
+            "Monte Carlo": self.monte_carlo_upper - self.empirical_risk,
+            "confidence": min(free, self.risk_bound) - self.monte_carlo_upper,
+            "divergence": max(self.risk_bound - free, 0.0),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""

@@ -145,7 +145,7 @@ def _learn(
         evaluations=evaluations,
         sigma=float(prior.sigma or 0.0),
         recipe=recipe,
-        prior_text=_prior_text(division, recipe, seed),
+        prior_text=_prior_text(division, recipe),
         assumptions=_assumptions(samples, division, problem, recipe, evaluations, seen),
         details={
             "recipe": recipe.to_dict(),
@@ -327,11 +327,11 @@ def _augmentation(name: str) -> Any:
     return partial(random_shift, pixels=int(name.removeprefix("shift")))
 
 
-def _prior_text(division: Division, recipe: Recipe, seed: int) -> str:
+def _prior_text(division: Division, recipe: Recipe) -> str:
     if not len(division.prior):
         return "the network's initial weights, no data"
     config = recipe.prior
-    return f"{config.epochs} epochs of {config.optimizer} on {len(division.prior)} other samples (division {seed})"
+    return f"{config.epochs} epochs of {config.optimizer} on {len(division.prior)} other samples"
 
 
 def _training_facts(base: nn.Module, samples: Samples, division: Division) -> dict[str, float] | None:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 import flatminima
+from flatminima.cli.certify import certify
 from flatminima.cli.demo import demo
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("certify")(certify)
 app.command("demo")(demo)
 app.command("list")(listing)
 app.command("measure")(measure)

@@ -139,7 +139,7 @@ def measure(
     )  # fmt: skip
     request.check()
     if output is not None:
-        _writable(output)
+        writable(output, _WRITES)
     with bars(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, not for what the network prints
         minimum, notes = _minimum(request)
         for note in notes:  # only now: where something above was refused, that one line is all there is
@@ -175,7 +175,7 @@ def measure(
         _save(document, output)
 
 
-def _writable(output: Path) -> None:
+def writable(output: Path, files: tuple[str, ...]) -> None:
     """Refuse before the work what would fail after it, leaving nothing behind.
 
     Raises:
@@ -187,7 +187,7 @@ def _writable(output: Path) -> None:
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
-        taken = [name for name in _WRITES if (output / name).is_dir()]
+        taken = [name for name in files if (output / name).is_dir()]
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
     if taken:

@@ -114,6 +114,35 @@ def certificate(c: dict[str, Any]) -> str:
         return svg(figure, "The certificate, the hold-out bound and the observed errors")
 
 
+def certificate_terms(bound: float, terms: dict[str, float], beside: dict[str, float]) -> str:
+    """A certificate as the sum of its terms, above the bounds and errors that stand beside it.
+
+    Args:
+        bound: what the certificate says, in [0, 1].
+        terms: name -> what it adds to the bound; they sum to it.
+        beside: name -> another bound or an observed error.
+    """
+    from matplotlib.figure import Figure
+
+    names = [f"certificate {100 * bound:.2f}%", *(f"{name} {100 * value:.2f}%" for name, value in beside.items())]
+    with style("certificate-terms"):
+        figure = Figure(figsize=(WIDTH, 0.42 * len(names) + 1.3))
+        axes = figure.add_subplot()
+        start = 0.0
+        for i, (name, value) in enumerate(terms.items()):
+            share = 100 * value / bound if bound else 0.0
+            colour = PALETTE[i % len(PALETTE)]
+            axes.barh(0, 100 * value, left=start, color=colour, height=0.6, label=f"{name}, {share:.0f}% of it")
+            start += 100 * value
+        axes.barh(range(1, len(names)), [100 * value for value in beside.values()], color=GREY, height=0.6)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("0-1 error (%)")
+        axes.grid(axis="x")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.32 if len(names) > 2 else -0.5), ncols=2, frameon=False)
+        return svg(figure, "The certificate as the sum of its terms, and the observed errors")
+
+
 def layers(values: dict[str, float], label: str, name: str) -> str:
     """One bar a layer of a measure that adds over layers; of many, the largest."""
     from matplotlib.figure import Figure

@@ -79,3 +79,11 @@ def svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> 
     for i, colour in enumerate(PALETTE):
         text = text.replace(colour, f"var(--c{i})")
     return re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(label, quote=True)}" ', text, count=1)
+
+
+def standalone(element: str) -> str:
+    """An SVG element of `svg` as a file of its own: the page's variables become colours, on white."""
+    for i, colour in enumerate(PALETTE):
+        element = element.replace(f"var(--c{i})", colour)
+    element = element.replace("<svg ", '<svg style="background: white; color: black; font-family: sans-serif" ', 1)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{element}'

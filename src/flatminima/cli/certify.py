@@ -1,0 +1,306 @@
+"""`flatminima certify`: a bound on a network's error that holds with probability 1 - delta; `--verify` recomputes one.
+
+In this order: what needs no torch is checked, then the network is built, then data is read, then anything is trained.
+The same command with the same --output goes on where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flatminima.cli import factory
+from flatminima.cli.device import usable
+from flatminima.cli.measure import SCALINGS, writable
+from flatminima.cli.terminal import bars, say
+from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flatminima.certification import Certificate, Recipe
+
+# what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
+OBJECTIVES = ("classic", "kl", "lambda", "quadratic")
+LAYERS = ("all", "head")
+AUGMENTATIONS = ("none", "shift1", "shift2")
+_WRITES = ("certificate.json", "weights.safetensors", "certificate.svg")
+_DISAGREES = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the network and its samples come from, as typed; recorded so that --verify finds them again."""
+
+    model: str
+    data: str
+    split: str = "train"
+    test_split: str | None = None
+    scaling: str = "unit"
+    limit: int | None = None
+    model_arg: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    app_dir: str | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what can be refused without torch."""
+        factory.split(self.model)
+        factory.arguments(list(self.model_arg))
+        if self.scaling not in SCALINGS:
+            raise UnknownName("scaling", self.scaling, SCALINGS)
+        if self.checkpoint is not None and not Path(self.checkpoint).exists():
+            raise CheckpointError(f"no file {self.checkpoint} for --checkpoint; check the path")
+        if self.app_dir is not None and not Path(self.app_dir).is_dir():
+            raise UsageError(f"no folder {self.app_dir} for --app-dir; check the path")
+        if self.data.startswith((".", "/")) and not Path(self.data).exists():
+            raise DataError(f"no folder {self.data} for --data; check the path")
+        if self.test_split == self.split:
+            raise DataError(f"got {self.split!r} for both --split and --test-split; test data must not be trained on")
+
+    def network(self) -> nn.Module:
+        """The factory's network, its weights from the seed or the checkpoint."""
+        import torch
+
+        from flatminima.training import load_checkpoint
+
+        torch.manual_seed(self.seed)
+        model = factory.build(
+            self.model, factory.arguments(list(self.model_arg)), None if self.app_dir is None else Path(self.app_dir)
+        )
+        if self.checkpoint is not None:
+            for note in load_checkpoint(model, self.checkpoint):
+                say(f"Note: {note}")
+        return model
+
+    def samples(self, split: str, device: str | None) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of a split."""
+        from flatminima.data import load_tensors
+        from flatminima.progress import report
+
+        limit = self.limit if split == self.split else None
+        x, y = load_tensors(
+            self.data,
+            split,
+            limit=limit,
+            scaling=self.scaling,
+            progress=lambda done, total, text: report(text, done, total),
+        )
+        return (x, y) if device is None else (x.to(device), y.to(device))
+
+
+def certify(
+    model: Annotated[str | None, typer.Option(help="Import string, package.module:factory.")] = None,
+    data: Annotated[str | None, typer.Option(help="'digits', a folder in the Hugging Face layout, a hub name.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the training data.")] = "train",
+    test_split: Annotated[str | None, typer.Option(help="Split to report the error on, never trained on.")] = None,
+    objective: Annotated[str, typer.Option(help=f"Of the posterior: {', '.join(OBJECTIVES)}.")] = "kl",
+    prior_fraction: Annotated[float, typer.Option(help="Share of the samples for the prior; 0: data-free.")] = 0.5,
+    prior_epochs: Annotated[int, typer.Option(min=1, help="Epochs of the prior.")] = 10,
+    epochs: Annotated[int, typer.Option(min=0, help="Epochs of the posterior; 0: it is the prior.")] = 1,
+    layers: Annotated[str, typer.Option(help="Random weights: 'all', or the 'head' on frozen features.")] = "all",
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the prior's weights.")] = 0.01,
+    fit_sigma: Annotated[bool, typer.Option("--fit-sigma", help="Choose sigma on a grid, paid for.")] = False,
+    augment: Annotated[str, typer.Option(help=f"Of the prior's samples: {', '.join(AUGMENTATIONS)}.")] = "none",
+    nats: Annotated[float | None, typer.Option(help="Cross-entropy that the objective counts as one error.")] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate of the posterior, in units of sigma.")] = 0.01,
+    passes: Annotated[int, typer.Option(min=1, help="Over the samples to estimate the Gibbs risk.")] = 10,
+    delta: Annotated[float, typer.Option(help="Total failure probability.")] = 0.05,
+    delta_mc: Annotated[float | None, typer.Option(help="The Monte-Carlo step's part; a fifth by default.")] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Certificates of which you will keep the best.")] = 1,
+    minutes: Annotated[float | None, typer.Option("--time", help="Minutes; chooses epochs and passes.")] = None,
+    scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")] = None,
+    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from, not made with these samples.")] = None,
+    app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the certificate, its weights and a plot.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Recompute this certificate.json from its weights.")] = None,
+    score: Annotated[bool, typer.Option("--score", help="Give a number also where it certifies nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Certify: bound the error on new samples with probability 1 - delta."""
+    if verify is not None:
+        _verify(verify, data, device, threads, as_json)
+        return
+    if model is None or data is None:
+        raise UsageError("certify needs --model and --data, or --verify with a certificate.json")
+    start, folder = (None if p is None else str(p) for p in (checkpoint, app_dir))
+    source = Source(model, data, split, test_split, scaling, limit, tuple(model_arg or ()), start, folder, seed)
+    source.check()
+    for kind, value, known in (
+        ("objective", objective, OBJECTIVES), ("layers", layers, LAYERS), ("augmentation", augment, AUGMENTATIONS),
+    ):  # fmt: skip
+        if value not in known:
+            raise UnknownName(kind, value, known)
+    for name, number in (("delta", delta), ("delta-mc", delta_mc)):
+        if number is not None and not 0 < number < 1:
+            raise UsageError(f"got --{name} {number}; expected a probability in (0, 1)")
+    if not 0 <= prior_fraction < 1:
+        raise UsageError(f"got --prior-fraction {prior_fraction}; expected a share in [0, 1), 0 for a data-free prior")
+    if minutes is not None and not minutes > 0:
+        raise UsageError(f"got --time {minutes}; expected minutes above 0")
+    if output is not None:
+        writable(output, _WRITES)
+    options = {
+        "prior_fraction": prior_fraction, "layers": layers, "sigma": sigma, "fit_sigma": fit_sigma, "augment": augment,
+        "objective": objective, "epochs": epochs, "nats": nats, "lr": lr, "passes": passes,
+    }  # fmt: skip
+    with bars(), contextlib.redirect_stdout(sys.stderr):
+        prepared = _prepare(source, options, prior_epochs, device, threads)
+        if dry_run:
+            planned = _plan(prepared, minutes, as_json)
+        else:
+            found = _run(prepared, minutes, delta, delta_mc, evaluations, score, output)
+    if dry_run:
+        typer.echo(planned)
+        return
+    if as_json:
+        typer.echo(json.dumps(found.to_dict() | {"schema": 1, "source": asdict(source)}, indent=1, allow_nan=False))
+    else:
+        typer.echo(_text(found))
+    sys.stdout.flush()  # before the notes, where both go to one terminal
+    if output is None:
+        say("\nNext: the same with --output FOLDER keeps the certificate, its weights and a plot")
+    else:
+        _draw(found, output / _WRITES[2])
+        say(f"\nCertificate: {output / _WRITES[0]}\nPlot:        {output / _WRITES[2]}")
+        say(f"Next:        flatminima certify --verify {output / _WRITES[0]}")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    source: Source
+    model: nn.Module
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor] | None
+    recipe: Recipe
+
+
+def _prepare(
+    source: Source, options: dict[str, Any], prior_epochs: int, device: str | None, threads: int | None
+) -> _Prepared:
+    import torch
+
+    from flatminima.certification import Recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = usable(device)
+    recipe = Recipe(**options)
+    recipe = Recipe(**options | {"prior": type(recipe.prior)(**asdict(recipe.prior) | {"epochs": prior_epochs})})
+    model = source.network()
+    test = None if source.test_split is None else source.samples(source.test_split, device)
+    return _Prepared(source, model.to(device or "cpu"), source.samples(source.split, device), test, recipe)
+
+
+def _run(
+    p: _Prepared,
+    minutes: float | None,
+    delta: float,
+    delta_mc: float | None,
+    evaluations: int,
+    score: bool,
+    output: Path | None,
+) -> Certificate:
+    from flatminima.certification import certify as run
+
+    began = time.monotonic()
+    found = run(
+        p.model,
+        p.train,
+        delta=delta,
+        delta_mc=delta_mc,
+        recipe=p.recipe,
+        seconds=None if minutes is None else 60 * minutes,
+        test_data=p.test,
+        output=output,
+        source=asdict(p.source),
+        evaluations=evaluations,
+        score=score,
+        seed=p.source.seed,
+    )
+    say(f"done in {time.monotonic() - began:.0f} s")
+    return found
+
+
+def _plan(p: _Prepared, minutes: float | None, as_json: bool) -> str:
+    from flatminima.certification.budget import cost, within
+
+    found = cost(p.model, p.train, p.recipe, p.source.seed)
+    recipe = p.recipe if minutes is None else within(p.recipe, found, 60 * minutes)
+    prior_epochs = recipe.prior.epochs if recipe.prior_fraction else 0
+    seconds = found.total(recipe)
+    if as_json:
+        counts = {"prior_epochs": prior_epochs, "epochs": recipe.epochs, "passes": recipe.passes}
+        return json.dumps({"schema": 1, "seconds": seconds, **counts, "cost": asdict(found)}, indent=1)
+    stages = f"{prior_epochs} epochs of the prior, {recipe.epochs} of the posterior, {recipe.passes} passes of draws"
+    return f"{stages}\nabout {seconds:.0f} s on {len(p.train[1])} samples; nothing was trained"
+
+
+def _text(c: Certificate) -> str:
+    lines = [str(c)]
+    test = c.details.get("test")
+    if test is not None:
+        gap = c.risk_bound - test["error"]
+        lines.append(f"  error on {test['n']} test samples      {test['error']:.4f}, {gap:.4f} below the bound")
+    for name, value in c.terms().items():
+        lines.append(f"  of the bound: {name:<17} {value:.4f}")
+    return "\n".join(lines)
+
+
+def _draw(c: Certificate, path: Path) -> None:
+    from flatminima.report.plots import certificate_terms
+    from flatminima.report.theme import standalone
+    from flatminima.table import write_whole
+
+    beside = {"hold-out bound": c.holdout_bound, "errors seen": c.empirical_risk}
+    if "test" in c.details:
+        beside["test error"] = c.details["test"]["error"]
+    shown = {name: value for name, value in beside.items() if value is not None}
+    write_whole(path, standalone(certificate_terms(c.risk_bound, c.terms(), shown)) + "\n")
+
+
+def _verify(path: Path, data: str | None, device: str | None, threads: int | None, as_json: bool) -> None:
+    """Recompute a certificate; exit 3 where a number differs."""
+    if not path.exists():
+        raise CheckpointError(f"no file {path} for --verify; name the certificate.json that flatminima certify wrote")
+    with bars(), contextlib.redirect_stdout(sys.stderr):
+        import torch
+
+        from flatminima.certification import recompute
+        from flatminima.certification.record import read_document
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        values = read_document(path)["source"]
+        if not values:
+            raise CheckpointError(f"{path} names no model and data; recompute it in Python: certification.recompute")
+        source = Source(**values | {"model_arg": tuple(values["model_arg"]), "checkpoint": None})
+        if data is not None:
+            source = Source(**asdict(source) | {"data": data})
+        source.check()
+        rows = recompute(path, source.network(), source.samples(source.split, usable(device)))
+    agrees = all(row.agrees for row in rows)
+    if as_json:
+        document = {"schema": 1, "agrees": agrees, "numbers": [asdict(r) | {"agrees": r.agrees} for r in rows]}
+        typer.echo(json.dumps(document, indent=1))
+    else:
+        for row in rows:
+            typer.echo(
+                f"{row.name:<20} {row.recorded:<14.8g} {row.recomputed:<14.8g} {'' if row.agrees else 'DIFFERS'}"
+            )
+        typer.echo("every number agrees" if agrees else "not the certificate that these weights give")
+    if not agrees:
+        raise typer.Exit(_DISAGREES)
