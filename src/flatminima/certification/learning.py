@@ -20,7 +20,7 @@ from flatminima.certification.objective import objective as objective_of
 from flatminima.certification.stochastic import Prior, StochasticNetwork
 from flatminima.errors import NumericalError, UsageError
 from flatminima.perturbation import generator, mix
-from flatminima.training import TrainConfig, make_optimizer, train
+from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -65,27 +65,15 @@ def train_prior(
     checkpoint: Checkpoint,
 ) -> None:
     """Minimise the cross-entropy of the prior's samples, in place, from where the checkpoint is."""
-    optimizer = make_optimizer(model, config)
-    first = 0
+    training = Training(model.train(), x, y, config=config, augment=augment)
     state = checkpoint.load()
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:  # saved in the middle of the schedule
-            group["lr"] = config.lr
-        first = int(state["epoch"])
-    if first < config.epochs:
-        train(
-            model.train(),
-            x,
-            y,
-            config=config,
-            augment=augment,
-            optimizer=optimizer,
-            first_epoch=first,
-            on_epoch=lambda e, m: checkpoint.save(model=m.state_dict(), optimizer=optimizer.state_dict(), epoch=e + 1),
-            progress=lambda done, total, _: progress.report("prior", done, total),
-        )
+        training.load_state_dict(state["training"])
+    training.run(
+        on_step=lambda at: progress.report("prior", at.steps, at.total),
+        on_epoch=lambda at: checkpoint.save(training=at.state_dict()),
+    )
+    checkpoint.save(training=training.state_dict())
     model.eval()
 
 
