@@ -10,6 +10,7 @@ from flatminima.statistics.diagonal import (
 )
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
+from flatminima.statistics.factor import FisherFactor, GaussNewtonFactor
 from flatminima.statistics.feedforward import Convolution, FeedForward, FeedForwardNetwork, LinearLayer, Node
 from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
 from flatminima.statistics.gram import Gram, GramMatrices
@@ -35,9 +36,11 @@ __all__ = [
     "FeedForward",
     "FeedForwardNetwork",
     "FisherDiagonal",
+    "FisherFactor",
     "FisherMatrix",
     "FlatWeights",
     "GaussNewtonDiagonal",
+    "GaussNewtonFactor",
     "Gram",
     "GramMatrices",
     "GroupTraces",

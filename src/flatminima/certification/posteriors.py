@@ -1,0 +1,173 @@
+"""Distributions of the weights around a minimum, each with its exact KL divergence from the prior and its draws.
+
+A posterior may take any shape from the data that it was trained on; only the prior may not. What decides is that the
+divergence is that of the very distribution that is drawn from.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flatminima import bounds
+from flatminima.errors import UsageError
+from flatminima.perturbation import Explicit, Gaussian, Uniform, generator
+
+_NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest: their vectors would not be orthogonal in float64
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior(ABC):
+    """Q, the law of w + u for fixed weights w.
+
+    Attributes:
+        distance: w - w_P (W,) float64, from the prior's centre.
+        scale: of the prior: standard deviation s of every weight, or half-width of its box.
+    """
+
+    distance: Tensor
+    scale: float
+
+    @property
+    @abstractmethod
+    def kl(self) -> float:
+        """KL(Q || P) in nats, exact, in float64; inf where P's support does not contain Q's."""
+
+    @abstractmethod
+    def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
+        """u (W,) for flat weights (W,), in their dtype and on their device, from (seed, index) alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalGaussian(Posterior):
+    """Q = N(w, diag sigma^2) against P = N(w_P, s^2 I).
+
+    Example:
+        >>> q = DiagonalGaussian(torch.tensor([3.0, 4.0]).double(), 1.0, torch.ones(2))
+        >>> q.kl  # ||w - w_P||^2 / (2 s^2)
+        12.5
+    """
+
+    sigma: Tensor  # (W,)
+
+    @property
+    def kl(self) -> float:
+        return float(bounds.kl_diag_gaussian(_array(self.distance), _array(self.sigma), 0.0, self.scale))
+
+    def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
+        return Gaussian(Explicit(self.sigma)).draw(weights, seed, index)
+
+
+@dataclass(frozen=True, eq=False)
+class UniformBox(Posterior):
+    """Q = U(w_i +- sigma_i) against P = U(w_P,i +- tau), tau the prior's scale (W1 Lemma 3).
+
+    KL = sum_i ln(tau / sigma_i) where every |w_i - w_P,i| + sigma_i <= tau, else inf.
+    """
+
+    sigma: Tensor  # (W,) half-widths
+
+    @property
+    def kl(self) -> float:
+        return float(bounds.kl_uniform(self.scale, _array(self.sigma), _array(self.distance)))
+
+    def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
+        return Uniform(Explicit(self.sigma)).draw(weights, seed, index)
+
+
+@dataclass(frozen=True, eq=False)
+class TruncatedBox(Posterior):
+    """Q = N(w, diag sigma^2) given |u_i| < kappa_i, against P = N(w_P, s^2 I) given |w_i - w_P,i| < box (W1 App. B).
+
+    KL = sum_i -ln Z_i + ln(s / sigma_i) + (d_i^2 + s_i^2) / (2 s^2) - s_i^2 / (2 sigma_i^2) + ln Z_P, with d = w - w_P,
+    Z_i = erf(kappa_i / (sqrt 2 sigma_i)), Z_P = erf(box / (sqrt 2 s)) and s_i^2 = E u_i^2. No factor 2 (KL + 1) and no
+    condition on Z_i as in W1 (12), whose closed form drops them (errata W-f, W-g).
+    """
+
+    sigma: Tensor  # (W,)
+    kappa: Tensor  # (W,) half-widths
+    box: float = math.inf  # half-width of the prior
+
+    @property
+    def kl(self) -> float:
+        distance, kappa = _array(self.distance), _array(self.kappa)
+        if bool((abs(distance) + kappa > self.box).any()):
+            return math.inf
+        open_prior = float(bounds.kl_truncated_gaussian(distance, _array(self.sigma), kappa, self.scale**2))
+        return open_prior + len(distance) * math.log(math.erf(self.box / (math.sqrt(2) * self.scale)))
+
+    def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
+        # inverse distribution function: no rejection loop whose length varies
+        uniform = torch.rand(weights.numel(), generator=generator(seed, index), dtype=torch.float64).mul_(2).sub_(1)
+        sigma, kappa = self.sigma.double(), self.kappa.double()
+        inside = torch.erf(kappa / (math.sqrt(2) * sigma))
+        noise = math.sqrt(2) * sigma * torch.erfinv(inside * uniform)
+        return torch.minimum(torch.maximum(noise, -kappa), kappa).to(weights)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankGaussian(Posterior):
+    """Q = N(w, (eta F + I / s^2)^-1) against P = N(w_P, s^2 I), F = V diag(lambda) V^T of low rank.
+
+    With a_k = eta s^2 lambda_k: KL = [sum_k (ln(1 + a_k) - a_k / (1 + a_k)) + ||w - w_P||^2 / s^2] / 2, and a draw is
+    u = s (z - V diag(1 - (1 + a_k)^-1/2) V^T z), z ~ N(0, I): narrowed in the span, the prior's width outside of it.
+    Neither needs a W x W matrix. Source: ours, in place of Jia & Su's Theorem 1 (erratum J-l).
+    """
+
+    spectrum: Spectrum
+    eta: float
+
+    @property
+    def kl(self) -> float:
+        squared = float(self.distance.double().square().sum())
+        return float(bounds.fisher_laplace_kl(self._values(), squared, self.scale, self.eta))
+
+    def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
+        vectors = self.spectrum.vectors
+        z = torch.randn(weights.numel(), generator=generator(seed, index)).to(vectors)
+        if self.spectrum.values.numel():
+            a = self.eta * self.scale**2 * self.spectrum.values
+            shrink = -torch.expm1(-0.5 * torch.log1p(a))  # 1 - (1 + a)^-1/2 without cancellation
+            z = z - (shrink.to(z) * (vectors @ z)) @ vectors
+        return (self.scale * z).to(weights)
+
+    def _values(self) -> list[float]:
+        return self.spectrum.values.tolist() or [0.0]  # a network without curvature: the prior's own width
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Non-zero eigenvalues (k,) float64 and eigenvectors (k, W), one a row, of F = B^T B."""
+
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, factor: Tensor) -> Spectrum:
+        """From rows B (R, W), by the R x R Gram matrix: B B^T = U diag(lambda) U^T and V = B^T U / sqrt(lambda).
+
+        Raises:
+            UsageError: NaN or Inf in B.
+
+        Example:
+            >>> Spectrum.of(torch.tensor([[0.0, 2.0]])).values
+            tensor([4.], dtype=torch.float64)
+        """
+        if not bool(torch.isfinite(factor).all()):
+            raise UsageError("got NaN or Inf in the gradients that shape the posterior: check the weights and the loss")
+        rows = factor.double()
+        values, basis = torch.linalg.eigh(rows @ rows.T)
+        kept = values > _NEGLIGIBLE * values[-1].clamp_min(0)  # what is dropped leaves another F, as good as any
+        values, basis = values[kept], basis[:, kept]
+        vectors = (basis / values.sqrt()).T @ rows
+        return cls(values, vectors.to(factor.dtype))
+
+
+def _array(t: Tensor) -> NDArray[np.float64]:
+    return t.detach().double().cpu().numpy()
