@@ -19,7 +19,7 @@ from flatminima import bounds
 from flatminima.errors import UsageError
 from flatminima.perturbation import Explicit, Gaussian, Uniform, generator
 
-_NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest: their vectors would not be orthogonal in float64
+_NEGLIGIBLE = 1e-10  # of the largest eigenvalue; below it vectors would not be orthogonal in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,13 +129,16 @@ class LowRankGaussian(Posterior):
         return float(bounds.fisher_laplace_kl(self._values(), squared, self.scale, self.eta))
 
     def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
-        vectors = self.spectrum.vectors
-        z = torch.randn(weights.numel(), generator=generator(seed, index)).to(vectors)
-        if self.spectrum.values.numel():
-            a = self.eta * self.scale**2 * self.spectrum.values
-            shrink = -torch.expm1(-0.5 * torch.log1p(a))  # 1 - (1 + a)^-1/2 without cancellation
-            z = z - (shrink.to(z) * (vectors @ z)) @ vectors
-        return (self.scale * z).to(weights)
+        z = torch.randn(weights.numel(), generator=generator(seed, index)).to(self.spectrum.vectors)
+        return self.narrowed(z).to(weights)
+
+    def narrowed(self, z: Tensor) -> Tensor:
+        """u (..., W) from standard normal z (..., W): the symmetric square root of the covariance times z."""
+        values, vectors = self.spectrum.values, self.spectrum.vectors
+        if not len(values):
+            return self.scale * z
+        shrink = -torch.expm1(-0.5 * torch.log1p(self.eta * self.scale**2 * values))  # 1 - (1 + a)^-1/2
+        return self.scale * (z - (shrink.to(z) * (z @ vectors.T)) @ vectors)
 
     def _values(self) -> list[float]:
         return self.spectrum.values.tolist() or [0.0]  # a network without curvature: the prior's own width
@@ -149,8 +152,13 @@ class Spectrum:
     vectors: Tensor
 
     @classmethod
-    def of(cls, factor: Tensor) -> Spectrum:
+    def of(cls, factor: Tensor, share: float = _NEGLIGIBLE) -> Spectrum:
         """From rows B (R, W), by the R x R Gram matrix: B B^T = U diag(lambda) U^T and V = B^T U / sqrt(lambda).
+
+        Args:
+            factor: B, with F = B^T B.
+            share: eigenvalues below this share of the largest are dropped, from divergence and draws alike; what is
+                left is another F, and a posterior may be shaped by any.
 
         Raises:
             UsageError: NaN or Inf in B.
@@ -163,7 +171,7 @@ class Spectrum:
             raise UsageError("got NaN or Inf in the gradients that shape the posterior: check the weights and the loss")
         rows = factor.double()
         values, basis = torch.linalg.eigh(rows @ rows.T)
-        kept = values > _NEGLIGIBLE * values[-1].clamp_min(0)  # what is dropped leaves another F, as good as any
+        kept = values > share * values[-1].clamp_min(0)
         values, basis = values[kept], basis[:, kept]
         vectors = (basis / values.sqrt()).T @ rows
         return cls(values, vectors.to(factor.dtype))

@@ -5,6 +5,7 @@ They hold what a Gram matrix forgets, the directions in weight space: rows (samp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,8 @@ class _Factor(Fold[_Rows, Tensor]):
         return _Rows(left.sizes, left.dtype, left.stop, {}, left.blocks | right.blocks, left.count + right.count)
 
     def finish(self, state: _Rows) -> Tensor:
-        return torch.cat([block for _, block in sorted(state.blocks.items())]) / state.count**0.5
+        rows = torch.cat([block for _, block in sorted(state.blocks.items())])
+        return rows / math.sqrt(state.count)
 
     def cost(self, minimum: Minimum) -> Cost:
         size = minimum.parameters.tensors[0].element_size() * self.rows(minimum) * len(minimum.parameters)
