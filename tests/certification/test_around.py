@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import Minimum, bounds
-from flatminima.certification import Certificate, Union
-from flatminima.certification.around import certify_around
+from flatminima.certification import Certificate, Scales, Union, certify, certify_around
 from flatminima.certification.draws import risk_of
 from flatminima.certification.families import NAMES, family
 from flatminima.certification.posteriors import DiagonalGaussian, Spectrum, UniformBox
-from flatminima.certification.scales import Scales
 from flatminima.data import load_tensors
 from flatminima.errors import FlatMinimaError, ModelError, UnknownName, UsageError
 from flatminima.perturbation import Relative
@@ -275,7 +273,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "says"), BAD, ids=str)
+@pytest.mark.parametrize(("options", "says"), BAD, ids=[says for _, says in BAD])
 def test_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says) as error:
         around(**options)
@@ -318,3 +316,17 @@ def test_an_initialisation_that_is_made_here_has_its_seed() -> None:
     assert c.prior == "initial weights of seed 3, no data"
     torch.manual_seed(3)
     assert c.kl == around(prior=nn.Linear(2, 2)).kl != around(prior=lambda: nn.Linear(2, 2), prior_seed=4).kl
+
+
+def test_certify_hands_a_minimum_over() -> None:
+    minimum = Minimum(linear(), blobs(64, 0))
+    one = certify(minimum=minimum, posterior="gaussian", prior=linear, delta=0.1, evaluations=2, seed=3)
+    two = certify_around(minimum, prior=linear, delta=0.1, union=Union(evaluations=2), seed=3)
+    assert one.to_dict() == two.to_dict()
+    assert certify(minimum=minimum, prior=linear).details["posterior"] == "fisher_laplace"
+    with pytest.raises(UsageError, match="needs its prior"):
+        certify(minimum=minimum)
+    with pytest.raises(UsageError, match="leave the others out"):
+        certify(linear(), minimum=minimum, prior=linear)
+    with pytest.raises(UsageError, match="prior without a minimum"):
+        certify(linear(), blobs(64, 0), prior=linear)

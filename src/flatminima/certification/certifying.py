@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from flatminima.certification.around import certify_around
 from flatminima.certification.budget import cost, within
 from flatminima.certification.certificate import Certificate
+from flatminima.certification.gaussian import Union
 from flatminima.certification.learned import learn
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
 from flatminima.errors import UsageError
+from flatminima.minimum import Minimum
 from flatminima.samples import as_samples
 from flatminima.table import write_whole
 
@@ -25,6 +28,10 @@ def certify(
     model: nn.Module | None = None,
     train_data: Any = None,
     *,
+    minimum: Minimum | None = None,
+    posterior: str = "fisher_laplace",
+    prior: nn.Module | Callable[[], nn.Module] | str | None = None,
+    prior_data: Any = None,
     delta: float = 0.05,
     delta_mc: float | None = None,
     recipe: Recipe | None = None,
@@ -47,6 +54,8 @@ def certify(
     Args:
         model: architecture and initial weights, maps (batch, ...) to logits (batch, classes); left as it was.
         train_data: (inputs, labels), a Dataset or a DataLoader, without augmentation.
+        minimum: instead of these two, a network that is trained already, with samples that its prior has not seen;
+            then `posterior`, `prior` and `prior_data` are those of `certify_around`, which has more options.
         delta: total failure probability in (0, 1). delta_mc: the Monte-Carlo step's part; a fifth by default.
         recipe: how prior and posterior are made; the defaults of `Recipe`.
         seconds: fit epochs and passes of the recipe to this much time on this machine.
@@ -72,8 +81,19 @@ def certify(
         >>> certificate.is_certificate, certificate.n, certificate.draws
         (True, 100, 1000)
     """
+    if minimum is not None:
+        if any(x is not None for x in (model, train_data, recipe, seconds, test_data, output)):
+            raise UsageError(
+                "got a minimum beside what trains a network (model, train_data, recipe, seconds, test_data, output); "
+                "a Minimum has its model and its samples: leave the others out"
+            )
+        union = Union(evaluations=evaluations)
+        return _around(minimum, posterior, prior, prior_data, delta=delta, delta_mc=delta_mc, union=union,
+                       score=score, seed=seed)  # fmt: skip
+    if prior is not None or prior_data is not None:
+        raise UsageError("got a prior without a minimum; for a network that certify trains, the recipe makes the prior")
     if model is None or train_data is None:
-        raise UsageError("certify needs a model and its training data")
+        raise UsageError("certify needs a model and its training data, or minimum= and its prior=")
     recipe = recipe or Recipe()
     folder = None if output is None else _folder(Path(output))
     samples = as_samples(train_data)
@@ -94,6 +114,21 @@ def certify(
     if folder is not None:
         save(certified, folder, source)
     return certified.certificate
+
+
+def _around(
+    minimum: Minimum,
+    posterior: str,
+    prior: nn.Module | Callable[[], nn.Module] | str | None,
+    prior_data: Any,
+    **options: Any,
+) -> Certificate:
+    if prior is None:
+        raise UsageError(
+            "a certificate around a minimum needs its prior: prior= a function that makes the initial network, or "
+            "a network trained on prior_data="
+        )
+    return certify_around(minimum, posterior, prior=prior, prior_data=prior_data, **options)
 
 
 def _folder(path: Path) -> Path:
