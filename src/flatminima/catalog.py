@@ -17,6 +17,7 @@ Budget = Literal["fast", "default", "thorough"]
 W = "Wang et al. 2018"
 N = "Neyshabur et al. 2017"
 J = "Jia & Su 2020"
+F = "Jiang et al. 2020"
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,20 @@ def _measures() -> dict[str, Measure]:
                 "eq. 4, 5", "lower", "1 forward, 1 backward"),
         Measure("fisher_logdet_full", "fisher", "log-determinant of the full Fisher matrix (small networks)", J,
                 "eq. 2, 3", "lower", "1 forward, C backward; at most 5,000 parameters"),
+        Measure("fisher_rao_norm", "fisher_rao", "length of the weights in the metric of the Fisher matrix",
+                "Liang et al. 2019", "def. 2", "lower", "1 forward, 1 backward on 10,000 samples", units),
         Measure("fisher_spectral_radius", "fisher", "largest eigenvalue of the empirical Fisher", J,
                 "sec. 7.1, App. D", "lower", "1 forward, 1 backward"),
         Measure("fisher_trace", "fisher", "trace of the empirical Fisher", J,
                 "sec. 6", "lower", "1 forward, 1 backward"),
         Measure("frobenius_norm", "norms", "ln of the product of Frobenius norms over margin", N,
                 "sec. 2.3, l2 norm", "lower", "1 forward; a classifier; ReLU network", layers),
+        Measure("gradient_noise_scale", "gradient_noise", "variance of the gradients over their squared mean",
+                "McCandlish et al. 2018", "eq. 2.9", "lower", "2 forward, 2 backward"),
+        Measure("gradient_signal_to_noise", "gradient_noise", "squared mean over variance of each weight's gradients",
+                "Liu et al. 2020", "eq. 1", "higher", "2 forward, 2 backward", units),
+        Measure("gradient_variance", "gradient_noise", "variance of the samples' gradients", F,
+                "App. C", "lower", "2 forward, 2 backward"),
         Measure("group_norm", "norms", "ln of the product of l_{p,q} group norms over margin", N,
                 "sec. 2.3, group norms", "lower", "1 forward; a classifier; ReLU network", layers),
         Measure("hessian_top_eigenvalue", "hessian", "largest eigenvalue of the loss's Hessian (Lanczos)", W,

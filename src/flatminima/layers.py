@@ -7,7 +7,7 @@ summed over their uses before anything quadratic is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,22 @@ class LayerGradient:
             return _total(_products(rows.flatten(1), groups) for _, rows in _row_blocks(self.uses))
         return _total(_products(g.flatten(1), groups) for g in self.per_sample().values())
 
+    def along(self, vector: Mapping[str, Tensor]) -> Tensor:
+        """Inner products <g_i, v> of the batch, (batch,) float64, for v by parameter name in the model."""
+        if not self.summed and len(self.uses) == 1:
+            unit, a, e = self.uses[0]
+            if unit.rule in (linear, convolution):
+                return _along(unit, a, e, vector)
+        if not self.summed and _rowwise(self.uses):
+            total: Any = 0.0
+            done: dict[str, int] = {}
+            for name, rows in _row_blocks(self.uses):
+                start = done.get(name, 0)
+                done[name] = start + rows.shape[1]
+                total = total + _inner(rows, vector[name][start : done[name]])
+            return total  # type: ignore[no-any-return]
+        return _total(_inner(g, vector[name]) for name, g in self.per_sample().items())
+
     def squares(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_i weights_i g_i^2 by parameter name, shaped like the parameter, float64."""
         top = weights.max().clamp_min(torch.finfo(torch.float64).tiny)  # weights may all be far below float32's range
@@ -132,6 +148,27 @@ def _row_blocks(uses: list[Use]) -> Iterator[tuple[str, Tensor]]:
         stop = min(start + step, len(weight))
         parts = (weight_rows(unit.rule, unit.module, a, e, start, stop) for unit, a, e in uses if unit.rule)
         yield first.names["weight"], _total(parts)
+
+
+def _inner(rows: Tensor, vector: Tensor) -> Tensor:
+    """(batch, *shape) with (*shape), (batch,) float64."""
+    return torch.mv(rows.flatten(1).double(), vector.double().reshape(-1))
+
+
+def _along(unit: Unit, a: Tensor, e: Tensor, vector: Mapping[str, Tensor]) -> Tensor:
+    """The layer is linear in its weights, so <g_i, v> is e_i times its output at the weights v."""
+    own = {name: vector[full].to(e.dtype) for name, full in unit.names.items()}
+    total = torch.zeros(len(e), dtype=torch.float64, device=e.device)
+    if "weight" in own:
+        if unit.rule is linear:
+            out = torch.nn.functional.linear(a, own["weight"])
+        else:
+            out = unit.module._conv_forward(a, own["weight"], None)  # type: ignore[operator]
+        total += (out.flatten(1) * e.flatten(1)).double().sum(1)
+    if "bias" in own:
+        at = e if unit.rule is linear else e.movedim(1, -1)
+        total += torch.mv(at.reshape(len(e), -1, at.shape[-1]).sum(1).double(), own["bias"].double())
+    return total
 
 
 def _sum_forms(uses: list[Use]) -> dict[str, Tensor]:

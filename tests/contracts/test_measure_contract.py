@@ -248,7 +248,7 @@ def test_the_transformations_leave_the_function_unchanged(kind):
 def test_the_catalogue_says_what_a_measure_is_invariant_to(name, kind):
     """Listed: unchanged over a = 1e-2 ... 1e2. Not listed: it changes, and the reader must know."""
     transform, invariance = TRANSFORMATIONS[kind]
-    options = {"subset": 8} if name.startswith("fisher") else {}
+    options = {"subset": 8} if "subset" in inspect.signature(FUNCTIONS[name]).parameters else {}
     if name == "fisher_logdet_full":
         options = {"pseudo": True}
     if name == "distance_from_init":

@@ -33,9 +33,12 @@ from flatminima.statistics import (
     HessianProbes,
     InFloat64,
     InputJacobian,
+    MeanGradient,
     Outputs,
     ParameterCount,
     PerturbedLoss,
+    RadialCurvature,
+    RadialGradients,
     Weights,
 )
 from flatminima.sweep import _update
@@ -45,6 +48,9 @@ FOLDS: list[Fold[Any, Any]] = [
     Outputs(),
     Gram(3),
     Gram(2, trials=2, seed=4),
+    MeanGradient(),
+    RadialCurvature(),
+    RadialGradients(4, seed=3),
     FisherDiagonal(),
     FisherDiagonal(samples=4, seed=1),
     GaussNewtonDiagonal(),

@@ -12,6 +12,8 @@ from flatminima.measures.fisher import (
     fisher_spectral_radius,
     fisher_trace,
 )
+from flatminima.measures.fisher_rao import fisher_rao_norm
+from flatminima.measures.gradient_noise import gradient_noise_scale, gradient_signal_to_noise, gradient_variance
 from flatminima.measures.hessian import hessian_top_eigenvalue, hessian_trace
 from flatminima.measures.lipschitz import lipschitz
 from flatminima.measures.margin import margin
@@ -34,9 +36,13 @@ __all__ = [
     "fisher_frobenius",
     "fisher_logdet",
     "fisher_logdet_full",
+    "fisher_rao_norm",
     "fisher_spectral_radius",
     "fisher_trace",
     "frobenius_norm",
+    "gradient_noise_scale",
+    "gradient_signal_to_noise",
+    "gradient_variance",
     "group_norm",
     "hessian_top_eigenvalue",
     "hessian_trace",

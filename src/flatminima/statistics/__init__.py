@@ -17,9 +17,11 @@ from flatminima.statistics.gram import Gram, GramMatrices
 from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, ProbedHessian
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
+from flatminima.statistics.mean_gradient import MeanGradient
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
+from flatminima.statistics.radial import RadialCurvature, RadialGradients
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
 from flatminima.statistics.trace import ExactTraces, GroupTraces, SketchedTraces
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
@@ -49,6 +51,7 @@ __all__ = [
     "InFloat64",
     "InputJacobian",
     "LinearLayer",
+    "MeanGradient",
     "NetworkNorms",
     "Node",
     "OperatorNorm",
@@ -60,6 +63,8 @@ __all__ = [
     "PiecewiseLinearDiagonal",
     "ProbedHessian",
     "Products",
+    "RadialCurvature",
+    "RadialGradients",
     "RescaledLogits",
     "SampleCount",
     "SketchedDiagonal",

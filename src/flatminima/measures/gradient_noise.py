@@ -1,0 +1,132 @@
+"""How much the samples' gradients disagree: noise scale, variance, and signal over noise of each parameter."""
+
+from __future__ import annotations
+
+import torch
+
+from flatminima.errors import Undefined
+from flatminima.estimate import Estimate
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.statistic import Statistics
+from flatminima.statistics import FisherDiagonal, Gram, MeanGradient
+
+_ROUNDING = 1e-12  # of the second moment; a variance below it is what float64 and cancellation leave
+
+
+@measure
+def gradient_noise_scale(
+    minimum: Statistics,
+    *,
+    subset: int = 100,
+    trials: int = 100,
+    rtol: float | None = None,
+    seed: int | None = None,
+) -> Estimate:
+    """``B = tr(Sigma) / ||G||^2``, G the mean of the samples' gradients and Sigma their covariance.
+
+    The batch size at which noise and signal of a step are equal, for an identity Hessian. G is that of all the data,
+    so nothing but the trace is sampled.
+
+    Args:
+        minimum: a Minimum.
+        subset, trials: subset * trials samples for the trace, shared with the Fisher measures.
+        rtol: raise `trials` until the 95% interval is value (1 +- rtol).
+        seed: of the samples; None: the Minimum's.
+
+    Returns:
+        Estimate; stderr over samples; details: n, variance (tr Sigma), squared_gradient (||G||^2).
+        Undefined: the mean gradient is 0 to rounding.
+
+    Raises:
+        UsageError, DataError: an option outside its range, fewer samples than `subset`.
+
+    Source:
+        McCandlish, Kaplan, Amodei et al. 2018, arXiv 1812.06162, eq. 2.9 (B_simple).
+    """
+
+    def estimate(trials: int) -> Estimate:
+        variance, signal = _moments(minimum, subset, trials, seed)
+        if variance.value is None:
+            return variance
+        if signal <= _ROUNDING * (variance.value + signal):
+            raise Undefined(
+                f"the mean gradient is 0 to rounding (||G||^2 = {signal:.2g}): the noise is infinitely more"
+            )
+        stderr = None if variance.stderr is None else variance.stderr / signal
+        details = {"n": variance.details["n"], "variance": variance.value, "squared_gradient": signal}
+        return Estimate(max(variance.value, 0.0) / signal, stderr, details)
+
+    return until(rtol, trials, estimate)
+
+
+@measure
+def gradient_variance(
+    minimum: Statistics,
+    *,
+    subset: int = 100,
+    trials: int = 100,
+    rtol: float | None = None,
+    seed: int | None = None,
+) -> Estimate:
+    """``tr(Sigma) = mean_i ||g_i||^2 - ||G||^2``, the variance of the samples' gradients (Jiang et al. 2020).
+
+    Args:
+        minimum: a Minimum.
+        subset, trials: subset * trials samples for the first term, shared with the Fisher measures.
+        rtol: raise `trials` until the 95% interval is value (1 +- rtol).
+        seed: of the samples; None: the Minimum's.
+
+    Returns:
+        Estimate; stderr over samples; details: n, squared_gradient (||G||^2 of all the data).
+        Undefined: a gradient overflows.
+
+    Raises:
+        UsageError, DataError: an option outside its range, fewer samples than `subset`.
+
+    Source:
+        Jiang et al. 2020, arXiv 1912.02178, appendix C, gradient noise at the end of training.
+    """
+
+    def estimate(trials: int) -> Estimate:
+        variance, signal = _moments(minimum, subset, trials, seed)
+        if variance.value is None:
+            return variance
+        return Estimate(
+            max(variance.value, 0.0), variance.stderr, {"n": variance.details["n"], "squared_gradient": signal}
+        )
+
+    return until(rtol, trials, estimate)
+
+
+def _moments(minimum: Statistics, subset: int, trials: int, seed: int | None) -> tuple[Estimate, float]:
+    """mean ||g_i||^2 - ||G||^2 with its error, and ||G||^2."""
+    at_least_one(subset=subset, trials=trials)
+    gram, gradient = minimum[Gram(subset, trials, seed_of(minimum, seed)), MeanGradient()]
+    signal = float(gradient.square().sum())
+    return Estimate.mean(gram.squared_norms() - signal), signal
+
+
+@measure
+def gradient_signal_to_noise(minimum: Statistics) -> Estimate:
+    """``mean_j G_j^2 / Var(g_j)``: signal over noise of the samples' gradients, averaged over parameters j.
+
+    Args:
+        minimum: a Minimum.
+
+    Returns:
+        Estimate (higher is better), exact for the data; details: parameters (looked at), constant (left out: their
+        gradient is the same for every sample, as of dead units). Undefined: all are constant, fewer than two samples.
+
+    Source:
+        Liu, Bai, Jiang, Chen & Wang 2020, "Understanding why neural networks generalize well through GSNR of
+        parameters", ICLR, arXiv 2001.07384, eq. 1.
+    """
+    second, gradient = minimum[FisherDiagonal(), MeanGradient()]
+    signal = gradient.square()
+    variance = second - signal
+    varies = variance > _ROUNDING * second
+    count = int(varies.sum())
+    if count == 0:
+        raise Undefined("every parameter has the same gradient for all samples: there is no noise")
+    ratio = (signal[varies] / variance[varies]).to(torch.float64)
+    return Estimate(float(ratio.mean()), details={"parameters": count, "constant": len(second) - count})
