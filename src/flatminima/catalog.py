@@ -18,6 +18,8 @@ W = "Wang et al. 2018"
 N = "Neyshabur et al. 2017"
 J = "Jia & Su 2020"
 F = "Jiang et al. 2020"
+G = "Ghorbani et al. 2019"
+MB = "Maddox et al. 2020"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def _measures() -> dict[str, Measure]:
                 "fig. 1, 2, App. A", "lower", "scales x draws x forward on a block"),
         Measure("distance_from_init", "distance", "distance of the weights from their initial values", N,
                 "sec. 3", "lower", "the initial weights"),
+        Measure("effective_dimension", "spectrum", "directions that the data determines (spectral density)", MB,
+                "N_eff", "lower", "124 Gauss-Newton products on 500 samples"),
         Measure("expected_sharpness", "sharpness", "rise of the loss under random weight noise", N,
                 "sec. 2.2, fig. 2", "lower", "draws x forward on a block"),
         Measure("fisher_frobenius", "fisher", "squared Frobenius norm of the empirical Fisher", J,
@@ -96,6 +100,8 @@ def _measures() -> dict[str, Measure]:
                 "sec. 2.3, Lipschitz", "lower", "1 forward; a classifier; ReLU network", layers),
         Measure("margin", "margin", "margin that 95% of the samples exceed", N,
                 "eq. 2", "higher", "1 forward; a classifier", units),
+        Measure("negative_curvature", "spectrum", "share of the Hessian's spectrum below 0", G,
+                "negative part", "lower", "124 Hessian products on 500 samples"),
         Measure("pacgen", "pacgen", "local PAC-Bayes metric of curvature, its Lipschitz constant and scale", W,
                 "sec. 6, Psi", "lower", "(1 + draws) x (1 forward, C backward)"),
         Measure("parameter_count", "norms", "number of trainable parameters", N,

@@ -96,6 +96,7 @@ def _table():
                 "fisher_logdet": None,
                 "fisher_logdet_full": "no curvature",
                 "expected_sharpness": None,
+                "negative_curvature": "no eigenvalue has a sign",
                 "gradient_noise_scale": "mean gradient is 0",
                 "gradient_signal_to_noise": "no noise",
                 "bicriteria": None,
@@ -111,6 +112,7 @@ NETWORKS = _table()
 # options that make a measure small enough for 21 samples
 SMALL = {
     "bicriteria": {"draws": 3, "samples": 7, "alphas": (1e-3, 1e-2, 1e-1)},
+    "effective_dimension": {"probes": 2, "steps": 5, "samples": 9},
     "expected_sharpness": {"draws": 3, "samples": 7},
     "fisher_frobenius": {"subset": 5, "trials": 4},
     "fisher_logdet": {"subset": 5, "trials": 4},
@@ -122,6 +124,7 @@ SMALL = {
     "gradient_variance": {"subset": 5, "trials": 4},
     "hessian_top_eigenvalue": {"samples": 9},
     "hessian_trace": {"probes": 2, "groups": 5},
+    "negative_curvature": {"probes": 2, "steps": 5, "samples": 9},
     "pacgen": {"epsilon": 1.0},
     "robustness": {"samples": 9},
     "sharpness": {"samples": 7, "steps": 3},

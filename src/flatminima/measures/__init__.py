@@ -28,10 +28,12 @@ from flatminima.measures.norms import (
 from flatminima.measures.pacgen import pacgen, sharpness_divergence
 from flatminima.measures.robustness import robustness
 from flatminima.measures.sharpness import bicriteria, expected_sharpness, sharpness
+from flatminima.measures.spectrum import effective_dimension, negative_curvature
 
 __all__ = [
     "bicriteria",
     "distance_from_init",
+    "effective_dimension",
     "expected_sharpness",
     "fisher_frobenius",
     "fisher_logdet",
@@ -48,6 +50,7 @@ __all__ = [
     "hessian_trace",
     "lipschitz",
     "margin",
+    "negative_curvature",
     "pacgen",
     "parameter_count",
     "path_norm",

@@ -23,6 +23,7 @@ from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
 from flatminima.statistics.radial import RadialCurvature, RadialGradients
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
+from flatminima.statistics.spectrum import SpectralDensity, Spectrum
 from flatminima.statistics.trace import ExactTraces, GroupTraces, SketchedTraces
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
 from flatminima.statistics.worst_case import Worst, WorstCaseLoss
@@ -69,6 +70,8 @@ __all__ = [
     "SampleCount",
     "SketchedDiagonal",
     "SketchedTraces",
+    "SpectralDensity",
+    "Spectrum",
     "TopEigenvalues",
     "TrainingGram",
     "Tridiagonal",

@@ -34,16 +34,23 @@ class Tridiagonal:
     Attributes:
         diagonal (m,), off (m - 1,) float64.
         last: norm of what A adds to the space after m steps; 0 where it is invariant.
+        basis (m, size): Q^T.
     """
 
     diagonal: Tensor
     off: Tensor
     last: float
+    basis: Tensor
 
     def quadrature(self) -> tuple[Tensor, Tensor]:
         """Gauss nodes and weights (m,) of the starting vector's spectral measure: exact for degree 2m - 1."""
+        values, vectors = self.eigh()
+        return values, vectors[0].square()
+
+    def eigh(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (m,), ascending, and eigenvectors (m, m) in columns."""
         values, vectors = eigh_tridiagonal(self.diagonal.numpy(), self.off.numpy())
-        return torch.from_numpy(values), torch.from_numpy(vectors[0] ** 2)
+        return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.f
         vector = after / beta
     m = len(diagonal)
     doubles = [torch.tensor(x, dtype=torch.float64) for x in (diagonal, off[: m - 1])]
-    return Tridiagonal(doubles[0], doubles[1], beta)
+    return Tridiagonal(doubles[0], doubles[1], beta, basis[:m])
 
 
 def extreme_eigenvalues(

@@ -140,7 +140,8 @@ def _images(product: Any, rows: Tensor) -> Tensor:
 def _orthonormal(rows: Tensor) -> Tensor:
     """Orthonormal rows of the same span."""
     left, sizes, _ = torch.linalg.svd(rows.T, full_matrices=False)
-    return left[:, : _rank(sizes, rows.shape[1])].T.contiguous()
+    basis: Tensor = left[:, : _rank(sizes, rows.shape[1])].T
+    return basis.contiguous()
 
 
 def _rank(sizes: Tensor, size: int) -> int:
