@@ -62,7 +62,7 @@ class Task:
 TASKS = {
     "mnist": Task("mnist", lambda rate: mnist_cnn(dropout=rate), 1000, None, 30, (1e-3, 3e-3), (100, 101)),
     "cifar10": Task(
-        "cifar10", lambda rate: wide_resnet(10, 1, norm="group", dropout=rate), 5000, 16, 20, (2e-3,), (100,)
+        "cifar10", lambda rate: wide_resnet(10, 1, norm="group", dropout=rate), 5000, 16, 15, (2e-3,), (100,)
     ),
 }  # fmt: skip
 

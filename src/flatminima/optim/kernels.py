@@ -92,17 +92,27 @@ _ALL: dict[str, Callable[..., Any]] = {
 
 @lru_cache(maxsize=32)
 def kernel(name: str, backend: str | None) -> Callable[..., Any]:
-    """A kernel by name, compiled if a backend is given. Numbers reach a compiled one as tensors: a new learning-rate
-    epoch is then no new compilation."""
+    """A kernel by name, compiled if a backend is given.
+
+    Numbers reach a compiled one as tensors: a new epoch is then no new compilation. Levels reach it as float32, which
+    holds them exactly: inductor writes no vector code for int16, and the kernel would take three times as long.
+    """
     plain = _ALL[name]
     if backend is None:
         return plain
     compiled = torch.compile(plain, backend=backend, dynamic=True)
 
     def call(*arguments: Any) -> Any:
-        return compiled(*(_tensor(a) if isinstance(a, float) else a for a in arguments))
+        return compiled(*map(_for_vectors, arguments))
 
     return call
+
+
+def _for_vectors(argument: Any) -> Any:
+    if isinstance(argument, float):
+        return _tensor(argument)
+    is_levels = isinstance(argument, Tensor) and argument.dtype == torch.int16
+    return argument.to(torch.float32) if is_levels else argument
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flatminima.perturbation import mix
 
-HALF_RANGE = 32768.0  # 2^15
+HALF_RANGE = 1 << 15
 
 
 class NoiseStream:
