@@ -145,7 +145,68 @@ _BUDGETS: dict[str, Budget] = {
 }
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A bound on the risk as `flatminima list` shows it.
+
+    Attributes:
+        name: of the function in `flatminima.bounds`.
+        summary: one line.
+        paper, equation: where it is defined; the equation is empty where the paper is only named.
+        label: "CERT": holds with probability 1 - delta under its conditions. "SCORE": ranks networks, proves nothing
+            with the inputs that one has in practice.
+        needs: what makes it a certificate, or what keeps it from being one.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    equation: str
+    label: Literal["CERT", "SCORE"]
+    needs: str
+
+
+def _bounds() -> dict[str, Bound]:
+    free = "a loss in [0, 1], i.i.d. samples, a prior made without them"
+    draws = "independent draws of the weights, made after Q was frozen"
+    holdout = "one fixed predictor, samples that nothing else has touched"
+    proven = "an estimated curvature; CERT only where it is proven on the box"
+    rows = [
+        Bound("binomial_tail_inverse", "exact hold-out bound", "Langford 2005", "Thm 3.3", "CERT", holdout),
+        Bound("catoni", "Catoni's bound at one inverse temperature", "Catoni 2007", "Thm 1.2.6", "CERT",
+              free + ", beta fixed before"),
+        Bound("hoeffding", "PAC-Bayes-Hoeffding at one eta", W, "Thm 1 (2)", "CERT", free + ", eta fixed before"),
+        Bound("hoeffding_grid", "PAC-Bayes-Hoeffding at the best eta of a grid", W, "Thm 2, App. D", "CERT", free),
+        Bound("holdout_kl", "hold-out bound by the kl inverse, any loss", "Langford 2005", "Cor. 3.7", "CERT", holdout),
+        Bound("jia_su", "Fisher log-determinant bound", J, "Thm 1", "SCORE", "nothing helps: the prior is the data's"),
+        Bound("lambda_bound", "linear in risk and KL, for every lambda at once", "Thiemann et al. 2017", "",
+              "CERT", free),
+        Bound("lambda_max", "noisy risk from the Hessian's top eigenvalue", W, "Lemma 5 (24)", "SCORE", proven),
+        Bound("mc_certificate", "two kl inverses: draws, then PAC-Bayes", "Dziugaite & Roy 2017", "", "CERT",
+              free + "; " + draws),
+        Bound("mcallester", "classic square-root bound", "McAllester 1999", "", "CERT", free),
+        Bound("monte_carlo_risk", "empirical risk of a stochastic network from draws", "Langford & Caruana 2002",
+              "", "CERT", draws),
+        Bound("neyshabur_5", "McAllester's bound of 2003", N, "eq. 5", "CERT", free),
+        Bound("neyshabur_6", "a weaker form of (5)", N, "eq. 6", "CERT", free),
+        Bound("neyshabur_8", "expected sharpness and norm", N, "eq. 8", "CERT", free + ", one sigma fixed before"),
+        Bound("neyshabur_score", "bound from the conditions C1 to C3", N, "Thm 1", "SCORE", "a hidden constant"),
+        Bound("pac_bayes_kl", "PAC-Bayes-kl, the tightest of its family", "Seeger 2002, Maurer 2004", "", "CERT",
+              free),
+        Bound("quadratic", "tighter than the classic one at small risk", "Rivasplata et al. 2019", "", "CERT",
+              free),
+        Bound("truncated_gaussian", "truncated Gaussian noise", W, "Lemma 4 (16)", "SCORE", proven),
+        Bound("uniform_perturbation", "uniform noise at the best widths", W, "Lemma 3 (7)", "SCORE", proven),
+        Bound("uniform_perturbation_grid", "uniform noise without a free eta", W, "Thm 2 (4)", "SCORE", proven),
+        Bound("uniform_perturbation_printed", "Theorem 2 as its appendix prints it", W, "App. D", "SCORE",
+              "an invalid constant, kept to compare with the paper"),
+        Bound("uniform_perturbation_simplified", "the paper's simpler form", W, "Lemma 3 (8)", "SCORE", proven),
+    ]  # fmt: skip
+    return {row.name: row for row in rows}
+
+
 MEASURES: dict[str, Measure] = _measures()
+BOUNDS: dict[str, Bound] = _bounds()
 
 
 def measure(name: str) -> Measure:

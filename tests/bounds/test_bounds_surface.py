@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flatminima import bounds
+from flatminima import bounds, catalog
 
 MODULES = [m.name for m in pkgutil.iter_modules(bounds.__path__, "flatminima.bounds.")]
 
@@ -41,6 +41,18 @@ BOUNDS += "uniform_perturbation uniform_perturbation_grid uniform_perturbation_p
 def test_every_bound_says_whether_it_certifies(name):
     kind = getattr(bounds, name).__doc__.split("Kind:")[1].split("\n\n")[0]
     assert "CERT" in kind or "SCORE" in kind or "as uniform_perturbation" in kind
+
+
+def test_the_catalogue_says_what_the_docstrings_say():
+    """`flatminima list` labels each bound as its function does, and leaves none out."""
+    assert list(catalog.BOUNDS) == sorted(catalog.BOUNDS)
+    assert set(catalog.BOUNDS) == {*BOUNDS.split(), "monte_carlo_risk", "uniform_perturbation_simplified"}
+    for name, entry in catalog.BOUNDS.items():
+        kind = getattr(bounds, name).__doc__.split("Kind:")[1].split("\n\n")[0]
+        if "as uniform_perturbation" in kind:
+            kind = bounds.uniform_perturbation.__doc__.split("Kind:")[1]
+        assert kind.split()[0].strip(".,;:") == entry.label, name
+        assert len(entry.summary) <= 60
 
 
 @pytest.mark.parametrize("name", MODULES)

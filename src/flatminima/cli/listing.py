@@ -1,4 +1,4 @@
-"""`flatminima list`: every measure; reads the catalogue only."""
+"""`flatminima list`: every measure and bound; reads the catalogue only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from flatminima.cli.terminal import out
 def listing(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """List every measure: paper, equation, direction, what it needs, what it is invariant to."""
+    """List every measure and bound: paper, equation, what it needs, what it is invariant to, what it proves."""
     if as_json:
         rows = [asdict(m) | {"invariant": sorted(m.invariant)} for m in catalog.MEASURES.values()]
-        typer.echo(json.dumps({"schema": 1, "measures": rows}, indent=1))
+        bounds = [asdict(b) for b in catalog.BOUNDS.values()]
+        typer.echo(json.dumps({"schema": 1, "measures": rows, "bounds": bounds}, indent=1))
         return
     console = out()
     for m in catalog.MEASURES.values():
@@ -29,4 +30,10 @@ def listing(
         console.print(f"    needs: {m.needs}", markup=False)
         console.print(f"    unchanged by (measured): {', '.join(sorted(m.invariant)) or 'nothing tried'}", markup=False)
         console.print(f"    budget: {m.budget}", markup=False)
-    console.print(f"\n{len(catalog.MEASURES)} measures. Next: flatminima measure --help", markup=False)
+    console.print("\nBounds: a CERT holds with probability 1 - delta, a SCORE proves nothing\n", markup=False)
+    for b in catalog.BOUNDS.values():
+        console.print(f"[bold]{b.name}[/bold]  {b.label}")
+        console.print(f"    {b.summary} ({', '.join(filter(None, (b.paper, b.equation)))})", markup=False)
+        console.print(f"    {'rests on' if b.label == 'CERT' else 'because of'}: {b.needs}", markup=False)
+    counts = f"{len(catalog.MEASURES)} measures, {len(catalog.BOUNDS)} bounds"
+    console.print(f"\n{counts}. Next: flatminima measure --help, certify --help", markup=False)
