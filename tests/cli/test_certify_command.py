@@ -10,10 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from flatminima import certification
-from flatminima.certification import recipe
+from flatminima.certification import families, recipe
+from flatminima.cli import around
 from flatminima.cli import certify as command
 from flatminima.cli.app import app
+from flatminima.data import load_tensors
 from flatminima.errors import FlatMinimaError
+from flatminima.models import build
+from flatminima.training import TrainConfig, save_checkpoint, train
 
 MLP = ["certify", "--model", "flatminima.models:mlp", "--model-arg", "widths=(64,24,10)", "--data", "digits"]
 QUICK = [*MLP, "--limit", "400", "--prior-epochs", "3", "--passes", "2"]
@@ -31,6 +35,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_names_checked_without_torch_are_the_ones_torch_knows() -> None:
     assert tuple(sorted(certification.OBJECTIVES)) == command.OBJECTIVES
+    assert around.POSTERIORS == families.NAMES
     assert (command.LAYERS, command.AUGMENTATIONS) == (recipe.LAYERS, recipe.AUGMENTATIONS)
 
 
@@ -78,6 +83,37 @@ def test_terms_add_up_to_the_bound() -> None:
     assert all(term >= 0 for term in terms.values())
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A prior trained on the first half of some digits, and a network trained on from there with the second."""
+    folder = tmp_path_factory.mktemp("weights")
+    model = build("mlp", seed=0, widths=(64, 24, 10))
+    for name, split in (("prior", "train[:400]"), ("trained", "train[400:800]")):
+        train(model, *load_tensors("digits", split), config=TrainConfig(lr=0.05, epochs=6))
+        save_checkpoint(model, folder / f"{name}.safetensors")
+    return str(folder / "prior.safetensors"), str(folder / "trained.safetensors")
+
+
+def test_around_a_network_that_is_trained_already(checkpoints: tuple[str, str], tmp_path: Path) -> None:
+    prior, trained = checkpoints
+    around = [*MLP, "--checkpoint", trained, "--split", "train[400:800]", "--draws", "200"]
+    learned = [*around, "--posterior", "diagonal_laplace", "--prior-checkpoint", prior, "--prior-split", "train[:400]"]
+    code, out, _ = run(*learned, "--output", str(tmp_path))
+    assert code == 0 and out.startswith("Certificate:")
+    document = json.loads((tmp_path / "certificate.json").read_text())
+    assert document["prior"] == "trained on 400 other samples" and document["n"] == 400
+    assert (tmp_path / "certificate.svg").exists()
+    code, out, _ = run(*around, "--posterior", "gaussian", "--json")
+    free = json.loads(out)
+    assert free["is_certificate"] and free["prior"] == "initial weights of seed 0, no data"
+    assert free["risk_bound"] > document["risk_bound"]
+    seen = [*around, "--posterior", "gaussian", "--prior-checkpoint", prior, "--prior-split", "train[300:700]"]
+    code, _, err = run(*seen)
+    assert code == 2 and "bound" in err
+    code, out, _ = run(*seen, "--score")
+    assert code == 0 and out.startswith("Score, not a certificate")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -98,6 +134,10 @@ def test_terms_add_up_to_the_bound() -> None:
         ([*QUICK, "--checkpoint", "/no/such"], "no file /no/such for --checkpoint"),
         ([*QUICK, "--output", "/dev/null/x"], "cannot write to /dev/null/x"),
         (["certify", "--verify", "/no/such.json"], "no file /no/such.json for --verify"),
+        ([*QUICK, "--posterior", "gaussian"], "needs --checkpoint"),
+        ([*QUICK, "--posterior", "gausian"], "did you mean 'gaussian'"),
+        ([*QUICK, "--prior-split", "train"], "belong to --posterior"),
+        (["certify", "--verify", __file__], "is not JSON"),
         (["certify", "--model", "nothing", "--data", "digits"], "expected package.module:factory"),
     ],
 )  # fmt: skip

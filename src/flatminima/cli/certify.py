@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatminima.cli import factory
+from flatminima.cli.around import POSTERIORS, Around
 from flatminima.cli.device import usable
-from flatminima.cli.measure import SCALINGS, writable
+from flatminima.cli.measure import writable
+from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say
-from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
+from flatminima.errors import CheckpointError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,67 +34,6 @@ LAYERS = ("all", "head")
 AUGMENTATIONS = ("none", "shift1", "shift2")
 _WRITES = ("certificate.json", "weights.safetensors", "certificate.svg")
 _DISAGREES = 3
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the network and its samples come from, as typed; recorded so that --verify finds them again."""
-
-    model: str
-    data: str
-    split: str = "train"
-    test_split: str | None = None
-    scaling: str = "unit"
-    limit: int | None = None
-    model_arg: tuple[str, ...] = ()
-    checkpoint: str | None = None
-    app_dir: str | None = None
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuse what can be refused without torch."""
-        factory.split(self.model)
-        factory.arguments(list(self.model_arg))
-        if self.scaling not in SCALINGS:
-            raise UnknownName("scaling", self.scaling, SCALINGS)
-        if self.checkpoint is not None and not Path(self.checkpoint).exists():
-            raise CheckpointError(f"no file {self.checkpoint} for --checkpoint; check the path")
-        if self.app_dir is not None and not Path(self.app_dir).is_dir():
-            raise UsageError(f"no folder {self.app_dir} for --app-dir; check the path")
-        if self.data.startswith((".", "/")) and not Path(self.data).exists():
-            raise DataError(f"no folder {self.data} for --data; check the path")
-        if self.test_split == self.split:
-            raise DataError(f"got {self.split!r} for both --split and --test-split; test data must not be trained on")
-
-    def network(self) -> nn.Module:
-        """The factory's network, its weights from the seed or the checkpoint."""
-        import torch
-
-        from flatminima.training import load_checkpoint
-
-        torch.manual_seed(self.seed)
-        model = factory.build(
-            self.model, factory.arguments(list(self.model_arg)), None if self.app_dir is None else Path(self.app_dir)
-        )
-        if self.checkpoint is not None:
-            for note in load_checkpoint(model, self.checkpoint):
-                say(f"Note: {note}")
-        return model
-
-    def samples(self, split: str, device: str | None) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of a split."""
-        from flatminima.data import load_tensors
-        from flatminima.progress import report
-
-        limit = self.limit if split == self.split else None
-        x, y = load_tensors(
-            self.data,
-            split,
-            limit=limit,
-            scaling=self.scaling,
-            progress=lambda done, total, text: report(text, done, total),
-        )
-        return (x, y) if device is None else (x.to(device), y.to(device))
 
 
 def certify(
@@ -124,6 +64,12 @@ def certify(
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    posterior: Annotated[
+        str | None, typer.Option(help=f"Around the --checkpoint instead: {', '.join(POSTERIORS)}.")
+    ] = None,
+    prior_checkpoint: Annotated[Path | None, typer.Option(help="With it: weights of the prior's mean.")] = None,
+    prior_split: Annotated[str | None, typer.Option(help="With it: split that they were trained on.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="With it: of the weights, at least.")] = 2000,
     output: Annotated[Path | None, typer.Option(help="Folder for the certificate, its weights and a plot.")] = None,
     verify: Annotated[Path | None, typer.Option(help="Recompute this certificate.json from its weights.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Give a number also where it certifies nothing.")] = False,
@@ -153,6 +99,15 @@ def certify(
         raise UsageError(f"got --time {minutes}; expected minutes above 0")
     if output is not None:
         writable(output, _WRITES)
+    if posterior is not None:
+        around = Around(source, posterior, prior_checkpoint, prior_split)
+        around.check()
+        with bars(), contextlib.redirect_stdout(sys.stderr):
+            found = around.certify(delta, delta_mc, draws, evaluations, score, usable(device))
+        _show(found, source, output, as_json)
+        return
+    if prior_checkpoint is not None or prior_split is not None:
+        raise UsageError("--prior-checkpoint and --prior-split belong to --posterior, around a trained network")
     options = {
         "prior_fraction": prior_fraction, "layers": layers, "sigma": sigma, "fit_sigma": fit_sigma, "augment": augment,
         "objective": objective, "epochs": epochs, "nats": nats, "lr": lr, "passes": passes,
@@ -166,17 +121,30 @@ def certify(
     if dry_run:
         typer.echo(planned)
         return
+    _show(found, source, output, as_json)
+
+
+def _show(found: Certificate, source: Source, output: Path | None, as_json: bool) -> None:
+    """The result on stdout; the plot, and around a minimum the record, in the folder."""
+    document = found.to_dict() | {"schema": 1, "source": asdict(source)}
     if as_json:
-        typer.echo(json.dumps(found.to_dict() | {"schema": 1, "source": asdict(source)}, indent=1, allow_nan=False))
+        typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
         typer.echo(_text(found))
     sys.stdout.flush()  # before the notes, where both go to one terminal
     if output is None:
         say("\nNext: the same with --output FOLDER keeps the certificate, its weights and a plot")
-    else:
-        _draw(found, output / _WRITES[2])
-        say(f"\nCertificate: {output / _WRITES[0]}\nPlot:        {output / _WRITES[2]}")
-        say(f"Next:        flatminima certify --verify {output / _WRITES[0]}")
+        return
+    from flatminima.table import write_whole
+
+    record, _, plot = (output / name for name in _WRITES)
+    output.mkdir(parents=True, exist_ok=True)
+    if "recipe" not in found.details:  # certify itself has written the others
+        write_whole(record, json.dumps(document | {"kind": "certificate"}, indent=1, allow_nan=False) + "\n")
+    _draw(found, plot)
+    say(f"\nCertificate: {record}\nPlot:        {plot}")
+    if "recipe" in found.details:
+        say(f"Next:        flatminima certify --verify {record}")
 
 
 @dataclass(frozen=True)
