@@ -26,6 +26,8 @@ FAST: dict[str, dict[str, Any]] = {
 THOROUGH: dict[str, dict[str, Any]] = {
     "bicriteria": {"draws": 100},
     "expected_sharpness": {"draws": 1000, "samples": 512},
+    "hessian_top_eigenvalue": {"samples": 2000},
+    "hessian_trace": {"samples": 10_000},
     "pacgen": {"samples": None, "draws": 5},
     "robustness": {"samples": 5000},
     "sharpness": {"samples": None, "steps": 20},

@@ -93,9 +93,9 @@ def _measures() -> dict[str, Measure]:
         Measure("group_norm", "norms", "ln of the product of l_{p,q} group norms over margin", N,
                 "sec. 2.3, group norms", "lower", "1 forward; a classifier; ReLU network", layers),
         Measure("hessian_top_eigenvalue", "hessian", "largest eigenvalue of the loss's Hessian (Lanczos)", W,
-                "Lemma 5, eq. 24", "lower", "about 30 Hessian products on 1,000 samples"),
+                "Lemma 5, eq. 24", "lower", "about 30 Hessian products on 250 samples"),
         Measure("hessian_trace", "hessian", "trace of the loss's Hessian (Hutchinson)", W,
-                "eq. 7, equal sigma", "lower", "2 Hessian products on 2,000 samples"),
+                "eq. 7, equal sigma", "lower", "2 Hessian products on 1,000 samples"),
         Measure("lipschitz", "lipschitz", "ln of a bound of the Lipschitz constant over margin", N,
                 "sec. 2.3, Lipschitz", "lower", "1 forward; a classifier; ReLU network", layers),
         Measure("margin", "margin", "margin that 95% of the samples exceed", N,
@@ -124,6 +124,7 @@ def _measures() -> dict[str, Measure]:
 
 _BUDGETS: dict[str, Budget] = {
     "bicriteria": "thorough",
+    "effective_dimension": "thorough",
     "expected_sharpness": "fast",
     "fisher_frobenius": "fast",
     "fisher_logdet": "fast",
@@ -135,6 +136,7 @@ _BUDGETS: dict[str, Budget] = {
     "gradient_signal_to_noise": "thorough",
     "gradient_variance": "thorough",
     "margin": "fast",
+    "negative_curvature": "thorough",
     "pacgen": "fast",
     "parameter_count": "fast",
     "path_norm": "fast",

@@ -23,7 +23,7 @@ def hessian_trace(
     estimator: TraceEstimator = "hutchinson",
     probes: int = 2,
     groups: int = 50,
-    samples: int | None = 2000,
+    samples: int | None = 1000,
     rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
@@ -100,7 +100,7 @@ def hessian_top_eigenvalue(
     minimum: Statistics,
     *,
     curvature: Curvature = "hessian",
-    samples: int | None = 1000,
+    samples: int | None = 250,
     k: int = 1,
     tolerance: float = 1e-3,
     seed: int | None = None,
