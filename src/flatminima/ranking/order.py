@@ -1,0 +1,163 @@
+"""One order of networks from many measures, with how sure it is.
+
+Each measure votes by its ranks (Borda); the interval resamples the measures, and within each the values by their
+standard errors, so that neither one odd measure nor noise decides in silence.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatminima.errors import UsageError
+from flatminima.table import MeasureTable
+
+_RESAMPLES = 2_000
+# what the benchmark zoo found to order gaps (docs/which-measure.md); those a table lacks are left out
+RECOMMENDED = ("path_norm", "robustness", "fisher_trace", "hessian_trace", "margin", "spectral_norm")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A network's place.
+
+    Attributes:
+        name: of the network.
+        rank: mean rank over the measures, 1 is best.
+        low, high: 95% interval of it.
+        best: share of resamples in which no network had a smaller mean rank.
+    """
+
+    name: str
+    rank: float
+    low: float
+    high: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """Networks from the most to the least promising.
+
+    Attributes:
+        places: in that order.
+        measures: that voted.
+        agreement: Kendall's W of the measures' ranks in [0, 1]: 1 where all agree.
+    """
+
+    places: tuple[Place, ...]
+    measures: tuple[str, ...]
+    agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        places = [vars(p) for p in self.places]
+        return {"places": places, "measures": list(self.measures), "agreement": self.agreement}
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        buffer = io.StringIO()
+        render_order(self, Console(file=buffer, width=80, force_terminal=False, no_color=True))
+        return buffer.getvalue().rstrip()
+
+
+def order(
+    tables: Sequence[MeasureTable],
+    names: Sequence[str] | None = None,
+    measures: Iterable[str] | None = None,
+    *,
+    seed: int = 0,
+) -> Order:
+    """Order networks by the votes of measures.
+
+    Args:
+        tables: of the networks, measured with the same options.
+        names: of the networks; None: network 1, 2, ...
+        measures: that vote; None: those that did best in our benchmark zoo, as far as every table has them.
+        seed: of the resamples.
+
+    Returns:
+        Order, the most promising first.
+
+    Raises:
+        UsageError: fewer than two networks, names of another number, or no measure that is defined for all of them.
+
+    Example:
+        >>> from flatminima.estimate import Estimate
+        >>> def table(v): return MeasureTable({"path_norm": Estimate(v)}, 1, 1, 0, 0, 0, "", "")
+        >>> [p.name for p in order([table(3.0), table(1.0)], ["a", "b"]).places]
+        ['b', 'a']
+    """
+    if len(tables) < 2 or (names is not None and len(names) != len(tables)):
+        got = len(tables) if names is None else len(names)
+        raise UsageError(f"got {len(tables)} networks and {got} names; give two networks or more, and a name each")
+    labels = list(names) if names is not None else [f"network {i + 1}" for i in range(len(tables))]
+    voting = [m for m in (RECOMMENDED if measures is None else measures) if _defined(m, tables)]
+    if not voting:
+        known = sorted({m for t in tables for m in t if _defined(m, tables)})
+        raise UsageError(f"no measure to order by is defined for every network; defined: {', '.join(known) or 'none'}")
+    values = np.array([[_oriented(t, m) for t in tables] for m in voting])  # (measures, networks)
+    errors = np.array([[t[m].stderr or 0.0 for t in tables] for m in voting])
+    ranks = _ranks(values)
+    rng = np.random.default_rng(seed)
+    means = np.empty((_RESAMPLES, len(tables)))
+    for r in range(_RESAMPLES):
+        drawn = rng.integers(0, len(voting), len(voting))
+        noisy = values[drawn] + errors[drawn] * rng.standard_normal((len(voting), len(tables)))
+        means[r] = _ranks(noisy).mean(0)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    best = (means <= means.min(1, keepdims=True) + 1e-12).mean(0)
+    mean = ranks.mean(0)
+    places = [
+        Place(labels[i], float(mean[i]), float(low[i]), float(high[i]), float(best[i])) for i in range(len(tables))
+    ]
+    places.sort(key=lambda p: (p.rank, p.name))
+    return Order(tuple(places), tuple(voting), _agreement(ranks))
+
+
+def _defined(name: str, tables: Sequence[MeasureTable]) -> bool:
+    return all(name in t and t[name].value is not None for t in tables)
+
+
+def _oriented(table: MeasureTable, name: str) -> float:
+    estimate = table[name]
+    return -float(estimate) if estimate.direction == "higher" else float(estimate)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1 along the last axis, ties shared."""
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values, axis=-1), dtype=np.float64)
+
+
+def _agreement(ranks: NDArray[np.float64]) -> float:
+    """Kendall's coefficient of concordance, 12 S / (m^2 (n^3 - n))."""
+    m, n = ranks.shape
+    totals = ranks.sum(0)
+    return float(12 * ((totals - totals.mean()) ** 2).sum() / (m**2 * (n**3 - n)))
+
+
+def render_order(found: Order, console: Any) -> None:
+    """The order on a rich console, within 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("network", overflow="fold", ratio=1)
+    grid.add_column("mean rank", justify="right", no_wrap=True)
+    grid.add_column("95% interval", justify="right", no_wrap=True)
+    grid.add_column("is best", justify="right", no_wrap=True)
+    for place in found.places:
+        interval = Text(f"{place.low:.1f} to {place.high:.1f}")
+        grid.add_row(Text(place.name), f"{place.rank:.2f}", interval, f"{place.best:.0%}")
+    console.print(grid)
+    voters = ", ".join(found.measures)
+    console.print(Text(f"by {len(found.measures)} measures ({voters}); their agreement W = {found.agreement:.2f} of 1"))
