@@ -47,6 +47,7 @@ NO_TORCH = [
     (["list", "--json"], 0, ""),
     (["demo", "--help"], 0, ""),
     (["measure", "--help"], 0, ""),
+    (["rank", "--help"], 0, ""),
     (["certify", "--help"], 0, ""),
     (["certify"], 2, "flatminima: certify needs --model and --data, or --verify"),
     (["certify", "--model", "a.b:c", "--data", "digits", "--delta", "2"], 2, "flatminima: got --delta 2.0"),

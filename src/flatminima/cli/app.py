@@ -22,6 +22,7 @@ from flatminima.cli.certify import certify
 from flatminima.cli.demo import demo
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
+from flatminima.cli.rank import rank
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
 
@@ -40,6 +41,7 @@ app.command("certify")(certify)
 app.command("demo")(demo)
 app.command("list")(listing)
 app.command("measure")(measure)
+app.command("rank")(rank)
 app.command("train")(train)
 
 

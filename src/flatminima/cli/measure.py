@@ -26,6 +26,8 @@ from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from flatminima.minimum import Minimum
     from flatminima.rescaling import Audit
     from flatminima.rounds import MeasureFunction
@@ -144,7 +146,7 @@ def measure(
         minimum, notes = _minimum(request)
         for note in notes:  # only now: where something above was refused, that one line is all there is
             say(f"Note: {note}")
-        wanted = [_with_options(name, budget, subset) for name in request.names]
+        wanted = [with_options(name, budget, subset) for name in request.names]
         if dry_run:
             planned = _plan(minimum, wanted, as_json)
         else:
@@ -198,14 +200,19 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
     """What is to be measured, and what the user should know of it."""
     import torch
 
-    from flatminima.data import load_tensors
-    from flatminima.minimum import Minimum
-    from flatminima.progress import report
-    from flatminima.training import load_checkpoint
-
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    device = usable(request.device)
+    network, notes = built(request)
+    return stands(request, network, loaded(request, request.split)), notes
+
+
+def built(request: Request) -> tuple[nn.Module, list[str]]:
+    """The network with its weights, in eval mode, and notes on both."""
+    import torch
+
+    from flatminima.training import load_checkpoint
+
+    usable(request.device)
     torch.manual_seed(request.seed)  # weights of a factory that has no checkpoint
     network = factory.build(request.model, factory.arguments(list(request.model_arg)), request.app_dir)
     notes = []
@@ -217,9 +224,17 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
         notes += load_checkpoint(network, request.checkpoint)
     if any(module.training for module in network.modules()):
         notes.append("called model.eval(): no dropout, BatchNorm with its running statistics")
-    x, y = load_tensors(
+    return network.eval(), notes
+
+
+def loaded(request: Request, split: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a split."""
+    from flatminima.data import load_tensors
+    from flatminima.progress import report
+
+    return load_tensors(
         request.data,
-        request.split,
+        split,
         limit=request.limit,
         scaling=request.scaling,
         config=request.data_config,
@@ -229,12 +244,23 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
         image_size=request.image_size,
         progress=lambda done, total, text: report(text, done, total),
     )
-    batch_size, seed = request.batch_size, request.seed
-    minimum = Minimum(network.eval(), (x, y), request.loss, batch_size=batch_size, device=device, seed=seed)
-    return minimum, notes
 
 
-def _with_options(name: str, budget: str, subset: int | None) -> MeasureFunction:
+def stands(request: Request, network: nn.Module, data: tuple[Tensor, Tensor]) -> Minimum:
+    """The network at its weights on the data."""
+    from flatminima.minimum import Minimum
+
+    return Minimum(
+        network,
+        data,
+        request.loss,
+        batch_size=request.batch_size,
+        device=usable(request.device),
+        seed=request.seed,
+    )
+
+
+def with_options(name: str, budget: str, subset: int | None) -> MeasureFunction:
     """The measure with the budget's counts, and with its Gram subset where that is given."""
     function: MeasureFunction = catalog.measure(name).load()
     options = budgets.options(budget, name)

@@ -1,8 +1,8 @@
 """Rank correlation that hyper-parameters cannot fake: granulated, conditional, and in the worst environment.
 
 Over a zoo of networks, a measure can order the gaps only because both follow one hyper-parameter (width, say). Jiang
-et al. (2020) compare networks that differ in one hyper-parameter, or condition on two; Dziugaite et al. (2020) ask for the
-worst such comparison instead of the average.
+et al. (2020) compare networks that differ in one hyper-parameter, or condition on two; Dziugaite et al. (2020) ask for
+the worst such comparison instead of the average.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Controlled:
 def controlled(values: Sequence[float], gaps: Sequence[float], points: Sequence[Point]) -> Controlled:
     """Score a measure by pairs of networks whose hyper-parameters are controlled.
 
-    With V = sign of a difference between two networks: ``psi_i = mean over groups of mean over pairs V_mu V_g``, a group
-    being the networks that agree in all hyper-parameters but i; ``K = min_{|S| <= 2} I(V_mu; V_g | U_S) / H(V_g | U_S)``,
-    U_S the values of the hyper-parameters in S of both networks; ``worst = max_e P(V_mu != V_g)`` over environments e =
-    (i, a, b): pairs that differ in i alone, one having the value a and the other b.
+    With V = sign of a difference between two networks: ``psi_i = mean over groups of mean over pairs V_mu V_g``, a
+    group being the networks that agree in all hyper-parameters but i; ``K = min_{|S| <= 2} I(V_mu; V_g | U_S) /
+    H(V_g | U_S)``, U_S the values of the hyper-parameters in S of both networks; ``worst = max_e P(V_mu != V_g)`` over
+    environments e = (i, a, b): pairs that differ in i alone, one having the value a and the other b.
 
     Args:
         values: of the measure, oriented so that lower should go with a smaller gap.

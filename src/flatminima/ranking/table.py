@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flatminima.errors import UsageError
 from flatminima.minimum import Minimum
+from flatminima.ranking.controlled import Controlled, Point, controlled
 from flatminima.ranking.correlation import Correlation, kendall
 from flatminima.rounds import MeasureFunction, measure
 from flatminima.table import MeasureTable
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 _WIDTH = 80
 
@@ -29,20 +32,28 @@ class RankTable:
     Attributes:
         correlations: measure name -> Correlation, undefined ones last.
         networks: how many were ranked.
+        controlled: measure name -> Controlled, where the hyper-parameters were given.
     """
 
     correlations: dict[str, Correlation]
     networks: int
+    controlled: dict[str, Controlled] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
-        return {name: asdict(c) for name, c in self.correlations.items()}
+        return {
+            name: asdict(c) | ({"controlled": asdict(self.controlled[name])} if name in self.controlled else {})
+            for name, c in self.correlations.items()
+        }
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a measure: tau, low, high, networks, undefined."""
+        """One row a measure: tau, low, high, networks, undefined; granulated, conditional, worst where known."""
         import pandas as pd
 
-        return pd.DataFrame.from_dict(self.to_dict(), orient="index")
+        rows = {name: asdict(c) for name, c in self.correlations.items()}
+        for name, c in self.controlled.items():
+            rows[name] |= {"granulated": c.granulated, "conditional": c.conditional, "worst": c.worst}
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def show(self) -> None:
         """Print the table."""
@@ -61,6 +72,7 @@ def rank(
     gaps: Sequence[float],
     measures: Iterable[str | MeasureFunction] | None = None,
     *,
+    hyperparameters: Sequence[Point] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> RankTable:
@@ -70,6 +82,8 @@ def rank(
         minima: networks, as Minimum (measured here) or as MeasureTable (measured before).
         gaps: held-out minus training error (or loss) of each.
         measures: names or functions; None: all of the catalogue, or all that the tables hold.
+        hyperparameters: of each network, the same names for all: then measures are also scored by pairs of networks
+            that differ in one alone (see `controlled`).
         seed: of the bootstrap over networks.
         confidence: of its interval.
 
@@ -82,6 +96,8 @@ def rank(
     if not minima or len(minima) != len(gaps):
         raise UsageError(f"got {len(minima)} networks and {len(gaps)} gaps; give one gap a network, and at least one")
     wanted = None if measures is None else list(measures)
+    if hyperparameters is not None and len(hyperparameters) != len(minima):
+        raise UsageError(f"got {len(minima)} networks and the hyper-parameters of {len(hyperparameters)}; give all")
     tables = [m if isinstance(m, MeasureTable) else measure(m, wanted) for m in minima]
     names = list(dict.fromkeys(name for table in tables for name in table))
     if wanted is not None:
@@ -89,19 +105,31 @@ def rank(
         names = [n for n in names if n in chosen] or names
     found = {name: _score(name, tables, gaps, seed, confidence) for name in names}
     ordered = sorted(found.items(), key=lambda item: (item[1].tau is None, -(item[1].tau or 0.0), item[0]))
-    return RankTable(dict(ordered), len(tables))
+    scores = {}
+    if hyperparameters is not None:
+        for name in dict(ordered):
+            values, kept = _pairs(name, tables, list(zip(gaps, hyperparameters, strict=True)))
+            if values:
+                scores[name] = controlled(values, [gap for gap, _ in kept], [point for _, point in kept])
+    return RankTable(dict(ordered), len(tables), scores)
 
 
 def _score(
     name: str, tables: Sequence[MeasureTable], gaps: Sequence[float], seed: int, confidence: float
 ) -> Correlation:
-    pairs = []
-    for table, gap in zip(tables, gaps, strict=True):
+    values, kept = _pairs(name, tables, gaps)
+    return kendall(values, kept, seed=seed, confidence=confidence)
+
+
+def _pairs(name: str, tables: Sequence[MeasureTable], others: Sequence[T]) -> tuple[list[float], list[T]]:
+    """Values where they are defined, oriented so that lower is better, and what belongs to these networks."""
+    values, kept = [], []
+    for table, other in zip(tables, others, strict=True):
         estimate = table.get(name)
         if estimate is not None and estimate.value is not None:
-            pairs.append((-estimate.value if estimate.direction == "higher" else estimate.value, gap))
-    values, kept = zip(*pairs, strict=True) if pairs else ((), ())
-    return kendall(values, kept, seed=seed, confidence=confidence)
+            values.append(-estimate.value if estimate.direction == "higher" else estimate.value)
+            kept.append(other)
+    return values, kept
 
 
 def render(table: RankTable, console: Any) -> None:
@@ -114,13 +142,26 @@ def render(table: RankTable, console: Any) -> None:
     grid.add_column("tau", justify="right", no_wrap=True)
     grid.add_column("interval", justify="right", no_wrap=True)
     grid.add_column("n", justify="right", no_wrap=True)
+    if table.controlled:
+        grid.add_column("granulated", justify="right", no_wrap=True)
+        grid.add_column("worst", justify="right", no_wrap=True)
     grid.add_column("agrees", overflow="fold", ratio=1)
     for name, c in table.correlations.items():
         if c.tau is None or c.low is None or c.high is None:
-            grid.add_row(name, "-", "-", str(c.networks), f"undefined: {c.undefined}")
+            blank = ["-", "-"] if table.controlled else []
+            grid.add_row(name, "-", "-", str(c.networks), *blank, f"undefined: {c.undefined}")
         else:
             sure = "yes" if c.low > 0 else "no" if c.high < 0 else "undecided"
-            grid.add_row(
-                name, f"{c.tau:+.2f}", f"[{c.low:+.2f}, {c.high:+.2f}]".replace("[", r"\["), str(c.networks), sure
-            )
+            interval = f"[{c.low:+.2f}, {c.high:+.2f}]".replace("[", r"\[")
+            grid.add_row(name, f"{c.tau:+.2f}", interval, str(c.networks), *_controls(table, name), sure)
     console.print(grid)
+
+
+def _controls(table: RankTable, name: str) -> list[str]:
+    """Two cells where hyper-parameters were given, else none."""
+    if not table.controlled:
+        return []
+    found = table.controlled.get(name)
+    if found is None or found.granulated is None or found.worst is None:
+        return ["-", "-"]
+    return [f"{found.granulated:+.2f}", f"{found.worst:.0%} wrong"]
