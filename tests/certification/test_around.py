@@ -16,7 +16,7 @@ from flatminima.certification.draws import risk_of
 from flatminima.certification.families import NAMES, family
 from flatminima.certification.posteriors import DiagonalGaussian, Spectrum, UniformBox
 from flatminima.data import load_tensors
-from flatminima.errors import FlatMinimaError, ModelError, UnknownName, UsageError
+from flatminima.errors import DataError, FlatMinimaError, ModelError, UnknownName, UsageError
 from flatminima.perturbation import Relative
 from flatminima.training import TrainConfig, train
 
@@ -330,3 +330,16 @@ def test_certify_hands_a_minimum_over() -> None:
         certify(linear(), minimum=minimum, prior=linear)
     with pytest.raises(UsageError, match="prior without a minimum"):
         certify(linear(), blobs(64, 0), prior=linear)
+
+
+def test_the_error_on_test_data_is_reported_and_test_data_is_no_training_data() -> None:
+    data = blobs(64, 0)
+    model = linear()
+    minimum = Minimum(model, data)
+    c = certify_around(minimum, prior=linear, scales=0.3, test_data=blobs(100, 1))
+    assert c.details["test"]["n"] == 100
+    wrong = float((model(blobs(100, 1)[0]).argmax(1) != blobs(100, 1)[1]).float().mean())
+    assert c.details["test"]["mean_network_error"] == pytest.approx(wrong)
+    assert abs(c.details["test"]["error"] - c.empirical_risk) < 0.1
+    with pytest.raises(DataError, match="also in the test data"):
+        certify_around(minimum, prior=linear, test_data=data)

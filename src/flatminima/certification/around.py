@@ -6,6 +6,7 @@ only where it is P that varies. Everything ends in the one pipeline of two kl in
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from flatminima import bounds
 from flatminima.certification.centre import Centre
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import conditions, enforce
-from flatminima.certification.divide import FEWEST
+from flatminima.certification.divide import FEWEST, refuse_shared
 from flatminima.certification.draws import by_batch, mistakes_at, risk_of
 from flatminima.certification.families import Curvature, Family, family
 from flatminima.certification.gaussian import Union
@@ -28,8 +29,10 @@ from flatminima.certification.scales import DEFAULT, Scales
 from flatminima.errors import UsageError
 from flatminima.minimum import Minimum
 from flatminima.perturbation import Relative, mix
+from flatminima.samples import as_samples
 
 _PILOT_DRAWS, _PILOT_SAMPLES = 32, 32  # of each posterior that is tried, before one is frozen
+_TEST_DRAWS = 500
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def certify_around(
     rho: float = 0.0,
     box: float = math.inf,
     union: Union | None = None,
+    test_data: Any = None,
     score: bool = False,
     seed: int = 0,
 ) -> Certificate:
@@ -90,6 +94,7 @@ def certify_around(
         curvature_samples: drawn for it; None for all, of fisher_laplace for 100.
         kappa, rho, box: of "uniform" and "truncated_gaussian", see `families.family`.
         union: other centres and other certificates that this one was chosen from.
+        test_data: only to report the error on it in `details`; refused where it is the bound's.
         score: give the number also where a condition fails; the result then is no certificate.
         seed: of the draws and of the curvature's samples.
 
@@ -112,6 +117,7 @@ def certify_around(
     delta, delta_mc = split_delta(delta, delta_mc)
     union = union or Union()
     _check(minimum, draws, batch_size, p_min, box)
+    test = None if test_data is None else _test_minimum(minimum, test_data)
     grid = Scales.of(scales)
     centre = Centre.of(prior, prior_data, minimum, prior_seed)
     wrong = mistakes_at(minimum, centre.weights)
@@ -133,6 +139,10 @@ def certify_around(
         minimum, choice.posterior, draws=draws, batch_size=batch_size, p_min=p_min, seed=mix(seed, 1)
     )
     n, q = len(minimum.samples), choice.posterior
+    details: dict[str, Any] = {"posterior": posterior, "eta": choice.eta, "seed": seed} | shape.details
+    details["fingerprint"] = minimum.samples.fingerprint
+    if test is not None:
+        details["test"] = _on_test(test, q, p_min, seed)
     uppers = [
         float(bounds.monte_carlo_risk(r, risk.draws, delta_mc / union.evaluations))
         for r in (risk.error, risk.cross_entropy)
@@ -165,8 +175,7 @@ def certify_around(
         cross_entropy=risk.cross_entropy,
         p_min=p_min,
         objective=f"{posterior} around an existing minimum",
-        details={"posterior": posterior, "eta": choice.eta, "seed": seed, "fingerprint": minimum.samples.fingerprint}
-        | shape.details,
+        details=details,
     )
 
 
@@ -201,6 +210,19 @@ def _choose(
         if bound < least:
             best, least = tried[i], bound
     return best
+
+
+def _test_minimum(minimum: Minimum, test_data: Any) -> Minimum:
+    others = as_samples(test_data)
+    refuse_shared(minimum.samples, others, "also in the test data", "give two different splits")
+    return Minimum(copy.deepcopy(minimum.model).eval(), others, minimum.loss, batch_size=minimum.batch_size)
+
+
+def _on_test(test: Minimum, posterior: Posterior, p_min: float, seed: int) -> dict[str, float]:
+    """What the stochastic network, and the mean network, do on samples that nothing was made from."""
+    n = len(test.samples)
+    risk = risk_of(test, posterior, draws=_TEST_DRAWS, batch_size=_PILOT_SAMPLES, p_min=p_min, seed=mix(seed, 2))
+    return {"n": n, "error": risk.error, "mean_network_error": mistakes_at(test, test.parameters.flat()) / n}
 
 
 def _check(minimum: Minimum, draws: int, batch_size: int, p_min: float, box: float) -> None:

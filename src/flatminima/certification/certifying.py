@@ -82,14 +82,14 @@ def certify(
         (True, 100, 1000)
     """
     if minimum is not None:
-        if any(x is not None for x in (model, train_data, recipe, seconds, test_data, output)):
+        if any(x is not None for x in (model, train_data, recipe, seconds, output)):
             raise UsageError(
-                "got a minimum beside what trains a network (model, train_data, recipe, seconds, test_data, output); "
+                "got a minimum beside what trains a network (model, train_data, recipe, seconds, output); "
                 "a Minimum has its model and its samples: leave the others out"
             )
         union = Union(evaluations=evaluations)
         return _around(minimum, posterior, prior, prior_data, delta=delta, delta_mc=delta_mc, union=union,
-                       score=score, seed=seed)  # fmt: skip
+                       test_data=test_data, score=score, seed=seed)  # fmt: skip
     if prior is not None or prior_data is not None:
         raise UsageError("got a prior without a minimum; for a network that certify trains, the recipe makes the prior")
     if model is None or train_data is None:

@@ -15,7 +15,7 @@ from flatminima.certification.centre import Centre
 from flatminima.certification.certificate import Assumption
 from flatminima.certification.divide import DUPLICATES, shared
 from flatminima.certification.gaussian import Union
-from flatminima.certification.scales import Scales
+from flatminima.certification.scales import DEFAULT, Scales
 from flatminima.errors import UsageError
 from flatminima.minimum import Minimum
 
@@ -46,7 +46,8 @@ def conditions(
         prior_mistakes: of the prior's mean network on the bound's samples.
     """
     n = len(minimum.samples)
-    paid = f"{len(scales.values)} scales" if len(scales.values) > 1 else f"scale {scales.values[0]:g} stated as fixed"
+    ours = scales == DEFAULT
+    paid = f"{len(scales.values)} scales of the prior, " + ("the default" if ours else "stated to be fixed before")
     return (
         Condition("the loss lies in [0, 1]", True, f"0-1 error; cross-entropy clamped at p_min = {p_min:g}"),
         _independent(minimum, centre, prior_mistakes),
@@ -62,8 +63,8 @@ def conditions(
         ),
         Condition(
             "the prior's hyper-parameters are fixed before, or paid for",
-            True,
-            f"{paid}, {union.candidates} centres",
+            True if ours else None,
+            f"{paid}; union over {union.candidates} priors",
         ),
         Condition("best of several certificates is paid for", True, f"union over {union.evaluations} evaluations"),
         Condition("the statement is about fresh weights for each prediction", True, "not about the mean network"),
