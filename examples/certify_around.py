@@ -1,11 +1,11 @@
 """Compare the shapes of a posterior around one trained network: divergence, bound and test error of each.
 
 python examples/certify_around.py
-python examples/certify_around.py --data ../shared/data/mnist --width 100 --epochs 10 --draws 10000 --samples-per-draw 60
+python examples/certify_around.py --data DATA/mnist --width 100 --epochs 10 --draws 10000 --samples-per-draw 60
 
-The network is trained on all samples; the prior's centre on half of them, which the bound does not use. `--prior none`
-takes the initial weights instead and bounds with all samples. The table's best row is a certificate too: the
-failure probability is shared among its rows and among the two kinds of prior (Gaussian and box).
+The network is trained on all samples; the prior's centre on half of them, which the bound does not use. With
+`--prior none` it is the initial weights, and the bound uses all samples. The table's best row is a certificate too:
+the failure probability is shared among its rows and among the two kinds of prior (Gaussian and box).
 """
 
 from __future__ import annotations
