@@ -21,7 +21,13 @@ LAYERS = [
     ("statistics",),
     ("measures", "optim", "rounds"),  # never each other
     ("training",),
-    ("report", "ranking", "rescaling", "certification"),  # never each other; a certificate trains its prior
+    (
+        "report",
+        "ranking",
+        "rescaling",
+        "diagnosis",
+        "certification",
+    ),  # never each other; a certificate trains its prior
     ("studies", "integrations", "demo"),
     ("cli",),
 ]

@@ -265,13 +265,25 @@ def render(found: Audit, console: Any) -> None:
     from rich.text import Text
 
     for rescaling, rows in found.values.items():
-        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{rescaling}: the function is the same")
-        grid.add_column("measure", overflow="fold")
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        grid.add_column("measure", no_wrap=True)
         for a in found.factors:
             grid.add_column(f"a={a:g}", justify="right", no_wrap=True)
         grid.add_column("", no_wrap=True)
+        missing = [name for name in rows if found.invariant(rescaling, name) is None]
         for name, row in rows.items():
-            verdict = {True: "same", False: "moves", None: "undefined"}[found.invariant(rescaling, name)]
-            cells = ["-" if e.value is None else f"{e.value:.3g}" for e in row]
-            grid.add_row(Text(name), *cells, verdict)
+            if name not in missing:
+                verdict = "same" if found.invariant(rescaling, name) else "moves"
+                grid.add_row(Text(name), *(_short(e.value) for e in row), verdict)
+        console.print(Text(f"\nRe-parameterised, the function is the same: {rescaling}"))
         console.print(grid)
+        if missing:
+            console.print(Text(f"undefined at one factor or more: {', '.join(missing)}"))
+
+
+def _short(value: float | None) -> str:
+    """Three digits in at most eight characters."""
+    if value is None:
+        return "-"
+    digits, exponent, power = f"{value:.3g}".partition("e")
+    return f"{digits}{exponent}{int(power)}" if exponent else digits

@@ -140,13 +140,14 @@ def render(table: MeasureTable, console: Any) -> None:
     from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    widest = min(_NAME, max(map(len, table), default=0))
-    grid.add_column("measure", overflow="fold", min_width=widest, max_width=_NAME)
+    # rich narrows whatever may wrap, and crops the rest of the line where a minimal width forbids it
+    grid.add_column("measure", no_wrap=True)
     grid.add_column("value", justify="right", no_wrap=True)
     grid.add_column("+- stderr", justify="right", no_wrap=True)
     grid.add_column("better", no_wrap=True)
     grid.add_column("note", overflow="fold", ratio=1)
-    for name, e in table.items():
+    for full, e in table.items():
+        name = "\n".join(full[i : i + _NAME] for i in range(0, len(full), _NAME))
         if e.value is None:
             grid.add_row(Text(name), "-", "-", e.direction, Text(f"undefined: {e.undefined}"))
         else:

@@ -48,6 +48,8 @@ NO_TORCH = [
     (["demo", "--help"], 0, ""),
     (["measure", "--help"], 0, ""),
     (["rank", "--help"], 0, ""),
+    (["report", "--help"], 0, ""),
+    (["report", "absent"], 2, "flatminima: no folder absent"),
     (["certify", "--help"], 0, ""),
     (["certify"], 2, "flatminima: certify needs --model and --data, or --verify"),
     (["certify", "--model", "a.b:c", "--data", "digits", "--delta", "2"], 2, "flatminima: got --delta 2.0"),
@@ -443,3 +445,48 @@ def on_a_terminal(arguments: list[str], environment: dict[str, str]) -> bytes:
     os.close(primary)
     assert b"measure" in written
     return written
+
+
+def test_thresholds_decide_the_exit_code(cli, tmp_path) -> None:
+    asked = [*MLP, "--measures", "fisher_trace,path_norm"]
+    assert cli(*asked, "--fail-if", "fisher_trace>1e9")[0] == 0
+    code, out, err = cli(*asked, "--fail-if", "fisher_trace > 0.001", "--output", str(tmp_path / "o"))
+    assert code == 3 and "threshold: fisher_trace = " in err and "fisher_trace" in out
+    assert (tmp_path / "o" / "report.html").exists(), "what was measured is kept"
+    code, _, err = cli(*asked, "--fail-if", "path_norm>5")
+    assert code == 3 and "path_norm > 5 cannot be told: the margin" in err
+    assert cli(*asked, "--fail-if", "fisher_trace<0")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fisher_trace", "expected MEASURE>VALUE"),
+        ("fisher_trace>x", "expected MEASURE>VALUE"),
+        ("fisher_trace>nan", "expected MEASURE>VALUE"),
+        ("fisher_trac>1", "did you mean 'fisher_trace'"),
+        ("margin>1", "not among the measures"),
+    ],
+)
+def test_a_bad_threshold_is_refused_before_the_work(cli, text: str, words: str) -> None:
+    code, out, err = cli(*MODEL, "--measures", "fisher_trace", "--fail-if", text)
+    assert (code, out) == (2, "") and words in err
+
+
+def test_the_page_again_without_measuring(cli, tmp_path) -> None:
+    folder = tmp_path / "o"
+    assert cli(*MLP, "--measures", "fisher_trace", "--output", str(folder))[0] == 0
+    page = folder / "report.html"
+    first = page.read_text()
+    assert "not fitted" not in first, "margin was not measured"
+    page.unlink()
+    code, _, err = cli("report", str(folder))
+    assert code == 0 and page.read_text() == first and "report.html" in err
+    (folder / "measures.json").write_text('{"measures": ')
+    assert cli("report", str(folder))[0] == 2 and page.read_text() == first
+    (folder / "measures.json").write_text('{"measures": {}}')
+    code, _, err = cli("report", str(folder))
+    assert code == 2 and "not what this version writes" in err
+    code, _, err = cli("report", str(tmp_path))
+    assert code == 2 and "holds neither measures.json nor results.json" in err
+    assert cli("report", str(tmp_path / "absent"))[0] == 2

@@ -23,6 +23,7 @@ from flatminima.cli.demo import demo
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
 from flatminima.cli.rank import rank
+from flatminima.cli.report import report
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
 
@@ -42,6 +43,7 @@ app.command("demo")(demo)
 app.command("list")(listing)
 app.command("measure")(measure)
 app.command("rank")(rank)
+app.command("report")(report)
 app.command("train")(train)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ from flatminima.errors import CheckpointError, DataError, UnknownName, UsageErro
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flatminima.estimate import Estimate
     from flatminima.minimum import Minimum
     from flatminima.rescaling import Audit
     from flatminima.rounds import MeasureFunction
@@ -37,6 +39,7 @@ LOSSES = ("binary_cross_entropy", "causal_lm", "cross_entropy", "mse", "token_cr
 SCALINGS = ("standard", "unit")
 _WRITES = ("measures.json", "report.html")
 _MORE = "see flatminima list"
+_CROSSED = 3  # exit code: it ran, but a threshold failed
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,9 @@ def measure(
     audited: Annotated[
         bool, typer.Option("--audit", help="Also under re-parameterisations that do not change the function.")
     ] = False,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="'MEASURE>VALUE' or 'MEASURE<VALUE': exit with 3 if so; repeat.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -140,6 +146,7 @@ def measure(
         data_config, image_column, label_column, mode, image_size, batch_size, seed, device, threads,
     )  # fmt: skip
     request.check()
+    thresholds = [Threshold.of(text, request.names) for text in fail_if or ()]
     if output is not None:
         writable(output, _WRITES)
     with bars(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, not for what the network prints
@@ -150,14 +157,17 @@ def measure(
         if dry_run:
             planned = _plan(minimum, wanted, as_json)
         else:
+            from flatminima.diagnosis import diagnose
             from flatminima.rounds import measure as run
 
             table = run(minimum, wanted)
+            findings = diagnose(table, minimum)
             audit = _audit(minimum, wanted) if audited else None
     if dry_run:
         typer.echo(planned)
         return
     document = table.to_dict() | {"command": request.document(), **_machine(minimum)}
+    document["diagnosis"] = [asdict(f) for f in findings]
     if audit is not None:
         document["audit"] = audit.to_dict()
     if as_json:
@@ -166,6 +176,8 @@ def measure(
         from flatminima.table import render
 
         render(table, out())
+        for finding in findings:
+            out().print(f"{finding.severity}: {finding}", markup=False, highlight=False)
         if audit is not None:
             from flatminima.rescaling import render as render_audit
 
@@ -175,6 +187,47 @@ def measure(
         say("\nNext: the same with --output FOLDER writes measures.json and report.html")
     else:
         _save(document, output)
+    crossed = [text for t in thresholds if (text := t.crossed(table[t.measure])) is not None]
+    for text in crossed:
+        say(f"threshold: {text}")
+    if crossed:
+        raise typer.Exit(_CROSSED)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """``MEASURE>VALUE`` or ``MEASURE<VALUE``, for continuous integration."""
+
+    measure: str
+    above: bool
+    value: float
+
+    @classmethod
+    def of(cls, text: str, names: list[str]) -> Threshold:
+        """Raises UsageError for another form, a measure that is not measured, or a value that is no number."""
+        for sign in "><":
+            name, found, value = text.partition(sign)
+            if not found:
+                continue
+            name = catalog.measure(name.strip()).name
+            if name not in names:
+                raise UsageError(f"got --fail-if {text!r}, but {name} is not among the measures; add it to --measures")
+            try:
+                number = float(value)
+            except ValueError:
+                break
+            if math.isfinite(number):
+                return cls(name, sign == ">", number)
+        raise UsageError(f"got --fail-if {text!r}; expected MEASURE>VALUE or MEASURE<VALUE, such as 'hessian_trace>50'")
+
+    def crossed(self, estimate: Estimate) -> str | None:
+        """What failed; a measure without a value fails too, because nothing was shown."""
+        sign = ">" if self.above else "<"
+        if estimate.value is None:
+            return f"{self.measure} {sign} {self.value:g} cannot be told: {estimate.undefined}"
+        if (estimate.value > self.value) if self.above else (estimate.value < self.value):
+            return f"{self.measure} = {estimate.value:.5g} {sign} {self.value:g}"
+        return None
 
 
 def writable(output: Path, files: tuple[str, ...]) -> None:

@@ -71,9 +71,30 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
         verdict=measure_verdict(document),
         layered=layered,
         measures=document["measures"],
+        diagnosis=document.get("diagnosis", []),
+        spectrum=_spectrum(document["measures"]),
+        curve=_curve(document["measures"]),
+        audit=document.get("audit"),
         provenance=_measure_provenance(document),
     )
     write_whole(path, page)
+
+
+def _spectrum(measures: dict[str, Any]) -> Markup | None:
+    """Density of the eigenvalues, where it was estimated."""
+    for name in ("effective_dimension", "negative_curvature"):
+        found = measures.get(name)
+        if found and found["value"] is not None and found["details"].get("density"):
+            return Markup(plots.spectrum(found["details"]["density"]))
+    return None
+
+
+def _curve(measures: dict[str, Any]) -> Markup | None:
+    """Expected sharpness against divergence, where it was measured."""
+    found = measures.get("bicriteria")
+    if found and found["value"] is not None and len(found["details"].get("curve", ())) > 1:
+        return Markup(plots.bicriteria(found["details"]["curve"], found["details"]["alpha"]))
+    return None
 
 
 def _layers(name: str, values: dict[str, float]) -> dict[str, Any]:

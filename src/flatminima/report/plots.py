@@ -10,6 +10,7 @@ from flatminima.report.theme import GREY, MARKERS, PALETTE, WIDTH, style, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 SCATTERS = 6
 BARS = 30  # layers of one figure; the table beside it has all
@@ -157,3 +158,63 @@ def layers(values: dict[str, float], label: str, name: str) -> str:
         axes.set_xlabel(label)
         axes.grid(axis="x")
         return svg(figure, f"{label}, one bar a layer")
+
+
+def spectrum(density: dict[str, Any]) -> str:
+    """Density of the Hessian's eigenvalues on a logarithmic axis, with one standard error."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    grid, values = np.asarray(density["grid"]), np.asarray(density["values"])
+    floor = max(float(values.max()) * 1e-7, 1e-300)
+    with style("spectrum"):
+        figure = Figure(figsize=(WIDTH, 2.6))
+        axes = figure.add_subplot()
+        if density.get("stderr"):
+            error = np.asarray(density["stderr"])
+            axes.fill_between(grid, (values - error).clip(floor), (values + error).clip(floor), color=PALETTE[4], lw=0)
+        axes.plot(grid, values.clip(floor), color=PALETTE[0], lw=1.5)
+        axes.set_yscale("log")
+        axes.set_ylim(floor, float(values.max()) * 3)
+        _plain(axes.yaxis)
+        axes.axvline(0, color=GREY, lw=0.8)
+        axes.set_xlabel("eigenvalue of the Hessian")
+        axes.set_ylabel("density (1 / eigenvalue)")
+        axes.grid(axis="y")
+        return svg(figure, "Density of the Hessian's eigenvalues on a logarithmic axis, with one standard error")
+
+
+def bicriteria(curve: list[dict[str, Any]], best: float) -> str:
+    """Expected sharpness against divergence, a point a noise scale; a diamond is the best trade-off."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    with style("bicriteria"):
+        figure = Figure(figsize=(WIDTH, 2.8))
+        axes = figure.add_subplot()
+        titles = {}
+        axes.plot([p["kl"] for p in curve], [p["sharpness"] for p in curve], color=PALETTE[0], lw=1)
+        for i, p in enumerate(curve):
+            colour = PALETTE[1] if p["alpha"] == best else PALETTE[0]
+            axes.errorbar(p["kl"], p["sharpness"], yerr=p["stderr"], color=colour, lw=1)
+            axes.plot(p["kl"], p["sharpness"], "D" if p["alpha"] == best else "o", color=colour, ms=6, gid=f"alpha{i}")
+            titles[f"alpha{i}"] = f"alpha {p['alpha']:.2g}: sharpness {p['sharpness']:.3g}, divergence {p['kl']:.3g}"
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(bottom=min(0.0, *(p["sharpness"] - (p["stderr"] or 0) for p in curve)))
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            _plain(axis)
+        axes.axhline(0, color=GREY, lw=0.8)
+        axes.set_xlabel("divergence KL (nats)")
+        axes.set_ylabel("expected sharpness (nats)")
+        axes.grid()
+        return svg(figure, "Expected sharpness against divergence over noise scales; a diamond is the best", titles)
+
+
+def _plain(axis: Axis) -> None:
+    """Ticks as plain numbers: mathematical type is off, and would show as its source."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
