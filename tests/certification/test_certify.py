@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from flatminima import bounds, certify, progress
-from flatminima.certification import Certificate, Recipe, recompute
+from flatminima.certification import Certificate, Recipe, certifying, recompute
 from flatminima.certification.budget import Cost, cost, within
 from flatminima.certification.divide import divide
 from flatminima.certification.head import Head, find_head, principal_basis
@@ -275,8 +275,14 @@ FREE = Recipe(prior_fraction=0.0)
         (lambda: certify(net(), blobs(400), test_data=blobs(400)), DataError, "test data was passed as training data"),
         (lambda: certify(net(), (blobs(9)[0] * math.nan, blobs(9)[1])), DataError, "NaN or Inf"),
         (lambda: certify(net(), DataLoader(Augmented())), DataError, "augmented or random"),
-        (lambda: certify(trained(), digits(), recipe=FREE), ModelError, "the prior is not data-free"),
-        (lambda: certify(with_statistics(), blobs(400), recipe=FREE), ModelError, "statistics of 1 batches"),
+        (lambda: certify(trained(), digits(), recipe=FREE), UsageError, "as no network does that no data has touched"),
+        (
+            lambda: certify(trained(), digits()),
+            UsageError,
+            "pass an untrained network, or say where its weights come from",
+        ),
+        (lambda: certify(with_statistics(), blobs(400), recipe=FREE), UsageError, "statistics of 1 batches"),
+        (lambda: certify(with_statistics(), blobs(400)), UsageError, "statistics of 1 batches"),
         (lambda: certify(nn.Linear(2, 1), blobs(400)), DataError, "a label is 1 but the model has 1 outputs"),
         (lambda: certify(nn.Linear(2, 1), blobs(400), recipe=FREE), DataError, "the network has 1 classes"),
         (lambda: certify(net(), (blobs(40)[0], blobs(40)[0])), DataError, "expected class indices"),
@@ -302,6 +308,9 @@ def test_a_score_says_that_it_is_none(make: Any, data: Any) -> None:
     c = certify(make(), data(), recipe=FREE, score=True)
     assert not c.is_certificate
     assert str(c).startswith("Score, not a certificate")
+    c = certify(make(), data(), recipe=FREE, initial="other digits")  # as the caller says
+    assert c.is_certificate
+    assert c.prior == "other digits"
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"kind": "certificate", "schema": 99}'])
@@ -312,7 +321,7 @@ def test_files_that_are_no_certificate(content: str, tmp_path: Path) -> None:
         recompute(path, net(), blobs(9))
 
 
-def test_a_plan_fits_its_time(tmp_path: Path) -> None:
+def test_a_plan_fits_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = Cost(prior_epoch=10.0, posterior_epoch=5.0, evaluation_pass=2.0)
     plan = within(QUICK, known, 600.0)
     assert known.total(plan) <= 600 * 0.9
@@ -323,9 +332,12 @@ def test_a_plan_fits_its_time(tmp_path: Path) -> None:
         within(QUICK, known, 10.0)
     measured = cost(net(), blobs(400), QUICK)
     assert min(measured.prior_epoch, measured.posterior_epoch, measured.evaluation_pass) > 0
-    first = certify(net(), blobs(400), recipe=QUICK, seconds=0.5, output=tmp_path)
-    again = certify(net(), blobs(400), recipe=QUICK, seconds=0.5, output=tmp_path)
+    monkeypatch.setattr(certifying, "cost", lambda *_: Cost(0.1, 0.1, 0.1))
+    first = certify(net(), blobs(400), recipe=QUICK, seconds=2.0, output=tmp_path)
+    monkeypatch.setattr(certifying, "cost", lambda *_: Cost(0.5, 0.5, 0.5))  # a slower machine keeps the plan
+    again = certify(net(), blobs(400), recipe=QUICK, seconds=2.0, output=tmp_path)
     assert first.details["recipe"] == again.details["recipe"]
+    assert first.details["recipe"]["prior"]["epochs"] == 10
 
 
 def test_gibbs_risks_repeat_with_their_seed() -> None:

@@ -114,6 +114,16 @@ def test_around_a_network_that_is_trained_already(checkpoints: tuple[str, str], 
     assert code == 0 and out.startswith("Score, not a certificate")
 
 
+def test_weights_to_start_from_are_accounted_for(checkpoints: tuple[str, str]) -> None:
+    start = [*MLP, "--split", "train[:400]", "--checkpoint", checkpoints[0], "--prior-fraction", "0", "--passes", "2"]
+    code, _, err = run(*start)  # it was trained on them
+    assert code == 2 and "as no network does that no data has touched" in err
+    code, out, _ = run(*start, "--score")
+    assert code == 0 and out.startswith("Score, not a certificate")
+    code, out, _ = run(*start, "--split", "train[400:800]", "--initial", "the first 400 digits")
+    assert code == 0 and out.startswith("Certificate:") and "the first 400 digits" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -37,6 +37,7 @@ def certify(
     recipe: Recipe | None = None,
     seconds: float | None = None,
     test_data: Any = None,
+    initial: str = "",
     output: str | Path | None = None,
     source: Mapping[str, Any] | None = None,
     evaluations: int = 1,
@@ -59,6 +60,7 @@ def certify(
         delta: total failure probability in (0, 1). delta_mc: the Monte-Carlo step's part; a fifth by default.
         recipe: how prior and posterior are made; the defaults of `Recipe`.
         seconds: fit epochs and passes of the recipe to this much time on this machine.
+        initial: where the model's weights come from, if they were trained: on none of `train_data`.
         test_data: only to report the error on it; refused where it is training data.
         output: folder for certificate.json and weights.safetensors; a run that was killed goes on from there.
         source: of model and data, recorded for whoever recomputes the certificate.
@@ -106,6 +108,7 @@ def certify(
         delta_mc=delta_mc,
         recipe=recipe,
         test_data=test_data,
+        initial=initial,
         evaluations=evaluations,
         folder=folder,
         score=score,

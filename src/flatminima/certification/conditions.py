@@ -1,4 +1,4 @@
-"""What a certificate around an existing minimum rests on: the eight conditions, each with what was looked at.
+"""What a certificate rests on: the eight conditions of sec. 2.1 of formulas.md, each with what was looked at.
 
 A condition that fails is an error that says what to do, or with `score=True` a line of the certificate, which then is
 none.
@@ -67,6 +67,65 @@ def conditions(
             f"{paid}; union over {union.candidates} priors",
         ),
         Condition("best of several certificates is paid for", True, f"union over {union.evaluations} evaluations"),
+        Condition("the statement is about fresh weights for each prediction", True, "not about the mean network"),
+        Condition("divergence in float64, kl inverse rounded outward", True, "flatminima.bounds"),
+    )
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network that a prior starts from, before any training.
+
+    Attributes:
+        mistakes: on the bound's n samples. guess: those of the best constant answer. classes: that occur.
+        batches: that norm statistics have been gathered from.
+        stated: where weights that did come from data come from, as the caller says; "" for an untrained network.
+    """
+
+    mistakes: int
+    guess: int
+    classes: int
+    batches: int
+    stated: str
+
+    def condition(self, n: int, trained_on: int) -> Condition:
+        """That the prior does not depend on the bound's samples, given that its training does not."""
+        text = "the prior does not depend on the bound's samples"
+        part = f", then trained on {trained_on} other samples" if trained_on else ""
+        if self.stated:
+            return Condition(text, None, f"started from {self.stated}, by the caller{part}")
+        remedy = "pass an untrained network, or say where its weights come from"
+        if self.batches:
+            return Condition(text, False, f"its norm layers hold statistics of {self.batches} batches{part}", remedy)
+        if self.classes >= _MANY and self.mistakes < _SUSPICIOUS * self.guess:
+            evidence = (
+                f"it erred on {self.mistakes} of {n} samples untrained, as no network does that no data has touched"
+            )
+            return Condition(text, False, evidence, remedy)
+        return Condition(text, True, f"untrained, by the {self.mistakes} of {n} samples that it erred on{part}")
+
+
+def learned_conditions(
+    n: int, of: int, trained_on: int, start: Start, sigma: str, layers: str, evaluations: int, p_min: float
+) -> tuple[Condition, ...]:
+    """Those of a network that `certify` trained.
+
+    Args:
+        n: samples of the bound, `of` all that were given; `trained_on` those of the prior, disjoint in content.
+        sigma: how the prior's standard deviation was fixed. layers: what is random.
+    """
+    return (
+        Condition("the loss lies in [0, 1]", True, f"0-1 error; cross-entropy clamped at p_min = {p_min:g}"),
+        start.condition(n, trained_on),
+        Condition("n counts the bound's samples only", True, f"n = {n} of {of}"),
+        Condition("the samples are independent and identically distributed", None, "rests on how they were gathered"),
+        Condition(
+            "no augmentation, dropout or batch statistics on the bound's samples",
+            True,
+            "two forward passes agree, whatever else is in the batch; norm statistics from the prior's part",
+        ),
+        Condition("the prior's hyper-parameters are fixed before, or paid for", True, f"{sigma}; {layers}"),
+        Condition("best of several certificates is paid for", True, f"union over {evaluations} evaluations"),
         Condition("the statement is about fresh weights for each prediction", True, "not about the mean network"),
         Condition("divergence in float64, kl inverse rounded outward", True, "flatminima.bounds"),
     )

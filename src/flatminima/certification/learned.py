@@ -22,20 +22,19 @@ from torch import Tensor, nn
 
 from flatminima import bounds
 from flatminima.certification.certificate import Assumption, Certificate
-from flatminima.certification.divide import Division, divide, refuse_shared, shared
+from flatminima.certification.conditions import Condition, Start, enforce, learned_conditions
+from flatminima.certification.divide import divide, refuse_shared
 from flatminima.certification.learning import Checkpoint, stage_seed, train_posterior, train_prior
-from flatminima.certification.problem import Problem, mistakes, pose, tensors_at
+from flatminima.certification.problem import Problem, mistakes, pose, tensors_at, wrong
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import GibbsRisk, Prior, StochasticNetwork, gibbs_risk
-from flatminima.errors import ModelError, UsageError
+from flatminima.errors import UsageError
 from flatminima.guard import same_randomness
-from flatminima.samples import Samples, TensorSamples, as_samples
+from flatminima.samples import Samples, as_samples
 from flatminima.training import evaluate
 
 GRID_SCALE, GRID_PRECISION = 1e6, 100.0  # variances 1e6 e^(-j/100) of a prior whose sigma is chosen on the samples
 _TEST_PASSES = 10
-_BETTER_THAN_CHANCE = 0.5  # untrained networks stay near the constant answer's error ...
-_TELLING_CLASSES = 5  # ... but with two classes a random line may separate them
 
 
 @dataclass(frozen=True)
@@ -55,59 +54,109 @@ def learn(
     delta_mc: float | None = None,
     recipe: Recipe | None = None,
     test_data: Any = None,
+    initial: str = "",
     evaluations: int = 1,
     folder: Path | None = None,
     score: bool = False,
     seed: int = 0,
 ) -> Certified:
     """`certify`, with the posterior beside the certificate."""
+    deltas = split_delta(delta, delta_mc)
     with same_randomness():
-        return _learn(
-            model,
-            train_data,
-            *split_delta(delta, delta_mc),
-            recipe or Recipe(),
-            test_data,
+        samples = as_samples(train_data)
+        others = None if test_data is None else as_samples(test_data)
+        if others is not None:
+            remedy = "the test data was passed as training data; give two different splits"
+            refuse_shared(samples, others, "also in the test data", remedy)
+        run = _Run(recipe or Recipe(), samples, deltas, folder, seed)
+        return run.certified(model, others, initial, evaluations, score)
+
+
+@dataclass
+class _Run:
+    """One call of `learn`, stage by stage."""
+
+    recipe: Recipe
+    samples: Samples
+    deltas: tuple[float, float]
+    folder: Path | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.division = divide(self.samples, self.recipe.prior_fraction, self.seed)
+        self.clock = Clock()
+
+    def certified(
+        self, model: nn.Module, others: Samples | None, initial: str, evaluations: int, score: bool
+    ) -> Certified:
+        recipe = self.recipe
+        found = self._conditions(model, initial, evaluations)
+        enforce(found, score)
+        with self.clock.stage("prior"):
+            base = self._prior_network(model)
+        with self.clock.stage("features"):
+            problem = pose(base, self.samples, self.division.bound, recipe)
+        with self.clock.stage("posterior"):
+            prior, penalty = self._posterior(problem)
+        with self.clock.stage("evaluation"):
+            risk = self._risk(problem, 2, recipe.passes)
+        certificate = assemble(
+            risk,
+            mistakes(problem),
+            kl=problem.network.exact_kl(prior),
+            penalty=penalty,
+            n=len(self.division.bound),
+            deltas=self.deltas,
+            evaluations=evaluations,
+            sigma=float(prior.sigma or 0.0),
+            recipe=recipe,
+            prior_text=self._prior_text(initial),
+            assumptions=tuple(c.assumption for c in found),
+            details=self._details(problem),
+        )
+        details = dict(certificate.details)
+        if others is not None:
+            details["test"] = self._test(problem, others)
+        details |= {"seconds": self.clock.wall, "cpu_seconds": self.clock.cpu}
+        certificate = replace(certificate, details=details)
+        return Certified(certificate, problem, prior)
+
+    def _conditions(self, model: nn.Module, initial: str, evaluations: int) -> tuple[Condition, ...]:
+        """What is known before anything is trained."""
+        recipe, n = self.recipe, len(self.division.bound)
+        start = copy.deepcopy(model).eval()
+        x, y = tensors_at(self.samples, self.division.bound)
+        counts = y.bincount()
+        counters = (getattr(module, "num_batches_tracked", None) for module in start.modules())
+        batches = [int(counter) for counter in counters if isinstance(counter, Tensor)]
+        return learned_conditions(
+            n,
+            len(self.samples),
+            len(self.division.prior),
+            Start(wrong(start, x, y), n - int(counts.max()), int((counts > 0).sum()), max(batches, default=0), initial),
+            "sigma on a grid, paid for" if recipe.fit_sigma else f"sigma = {recipe.sigma:g} fixed before",
+            "all layers random" if recipe.layers == "all" else "other layers frozen in P and Q alike",
             evaluations,
-            folder,
-            score,
-            seed,
+            recipe.p_min,
         )
 
+    def _prior_network(self, model: nn.Module) -> nn.Module:
+        recipe, base = self.recipe, copy.deepcopy(model)
+        if not len(self.division.prior):
+            return base.eval()
+        x, y = tensors_at(self.samples, self.division.prior)
+        config = replace(recipe.prior, seed=stage_seed(self.seed, 0) % (1 << 32))
+        made = (asdict(config), recipe.augment, recipe.prior_fraction, self.seed, self.samples.fingerprint)
+        checkpoint = self._checkpoint("prior.pt", *made, _checksum(base))
+        train_prior(base, x, y, config, _augmentation(recipe.augment), checkpoint)
+        return base
 
-def _learn(
-    model: nn.Module,
-    train_data: Any,
-    delta: float,
-    delta_mc: float,
-    recipe: Recipe,
-    test_data: Any,
-    evaluations: int,
-    folder: Path | None,
-    score: bool,
-    seed: int,
-) -> Certified:
-    samples = as_samples(train_data)
-    others = None if test_data is None else as_samples(test_data)
-    _check_test(samples, others)
-    division = divide(samples, recipe.prior_fraction, seed)
-    clock = Clock()
-    with clock.stage("prior"):
-        base = _prior_network(model, samples, division, recipe, folder, seed)
-    with clock.stage("features"):
-        problem = pose(base, samples, division.bound, recipe)
-    with clock.stage("hold-out"):
-        wrong = mistakes(problem)
-    seen = None if len(division.prior) else _seen_before(base, problem, wrong)
-    if seen and not score:
-        raise ModelError(
-            f"{seen}, so the prior is not data-free: pass an untrained network or a prior_fraction above 0, "
-            "or score=True for a number that certifies nothing"
-        )
-    key = _key(recipe.to_dict(), delta, seed, samples.fingerprint, _checksum(base))
-    prior = Prior(problem.means, None if recipe.fit_sigma else recipe.sigma)
-    problem.network.probe(problem.x)
-    with clock.stage("posterior"):
+    def _posterior(self, problem: Problem) -> tuple[Prior, float]:
+        """Train Q; P, and what choosing its sigma costs."""
+        recipe, delta = self.recipe, self.deltas[0]
+        prior = Prior(problem.means, None if recipe.fit_sigma else recipe.sigma)
+        problem.network.probe(problem.x)
+        made = (recipe.to_dict(), delta, self.seed, self.samples.fingerprint, _checksum(problem.base))
         train_posterior(
             problem.network,
             prior,
@@ -119,50 +168,55 @@ def _learn(
             epochs=recipe.epochs,
             lr=recipe.lr,
             batch_size=recipe.batch_size,
-            seed=stage_seed(seed, 1),
-            checkpoint=Checkpoint(folder and folder / "posterior.pt", key),
+            seed=stage_seed(self.seed, 1),
+            checkpoint=self._checkpoint("posterior.pt", *made),
         )
-    prior, penalty = chosen_sigma(problem.network, prior)
-    with clock.stage("evaluation"):
-        risk = gibbs_risk(
+        return chosen_sigma(problem.network, prior)
+
+    def _risk(self, problem: Problem, stage: int, passes: int, task: str = "certificate") -> GibbsRisk:
+        return gibbs_risk(
             problem.network,
             problem.x,
             problem.y,
-            passes=recipe.passes,
-            batch_size=recipe.batch_size,
-            p_min=recipe.p_min,
-            seed=stage_seed(seed, 2),
+            passes=passes,
+            batch_size=self.recipe.batch_size,
+            p_min=self.recipe.p_min,
+            seed=stage_seed(self.seed, stage),
+            task=task,
         )
-    n = len(division.bound)
-    certificate = assemble(
-        risk,
-        wrong,
-        kl=problem.network.exact_kl(prior),
-        penalty=penalty,
-        n=n,
-        delta=delta,
-        delta_mc=delta_mc,
-        evaluations=evaluations,
-        sigma=float(prior.sigma or 0.0),
-        recipe=recipe,
-        prior_text=_prior_text(division, recipe),
-        assumptions=_assumptions(samples, division, problem, recipe, evaluations, seen),
-        details={
-            "recipe": recipe.to_dict(),
-            "seed": seed,
-            "samples": len(samples),
-            "fingerprint": samples.fingerprint,
-            "prior_samples": len(division.prior),
+
+    def _test(self, problem: Problem, others: Samples) -> dict[str, Any]:
+        """What the stochastic network, and the mean network, do on samples that were not trained on."""
+        x, y = tensors_at(others, torch.arange(len(others)))
+        if problem.head is not None:
+            x = problem.head.features(problem.base, x, task="test features")
+        risk = self._risk(replace(problem, x=x, y=y), 3, _TEST_PASSES, "test")
+        mean = wrong(problem.network.mean_network, x, y) / len(y)
+        return {"n": len(y), "error": risk.error, "cross_entropy": risk.cross_entropy, "mean_network_error": mean}
+
+    def _prior_text(self, initial: str) -> str:
+        if not len(self.division.prior):
+            return initial or "the network's initial weights, no data"
+        config = self.recipe.prior
+        trained = f"{config.epochs} epochs of {config.optimizer} on {len(self.division.prior)} other samples"
+        return f"{initial}, then {trained}" if initial else trained
+
+    def _details(self, problem: Problem) -> dict[str, Any]:
+        prior = self.division.prior
+        fitted = evaluate(problem.base, *tensors_at(self.samples, prior)) if len(prior) else None
+        return {
+            "recipe": self.recipe.to_dict(),
+            "seed": self.seed,
+            "samples": len(self.samples),
+            "fingerprint": self.samples.fingerprint,
+            "prior_samples": len(prior),
             "random_weights": sum(m.numel() for m in problem.network.means),
             "why_not_by_example": problem.network.reason,
-            "prior_training": _training_facts(base, samples, division),
-        },
-    )
-    details = dict(certificate.details)
-    if others is not None:
-        details["test"] = _test(problem, others, recipe, seed)
-    certificate = replace(certificate, details=details | {"seconds": clock.wall, "cpu_seconds": clock.cpu})
-    return Certified(certificate, problem, prior)
+            "prior_training": fitted and {"loss": fitted.loss, "error": fitted.error},
+        }
+
+    def _checkpoint(self, name: str, *made: Any) -> Checkpoint:
+        return Checkpoint(self.folder and self.folder / name, _key(*made))
 
 
 def split_delta(delta: float, delta_mc: float | None) -> tuple[float, float]:
@@ -197,13 +251,12 @@ def sigma_penalty(sigma: float) -> float:
 
 def assemble(
     risk: GibbsRisk,
-    wrong: int,
+    holdout: int,
     *,
     kl: float,
     penalty: float,
     n: int,
-    delta: float,
-    delta_mc: float,
+    deltas: tuple[float, float],
     evaluations: int,
     sigma: float,
     recipe: Recipe,
@@ -214,9 +267,11 @@ def assemble(
     """L+ = kl^-1(p, ln(k / delta_mc) / draws), R = kl^-1(L+, (KL + penalty + ln(2 sqrt(n) k / delta)) / n).
 
     Args:
-        risk: Monte-Carlo risks on the n samples. wrong: mistakes of the prior's mean network on them.
+        risk: Monte-Carlo risks on the n samples. holdout: mistakes of the prior's mean network on them.
+        deltas: failure probabilities of the PAC-Bayes and of the Monte-Carlo step.
         evaluations: k certificates of which this is one.
     """
+    delta, delta_mc = deltas
     upper, ce_upper = (
         float(bounds.monte_carlo_risk(p, risk.draws, delta_mc / evaluations)) for p in (risk.error, risk.cross_entropy)
     )
@@ -233,7 +288,7 @@ def assemble(
         delta_mc=delta_mc,
         candidates=1,
         evaluations=evaluations,
-        holdout_bound=float(bounds.binomial_tail_inverse(wrong, n, delta + delta_mc)),
+        holdout_bound=float(bounds.binomial_tail_inverse(holdout, n, delta + delta_mc)),
         holdout_network="prior's mean network",
         prior=prior_text,
         assumptions=assumptions,
@@ -262,61 +317,6 @@ class Clock:
         self.cpu[name] = round(time.process_time() - cpu, 2)
 
 
-def _prior_network(
-    model: nn.Module, samples: Samples, division: Division, recipe: Recipe, folder: Path | None, seed: int
-) -> nn.Module:
-    base = copy.deepcopy(model)
-    if not len(division.prior):
-        return base.eval()
-    x, y = tensors_at(samples, division.prior)
-    config = replace(recipe.prior, seed=stage_seed(seed, 0) % (1 << 32))
-    key = _key(asdict(config), recipe.augment, recipe.prior_fraction, seed, samples.fingerprint, _checksum(base))
-    train_prior(base, x, y, config, _augmentation(recipe.augment), Checkpoint(folder and folder / "prior.pt", key))
-    return base
-
-
-@torch.no_grad()
-def _test(problem: Problem, others: Samples, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What the stochastic network, and the mean network, do on samples that were not trained on."""
-    x, y = tensors_at(others, torch.arange(len(others)))
-    if problem.head is not None:
-        x = problem.head.features(problem.base, x, task="test features")
-    risk = gibbs_risk(
-        problem.network,
-        x,
-        y,
-        passes=_TEST_PASSES,
-        batch_size=recipe.batch_size,
-        p_min=recipe.p_min,
-        seed=stage_seed(seed, 3),
-        task="test",
-    )
-    mean = sum(
-        int((problem.network.mean_network(a).argmax(1) != b).sum())
-        for a, b in zip(x.split(500), y.split(500), strict=True)
-    )
-    return {"n": len(y), "error": risk.error, "cross_entropy": risk.cross_entropy, "mean_network_error": mean / len(y)}
-
-
-def _check_test(samples: Samples, others: Samples | None) -> None:
-    if others is not None:
-        remedy = "the test data was passed as training data; give two different splits"
-        refuse_shared(samples, others, "also in the test data", remedy)
-
-
-def _seen_before(base: nn.Module, problem: Problem, wrong: int) -> str:
-    """Why a network that should be untrained has met data before; empty if nothing says so."""
-    for name, module in base.named_modules():
-        counter = getattr(module, "num_batches_tracked", None)
-        if isinstance(counter, Tensor) and int(counter) > 0:
-            return f"{name} ({type(module).__name__}) has statistics of {int(counter)} batches"
-    n, counts = len(problem.y), problem.y.bincount()
-    constant = n - int(counts.max())  # mistakes of the best constant answer
-    if int((counts > 0).sum()) >= _TELLING_CLASSES and wrong < _BETTER_THAN_CHANCE * constant:
-        return f"the network errs on {wrong} of {n} samples before training, the best constant answer on {constant}"
-    return ""
-
-
 def _augmentation(name: str) -> Any:
     if name == "none":
         return None
@@ -325,52 +325,6 @@ def _augmentation(name: str) -> Any:
     from flatminima.data.augment import random_shift
 
     return partial(random_shift, pixels=int(name.removeprefix("shift")))
-
-
-def _prior_text(division: Division, recipe: Recipe) -> str:
-    if not len(division.prior):
-        return "the network's initial weights, no data"
-    config = recipe.prior
-    return f"{config.epochs} epochs of {config.optimizer} on {len(division.prior)} other samples"
-
-
-def _training_facts(base: nn.Module, samples: Samples, division: Division) -> dict[str, float] | None:
-    if not len(division.prior):
-        return None
-    found = evaluate(base, *tensors_at(samples, division.prior))
-    return {"loss": found.loss, "error": found.error}
-
-
-def _assumptions(
-    samples: Samples, division: Division, problem: Problem, recipe: Recipe, evaluations: int, seen: str | None
-) -> tuple[Assumption, ...]:
-    """The eight conditions of sec. 2.1 of formulas.md, each with what was looked at."""
-    both = 0
-    if len(division.prior):
-        x, y = tensors_at(samples, division.prior)
-        both = shared(TensorSamples(*tensors_at(samples, division.bound)), TensorSamples(x, y))
-    source = f"trained on {len(division.prior)} samples" if len(division.prior) else "its seed alone"
-    sigma = "sigma on a grid, paid for" if recipe.fit_sigma else f"sigma = {recipe.sigma:g} fixed before"
-    frozen = "all layers random" if problem.head is None else "other layers frozen in P and Q alike"
-    return (
-        Assumption("the loss lies in [0, 1]", True, f"0-1 error; cross-entropy clamped at p_min = {recipe.p_min:g}"),
-        Assumption(
-            "the prior does not depend on the bound's samples",
-            both == 0 and not seen,
-            f"{source}; {both} equal by content" + (f"; {seen}" if seen else ""),
-        ),
-        Assumption("n counts the bound's samples only", True, f"n = {len(division.bound)} of {len(samples)}"),
-        Assumption("the samples are independent and identically distributed", None, "rests on how they were gathered"),
-        Assumption(
-            "no augmentation, dropout or batch statistics on the bound's samples",
-            True,
-            "two forward passes agree, whatever else is in the batch; norm statistics from the prior's part",
-        ),
-        Assumption("the prior's hyper-parameters are fixed before, or paid for", True, f"{sigma}; {frozen}"),
-        Assumption("best of several certificates is paid for", True, f"union over {evaluations} evaluations"),
-        Assumption("the statement is about fresh weights for each prediction", True, "not about the mean network"),
-        Assumption("divergence in float64, kl inverse rounded outward", True, "flatminima.bounds"),
-    )
 
 
 def _key(*parts: Any) -> str:

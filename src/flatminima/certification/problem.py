@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from flatminima.certification.head import Head, find_head, principal_basis, turned
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import StochasticNetwork
 from flatminima.errors import DataError
 from flatminima.samples import Samples
+
+_BATCH = 500
 
 
 @dataclass
@@ -45,15 +49,16 @@ def pose(base: nn.Module, samples: Samples, rows: Tensor, recipe: Recipe) -> Pro
     return Problem(base, head, network, means, x, y)
 
 
-@torch.no_grad()
 def mistakes(problem: Problem) -> int:
     """0-1 mistakes of the deterministic network at the prior's mean, on the bound's samples."""
-    names = problem.network.names
-    weights = {n: problem.means[n] for n in names}
-    return sum(
-        int((torch.func.functional_call(problem.network.network, weights, (x,)).argmax(1) != y).sum())
-        for x, y in zip(problem.x.split(500), problem.y.split(500), strict=True)
-    )
+    means = {name: problem.means[name] for name in problem.network.names}
+    return wrong(lambda x: functional_call(problem.network.network, means, (x,)), problem.x, problem.y)
+
+
+@torch.no_grad()
+def wrong(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> int:
+    """0-1 mistakes of a deterministic network."""
+    return sum(int((predict(a).argmax(1) != b).sum()) for a, b in zip(x.split(_BATCH), y.split(_BATCH), strict=True))
 
 
 def tensors_at(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:

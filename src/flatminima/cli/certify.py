@@ -59,7 +59,8 @@ def certify(
     scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
     limit: Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from, not made with these samples.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from; see --initial, --posterior.")] = None,
+    initial: Annotated[str, typer.Option(help="What the --checkpoint was trained on: none of these samples.")] = "",
     app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -117,7 +118,7 @@ def certify(
         if dry_run:
             planned = _plan(prepared, minutes, as_json)
         else:
-            found = _run(prepared, minutes, delta, delta_mc, evaluations, score, output)
+            found = _run(prepared, minutes, delta, delta_mc, initial, evaluations, score, output)
     if dry_run:
         typer.echo(planned)
         return
@@ -178,6 +179,7 @@ def _run(
     minutes: float | None,
     delta: float,
     delta_mc: float | None,
+    initial: str,
     evaluations: int,
     score: bool,
     output: Path | None,
@@ -193,6 +195,7 @@ def _run(
         recipe=p.recipe,
         seconds=None if minutes is None else 60 * minutes,
         test_data=p.test,
+        initial=initial,
         output=output,
         source=asdict(p.source),
         evaluations=evaluations,
