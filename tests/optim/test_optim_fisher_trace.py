@@ -252,6 +252,37 @@ def test_the_default_difference_survives_relu_and_reports_its_error():
     assert good.relative < 0.02 and good.cosine > 0.999
 
 
+def test_the_default_difference_stays_on_the_near_side_of_a_minimum():
+    """L = |w . x|: no curvature before the kink. A fixed length of 0.1 leaps over it from w = 0.02."""
+
+    class Wedge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.02], dtype=torch.float64))
+
+        def forward(self, x):
+            return (x * self.w).abs().mean()
+
+    x = torch.ones(4, 1, dtype=torch.float64)
+    for step, penalised in (("auto", False), (0.01, False), (0.1, True)):
+        model = Wedge()
+        FisherTrace(model, beta=1.0, alpha=1.0, sub_batches=2, step=step).backward(lambda loss, _: loss, x, x)
+        assert (abs(float(model.w.grad) - 1.0) > 0.1) == penalised, step
+
+
+@pytest.mark.parametrize("offset", [-5.0, 1e6])
+def test_the_default_length_is_bounded_where_the_loss_says_nothing(offset):
+    """A loss below 0, or far above its gradient: a displacement of 0.2."""
+    model = network()
+    x, y = batch()
+    seen = []
+    model.register_forward_pre_hook(
+        lambda *_: seen.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    )
+    FisherTrace(model, sub_batches=1).backward(lambda out, t: cross_entropy(out, t) + offset, x, y)
+    assert float((seen[1] - seen[0]).norm()) == pytest.approx(0.2)
+
+
 def test_an_error_estimate_changes_nothing(untouched):
     model = network(nn.BatchNorm1d(12))
     model[0].weight.grad = torch.ones_like(model[0].weight)

@@ -2,7 +2,9 @@
 
 The paper's alpha is weight of the penalty and length of the difference in one. On ReLU networks that is no derivative:
 at alpha = 1e-4 one unit that switches is a jump divided by alpha (cosine to the exact product 0.4 on a ResNet-20, in
-float64 too). So the length of the displacement, ||dw|| = d ||g_i||, is a choice of its own here.
+float64 too). So the length of the displacement, ||dw|| = d ||g_i||, is a choice of its own here. No one length serves:
+what is short at the start leaps over the minimum of a sub-batch later, where gradients are steep and losses small. A
+share of the distance L_i / ||g_i||, at which the loss would be 0 if it fell in a straight line, does.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from flatminima.guard import differentiable
 Gradients = list[Tensor | None]
 Step = Literal["auto", "alpha"] | float
 
-LENGTH = 0.1  # ||dw||: between kinks (below) and truncation (above); the table is in docs/optimizers.md
+SHARE = 0.1  # of L / ||g||: between kinks (below) and truncation (above); the table is in docs/optimizers.md
+LONGEST = 0.2  # on a plateau, and where the loss is not positive, L / ||g|| says nothing
 _HALF_LENGTH = 0.1  # below it a difference in 16 bits is mostly rounding; asked for by name, never by default
 _HALF_ALPHA = 1e-2
 
@@ -113,7 +116,7 @@ def differenced(
     length = float(norm(g))
     if not (0 < length < float("inf")):  # nothing to follow; an infinity is for the scaler to find
         return Pass(loss, g, length, [None] * len(g), 0.0)
-    d = alpha if step == "alpha" else (LENGTH if step == "auto" else float(step)) / length
+    d = alpha if step == "alpha" else (_auto(float(loss), length) if step == "auto" else float(step)) / length
     with torch.no_grad():
         weights.displace(g, -d)
     try:
@@ -126,6 +129,11 @@ def differenced(
         if ours is not None and theirs is not None:
             theirs.neg_().add_(ours).div_(d)
     return Pass(loss, g, length, product, float(loss - there))
+
+
+def _auto(loss: float, norm: float) -> float:
+    """||dw|| of a sub-batch with this loss and gradient norm."""
+    return min(SHARE * loss / norm, LONGEST) if loss > 0 else LONGEST
 
 
 def exact(weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Pass:

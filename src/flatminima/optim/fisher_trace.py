@@ -66,7 +66,8 @@ class FisherTrace:
         max_norm: clip the combined gradient to this norm, as the paper does and the authors' code does not.
         mode: "difference" of two gradients, or "exact": double backward, (alpha/2) grad mean ||g_i||^2.
         step: of the difference: "alpha": w - alpha g_i, the paper's; a number: the length of the displacement, the
-            result scaled back to alpha; "auto": a length of 0.1, which averages over ReLU kinks (see `error`).
+            result scaled back to alpha; "auto": a tenth of L_i / ||g_i||, at most 0.2, which averages over ReLU
+            kinks and stays on the near side of the minimum (see `error`).
         main_gradient: "auto", or "batch" for three passes where a layer of another kind couples the batch.
         active: difference only so many sub-batches a step, drawn at random, and scale up: unbiased, not in the
             paper. None: all.
