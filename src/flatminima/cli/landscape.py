@@ -1,0 +1,149 @@
+"""`flatminima landscape`: the loss on a line or a plane through a minimum, drawn and as numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flatminima.cli.device import usable
+from flatminima.cli.measure import LOSSES, writable
+from flatminima.cli.source import Source
+from flatminima.cli.terminal import bars, say
+from flatminima.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from flatminima.landscape import Landscape
+    from flatminima.minimum import Minimum
+
+KINDS = ("filter", "eigenvectors")  # landscape.KINDS, written again so that a slip costs no import of torch
+FILES = ("landscape.json", "landscape.svg", "landscape.png")
+_HESSIAN_PRODUCTS = 60  # until two eigenvectors have converged, typically; each costs two passes forward and backward
+
+
+def landscape(
+    model: Annotated[str, typer.Option(help="Import string, package.module:factory.")],
+    data: Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")],
+    output: Annotated[Path, typer.Option(help="Folder for landscape.json, .svg and .png.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pt.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
+    along: Annotated[str, typer.Option(help="'filter' (random, filter norms) or 'eigenvectors'.")] = "filter",
+    dimensions: Annotated[int, typer.Option(min=1, max=2, help="1: a line. 2: a plane.")] = 2,
+    steps: Annotated[int, typer.Option(min=3, help="Points an axis.")] = 25,
+    radius: Annotated[float, typer.Option(help="Of the picture, in lengths of the directions.")] = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Samples that each loss is a mean of.")] = 1000,
+    alpha: Annotated[float, typer.Option(help="Noise of the ball: sigma_i = alpha (10 |w_i| + 1).")] = 5e-4,
+    loss: Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")] = "cross_entropy",
+    scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
+    limit: Annotated[int | None, typer.Option(min=1, help="A fixed random subset of so many samples.")] = None,
+    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
+    app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of directions and samples.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Draw the loss around a minimum: a line or a plane, with the ball that random noise reaches."""
+    source = Source(
+        model, data, split, None, scaling, limit, tuple(model_arg or ()),
+        None if checkpoint is None else str(checkpoint), None if app_dir is None else str(app_dir), seed,
+    )  # fmt: skip
+    _check(source, along, radius, alpha, loss)
+    writable(output, FILES)
+    with bars(), contextlib.redirect_stdout(sys.stderr):
+        minimum = _minimum(source, loss, batch_size, usable(device))
+        if dry_run:
+            planned = _plan(minimum, along, steps**dimensions, samples)
+        else:
+            found = _landscape(minimum, along, dimensions, steps, radius, samples, alpha, seed)
+    if dry_run:
+        typer.echo(json.dumps(planned, indent=1) if as_json else _words(planned))
+        return
+    document = found.to_dict() | {"source": source.__dict__, "along": along, "seed": seed}
+    paths = _save(found, document, output)
+    if as_json:
+        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+    else:
+        from flatminima.landscape.figure import describe
+
+        typer.echo(f"{describe(found)} ({found.samples} samples).")
+    say("Wrote " + ", ".join(str(path) for path in paths))
+
+
+def _check(source: Source, along: str, radius: float, alpha: float, loss: str) -> None:
+    source.check()
+    if along not in KINDS:
+        raise UnknownName("--along", along, KINDS)
+    if loss not in LOSSES:
+        raise UnknownName("loss", loss, LOSSES)
+    for name, value in (("--radius", radius), ("--alpha", alpha)):
+        if not 0 < value < float("inf"):
+            raise UsageError(f"got {name} {value}; expected a positive number")
+
+
+def _minimum(source: Source, loss: str, batch_size: int, device: str | None) -> Minimum:
+    from flatminima.minimum import Minimum
+
+    network = source.network()
+    if source.checkpoint is None:
+        say("Note: no --checkpoint, so these are the weights that the factory gave")
+    samples = source.samples(source.split, None)
+    return Minimum(network.eval(), samples, loss, batch_size=batch_size, device=device, seed=source.seed)
+
+
+def _landscape(
+    minimum: Minimum, along: str, dimensions: int, steps: int, radius: float, samples: int, alpha: float, seed: int
+) -> Landscape:
+    from flatminima.landscape import directions, landscape
+    from flatminima.perturbation import Gaussian, Relative
+
+    return landscape(
+        minimum,
+        directions(minimum, along, dimensions, samples=samples, seed=seed),
+        steps=steps,
+        radius=radius,
+        samples=samples,
+        noise=Gaussian(Relative(alpha, 10.0, 1.0)),
+        seed=seed,
+    )
+
+
+def _plan(minimum: Minimum, along: str, points: int, samples: int) -> dict[str, Any]:
+    """Passes over the samples, and the seconds that one timed batch suggests."""
+    import torch
+
+    count = min(samples, len(minimum.samples))
+    indices = torch.arange(min(minimum.batch_size, count))
+    with minimum.open(), torch.no_grad():
+        batch = minimum.batch(indices)
+        for _ in range(2):  # the first pays for warming up
+            start = time.perf_counter()
+            minimum.forward(batch.inputs)
+            seconds = time.perf_counter() - start
+    passes = points + (6 * _HESSIAN_PRODUCTS if along == "eigenvectors" else 0)
+    estimate = seconds * passes * count / len(indices)
+    return {"schema": 1, "points": points, "samples": count, "forward": passes, "seconds": estimate}
+
+
+def _words(planned: dict[str, Any]) -> str:
+    seconds = planned["seconds"]
+    about = f"about {seconds:.0f} s" if seconds >= 1 else "less than a second"
+    return f"{planned['points']} points of {planned['samples']} samples: {about}; nothing was drawn"
+
+
+def _save(found: Landscape, document: dict[str, Any], output: Path) -> list[Path]:
+    from flatminima.landscape import write
+    from flatminima.table import write_whole
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
+    write_whole(output / FILES[0], json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return [output / FILES[0], *write(found, output)]

@@ -1,0 +1,17 @@
+"""Loss landscapes: the mean loss on a line or plane through a minimum (Li et al. 2018), with the noise's ball."""
+
+from flatminima.landscape.direction import KINDS, Direction, directions, filter_normalised
+from flatminima.landscape.figure import draw, write
+from flatminima.landscape.surface import Ball, Landscape, landscape
+
+__all__ = [
+    "KINDS",
+    "Ball",
+    "Direction",
+    "Landscape",
+    "directions",
+    "draw",
+    "filter_normalised",
+    "landscape",
+    "write",
+]

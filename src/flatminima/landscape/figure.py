@@ -1,0 +1,120 @@
+"""A landscape as a figure: a line with its quadratic model, or contours, with the ball of the noise drawn in."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flatminima.landscape.surface import Landscape
+from flatminima.report.theme import GREY, PALETTE, WIDTH, standalone, style, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LEVELS = 14
+_SPREAD = 30  # largest over smallest loss, above which contours are logarithmic
+_PIXELS = 160  # an inch of the PNG
+
+
+def write(found: Landscape, folder: Path) -> list[Path]:
+    """landscape.svg and landscape.png in a folder that exists."""
+    with style("landscape"):
+        figure = draw(found)
+        element = svg(figure, describe(found))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_PIXELS, bbox_inches="tight", facecolor="white")
+    paths = [folder / "landscape.svg", folder / "landscape.png"]
+    paths[0].write_text(standalone(element), encoding="utf-8")
+    paths[1].write_bytes(buffer.getvalue())
+    return paths
+
+
+def describe(found: Landscape) -> str:
+    """What a reader who does not see it is told."""
+    finite = found.losses[np.isfinite(found.losses)]
+    top = f"{finite.max():.3g}" if len(finite) else "overflow"
+    plane = "on a line" if found.losses.ndim == 1 else "on a plane"
+    return f"Mean loss {plane} through the minimum: {found.centre:.3g} at the minimum, up to {top} around it"
+
+
+def draw(found: Landscape) -> Figure:
+    """The figure; to be made and saved within `theme.style`."""
+    from matplotlib.figure import Figure
+
+    if found.losses.ndim == 2:
+        figure = Figure(figsize=(WIDTH, 0.82 * WIDTH))
+        _plane(found, figure.add_subplot(), figure)
+        return figure
+    rows = 1 if found.errors is None else 2
+    figure = Figure(figsize=(WIDTH, 1.9 * rows + 0.7), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, 1, sharex=True))
+    _line(found, axes[0])
+    if found.errors is not None:
+        axes[1].plot(found.positions, 100 * found.errors, color=PALETTE[2])
+        axes[1].set_ylabel("error (%)")
+        axes[1].grid()
+        _band(found, axes[1])
+    axes[-1].set_xlabel(found.labels[0])
+    return figure
+
+
+def _line(found: Landscape, axes: Axes) -> None:
+    axes.plot(found.positions, _masked(found.losses), color=PALETTE[0], label="mean loss")
+    curvature = found.curvatures[0]
+    if curvature is not None:
+        model = found.centre + 0.5 * curvature * (found.lengths[0] * found.positions) ** 2
+        axes.plot(found.positions, model, "--", color=PALETTE[5], label="quadratic model")
+    axes.plot(0, found.centre, "o", color=PALETTE[1], label="the minimum")
+    _band(found, axes, label=_ball_label(found))
+    axes.set_ylabel(_unit(found))
+    axes.grid()
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _plane(found: Landscape, axes: Axes, figure: Any) -> None:
+    from matplotlib.colors import LogNorm
+
+    values = _masked(found.losses)
+    low, high = float(values.min()), float(values.max())
+    logarithmic = low > 0 and high > _SPREAD * low
+    levels = np.geomspace(low, high, _LEVELS) if logarithmic else np.linspace(low, max(high, low + 1e-12), _LEVELS)
+    options: dict[str, Any] = {"levels": levels, "norm": LogNorm(low, high) if logarithmic else None}
+    x = y = found.positions
+    filled = axes.contourf(x, y, values.T, cmap="cividis", **options)
+    axes.contour(x, y, values.T, levels=levels, colors="white", linewidths=0.4)
+    ball = found.ball.outline()
+    axes.plot(0, 0, "+", color="white", ms=9, mew=1.5)
+    axes.plot(ball[:, 0], ball[:, 1], color=PALETTE[1], lw=1.5, label=_ball_label(found))
+    axes.set_xlim(x[0], x[-1])
+    axes.set_ylim(y[0], y[-1])
+    axes.set_xlabel(found.labels[0])
+    axes.set_ylabel(found.labels[1])
+    axes.legend(fontsize=8, loc="upper right", facecolor="white", framealpha=0.85, labelcolor="black")
+    bar = figure.colorbar(filled, ax=axes, format="%.3g", ticks=levels[::3])
+    bar.minorticks_off()
+    bar.set_label(_unit(found))
+
+
+def _band(found: Landscape, axes: Axes, label: str | None = None) -> None:
+    low, high = found.ball.outline()[:, 0]
+    axes.axvspan(low, high, color=GREY, alpha=0.3, lw=0, label=label)
+
+
+def _ball_label(found: Landscape) -> str:
+    """With its reach in numbers: it may be smaller than a pixel."""
+    scale = found.ball.noise["scale"]
+    name = f"alpha {scale['alpha']:g}" if "alpha" in scale else "given sigma"
+    reach = found.ball.radius / min(found.lengths)
+    return f"noise, {name}: r.m.s. radius {reach:.2g}"
+
+
+def _unit(found: Landscape) -> str:
+    return f"mean {found.loss.replace('_', '-')}" + (" (nats)" if found.loss.endswith(("entropy", "lm")) else "")
+
+
+def _masked(values: Any) -> Any:
+    return np.ma.masked_invalid(values)
