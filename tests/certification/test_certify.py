@@ -52,6 +52,8 @@ def test_the_certificate_is_the_pipeline_of_two_kl_inverses() -> None:
     ce = bounds.mc_certificate(c.cross_entropy, 400, 0.01, c.kl, 200, 0.015)
     assert c.cross_entropy_bound == pytest.approx(ce, rel=1e-9)
     assert c.delta + c.delta_mc == pytest.approx(0.05)
+    holdouts = [bounds.binomial_tail_inverse(wrong, 200, 0.05 / 2) for wrong in range(200)]
+    assert min(abs(c.holdout_bound - h) for h in holdouts) < 1e-12
 
 
 def test_posterior_without_epochs_is_the_prior() -> None:

@@ -288,7 +288,7 @@ def assemble(
         delta_mc=delta_mc,
         candidates=1,
         evaluations=evaluations,
-        holdout_bound=float(bounds.binomial_tail_inverse(holdout, n, delta + delta_mc)),
+        holdout_bound=float(bounds.binomial_tail_inverse(holdout, n, (delta + delta_mc) / evaluations)),
         holdout_network="prior's mean network",
         prior=prior_text,
         assumptions=assumptions,
