@@ -28,7 +28,7 @@ LAYERS = [
         "diagnosis",
         "certification",
     ),  # never each other; a certificate trains its prior
-    ("studies", "integrations", "demo", "landscape"),
+    ("studies", "integrations", "demo", "landscape", "doctor"),
     ("cli",),
 ]
 ROW = {name: i for i, row in enumerate(LAYERS) for name in row}

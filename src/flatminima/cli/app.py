@@ -20,6 +20,7 @@ import typer
 import flatminima
 from flatminima.cli.certify import certify
 from flatminima.cli.demo import demo
+from flatminima.cli.doctor import doctor
 from flatminima.cli.landscape import landscape
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command("certify")(certify)
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 app.command("landscape")(landscape)
 app.command("list")(listing)
 app.command("measure")(measure)

@@ -1,0 +1,35 @@
+"""`flatminima doctor`: what works on this machine, and what to do about what does not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flatminima.cli.terminal import out
+
+BROKEN = 3  # the exit code of what ran and found a failure
+_MARKS = {"works": "ok", "absent": "--", "caution": "!", "broken": "X"}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Say what works here: versions, devices, torchvision, second derivatives, threads; exits 3 if one does not."""
+    from flatminima.doctor import examine
+
+    findings = examine()
+    broken = [f.what for f in findings if f.status == "broken"]
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "broken": broken, "findings": [asdict(f) for f in findings]}, indent=1))
+    else:
+        console = out()
+        for f in findings:
+            console.print(f"{_MARKS[f.status]:>2}  {f.what}: {f.found}", markup=False)
+            if f.do:
+                console.print(f"      -> {f.do}", markup=False)
+        console.print(f"\n{', '.join(broken)} broken" if broken else "\nNothing is broken.", markup=False)
+    if broken:
+        raise typer.Exit(BROKEN)
