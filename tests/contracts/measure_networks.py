@@ -97,12 +97,18 @@ def _table():
                 "fisher_logdet_full": "no curvature",
                 "expected_sharpness": None,
                 "negative_curvature": "no eigenvalue has a sign",
+                "noise_complexity": "no noise raises it",
+                "noise_flatness": "no noise raises it",
                 "gradient_noise_scale": "mean gradient is 0",
                 "gradient_signal_to_noise": "no noise",
                 "bicriteria": None,
             },
         ),
     }
+    bare = randomise(nn.Sequential(nn.Linear(4, 8, False), nn.ReLU(), nn.Linear(8, 3, False)))
+    for network in networks.values():
+        network.undefined.update(dict.fromkeys(("conditions", "perturbation_score")))  # biases or other layers
+    networks["mlp without biases"] = Network(bare, rows, _answers(bare, rows))
     for network in networks.values():
         network.undefined["distance_from_init"] = "initial weights"
     return networks
@@ -111,8 +117,10 @@ def _table():
 NETWORKS = _table()
 # options that make a measure small enough for 21 samples
 SMALL = {
+    "adaptive_sharpness": {"samples": 7, "steps": 3},
     "bicriteria": {"draws": 3, "samples": 7, "alphas": (1e-3, 1e-2, 1e-1)},
     "effective_dimension": {"probes": 2, "steps": 5, "samples": 9},
+    "conditions": {"samples": 9},
     "expected_sharpness": {"draws": 3, "samples": 7},
     "fisher_frobenius": {"subset": 5, "trials": 4},
     "fisher_logdet": {"subset": 5, "trials": 4},
@@ -125,7 +133,11 @@ SMALL = {
     "hessian_top_eigenvalue": {"samples": 9},
     "hessian_trace": {"probes": 2, "groups": 5},
     "negative_curvature": {"probes": 2, "steps": 5, "samples": 9},
+    "noise_complexity": {"rise": "loss", "draws": 3, "samples": 7},
+    "noise_flatness": {"rise": "loss", "draws": 3, "samples": 7},
     "pacgen": {"epsilon": 1.0},
+    "perturbation_score": {"samples": 9},
+    "power_law_exponent": {"min_eigenvalues": 3},
     "robustness": {"samples": 9},
     "sharpness": {"samples": 7, "steps": 3},
     "sharpness_divergence": {"epsilon": 1.0},

@@ -4,6 +4,8 @@ Imported eagerly: a module here may carry its function's name, and a lazy attrib
 that is imported. (`import flatminima` alone does not come here, and so does not import torch.)
 """
 
+from flatminima.measures.adaptive import adaptive_sharpness
+from flatminima.measures.conditions import conditions, perturbation_score
 from flatminima.measures.distance import distance_from_init
 from flatminima.measures.fisher import (
     fisher_frobenius,
@@ -17,6 +19,7 @@ from flatminima.measures.gradient_noise import gradient_noise_scale, gradient_si
 from flatminima.measures.hessian import hessian_top_eigenvalue, hessian_trace
 from flatminima.measures.lipschitz import lipschitz
 from flatminima.measures.margin import margin
+from flatminima.measures.noise_flatness import noise_complexity, noise_flatness
 from flatminima.measures.norms import (
     frobenius_norm,
     group_norm,
@@ -26,12 +29,15 @@ from flatminima.measures.norms import (
     vc_dimension,
 )
 from flatminima.measures.pacgen import pacgen, sharpness_divergence
+from flatminima.measures.power_law import power_law_exponent
 from flatminima.measures.robustness import robustness
 from flatminima.measures.sharpness import bicriteria, expected_sharpness, sharpness
 from flatminima.measures.spectrum import effective_dimension, negative_curvature
 
 __all__ = [
+    "adaptive_sharpness",
     "bicriteria",
+    "conditions",
     "distance_from_init",
     "effective_dimension",
     "expected_sharpness",
@@ -51,9 +57,13 @@ __all__ = [
     "lipschitz",
     "margin",
     "negative_curvature",
+    "noise_complexity",
+    "noise_flatness",
     "pacgen",
     "parameter_count",
     "path_norm",
+    "perturbation_score",
+    "power_law_exponent",
     "robustness",
     "sharpness",
     "sharpness_divergence",

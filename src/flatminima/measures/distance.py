@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
+from flatminima.measures._initial import flat_initial
 from flatminima.measures._measure import measure
 from flatminima.statistic import Statistics
 from flatminima.statistics import Weights
@@ -48,25 +49,10 @@ def distance_from_init(
     weights = minimum[Weights()]
     if initial is None:
         raise Undefined("the initial weights are not known: pass initial=, the untrained model or its state dict")
-    start = _flat(initial, weights.names, weights.sizes)
+    start = flat_initial(initial, weights.names, weights.sizes)
     if not bool(torch.isfinite(start).all()):
         raise UsageError("got initial weights with NaN or Inf; they must be finite")
     moved = (weights.values - start).square()
     layers = {name: math.sqrt(total) for name, total in weights.by_parameter(moved).items()}
     total, norm = float(moved.sum().sqrt()), float(start.norm())
     return Estimate(total, details={"layers": layers, "relative": total / norm if norm else None})
-
-
-def _flat(initial: nn.Module | Mapping[str, Tensor] | Tensor, names: tuple[str, ...], sizes: tuple[int, ...]) -> Tensor:
-    if isinstance(initial, Tensor):
-        if initial.numel() != sum(sizes):
-            raise UsageError(f"got {initial.numel()} initial weights for {sum(sizes)} trainable ones")
-        return initial.detach().double().cpu().reshape(-1)
-    state = initial.state_dict() if isinstance(initial, nn.Module) else initial
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise UsageError(f"the initial weights lack {missing[0]!r} ({len(missing)} of {len(names)} parameters missing)")
-    for name, size in zip(names, sizes, strict=True):
-        if state[name].numel() != size:
-            raise UsageError(f"initial {name!r} holds {state[name].numel()} weights; expected {size}")
-    return torch.cat([state[name].detach().double().cpu().reshape(-1) for name in names])

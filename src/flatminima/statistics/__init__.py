@@ -1,5 +1,7 @@
 """What measures are made of; each is computed once and shared."""
 
+from flatminima.statistics.adaptive import AdaptiveWorstLoss
+from flatminima.statistics.conditions import Conditions, SampleConditions
 from flatminima.statistics.curvature import Curvature, Products, curvature_operator
 from flatminima.statistics.diagonal import (
     BatchGradientSquares,
@@ -18,19 +20,24 @@ from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, Probed
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
 from flatminima.statistics.mean_gradient import MeanGradient
+from flatminima.statistics.noise_level import Level, NoiseLevel
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
+from flatminima.statistics.power_law import PowerLaw, fit_power_law
 from flatminima.statistics.radial import RadialCurvature, RadialGradients
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
+from flatminima.statistics.spectra import WeightSpectra
 from flatminima.statistics.spectrum import SpectralDensity, Spectrum
 from flatminima.statistics.trace import ExactTraces, GroupTraces, SketchedTraces
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
 from flatminima.statistics.worst_case import Worst, WorstCaseLoss
 
 __all__ = [
+    "AdaptiveWorstLoss",
     "At",
     "BatchGradientSquares",
+    "Conditions",
     "Convolution",
     "Curvature",
     "Eigenpairs",
@@ -51,10 +58,12 @@ __all__ = [
     "HessianProbes",
     "InFloat64",
     "InputJacobian",
+    "Level",
     "LinearLayer",
     "MeanGradient",
     "NetworkNorms",
     "Node",
+    "NoiseLevel",
     "OperatorNorm",
     "OperatorNorms",
     "OutputSummary",
@@ -62,11 +71,13 @@ __all__ = [
     "ParameterCount",
     "PerturbedLoss",
     "PiecewiseLinearDiagonal",
+    "PowerLaw",
     "ProbedHessian",
     "Products",
     "RadialCurvature",
     "RadialGradients",
     "RescaledLogits",
+    "SampleConditions",
     "SampleCount",
     "SketchedDiagonal",
     "SketchedTraces",
@@ -75,11 +86,13 @@ __all__ = [
     "TopEigenvalues",
     "TrainingGram",
     "Tridiagonal",
+    "WeightSpectra",
     "Weights",
     "Worst",
     "WorstCaseLoss",
     "curvature_operator",
     "extreme_eigenvalues",
+    "fit_power_law",
     "hutch_pp",
     "lanczos",
     "xdiag",

@@ -82,7 +82,7 @@ class WorstCaseLoss(Statistic[Worst]):
         corner = torch.zeros_like(weights)
         for step in range(self.steps):
             minimum.parameters.assign(weights + corner)
-            loss, gradient = _mean_gradient(minimum, indices)
+            loss, gradient = mean_gradient(minimum, indices)
             losses.append(loss)
             if step == 0 and not bool(gradient.any()):  # a minimum to the last bit points nowhere: start anywhere
                 gradient = torch.randn(len(box), generator=generator(self.seed, 0)).to(box)
@@ -92,21 +92,21 @@ class WorstCaseLoss(Statistic[Worst]):
                 return Worst(losses[0], max(losses), step + 1)
             corner = following
         minimum.parameters.assign(weights + corner)
-        losses.append(_mean_loss(minimum, indices))
+        losses.append(mean_loss(minimum, indices))
         return Worst(losses[0], max(losses), self.steps)
 
     def _ascent(self, minimum: Minimum, indices: Tensor, weights: Tensor, box: Tensor) -> Worst:
-        start = _mean_loss(minimum, indices)
+        start = mean_loss(minimum, indices)
         nu, velocity = torch.zeros_like(weights), torch.zeros_like(weights)
         for step in range(self.steps):
             part = torch.randint(len(indices), (_ASCENT_BATCH,), generator=generator(self.seed, step))
             minimum.parameters.assign(weights + nu)
-            _, gradient = _mean_gradient(minimum, indices[part])
+            _, gradient = mean_gradient(minimum, indices[part])
             velocity = _ASCENT_MOMENTUM * velocity + gradient
             nu = torch.clamp(nu + _ASCENT_RATE * velocity, -box, box)
             progress.report("worst-case sharpness", step + 1, self.steps)
         minimum.parameters.assign(weights + nu)
-        return Worst(start, max(start, _mean_loss(minimum, indices)), self.steps)
+        return Worst(start, max(start, mean_loss(minimum, indices)), self.steps)
 
     def cost(self, minimum: Minimum) -> Cost:
         n = len(minimum.samples)
@@ -115,7 +115,8 @@ class WorstCaseLoss(Statistic[Worst]):
         return Cost(passes + looked / n, passes, 12 * len(minimum.parameters))
 
 
-def _mean_gradient(minimum: Minimum, indices: Tensor) -> tuple[float, Tensor]:
+def mean_gradient(minimum: Minimum, indices: Tensor) -> tuple[float, Tensor]:
+    """Mean loss over the samples at `indices` and its gradient (W,), in the weights' dtype."""
     total, gradient = 0.0, torch.zeros(len(minimum.parameters), device=minimum.device, dtype=torch.float64)
     for part in indices.split(minimum.batch_size):
         batch = minimum.batch(part)
@@ -130,7 +131,8 @@ def _mean_gradient(minimum: Minimum, indices: Tensor) -> tuple[float, Tensor]:
     return total / len(indices), (gradient / len(indices)).to(minimum.parameters.tensors[0].dtype)
 
 
-def _mean_loss(minimum: Minimum, indices: Tensor) -> float:
+def mean_loss(minimum: Minimum, indices: Tensor) -> float:
+    """Mean loss over the samples at `indices`."""
     total = 0.0
     with torch.no_grad():
         for part in indices.split(minimum.batch_size):

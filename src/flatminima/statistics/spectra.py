@@ -1,0 +1,44 @@
+"""Spectra of the weight matrices: the eigenvalues of W^T W of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flatminima.statistic import Statistic
+
+if TYPE_CHECKING:
+    from flatminima.minimum import Minimum
+
+
+@dataclass(frozen=True)
+class WeightSpectra(Statistic["dict[str, Tensor]"]):
+    """Positive eigenvalues of W^T W by parameter name, ascending, float64.
+
+    Every parameter of two or more dimensions, each tied one once, frozen ones too. A convolution's kernel
+    (out, in, *size) gives one matrix (out, in) a position, and their eigenvalues together are its spectrum.
+    """
+
+    def compute(self, minimum: Minimum) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {name: spectrum(p) for name, p in minimum.model.named_parameters() if p.dim() >= 2 and p.numel()}
+
+
+def spectrum(weight: Tensor) -> Tensor:
+    """Positive squared singular values of the matrices (out, in) in `weight` (out, in, *size), ascending.
+
+    Example:
+        >>> spectrum(torch.tensor([[3.0, 0.0], [0.0, 0.0]])).tolist()
+        [9.0]
+    """
+    matrices = weight.detach().cpu().double()
+    if matrices.dim() > 2:
+        matrices = matrices.flatten(2).movedim(2, 0)
+    values: Tensor = torch.linalg.svdvals(matrices)
+    # what rounding leaves of a zero, matrix by matrix
+    floor = values.amax(-1, keepdim=True) * max(matrices.shape[-2:]) * torch.finfo(torch.float64).eps
+    squares: Tensor = values[values > floor].square()
+    return squares.sort().values
