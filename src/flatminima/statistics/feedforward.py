@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flatminima.errors import Undefined
@@ -180,6 +180,9 @@ class FeedForward(Statistic[FeedForwardNetwork]):
         inputs, _ = minimum.samples.take(torch.arange(1))
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise Undefined("the network's input is not one tensor of real numbers")
+        recurrent = next((type(m).__name__ for m in minimum.model.modules() if isinstance(m, nn.RNNBase)), None)
+        if recurrent is not None:
+            raise Undefined(f"{recurrent!r} is not a layer of a ReLU network")
         names = {id(p): name for name, p in minimum.model.named_parameters()}
         runs = []
         with minimum.open(), torch.no_grad():
@@ -188,7 +191,11 @@ class FeedForward(Statistic[FeedForwardNetwork]):
                 ones = torch.ones_like(inputs, dtype=torch.float64, device=minimum.device)
                 algebra.know(ones, node=-1)
                 with algebra:
-                    out = minimum.model(ones)
+                    try:
+                        out = minimum.model(ones)
+                    except (RuntimeError, TypeError, ValueError) as error:  # it checks what the algebra replaces
+                        reason = (str(error) or type(error).__name__).splitlines()[0]
+                        raise Undefined(f"the network does not run with weights |w|^p in float64: {reason}") from error
                 algebra.end(out)
                 runs.append((algebra, algebra.total(out)))
         algebra = runs[0][0]
