@@ -101,6 +101,12 @@ class LayerGradient:
             return total  # type: ignore[no-any-return]
         return _total(_inner(g, vector[name]) for name, g in self.per_sample().items())
 
+    def factors(self) -> Use | None:
+        """Of one use of a linear layer on vectors: layer, input a_i and output gradient e_i, g_i = e_i a_i^T."""
+        if self.summed or len(self.uses) != 1 or self.uses[0][0].rule is not linear or self.uses[0][1].dim() != 2:
+            return None
+        return self.uses[0]
+
     def squares(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_i weights_i g_i^2 by parameter name, shaped like the parameter, float64."""
         top = weights.max().clamp_min(torch.finfo(torch.float64).tiny)  # weights may all be far below float32's range
@@ -110,17 +116,23 @@ class LayerGradient:
             squares: Tensor = torch.tensordot(relative.to(g.dtype), g.square(), 1)
             return squares.double() * top
 
-        if not self.summed and len(self.uses) == 1 and self.uses[0][0].rule is linear and self.uses[0][1].dim() == 2:
-            unit, a, e = self.uses[0]
-            scaled = e.square() * relative.to(e.dtype).unsqueeze(1)
-            out = {"weight": scaled.T @ a.square(), "bias": scaled.sum(0)}
-            return {unit.names[k]: v.double() * top for k, v in out.items() if k in unit.names}
+        factors = self.factors()
+        if factors is not None:
+            unit, a, e = factors
+            squares = e.square() * relative.to(e.dtype).unsqueeze(1)
+            return {k: v * top for k, v in outer_squares(unit, a, squares).items()}
         if not self.summed and _rowwise(self.uses):
             parts: dict[str, list[Tensor]] = {}
             for name, rows in _row_blocks(self.uses):
                 parts.setdefault(name, []).append(weighted(rows))
             return {name: torch.cat(found) for name, found in parts.items()}
         return {k: weighted(g) for k, g in self.per_sample().items()}
+
+
+def outer_squares(unit: Unit, a: Tensor, squares: Tensor) -> dict[str, Tensor]:
+    """sum_i (e_i a_i^T)^2 of a linear layer's weight, and its bias's, from squares e_i^2 (batch, out); float64."""
+    out = {"weight": squares.T @ a.square(), "bias": squares.sum(0)}
+    return {unit.names[k]: v.double() for k, v in out.items() if k in unit.names}
 
 
 def _rowwise(uses: list[Use]) -> bool:

@@ -7,14 +7,14 @@ to 6 orders of magnitude (performance-notes B).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flatminima.batch import Batch
-from flatminima.layers import LayerGradient
+from flatminima.layers import LayerGradient, Unit, outer_squares
 from flatminima.statistic import Cost, Fold, Reads, Statistic
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
 from flatminima.statistics.piecewise_linear import refuse_unless_piecewise_linear
@@ -30,6 +30,7 @@ class _Sum:
     sizes: dict[str, int]
     stop: int
     count: int = 0
+    waiting: dict[str, tuple[Unit, Tensor, Tensor, Tensor]] = field(default_factory=dict)  # layer, a, sum of e^2, top
 
     @classmethod
     def empty(cls, minimum: Minimum, stop: int) -> _Sum:
@@ -41,8 +42,30 @@ class _Sum:
         return inside.double().to(batch.outputs.device)
 
     def add(self, layer: LayerGradient, weights: Tensor) -> None:
-        for name, squares in layer.squares(weights).items():
-            self.total[name] = self.total[name] + squares if name in self.total else squares
+        """One layer under one column; what is linear in the squared output gradient waits for the other columns."""
+        factors = layer.factors()
+        if factors is None:
+            self._count(layer.squares(weights))
+            return
+        unit, a, e = factors
+        top = weights.max().clamp_min(torch.finfo(torch.float64).tiny)  # as in LayerGradient.squares
+        squares = e.square() * (weights / top).to(e.dtype).unsqueeze(1)
+        if layer.name in self.waiting:
+            squares += self.waiting[layer.name][2]
+        self.waiting[layer.name] = unit, a, squares, top
+
+    def flush(self) -> None:
+        """All columns of a batch were heard."""
+        for unit, a, squares, top in self.waiting.values():
+            self._count({name: top * found for name, found in outer_squares(unit, a, squares).items()})
+        self.waiting.clear()
+
+    def _count(self, found: dict[str, Tensor]) -> None:
+        for name, squares in found.items():
+            if name in self.total:
+                self.total[name] += squares
+            else:
+                self.total[name] = squares
 
     def flat(self) -> Tensor:
         zeros = torch.zeros(1, dtype=torch.float64)
@@ -76,6 +99,7 @@ class _Diagonal(Fold[_Sum, Tensor]):
         return _Sum.empty(minimum, self.limit(minimum))
 
     def update(self, state: _Sum, batch: Batch) -> _Sum:
+        state.flush()
         state.count += int(state.inside(batch).sum())
         return state
 

@@ -101,7 +101,10 @@ class TopEigenvalues(Statistic[Eigenvalues]):
                     f"the largest eigenvalue has not converged after {found.products} products: its residual is "
                     f"still {found.missing[0]:.2g}"
                 )
-            forms, sizes = self._forms(minimum, indices, found.vectors[0])
+            if len(indices) < len(minimum.samples):
+                forms, sizes = self._forms(minimum, indices, found.vectors[0])
+            else:  # the value itself: of all the data there is no error
+                forms, sizes = found.values[:1], torch.tensor([len(indices)])
         return Eigenvalues(
             found.values, found.residuals, found.missing, forms, sizes, len(minimum.samples), found.products
         )

@@ -211,7 +211,7 @@ class _Search:
         inner = np.zeros((room, room))
         basis[0], j, stop = self._fresh(locked, basis[:0]), 0, self.spent + self.budget
         while True:
-            after = self.product(basis[j].double())
+            after = self.product(basis[j].double()).to(self.dtype)
             self.spent += 1
             self.norm = max(self.norm, float(after.norm()))
             after, _ = orthogonal(after, locked)
@@ -234,7 +234,7 @@ class _Search:
                 np.fill_diagonal(inner[:j, :j], values[:j])
                 j -= 1
             if beta > 0:
-                basis[j + 1] = orthogonal(after / beta, basis[: j + 1])[0]
+                basis[j + 1] = after / beta
             else:
                 basis[j + 1] = self._fresh(locked, basis[: j + 1])
             j += 1
@@ -280,14 +280,14 @@ class _Search:
 
     def _fresh(self, locked: Tensor, basis: Tensor) -> Tensor:
         """A random unit vector orthogonal to both."""
-        vector = torch.randn(self.size, generator=generator(self.seed, self.draws), dtype=torch.float64)
+        vector = torch.randn(self.size, generator=generator(self.seed, self.draws))
         self.draws += 1
-        vector = vector.to(self.device)
+        vector = vector.to(self.device, self.dtype)
         for _ in range(2):
             vector, _ = orthogonal(vector / vector.norm(), locked)
             vector, _ = orthogonal(vector / vector.norm(), basis)
         unit: Tensor = vector / vector.norm()
-        return unit.to(self.dtype)
+        return unit
 
     def _combine(self, weights: np.ndarray[Any, Any], basis: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(weights.T)).to(basis) @ basis
@@ -299,6 +299,6 @@ def orthogonal(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     if len(basis):
         for _ in range(2):
             part = basis @ vector.to(basis.dtype)
-            vector = vector - (part @ basis).double()
+            vector = vector - (part @ basis).to(vector.dtype)
             along += part.double()
     return vector, along

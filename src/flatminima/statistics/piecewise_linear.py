@@ -26,7 +26,7 @@ def refuse_unless_piecewise_linear(minimum: Minimum) -> None:
         Undefined: naming what is not piecewise linear, or the weight.
     """
     try:
-        FeedForward().compute(minimum)
+        minimum[FeedForward()]  # once a network
     except Undefined as reason:
         raise Undefined(
             f"the Hessian's exact diagonal needs a piecewise-linear network: {reason.reason}; "
