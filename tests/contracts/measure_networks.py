@@ -51,7 +51,7 @@ def _answers(model, x):
         return model(x).argmax(1)
 
 
-_NORMS = ("frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_norm")
+_NORMS = ("frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_complexity", "spectral_norm")
 _RELU = (*_NORMS, "vc_dimension")
 
 

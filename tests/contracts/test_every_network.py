@@ -16,7 +16,8 @@ from flatminima import Minimum, catalog, measure, models
 
 N, CLASSES = 12, 3
 MEASURES = sorted(catalog.MEASURES)
-NORMS = {"frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_norm"}  # of ReLU networks, over margins
+# of ReLU networks, over margins
+NORMS = {"frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_complexity", "spectral_norm"}
 RELU = NORMS | {"vc_dimension"}
 NO_CLASSES = NORMS | {"margin", "robustness"}
 # no initial weights are given; the conditions are of networks of layers and ReLU alone, without biases

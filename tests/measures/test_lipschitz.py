@@ -10,7 +10,16 @@ from torch import nn
 
 from flatminima import Minimum
 from flatminima.errors import UsageError
-from flatminima.measures import frobenius_norm, group_norm, lipschitz, margin, path_norm, spectral_norm
+from flatminima.measures import (
+    frobenius_norm,
+    group_norm,
+    lipschitz,
+    margin,
+    parameter_norm,
+    path_norm,
+    spectral_complexity,
+    spectral_norm,
+)
 
 
 @pytest.fixture
@@ -127,3 +136,63 @@ def test_unknown_options_are_refused(network):
         lipschitz(network, norm="1")
     with pytest.raises(UsageError, match="'operator' or 'kernel'"):
         spectral_norm(network, convolutions="fft")
+
+
+@pytest.mark.parametrize("function", [frobenius_norm, spectral_norm])
+def test_balanced_products_are_sums_of_equal_layers(network, function):
+    """d (prod / gamma^2)^(1/d)."""
+    product = math.exp(function(network, normalise="figure").value)
+    found = function(network, normalise="balanced")
+    assert found.value == pytest.approx(math.log(3 * product ** (1 / 3)), rel=1e-10)
+
+
+def test_spectral_complexity_by_dense_algebra(network):
+    gamma, weights = float(margin(network)), _weights(network)
+    product = math.prod(np.linalg.norm(w, 2) ** 2 for w in weights) / gamma**2
+    ranks = [np.linalg.norm(w) ** 2 / np.linalg.norm(w, 2) ** 2 for w in weights]
+    found = spectral_complexity(network)
+    assert found.value == pytest.approx(math.log(product * sum(ranks)), rel=1e-10)
+    assert found.details["ratio_sum"] == pytest.approx(sum(ranks), rel=1e-10)
+    other = mlp(4, 5, 3, 3, seed=9)
+    moved = [
+        np.linalg.norm(w - v.weight.detach().numpy()) ** 2 / np.linalg.norm(w, 2) ** 2
+        for w, v in zip(weights, (m for m in other if isinstance(m, nn.Linear)), strict=True)
+    ]
+    for initial in (other, other.state_dict()):
+        found = spectral_complexity(network, initial=initial)
+        assert found.value == pytest.approx(math.log(product * sum(moved)), rel=1e-10)
+    assert "no layer is elsewhere" in spectral_complexity(network, initial=network.model).undefined
+
+
+def test_initial_weights_are_seen_through_the_trained_batchnorm():
+    """Both before and behind a convolution."""
+    net = nn.Sequential(
+        nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        net[0].running_var.fill_(4.0)
+        net[3].running_var.fill_(9.0)
+        net[3].weight.fill_(2.0)
+    start = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
+    start["0.weight"].fill_(3.0)
+    minimum = fitted(net, torch.randn(30, 2, 4, 4, generator=generator(1), dtype=torch.float64))
+    origin = spectral_complexity(minimum).details["ratios"]
+    found = spectral_complexity(minimum, initial=start).details["ratios"]
+    for name in list(origin)[1:]:
+        assert found[name] == pytest.approx(origin[name], rel=1e-10)
+    first = next(iter(origin))
+    assert found[first] == pytest.approx(4 * origin[first], rel=1e-10)  # 1 - 3 for 1 - 0
+
+
+def test_initial_weights_of_another_network_are_refused(network):
+    with pytest.raises(UsageError, match=r"lack '0.weight'"):
+        spectral_complexity(network, initial={})
+    with pytest.raises(UsageError, match="same network"):
+        spectral_complexity(network, initial=mlp(3, 5, 3, 3))
+
+
+def test_the_norm_of_the_weights(network):
+    found = parameter_norm(network)
+    flat = np.concatenate([p.detach().numpy().ravel() for p in network.model.parameters()])
+    assert found.value == pytest.approx(np.linalg.norm(flat), rel=1e-12)
+    assert sum(v**2 for v in found.details["layers"].values()) == pytest.approx(found.value**2)

@@ -6,7 +6,7 @@ that is imported. (`import flatminima` alone does not come here, and so does not
 
 from flatminima.measures.adaptive import adaptive_sharpness
 from flatminima.measures.conditions import conditions, perturbation_score
-from flatminima.measures.distance import distance_from_init
+from flatminima.measures.distance import distance_from_init, parameter_norm
 from flatminima.measures.fisher import (
     fisher_frobenius,
     fisher_logdet,
@@ -32,6 +32,7 @@ from flatminima.measures.pacgen import pacgen, sharpness_divergence
 from flatminima.measures.power_law import power_law_exponent
 from flatminima.measures.robustness import robustness
 from flatminima.measures.sharpness import bicriteria, expected_sharpness, sharpness
+from flatminima.measures.spectral_complexity import spectral_complexity
 from flatminima.measures.spectrum import effective_dimension, negative_curvature
 
 __all__ = [
@@ -61,12 +62,14 @@ __all__ = [
     "noise_flatness",
     "pacgen",
     "parameter_count",
+    "parameter_norm",
     "path_norm",
     "perturbation_score",
     "power_law_exponent",
     "robustness",
     "sharpness",
     "sharpness_divergence",
+    "spectral_complexity",
     "spectral_norm",
     "vc_dimension",
 ]

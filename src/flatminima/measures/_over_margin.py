@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flatminima.errors import Undefined, UsageError
 from flatminima.measures.margin import margin
@@ -11,16 +11,17 @@ from flatminima.statistic import Statistic, Statistics
 from flatminima.statistics import FeedForward, FeedForwardNetwork, Outputs
 
 Normalise = Literal["capacity", "figure"]
+Product = Literal["capacity", "figure", "balanced"]
 
 
-def check_options(normalise: str, fraction: float) -> None:
+def check_options(normalise: str, fraction: float, known: tuple[str, ...] = get_args(Normalise)) -> None:
     """Refuse what no norm over a margin knows.
 
     Raises:
         UsageError: an unknown normalisation, a fraction outside (0, 1].
     """
-    if normalise not in ("capacity", "figure"):
-        raise UsageError(f"got normalise={normalise!r}; expected 'capacity' or 'figure'")
+    if normalise not in known:
+        raise UsageError(f"got normalise={normalise!r}; expected {' or '.join(map(repr, known))}")
     if not 0 < fraction <= 1:
         raise UsageError(f"got fraction={fraction!r}; it must lie in (0, 1]")
 

@@ -56,3 +56,22 @@ def distance_from_init(
     layers = {name: math.sqrt(total) for name, total in weights.by_parameter(moved).items()}
     total, norm = float(moved.sum().sqrt()), float(start.norm())
     return Estimate(total, details={"layers": layers, "relative": total / norm if norm else None})
+
+
+@measure
+def parameter_norm(minimum: Statistics) -> Estimate:
+    """``||w||_2`` of the trainable weights: their distance from the origin.
+
+    Args:
+        minimum: a Minimum.
+
+    Returns:
+        Estimate, exact; details: layers (the norm of each parameter).
+
+    Source:
+        Jiang et al. 2020, arXiv 1912.02178, appendix C, eq. 42 (its square).
+    """
+    weights = minimum[Weights()]
+    squares = weights.values.square()
+    layers = {name: math.sqrt(total) for name, total in weights.by_parameter(squares).items()}
+    return Estimate(math.sqrt(float(squares.sum())), details={"layers": layers})

@@ -8,7 +8,7 @@ into the linear map before it; a BatchNorm that follows none is a diagonal layer
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
-from flatminima.measures._over_margin import Normalise, check_options, network_and_margin, with_margin
+from flatminima.measures._over_margin import Normalise, Product, check_options, network_and_margin, with_margin
 from flatminima.statistic import Statistics
 from flatminima.statistics import FeedForward, FeedForwardNetwork, OperatorNorms, ParameterCount, Weights
 
@@ -58,13 +58,14 @@ def vc_dimension(minimum: Statistics) -> Estimate:
 
 @measure
 def frobenius_norm(
-    minimum: Statistics, *, normalise: Normalise = "capacity", fraction: float = 0.05, over_margin: bool = True
+    minimum: Statistics, *, normalise: Product = "capacity", fraction: float = 0.05, over_margin: bool = True
 ) -> Estimate:
     """ln of ``gamma^-2 prod_i 4 ||W_i||_F^2``, gamma the margin (N17, l2 norm).
 
     Args:
         minimum: a Minimum.
-        normalise: "capacity" keeps the factors 4; "figure" drops them, as the paper's figures do.
+        normalise: "capacity" keeps the factors 4; "figure" drops them, as the paper's figures do; "balanced": ln of
+            ``d (gamma^-2 prod_i ||W_i||_F^2)^{1/d}``, the sum over layers once all have the same norm (Jiang et al.).
         fraction: of the margin.
         over_margin: divide by the margin; without, any ReLU network will do.
 
@@ -79,14 +80,14 @@ def frobenius_norm(
     Source:
         Neyshabur et al., arXiv 1706.08947, sec. 2.3.
     """
-    check_options(normalise, fraction)
+    check_options(normalise, fraction, get_args(Product))
     network, log_margin = network_and_margin(minimum, fraction, over_margin)
     constant = math.log(4.0) if normalise == "capacity" else 0.0
     factors = {
         _key(i, layer.name): 2 * _log(float(layer.matrix.norm()), layer.name) + constant
         for i, layer in enumerate(network.layers)
     }
-    return _product(factors, log_margin, network)
+    return _product(factors, log_margin, network, normalise)
 
 
 @measure
@@ -142,7 +143,7 @@ def group_norm(
 def spectral_norm(
     minimum: Statistics,
     *,
-    normalise: Normalise = "capacity",
+    normalise: Product = "capacity",
     convolutions: Literal["operator", "kernel"] = "operator",
     fraction: float = 0.05,
     over_margin: bool = True,
@@ -151,7 +152,8 @@ def spectral_norm(
 
     Args:
         minimum: a Minimum.
-        normalise: "capacity" keeps h_i; "figure" drops it.
+        normalise: "capacity" keeps h_i; "figure" drops it; "balanced": ln of ``d (gamma^-2 prod_i ||W_i||^2)^{1/d}``,
+            the sum over layers once all have the same norm (Jiang et al. 2020).
         convolutions: "operator": the linear map with its strides and padding on this network's images, h_i its
             channels times positions; "kernel": the matrix (channels, channels * kernel), h_i its channels, which many
             programs take and which bounds nothing.
@@ -169,7 +171,7 @@ def spectral_norm(
     Source:
         Neyshabur et al., arXiv 1706.08947, sec. 2.3 (erratum N-a: the step from the l2 norm would keep a factor 4).
     """
-    check_options(normalise, fraction)
+    check_options(normalise, fraction, get_args(Product))
     if convolutions not in ("operator", "kernel"):
         raise UsageError(f"got convolutions={convolutions!r}; expected 'operator' or 'kernel'")
     if convolutions == "operator":
@@ -184,7 +186,7 @@ def spectral_norm(
     for i, (layer, (norm, outputs)) in enumerate(zip(network.layers, found, strict=True)):
         width = math.log(outputs) if normalise == "capacity" else 0.0
         factors[_key(i, layer.name)] = 2 * _log(norm, layer.name) + width
-    return _product(factors, log_margin, network).with_details(convolutions=convolutions, residual=residual)
+    return _product(factors, log_margin, network, normalise).with_details(convolutions=convolutions, residual=residual)
 
 
 @measure
@@ -241,8 +243,12 @@ def _kernel(matrix: Tensor, diagonal: bool) -> tuple[float, int]:
     return float(torch.linalg.matrix_norm(matrix, 2)), matrix.shape[0]
 
 
-def _product(factors: dict[str, float], log_margin: float | None, network: FeedForwardNetwork) -> Estimate:
+def _product(
+    factors: dict[str, float], log_margin: float | None, network: FeedForwardNetwork, normalise: Product = "figure"
+) -> Estimate:
     value = sum(factors.values()) - 2 * (log_margin or 0.0)
+    if normalise == "balanced":
+        value = math.log(len(factors)) + value / len(factors)
     details = {"log_margin": log_margin, "layers": factors, "folded": network.folded}
     return Estimate(value, details=details | {"diagonal": network.diagonals, "branches": network.branches})
 

@@ -116,12 +116,14 @@ class LinearLayer:
             map is its diagonal (1, channels), flagged by `diagonal`.
         diagonal: the matrix is the diagonal of a map of its own.
         convolution: its geometry, where the layer is one.
+        scale: what multiplies each row of the parameter (column of a diagonal) to give the matrix; None: nothing.
     """
 
     name: str
     matrix: Tensor
     diagonal: bool = False
     convolution: Convolution | None = None
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -393,14 +395,15 @@ class _Paths(TorchFunctionMode):
         before = self._open.pop(id(input), None)
         if before is None or before.channel != 1:
             name = self.names.get(id(weight), "batch_norm").removesuffix(".weight")
-            self.layers.append(LinearLayer(name, scale.cpu().unsqueeze(0), True))
+            deviation = (var + eps).rsqrt().cpu()
+            self.layers.append(LinearLayer(name, scale.cpu().unsqueeze(0), True, scale=deviation))
             self._step = Node("same", (self._nodes[id(input)],), self.layers[-1])
             return input * self._power(scale).view(shape) + self._power(shift).view(shape)
         if before.bias is not None:
             shift = shift + scale * before.bias.detach().double()
         self.folded += 1
         layer = self.layers[before.layer]
-        folded = replace(layer, matrix=layer.matrix * scale.cpu().unsqueeze(1))
+        folded = replace(layer, matrix=layer.matrix * scale.cpu().unsqueeze(1), scale=scale.cpu())
         self.layers[before.layer] = folded
         self._step = Node("same", (before.source,), folded)
         return before.without_bias * self._power(scale).view(shape) + self._power(shift).view(shape)
