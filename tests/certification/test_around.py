@@ -73,8 +73,8 @@ def test_the_risk_is_that_of_the_posterior() -> None:
         UniformBox(distance, 1.0, half): (0.6 - 0.2) ** 2 / 2 / 0.36,  # a triangle: of two uniforms' difference
     }
     for q, expected in truth.items():
-        risk = risk_of(minimum, q, draws=8000, batch_size=1, p_min=1e-5, seed=0)
-        assert risk.draws >= 8000
+        risk = risk_of(minimum, q, draws=4000, batch_size=1, p_min=1e-5, seed=0)
+        assert risk.draws >= 4000
         assert risk.error == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / risk.draws))
 
 
@@ -84,23 +84,25 @@ def test_images_that_share_weights_are_one_draw() -> None:
     assert risk_of(minimum, q, draws=9, batch_size=20, p_min=1e-5, seed=0).draws == 12  # 16 divides 64, 20 does not
 
 
-def test_coverage_on_a_task_of_known_risk() -> None:
-    """A data-fitted, data-shaped Q around a data-free prior stays above the Bayes risk of 0.017, but for a share delta.
+@pytest.mark.parametrize(("posterior", "eta"), [("gaussian", 1.0), ("fisher_laplace", 0.3)])
+def test_coverage_where_the_risk_is_known(posterior: str, eta: float) -> None:
+    """Fair coins as labels: every Q errs on half of new samples, and this one on few of those it was made from.
 
-    At 32 samples one error more or less moves the bound by 0.03: a KL or an n that is off by a factor shows.
+    Without KL, or with 8 n for n, every one of these bounds lies below 1/2.
     """
     violations = 0
-    for seed in range(100):
-        x, y = blobs(32, seed)
-        model = linear(0.3)
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(32, 64, generator=g), torch.randint(0, 2, (32,), generator=g)
+        net = nn.Linear(64, 2, bias=False)
         with torch.no_grad():
-            model.weight += 0.1 * (x[y == 1].mean(0) - x[y == 0].mean(0)) * torch.tensor([[-1.0], [1.0]])
+            net.weight.copy_(0.15 * torch.tensor([[-1.0], [1.0]]) * ((2 * y - 1).unsqueeze(1) * x).sum(0))
         c = around(
-            "fisher_laplace", (x, y), model, prior=lambda: linear(0.3), scales=0.3, etas=(300.0,), delta=0.2,
-            delta_mc=0.1, draws=32, curvature_samples=32, seed=seed,
-        )  # fmt: skip
-        violations += c.risk_bound < 0.017
-    assert violations <= 20
+            posterior, (x, y), net, scales=1.0, etas=(eta,), delta=0.2, delta_mc=0.1, draws=256, batch_size=1, seed=seed
+        )
+        assert c.empirical_risk < 0.25
+        violations += c.risk_bound < 0.5
+    assert violations <= 4
 
 
 @pytest.fixture(scope="module")

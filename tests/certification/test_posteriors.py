@@ -157,6 +157,8 @@ def test_a_draw_is_its_seed_and_index(q: Posterior) -> None:
     assert not torch.equal(q.draw(w, 3, 4), q.draw(w, 4, 4))
     assert q.draw(w, 0, 0).dtype == torch.float32
     assert q.kl > 0
+    several = q.draws(w, 3, range(4, 7))
+    assert torch.allclose(several, torch.stack([q.draw(w, 3, i) for i in (4, 5, 6)]), rtol=1e-5, atol=1e-7)
 
 
 def test_nan_in_the_gradients_is_refused() -> None:

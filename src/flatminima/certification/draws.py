@@ -19,6 +19,8 @@ from flatminima.certification.stochastic import GibbsRisk, StochasticNetwork, cl
 from flatminima.minimum import Minimum
 from flatminima.samples import TensorSamples
 
+_AT_ONCE, _MOST = 32, 1 << 24  # draws made together, and numbers in them
+
 
 def risk_of(
     minimum: Minimum, posterior: Posterior, *, draws: int, batch_size: int, p_min: float, seed: int
@@ -49,9 +51,14 @@ def by_batch(
     wrong, loss, seen = 0, 0.0, 0
     with minimum.open(), torch.no_grad():
         weights = minimum.parameters.flat()
+        at_once = max(1, min(_AT_ONCE, _MOST // len(weights)))
+        noise = weights.new_empty(0, len(weights))
         try:
             for index, indices in enumerate(blocks):
-                minimum.parameters.assign(weights + posterior.draw(weights, seed, index))
+                place = index % at_once
+                if place == 0:
+                    noise = posterior.draws(weights, seed, range(index, min(index + at_once, len(blocks))))
+                minimum.parameters.assign(weights + noise[place])
                 for part in indices.split(minimum.batch_size):
                     batch = minimum.batch(part)
                     output = minimum.forward(batch.inputs)
