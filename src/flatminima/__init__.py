@@ -20,6 +20,7 @@ __all__ = [
     "certify",
     "measure",
     "measures",
+    "optim",
     "plan",
     "rank",
 ]
@@ -39,7 +40,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from flatminima import bounds, measures
+    from flatminima import bounds, measures, optim
     from flatminima.certification import Certificate, certify
     from flatminima.estimate import Estimate
     from flatminima.minimum import Minimum
