@@ -110,6 +110,8 @@ def _measures() -> dict[str, Measure]:
                 "eq. 48, 49, 56, 57", "lower", "as noise_flatness"),
         Measure("noise_flatness", "noise_flatness", "ln of 1 over the variance of noise that costs 10% accuracy", F,
                 "eq. 53, 61", "lower", "about 15 x draws x forward on a block; a classifier"),
+        Measure("output_entropy", "margin", "mean entropy of the predicted class probabilities", F,
+                "App. C", "higher", "1 forward; a classifier", units),
         Measure("pacgen", "pacgen", "local PAC-Bayes metric of curvature, its Lipschitz constant and scale", W,
                 "sec. 6, Psi", "lower", "(1 + draws) x (1 forward, C backward)"),
         Measure("parameter_count", "norms", "number of trainable parameters", N,
@@ -139,6 +141,7 @@ def _measures() -> dict[str, Measure]:
 
 
 _BUDGETS: dict[str, Budget] = {
+    "adaptive_sharpness": "thorough",
     "bicriteria": "thorough",
     "conditions": "thorough",
     "effective_dimension": "thorough",

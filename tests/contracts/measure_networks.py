@@ -69,7 +69,7 @@ def _table():
     regression = randomise(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
     single = randomise(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1)))
     confused = randomise(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
-    margins = dict.fromkeys((*_NORMS, "margin"), "not classes")
+    margins = dict.fromkeys((*_NORMS, "margin", "output_entropy"), "not classes")
     one_class = dict.fromkeys((*_NORMS, "margin"), "at least two classes")
     wrong = dict.fromkeys(_NORMS, "margin is not positive")
     networks = {

@@ -19,7 +19,7 @@ MEASURES = sorted(catalog.MEASURES)
 # of ReLU networks, over margins
 NORMS = {"frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_complexity", "spectral_norm"}
 RELU = NORMS | {"vc_dimension"}
-NO_CLASSES = NORMS | {"margin", "robustness"}
+NO_CLASSES = NORMS | {"margin", "output_entropy", "robustness"}
 # no initial weights are given; the conditions are of networks of layers and ReLU alone, without biases
 ALWAYS = {"distance_from_init", "conditions", "perturbation_score"}
 LARGE = {"fisher_logdet_full"}  # more parameters than a full matrix has room for

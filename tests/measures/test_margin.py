@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from measure_oracle import blobs, mlp, vector
+from measure_oracle import blobs, generator, mlp, vector
+from torch import nn
 
 from flatminima import Minimum
 from flatminima.errors import UsageError
-from flatminima.measures import margin
+from flatminima.measures import margin, output_entropy
 from flatminima.statistic import Fixed
 from flatminima.statistics import Outputs, OutputSummary
 
@@ -63,3 +64,34 @@ def test_regression_has_no_margin():
 def test_a_fraction_outside_its_range_is_refused(fraction):
     with pytest.raises(UsageError, match=r"got fraction=.*must lie in \(0, 1\]"):
         margin(_given(torch.ones(3)), fraction=fraction)
+
+
+# -- entropy ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_entropy_of_known_probabilities():
+    """Logits (0, ln 3): probabilities 1/4 and 3/4; catches bits for nats and a class left out."""
+    net = nn.Linear(1, 2).double()
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.copy_(torch.tensor([0.0, math.log(3.0)], dtype=torch.float64))
+    minimum = Minimum(net, (torch.ones(3, 1).double(), torch.tensor([0, 1, 0])))
+    found = output_entropy(minimum)
+    assert found.value == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)), rel=1e-12)
+    assert found.direction == "higher"
+
+
+def test_the_entropy_of_a_certain_network_is_zero_not_nan():
+    minimum = Minimum(nn.Linear(1, 2).double(), (torch.full((2, 1), 1e6).double(), torch.tensor([0, 1])))
+    assert output_entropy(minimum).value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_intervals_of_the_entropy_cover_the_population():
+    model = mlp(3, 5, 3)
+    x = torch.randn(20_000, 3, generator=generator(3), dtype=torch.float64)
+    y = torch.zeros(20_000, dtype=torch.long)
+    p = model(x).detach().softmax(1)
+    exact = float(-(p * p.log()).sum(1).mean())
+    assert output_entropy(Minimum(model, (x, y))).value == pytest.approx(exact, rel=1e-10)
+    found = [output_entropy(Minimum(model, (part, y[:100]))).interval() for part in x.split(100)]
+    assert 0.90 <= sum(low <= exact <= high for low, high in found) / 200 <= 0.99

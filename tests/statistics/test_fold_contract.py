@@ -34,6 +34,7 @@ from flatminima.statistics import (
     InFloat64,
     InputJacobian,
     MeanGradient,
+    OutputEntropies,
     Outputs,
     ParameterCount,
     PerturbedLoss,
@@ -46,6 +47,7 @@ from mutation import Untouched
 
 FOLDS: list[Fold[Any, Any]] = [
     Outputs(),
+    OutputEntropies(),
     Gram(3),
     Gram(2, trials=2, seed=4),
     MeanGradient(),

@@ -18,7 +18,7 @@ from flatminima.measures.fisher_rao import fisher_rao_norm
 from flatminima.measures.gradient_noise import gradient_noise_scale, gradient_signal_to_noise, gradient_variance
 from flatminima.measures.hessian import hessian_top_eigenvalue, hessian_trace
 from flatminima.measures.lipschitz import lipschitz
-from flatminima.measures.margin import margin
+from flatminima.measures.margin import margin, output_entropy
 from flatminima.measures.noise_flatness import noise_complexity, noise_flatness
 from flatminima.measures.norms import (
     frobenius_norm,
@@ -60,6 +60,7 @@ __all__ = [
     "negative_curvature",
     "noise_complexity",
     "noise_flatness",
+    "output_entropy",
     "pacgen",
     "parameter_count",
     "parameter_norm",

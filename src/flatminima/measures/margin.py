@@ -1,4 +1,4 @@
-"""The margin that nearly all training samples exceed (Neyshabur et al. 2017, eq. 2)."""
+"""How sure the network is of its training samples: margin (Neyshabur et al. 2017, eq. 2) and entropy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
 from flatminima.statistic import Statistics
-from flatminima.statistics import Outputs
+from flatminima.statistics import OutputEntropies, Outputs
 
 
 @measure
@@ -43,3 +43,19 @@ def margin(minimum: Statistics, *, fraction: float = 0.05) -> Estimate:
     value = float(outputs.margins.kthvalue(k).values)
     wrong = float((outputs.margins <= 0).double().mean())
     return Estimate(value, details={"n": n, "k": k, "train_error": wrong, "train_loss": float(outputs.losses.mean())})
+
+
+@measure
+def output_entropy(minimum: Statistics) -> Estimate:
+    """Mean entropy ``-sum_c p_c ln p_c`` of the predicted class probabilities.
+
+    Args:
+        minimum: a Minimum.
+
+    Returns:
+        Estimate in nats, at most ln C; stderr over samples; details: n. Undefined: targets that are not classes.
+
+    Source:
+        Pereyra et al. 2017, arXiv 1701.06548; Jiang et al. 2020, arXiv 1912.02178, appendix C (its negative).
+    """
+    return Estimate.mean(minimum[OutputEntropies()])

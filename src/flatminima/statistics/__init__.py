@@ -12,6 +12,7 @@ from flatminima.statistics.diagonal import (
 )
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
+from flatminima.statistics.entropy import OutputEntropies
 from flatminima.statistics.factor import FisherFactor, GaussNewtonFactor
 from flatminima.statistics.feedforward import Convolution, FeedForward, FeedForwardNetwork, LinearLayer, Node
 from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
@@ -66,6 +67,7 @@ __all__ = [
     "NoiseLevel",
     "OperatorNorm",
     "OperatorNorms",
+    "OutputEntropies",
     "OutputSummary",
     "Outputs",
     "ParameterCount",
