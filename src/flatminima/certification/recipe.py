@@ -28,7 +28,8 @@ class Recipe:
             is then where the posterior starts.
         objective: of the posterior: "kl", "quadratic", "lambda" or "classic".
         epochs, lr, batch_size: of the posterior; 0 epochs certify the prior itself, KL = 0.
-        nats: of cross-entropy that count as one error in the objective; None for ln(1 / p_min).
+        nats: of cross-entropy that count as one error in the objective; None for ln(1 / p_min). Fewer weigh the errors
+            more; the kl objective has no slope where the surrogate exceeds 1, the others have.
         passes: over the bound's samples to estimate the Gibbs risk, each with fresh draws.
         p_min: clamp of the cross-entropy.
     """

@@ -32,7 +32,7 @@ class Prior:
 
     Args:
         means: of each parameter by name.
-        sigma: standard deviation, positive; None while it is still to be chosen (see `Prior.fitted`).
+        sigma: standard deviation, positive; None while it is still to be chosen (see `learned.chosen_sigma`).
     """
 
     means: Mapping[str, Tensor]
