@@ -22,7 +22,8 @@ def test_a_committed_certificate_follows_from_its_numbers(path: Path) -> None:
     document = json.loads(path.read_text(encoding="utf-8"))
     c = Certificate.from_dict(document)
     assert c.is_certificate and c.delta + c.delta_mc <= 0.035 + 1e-12
-    bound = bounds.mc_certificate(c.empirical_risk, c.draws, c.delta_mc, c.kl + c.penalty, c.n, c.delta)
+    delta, delta_mc = c.delta / c.evaluations, c.delta_mc / c.evaluations
+    bound = bounds.mc_certificate(c.empirical_risk, c.draws, delta_mc, c.kl + c.penalty, c.n, delta)
     assert c.risk_bound == pytest.approx(bound, rel=1e-9)
     assert c.details["test"]["error"] < c.risk_bound <= MUST[path.stem]
     assert document["command"].startswith("flatminima certify --model flatminima.models:")
