@@ -31,6 +31,7 @@ from flatminima.layers import COPIES, LayerGradient, Tape, Unit, units_of
 from flatminima.losses import Loss
 from flatminima.parameters import Parameters, unwrap
 from flatminima.perturbation import Perturbation
+from flatminima.ranks import Ranks
 from flatminima.samples import Inputs, Samples, as_samples, leaves, map_tensors
 from flatminima.statistic import Fold, Statistic
 from flatminima.sweep import rides, sweep
@@ -65,6 +66,8 @@ class Minimum:
         batch_size: samples at a time; results do not depend on it beyond rounding. Halved where memory runs out.
         device: where to compute; elsewhere than the model's, a copy of the model is used.
         seed: of every statistic that draws and is not given a seed of its own.
+        ranks: of several processes that share the passes, each a part of the samples; weights, data and options are
+            the same on all of them, and so are the results (those of one process, to rounding).
 
     Raises:
         ModelError, DataError, NumericalError: what was seen, what was expected, what to do.
@@ -85,6 +88,7 @@ class Minimum:
         batch_size: int = 256,
         device: str | torch.device | None = None,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(f"got a model of type {type(model).__name__}; expected a torch.nn.Module")
@@ -113,6 +117,10 @@ class Minimum:
         self._depth = 0
         self._mark = fingerprint(self._source)
         self.output_size = self._probe()
+        self.ranks = ranks
+        if ranks is not None:
+            weights = [float(p.detach().double().sum()) for p in self.parameters.tensors]
+            ranks.agree("weights, data or options", (weights, self.samples.fingerprint, self.loss.name, seed))
 
     # -- the mapping -------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from flatminima.statistic import Fold, Reads
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
+    from flatminima.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -55,34 +57,70 @@ def sweep(minimum: Minimum, ride: Ride, index: Callable[[int, int], Tensor] | No
         ride: from `rides`.
         index: positions start..stop of the order to sample indices (tests split the data with it).
     """
-    order = None if ride.order_seed is None else minimum.samples.order(ride.order_seed)
-    states: dict[Fold[Any, Any], Any] = {}
-    results: dict[Fold[Any, Any], Any] = {}
-    for fold in ride.folds:
-        try:
-            states[fold] = fold.init(minimum)
-        except Undefined as reason:
-            results[fold] = reason
-    limits = {fold: fold.limit(minimum) for fold in states}
-    total = max(limits.values(), default=0)
-    step = ride.multiple * max(1, minimum.batch_size // ride.multiple)
-    task = ", ".join(sorted({type(fold).__name__ for fold in ride.folds}))
-    start = 0
-    while start < total and states:
-        stop = min(start + step, total, *(x for x in limits.values() if x > start and x % ride.multiple == 0))
-        stop = max(stop, start + 1)
-        if index is not None:
-            indices = index(start, stop)
-        else:
-            indices = torch.arange(start, stop) if order is None else order[start:stop]
-        batch = Batch(minimum, indices, start)
-        active = [fold for fold in states if limits[fold] > start]
-        for fold, undefined in _update(batch, active, states).items():
-            results[fold] = undefined
-            del states[fold], limits[fold]
-        start = stop
-        progress.report(task, start, total)
-    return results | {fold: _finish(fold, state) for fold, state in states.items()}
+    run = _Run(minimum, ride, index)
+    if minimum.ranks is None:
+        run.go(0, run.total)
+    else:
+        run.share(minimum.ranks)
+    return run.results | {fold: _finish(fold, state) for fold, state in run.states.items()}
+
+
+class _Run:
+    """A ride's states while it goes, and what turned out undefined."""
+
+    def __init__(self, minimum: Minimum, ride: Ride, index: Callable[[int, int], Tensor] | None) -> None:
+        self.minimum, self.ride, self.index = minimum, ride, index
+        self.order = None if ride.order_seed is None else minimum.samples.order(ride.order_seed)
+        self.states: dict[Fold[Any, Any], Any] = {}
+        self.results: dict[Fold[Any, Any], Any] = {}
+        for fold in ride.folds:
+            try:
+                self.states[fold] = fold.init(minimum)
+            except Undefined as reason:
+                self.results[fold] = reason
+        self.limits = {fold: fold.limit(minimum) for fold in self.states}
+        self.total = max(self.limits.values(), default=0)
+
+    def go(self, start: int, end: int) -> None:
+        """Over the positions from start to end."""
+        minimum, multiple = self.minimum, self.ride.multiple
+        step = multiple * max(1, minimum.batch_size // multiple)
+        task = ", ".join(sorted({type(fold).__name__ for fold in self.ride.folds}))
+        while start < end and self.states:
+            limits = self.limits.values()
+            stop = min(start + step, end, *(x for x in limits if x > start and x % multiple == 0))
+            stop = max(stop, start + 1)
+            batch = Batch(minimum, self._indices(start, stop), start)
+            active = [fold for fold in self.states if self.limits[fold] > start]
+            for fold, undefined in _update(batch, active, self.states).items():
+                self._lose(fold, undefined)
+            start = stop
+            progress.report(task, start, self.total)
+
+    def share(self, ranks: Ranks) -> None:
+        """This rank's part, then everybody's together."""
+
+        def work() -> tuple[list[Any], list[Any]]:
+            self.go(*ranks.span(self.total, self.ride.multiple))
+            return [self.states.get(f) for f in self.ride.folds], [self.results.get(f) for f in self.ride.folds]
+
+        parts = ranks.together(work)
+        for i, fold in enumerate(self.ride.folds):
+            lost = next((results[i] for _, results in parts if results[i] is not None), None)
+            if lost is not None:
+                self._lose(fold, lost)
+            else:
+                self.states[fold] = reduce(fold.merge, (states[i] for states, _ in parts))
+
+    def _indices(self, start: int, stop: int) -> Tensor:
+        if self.index is not None:
+            return self.index(start, stop)
+        return torch.arange(start, stop) if self.order is None else self.order[start:stop]
+
+    def _lose(self, fold: Fold[Any, Any], reason: Undefined) -> None:
+        self.results[fold] = reason
+        self.states.pop(fold, None)
+        self.limits.pop(fold, None)
 
 
 def _finish(fold: Fold[Any, Any], state: Any) -> Any:

@@ -23,6 +23,7 @@ import typer
 from flatminima import budgets, catalog
 from flatminima.cli import factory
 from flatminima.cli.device import usable
+from flatminima.cli.ranks import first, ranks
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from flatminima.estimate import Estimate
     from flatminima.minimum import Minimum
+    from flatminima.ranks import Ranks
     from flatminima.rescaling import Audit
     from flatminima.rounds import MeasureFunction
 
@@ -147,11 +149,11 @@ def measure(
     )  # fmt: skip
     request.check()
     thresholds = [Threshold.of(text, request.names) for text in fail_if or ()]
-    if output is not None:
+    if output is not None and first():
         writable(output, _WRITES)
     with bars(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, not for what the network prints
         minimum, notes = _minimum(request)
-        for note in notes:  # only now: where something above was refused, that one line is all there is
+        for note in notes if first() else ():  # only now: where something was refused, that line is all there is
             say(f"Note: {note}")
         wanted = [with_options(name, budget, subset) for name in request.names]
         if dry_run:
@@ -163,6 +165,8 @@ def measure(
             table = run(minimum, wanted)
             findings = diagnose(table, minimum)
             audit = _audit(minimum, wanted) if audited else None
+    if not first():
+        return
     if dry_run:
         typer.echo(planned)
         return
@@ -256,7 +260,7 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     network, notes = built(request)
-    return stands(request, network, loaded(request, request.split)), notes
+    return stands(request, network, loaded(request, request.split), ranks()), notes
 
 
 def built(request: Request) -> tuple[nn.Module, list[str]]:
@@ -299,7 +303,7 @@ def loaded(request: Request, split: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def stands(request: Request, network: nn.Module, data: tuple[Tensor, Tensor]) -> Minimum:
+def stands(request: Request, network: nn.Module, data: tuple[Tensor, Tensor], shared: Ranks | None = None) -> Minimum:
     """The network at its weights on the data."""
     from flatminima.minimum import Minimum
 
@@ -310,6 +314,7 @@ def stands(request: Request, network: nn.Module, data: tuple[Tensor, Tensor]) ->
         batch_size=request.batch_size,
         device=usable(request.device),
         seed=request.seed,
+        ranks=shared,
     )
 
 

@@ -76,7 +76,8 @@ class Products:
         self.minimum, self.curvature = minimum, curvature
         chosen = torch.arange(len(minimum.samples)) if indices is None else indices
         self.count, self.size = len(chosen), len(minimum.parameters)
-        self.parts = chosen.split(minimum.batch_size)
+        parts = chosen.split(minimum.batch_size)
+        self.parts = parts if minimum.ranks is None else parts[minimum.ranks.rank :: minimum.ranks.size]
         self.spent = 0
         self._keep = keep
         self._kept: dict[int, Graph] = {}
@@ -89,15 +90,21 @@ class Products:
         Raises:
             NumericalError: a product that is not finite.
         """
-        total = torch.zeros(self.size, dtype=torch.float64, device=self.minimum.device)
         self.spent += 1
-        with self.minimum.open():
-            vector = vector.reshape(-1).to(self.minimum.device)
-            for graph in self._graphs():
-                total += graph.product(vector)
+        vector = vector.reshape(-1).to(self.minimum.device)
+        ranks = self.minimum.ranks
+        total = self._product(vector) if ranks is None else ranks.total(lambda: self._product(vector))
         if not bool(torch.isfinite(total).all()):
             raise NumericalError(f"a {self.curvature} product is not finite: the curvature overflows here")
         return total / self.count
+
+    def _product(self, vector: Tensor) -> Tensor:
+        """Sum over this process's samples."""
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.minimum.device)
+        with self.minimum.open():
+            for graph in self._graphs():
+                total += graph.product(vector)
+        return total
 
     @property
     def precision(self) -> torch.dtype:

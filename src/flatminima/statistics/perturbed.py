@@ -50,10 +50,20 @@ class PerturbedLoss(Statistic[Tensor]):
         order = minimum.samples.order(self.seed)
         everything = Outputs() in minimum or self.draws * block >= n
         base = minimum[Outputs()].losses if everything else None
+        ranks = minimum.ranks
+        if ranks is None:
+            return self._differences(minimum, range(self.draws), order, base)
+        mine = range(ranks.rank, self.draws, ranks.size)
+        return ranks.total(lambda: self._differences(minimum, mine, order, base))
+
+    def _differences(self, minimum: Minimum, draws: range, order: Tensor, base: Tensor | None) -> Tensor:
+        """Of the draws that are this process's; 0 for the others."""
+        n = len(minimum.samples)
+        block = min(self.samples, n)
         out = torch.zeros(self.draws, dtype=torch.float64)
         signs = (1.0, -1.0) if self.antithetic else (1.0,)
         with minimum.open(), torch.no_grad():
-            for k in range(self.draws):
+            for k in draws:
                 indices = order[(torch.arange(block) + k * block) % n]
                 control = self._mean(minimum, indices) if base is None else float(base[indices].mean())
                 for sign in signs:
