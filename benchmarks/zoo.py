@@ -139,6 +139,13 @@ def main() -> int:
         rows.append(one(data, point, loaded[data], folder / f"{key}.json"))
         print(f"\r{done + 1}/{len(todo)}", end="", file=sys.stderr, flush=True)
     target = Path(__file__).parent / "results" / "zoo.csv"
+    write_table(rows, target)
+    print(f"\n{len(rows)} networks in {target}")
+    return 0
+
+
+def write_table(rows: list[dict[str, Any]], target: Path) -> None:
+    """One line a network: hyper-parameters, errors, every measure and its standard error."""
     plain = [k for k in rows[0] if k != "measures"]
     names = sorted({name for row in rows for name in row["measures"]})
     with open(target, "w", newline="", encoding="utf-8") as file:
@@ -146,11 +153,8 @@ def main() -> int:
         writer.writerow([*plain, *names, *(f"{n} stderr" for n in names)])
         for row in rows:
             found = [row["measures"].get(n, {}) for n in names]
-            writer.writerow(
-                [*(row[k] for k in plain), *(e.get("value") for e in found), *(e.get("stderr") for e in found)]
-            )
-    print(f"\n{len(rows)} networks in {target}")
-    return 0
+            numbers = [e.get(key) for key in ("value", "stderr") for e in found]
+            writer.writerow([*(row[k] for k in plain), *("" if v is None else f"{v:.6g}" for v in numbers)])
 
 
 if __name__ == "__main__":

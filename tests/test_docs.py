@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flatminima import catalog
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
@@ -48,6 +50,13 @@ def test_the_readmes_two_commands_are_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^demo:", makefile, flags=re.MULTILINE)
     assert re.search(r"^test:", makefile, flags=re.MULTILINE)
+
+
+def test_every_measure_has_a_page_and_no_page_is_of_none() -> None:
+    pages = {p.stem for p in (ROOT / "docs" / "measures").glob("*.md")}
+    assert set(catalog.MEASURES) <= pages, sorted(set(catalog.MEASURES) - pages)
+    for name in catalog.MEASURES:
+        assert _blocks(ROOT / "docs" / "measures" / f"{name}.md"), f"{name} has no worked example"
 
 
 def test_the_sites_navigation_leads_somewhere() -> None:
