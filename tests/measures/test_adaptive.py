@@ -104,3 +104,12 @@ def test_a_loss_that_overflows_is_undefined():
     steep = landscape(lambda v: (500 * v).exp().sum(1), [1.0])
     assert "overflow" in adaptive_sharpness(steep, rho=1.0).undefined
     assert "overflow" in adaptive_sharpness(steep, rho=1.0, case="average").undefined
+
+
+def test_rtol_raises_the_draws_of_the_average():
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    minimum = landscape(lambda v: 0.5 * (v - w).square().sum(1), w.tolist())
+    found = adaptive_sharpness(minimum, case="average", rho=0.2, draws=20, rtol=0.1)
+    low, high = found.interval()
+    assert found.details["rtol_reached"]
+    assert (high - low) / 2 <= 0.1 * found.value

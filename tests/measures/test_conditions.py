@@ -168,3 +168,11 @@ def test_intervals_cover_the_mean_of_all():
     exact = conditions(minimum, samples=None).value
     found = [conditions(minimum, samples=30, seed=s).interval() for s in range(200)]
     assert 0.90 <= sum(low <= exact <= high for low, high in found) / 200 <= 0.99
+
+
+def test_rtol_looks_at_more_samples():
+    found = conditions(_minimum(4, 20, 3, n=400), samples=5, rtol=0.2)
+    low, high = found.interval()
+    assert found.details["rtol_reached"]
+    assert found.details["n"] > 5
+    assert (high - low) / 2 <= 0.2 * found.value

@@ -161,3 +161,12 @@ def test_intervals_of_the_noise(large, name):
 
 def test_a_sample_of_all_is_all(large):
     assert torch.equal(large[RadialGradients(20000, 5)].sort().values, large[RadialGradients()].sort().values)
+
+
+def test_rtol_delivers_or_says_that_it_did_not(large):
+    found = fisher_rao_norm(large, samples=50, rtol=0.05)
+    low, high = found.interval()
+    assert found.details["rtol_reached"]
+    assert (high - low) / 2 <= 0.05 * found.value
+    assert found.details["n"] > 50
+    assert not fisher_rao_norm(large, samples=50, rtol=1e-4).details["rtol_reached"]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from measure_oracle import blobs, fitted, generator, landscape, mlp
+from measure_oracle import Point, blobs, fitted, generator, landscape, mlp
 from scipy.stats import norm
 from torch import nn
 
@@ -21,10 +21,11 @@ W = [1.0, -2.0, 0.5, 0.0]
 
 def _bowl():
     """Rise sigma^2 tr(H) / 2 whatever w, since the slope averages out."""
-    return landscape(lambda v: 0.5 * (H * (v - torch.tensor(W)).square()).sum(1), W)
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    return Minimum(Point(W), (x, torch.zeros(1)), lambda v, _: 0.5 * (H * (v - torch.tensor(W)).square()).sum(1))
 
 
-def _many(draws=800, **options):
+def _many(draws=400, **options):
     return noise_flatness(_bowl(), rise="loss", draws=draws, **options)
 
 
@@ -75,7 +76,7 @@ class Threshold(nn.Module):
 def test_the_error_rate_of_a_threshold():
     """P(1 + sigma z < 0) = 0.1 at sigma = 1 / 1.2816."""
     minimum = Minimum(Threshold(), (torch.ones(4, 1).double(), torch.zeros(4, dtype=torch.long)))
-    found = noise_flatness(minimum, draws=800)
+    found = noise_flatness(minimum, draws=400)
     exact = 2 * math.log(float(norm.isf(0.1)))
     assert abs(found.value - exact) < 4 * found.stderr + 2e-3
     assert found.stderr < 0.2
@@ -84,7 +85,7 @@ def test_the_error_rate_of_a_threshold():
 def test_intervals_cover_the_exact_level():
     exact = math.log(float(H.sum()) / 0.2)
     bowl = _bowl()
-    found = [noise_flatness(bowl, rise="loss", draws=20, seed=s).interval() for s in range(200)]
+    found = [noise_flatness(bowl, rise="loss", draws=15, seed=s).interval() for s in range(200)]
     assert 0.90 <= sum(low <= exact <= high for low, high in found) / 200 <= 0.99
 
 
@@ -158,3 +159,11 @@ def test_a_real_network_end_to_end():
     squared = sum(float(p.detach().square().sum()) for p in model.parameters())
     sigma = math.exp(-level.value / 2)
     assert found.value == pytest.approx(squared / (4 * sigma**2) + math.log(len(minimum.samples) / sigma) + 10)
+
+
+def test_rtol_raises_the_draws():
+    found = noise_flatness(_bowl(), rise="loss", draws=10, rtol=0.05)
+    low, high = found.interval()
+    assert found.details["rtol_reached"]
+    assert found.details["n"] > 10
+    assert (high - low) / 2 <= 0.05 * found.value

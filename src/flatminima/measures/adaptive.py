@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.perturbation import Gaussian, Relative
 from flatminima.statistic import Statistics
 from flatminima.statistics import AdaptiveWorstLoss, PerturbedLoss
@@ -28,6 +28,7 @@ def adaptive_sharpness(
     steps: int = 10,
     samples: int | None = 300,
     draws: int = 100,
+    rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
     """``max L(w + nu) - L(w)`` over ``||nu / (|w| + eta)||_p <= rho``, element by element; or its average under noise.
@@ -43,6 +44,7 @@ def adaptive_sharpness(
         steps: gradients of the search, at most.
         samples: of the data, drawn by seed (for the average: that each draw looks at); None: all.
         draws: of the noise, for the average.
+        rtol: raise `draws` until the average's 95% interval is value (1 +- rtol).
         seed: of samples and draws; None: the Minimum's.
 
     Returns:
@@ -70,8 +72,12 @@ def adaptive_sharpness(
         details |= {"norm": norm, "loss": found.loss, "highest": found.highest, "gradients": found.gradients}
         return Estimate(found.highest - found.loss, details=details)
     noise = Gaussian(Relative(radius, 1.0, eta))
-    rises = minimum[PerturbedLoss(noise, draws, samples or _EVERYTHING, False, seed)]
-    overflowed = int((~rises.isfinite()).sum())
-    if overflowed:
-        return Estimate.missing(f"the loss overflowed in {overflowed} of {draws} draws: use a smaller rho")
-    return Estimate.mean(rises).with_details(**details)
+
+    def average(draws: int) -> Estimate:
+        rises = minimum[PerturbedLoss(noise, draws, samples or _EVERYTHING, False, seed)]
+        overflowed = int((~rises.isfinite()).sum())
+        if overflowed:
+            return Estimate.missing(f"the loss overflowed in {overflowed} of {draws} draws: use a smaller rho")
+        return Estimate.mean(rises).with_details(**details)
+
+    return until(rtol, draws, average)

@@ -12,7 +12,7 @@ from torch import Tensor
 from flatminima.bounds import neyshabur_score
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistic import Statistics
 from flatminima.statistics import Conditions, SampleConditions, SampleCount
 
@@ -20,7 +20,9 @@ _SCALES = (-30.0, 10.0)  # ln gamma that is searched
 
 
 @measure
-def conditions(minimum: Statistics, *, samples: int | None = 10, seed: int | None = None) -> Estimate:
+def conditions(
+    minimum: Statistics, *, samples: int | None = 10, rtol: float | None = None, seed: int | None = None
+) -> Estimate:
     """Mean ln(1/mu) of condition C1, and the constants of C2 and C3, of a ReLU network without biases (N17, App. B).
 
     C1 says that layers act in different directions, ``||D_b W_b ... D_a W_a||_F >= mu / sqrt(h_c)
@@ -31,6 +33,7 @@ def conditions(minimum: Statistics, *, samples: int | None = 10, seed: int | Non
     Args:
         minimum: a Minimum.
         samples: drawn by seed, at most; None: all. Each costs d^2 / 2 products of two layers.
+        rtol: raise `samples` until the 95% interval is value (1 +- rtol).
         seed: of the samples; None: the Minimum's.
 
     Returns:
@@ -45,7 +48,13 @@ def conditions(minimum: Statistics, *, samples: int | None = 10, seed: int | Non
     Source:
         Neyshabur et al., arXiv 1706.08947, App. B; figures 6 to 8.
     """
-    found = _found(minimum, samples, seed)
+    at_least_one(samples=samples)
+    if samples is None:
+        return _mean(_found(minimum, None, seed))
+    return until(rtol, samples, lambda k: _mean(_found(minimum, k, seed)))
+
+
+def _mean(found: SampleConditions) -> Estimate:
     return Estimate.mean(
         found.inverse_mu.log(),
         inverse_mu=float(found.inverse_mu.max()),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistic import Statistic, Statistics
 from flatminima.statistics import RadialCurvature, RadialGradients
 
@@ -20,6 +20,7 @@ def fisher_rao_norm(
     *,
     labels: Literal["data", "model"] = "data",
     samples: int | None = 10_000,
+    rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
     """``||w||_fr = sqrt(<w, I(w) w>) = sqrt(mean_i <w, g_i>^2)``, g_i the gradient of sample i's loss.
@@ -32,6 +33,7 @@ def fisher_rao_norm(
         labels: "data", the empirical Fisher matrix I at the samples' labels, or "model", expected over labels drawn
             from the network (the Gauss-Newton matrix; C backward passes).
         samples: drawn by seed, at most; None: all.
+        rtol: raise `samples` until the 95% interval is value (1 +- rtol).
         seed: of the samples; None: the Minimum's.
 
     Returns:
@@ -58,10 +60,14 @@ def fisher_rao_norm(
     if labels not in ("data", "model"):
         raise UsageError(f"got labels={labels!r}; expected 'data' or 'model'")
     kind = RadialGradients if labels == "data" else RadialCurvature
-    key: Statistic[Tensor] = kind(samples, seed_of(minimum, seed))
-    squared = Estimate.mean(minimum[key])
-    if squared.value is None:
-        return squared
-    value = math.sqrt(squared.value)
-    stderr = None if squared.stderr is None else (squared.stderr / (2 * value) if value else 0.0)
-    return Estimate(value, stderr, {**squared.details, "squared": squared.value, "labels": labels})
+
+    def estimate(samples: int | None) -> Estimate:
+        key: Statistic[Tensor] = kind(samples, seed_of(minimum, seed))
+        squared = Estimate.mean(minimum[key])
+        if squared.value is None:
+            return squared
+        value = math.sqrt(squared.value)
+        stderr = None if squared.stderr is None else (squared.stderr / (2 * value) if value else 0.0)
+        return Estimate(value, stderr, {**squared.details, "squared": squared.value, "labels": labels})
+
+    return estimate(None) if samples is None else until(rtol, samples, estimate)

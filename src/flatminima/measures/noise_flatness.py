@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatminima.estimate import Estimate
 from flatminima.measures._initial import flat_initial
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistic import Statistics
 from flatminima.statistics import Level, NoiseLevel, SampleCount, Weights
 
@@ -30,6 +30,7 @@ def noise_flatness(
     target: float = 0.1,
     draws: int = 20,
     samples: int = 500,
+    rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
     """``ln(1 / sigma^2)``, sigma the noise of the weights at which the expected training error has risen by 0.1.
@@ -45,6 +46,7 @@ def noise_flatness(
         target: the rise.
         draws: of the noise.
         samples: of the data that each draw looks at.
+        rtol: raise `draws` until the 95% interval is value (1 +- rtol); for kind="random".
         seed: of draws and samples; None: the Minimum's.
 
     Returns:
@@ -59,9 +61,14 @@ def noise_flatness(
         Jiang et al. 2020, arXiv 1912.02178, appendix C: pacbayes-flatness, sharpness-flatness (1 / sigma^2,
         1 / alpha^2) and their magnitude-aware forms.
     """
-    level = minimum[_key(minimum, kind, magnitude, epsilon, rise, target, draws, samples, seed)]
-    error = None if level.error is None else 2 * level.error
-    return Estimate(-2 * level.log_sigma, error, _details(level, draws))
+
+    def estimate(draws: int) -> Estimate:
+        level = minimum[_key(minimum, kind, magnitude, epsilon, rise, target, draws, samples, seed)]
+        error = None if level.error is None else 2 * level.error
+        return Estimate(-2 * level.log_sigma, error, _details(level, draws))
+
+    at_least_one(draws=draws)
+    return until(rtol, draws, estimate)
 
 
 @measure

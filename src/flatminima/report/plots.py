@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 SCATTERS = 6
 BARS = 30  # layers of one figure; the table beside it has all
 _SPREAD = 50  # times the smallest value, above which an axis is logarithmic
-_NATS = ("expected_sharpness", "fisher_logdet", "frobenius_norm", "pacgen", "path_norm", "spectral_norm")
+_NATS = (
+    "expected_sharpness",
+    "fisher_logdet",
+    "frobenius_norm",
+    "group_norm",
+    "lipschitz",
+    "output_entropy",
+    "pacgen",
+    "path_norm",
+    "spectral_complexity",
+    "spectral_norm",
+)
 
 
 def unit(name: str) -> str:
