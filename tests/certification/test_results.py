@@ -14,7 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "results" / "certificates").glob("mnist_*.json"))
 PAGE = (ROOT / "docs" / "certificates.md").read_text(encoding="utf-8")
 # the targets: a certificate at most so large
-MUST = {"mnist_fcn": 0.030, "mnist_cnn": 0.0155, "mnist_data_free": 0.40, "mnist_fcn_data_free": 0.40}
+MUST = {
+    "mnist_fcn": 0.030,
+    "mnist_cnn": 0.0155,
+    "mnist_cnn_all_layers": 0.0155,
+    "mnist_data_free": 0.40,
+    "mnist_fcn_data_free": 0.40,
+}
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
