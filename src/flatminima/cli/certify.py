@@ -236,7 +236,8 @@ def _draw(c: Certificate, path: Path) -> None:
     from flatminima.report.theme import standalone
     from flatminima.table import write_whole
 
-    beside = {"hold-out bound": c.holdout_bound, "errors seen": c.empirical_risk}
+    trained = c.details.get("prior_samples") != 0  # an untrained prior's hold-out bound says nothing
+    beside = {"hold-out bound": c.holdout_bound if trained else None, "errors seen": c.empirical_risk}
     if "test" in c.details:
         beside["test error"] = c.details["test"]["error"]
     shown = {name: value for name, value in beside.items() if value is not None}
