@@ -76,25 +76,25 @@ def _transformer(kind):
     """Model, data, loss of `transformers`, random weights."""
     t = pytest.importorskip("transformers", reason="needs transformers: pip install 'flatminima[hf]'")
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
-    ids = torch.randint(0, 11, (N, 4), generator=generator(1))
+    ids = torch.randint(0, 7, (N, 3), generator=generator(1))
     mask = torch.ones_like(ids)
     mask[::3, -1] = 0
     if kind == "vit":
         config = t.ViTConfig(image_size=8, patch_size=4, num_labels=CLASSES, **small)
         return t.ViTForImageClassification(config), _images(), "cross_entropy"
     if kind == "bert":
-        config = t.BertConfig(vocab_size=11, max_position_embeddings=4, num_labels=CLASSES, **small)
+        config = t.BertConfig(vocab_size=7, max_position_embeddings=3, num_labels=CLASSES, **small)
         rows = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(N) % CLASSES}
         return t.BertForSequenceClassification(config), _Rows(rows), "cross_entropy"
     labels = ids.masked_fill(mask == 0, -100)
     rows = _Rows({"input_ids": ids, "attention_mask": mask, "labels": labels})
     if kind == "gpt2":
         config = t.GPT2Config(
-            vocab_size=11, n_positions=4, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+            vocab_size=7, n_positions=3, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
         )
         return t.GPT2LMHeadModel(config), rows, "causal_lm"
     config = t.LlamaConfig(
-        vocab_size=11, num_key_value_heads=2, max_position_embeddings=4, tie_word_embeddings=True, **small
+        vocab_size=7, num_key_value_heads=2, max_position_embeddings=3, tie_word_embeddings=True, **small
     )
     return t.LlamaForCausalLM(config), rows, "causal_lm"
 
@@ -144,7 +144,7 @@ NETWORKS = {
     "pre-activation resnet": (_network(partial(models.resnet20, depth=8, classes=CLASSES), _images), LARGE),
     "post-activation resnet": (_network(Post, _images), set()),
     "wide resnet": (_network(partial(models.wide_resnet, 10, 1, classes=CLASSES), _images), LARGE),
-    "densenet": (_network(partial(models.densenet, depth=10, growth=4, classes=CLASSES), _images), set()),
+    "densenet": (_network(partial(models.densenet, depth=10, growth=8, classes=CLASSES), _images), LARGE),
     "depthwise and grouped": (_network(_separable, _images), set()),
     "lstm": (_network(partial(Recurrent, nn.LSTM), _sequences), RELU),
     "gru": (_network(partial(Recurrent, nn.GRU), _sequences), RELU),

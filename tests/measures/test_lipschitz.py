@@ -11,6 +11,7 @@ from torch import nn
 from flatminima import Minimum
 from flatminima.errors import UsageError
 from flatminima.measures import (
+    distance_from_init,
     frobenius_norm,
     group_norm,
     lipschitz,
@@ -196,3 +197,21 @@ def test_the_norm_of_the_weights(network):
     flat = np.concatenate([p.detach().numpy().ravel() for p in network.model.parameters()])
     assert found.value == pytest.approx(np.linalg.norm(flat), rel=1e-12)
     assert sum(v**2 for v in found.details["layers"].values()) == pytest.approx(found.value**2)
+
+
+def test_the_spectral_distance_from_the_initial_weights():
+    """Matrices alone, a kernel as one; catches biases and a Frobenius norm."""
+    model, other = cnn(), cnn(seed=9)
+    images = torch.randn(6, 2, 7, 6, generator=generator(8), dtype=torch.float64)
+    minimum = Minimum(model, (images, torch.arange(6) % 3))
+    start = other.state_dict()
+    layers = {
+        name: np.linalg.norm((p - start[name]).detach().flatten(1).numpy(), 2)
+        for name, p in model.named_parameters()
+        if p.dim() > 1
+    }
+    found = distance_from_init(minimum, initial=other, norm="spectral")
+    assert found.value == pytest.approx(math.sqrt(sum(v**2 for v in layers.values())), rel=1e-10)
+    assert found.details["layers"] == pytest.approx(layers, rel=1e-10)
+    with pytest.raises(UsageError, match="'frobenius' or 'spectral'"):
+        distance_from_init(minimum, initial=other, norm="max")

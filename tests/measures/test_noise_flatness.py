@@ -25,7 +25,7 @@ def _bowl():
     return Minimum(Point(W), (x, torch.zeros(1)), lambda v, _: 0.5 * (H * (v - torch.tensor(W)).square()).sum(1))
 
 
-def _many(draws=400, **options):
+def _many(draws=200, **options):
     return noise_flatness(_bowl(), rise="loss", draws=draws, **options)
 
 
@@ -76,7 +76,7 @@ class Threshold(nn.Module):
 def test_the_error_rate_of_a_threshold():
     """P(1 + sigma z < 0) = 0.1 at sigma = 1 / 1.2816."""
     minimum = Minimum(Threshold(), (torch.ones(4, 1).double(), torch.zeros(4, dtype=torch.long)))
-    found = noise_flatness(minimum, draws=400)
+    found = noise_flatness(minimum, draws=200)
     exact = 2 * math.log(float(norm.isf(0.1)))
     assert abs(found.value - exact) < 4 * found.stderr + 2e-3
     assert found.stderr < 0.2
@@ -85,7 +85,7 @@ def test_the_error_rate_of_a_threshold():
 def test_intervals_cover_the_exact_level():
     exact = math.log(float(H.sum()) / 0.2)
     bowl = _bowl()
-    found = [noise_flatness(bowl, rise="loss", draws=15, seed=s).interval() for s in range(200)]
+    found = [noise_flatness(bowl, rise="loss", draws=10, seed=s).interval() for s in range(200)]
     assert 0.90 <= sum(low <= exact <= high for low, high in found) / 200 <= 0.99
 
 

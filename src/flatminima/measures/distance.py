@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,23 @@ from flatminima.estimate import Estimate
 from flatminima.measures._initial import flat_initial
 from flatminima.measures._measure import measure
 from flatminima.statistic import Statistics
-from flatminima.statistics import Weights
+from flatminima.statistics import FlatWeights, Weights
 
 
 @measure
 def distance_from_init(
-    minimum: Statistics, *, initial: nn.Module | Mapping[str, Tensor] | Tensor | None = None
+    minimum: Statistics,
+    *,
+    initial: nn.Module | Mapping[str, Tensor] | Tensor | None = None,
+    norm: Literal["frobenius", "spectral"] = "frobenius",
 ) -> Estimate:
     """``||w - w0||_2``, the distance of the trained weights from those they started at.
 
     Args:
         minimum: a Minimum.
         initial: w0 as the untrained model, its state dict, or a flat vector (W,) of the trainable weights.
+        norm: "frobenius" counts every weight; "spectral" is ``sqrt(sum_i ||W_i - W_i^0||_2^2)`` over the weights of two
+            or more dimensions, a kernel as the matrix (out, rest).
 
     Returns:
         Estimate, exact; details: layers (the distance of each parameter), relative (over ||w0||; None where that is
@@ -52,10 +58,28 @@ def distance_from_init(
     start = flat_initial(initial, weights.names, weights.sizes)
     if not bool(torch.isfinite(start).all()):
         raise UsageError("got initial weights with NaN or Inf; they must be finite")
+    if norm not in ("frobenius", "spectral"):
+        raise UsageError(f"got norm={norm!r}; expected 'frobenius' or 'spectral'")
+    if norm == "spectral":
+        return _spectral(weights, start)
     moved = (weights.values - start).square()
     layers = {name: math.sqrt(total) for name, total in weights.by_parameter(moved).items()}
-    total, norm = float(moved.sum().sqrt()), float(start.norm())
-    return Estimate(total, details={"layers": layers, "relative": total / norm if norm else None})
+    total, length = float(moved.sum().sqrt()), float(start.norm())
+    return Estimate(total, details={"layers": layers, "relative": total / length if length else None})
+
+
+def _spectral(weights: FlatWeights, start: Tensor) -> Estimate:
+    """The root of the sum of squared spectral norms, over that of the initial weights in the details."""
+    sizes, layers, squares = list(weights.sizes), {}, 0.0
+    parts = zip(weights.names, weights.shapes, weights.values.split(sizes), start.split(sizes), strict=True)
+    for name, shape, now, before in parts:
+        if len(shape) >= 2:
+            layers[name] = float(torch.linalg.matrix_norm((now - before).view(shape[0], -1), 2))
+            squares += float(torch.linalg.matrix_norm(before.view(shape[0], -1), 2)) ** 2
+    if not layers:
+        raise Undefined("no weight has two dimensions: there are no matrices")
+    total = math.sqrt(sum(value**2 for value in layers.values()))
+    return Estimate(total, details={"layers": layers, "relative": total / math.sqrt(squares) if squares else None})
 
 
 @measure

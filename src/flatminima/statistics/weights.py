@@ -22,12 +22,14 @@ class FlatWeights:
         values (W,) float64.
         names, sizes: of the parameters that make up the vector, in order.
         frozen: parameters left out because they do not require a gradient.
+        shapes: of the parameters, where they are known.
     """
 
     values: Tensor
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     frozen: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def by_parameter(self, terms: Tensor) -> dict[str, float]:
         """Sums of `terms` (W,) over each parameter."""
@@ -41,7 +43,8 @@ class Weights(Statistic[FlatWeights]):
     def compute(self, minimum: Minimum) -> FlatWeights:
         parameters = minimum.parameters
         sizes = tuple(p.numel() for p in parameters.tensors)
-        return FlatWeights(parameters.flat(torch.float64).cpu(), parameters.names, sizes, parameters.frozen)
+        shapes = tuple(tuple(p.shape) for p in parameters.tensors)
+        return FlatWeights(parameters.flat(torch.float64).cpu(), parameters.names, sizes, parameters.frozen, shapes)
 
 
 @dataclass(frozen=True)
