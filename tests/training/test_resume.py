@@ -150,8 +150,8 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
 def _arguments(folder):
     options = {
         "model": "flatminima.models:mlp", "model-arg": "widths=(64,32,10)", "data": "digits", "limit": 400,
-        "method": "pertopt", "optimizer": "adamw", "lr": 0.003, "epochs": 12, "batch-size": 8, "seed": 3,
-        "save-every": 0.03, "output": folder,
+        "method": "pertopt", "optimizer": "adamw", "lr": 0.003, "epochs": 6, "batch-size": 8, "seed": 3,
+        "save-every": 0.05, "output": folder,
     }  # fmt: skip
     return ["train", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
@@ -159,15 +159,15 @@ def _arguments(folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_after_kill_9_the_same_command_ends_with_the_same_bits(tmp_path):
-    """Killed wherever in a step or a save the process happens to be after its third line of metrics."""
+    """Killed wherever in a step or a save the process happens to be after its second line of metrics."""
     path = os.pathsep.join([str(Path(flatminima.__file__).parents[1]), *sys.path])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     code = "import sys; from flatminima.cli import main; sys.argv[0] = 'flatminima'; main()"
     command = [sys.executable, "-c", code, *_arguments(tmp_path / "cut")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "cut" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        time.sleep(0.002)
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        time.sleep(0.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
     assert not (tmp_path / "cut" / "weights.safetensors").exists()
@@ -180,4 +180,4 @@ def test_after_kill_9_the_same_command_ends_with_the_same_bits(tmp_path):
         torch.set_num_threads(threads)
     a, b = (read_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole") and len(_lines(tmp_path / "cut")) == 12
+    assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole") and len(_lines(tmp_path / "cut")) == 6
