@@ -117,7 +117,9 @@ def main() -> int:
         if mine:
             found[data] = scored(mine)
     text = [(HERE / "which_measure.head.md").read_text(encoding="utf-8").rstrip(), ""]
-    text.append(f"{len(every)} networks were trained; {len(reached)} reached the target loss and are compared.\n")
+    text.append(
+        f"{len(every)} of the grid's 216 networks were trained so far; {len(reached)} reached the target loss and are compared.\n"
+    )
     text += verdict(found)
     for data, table in found.items():
         text += [

@@ -19,7 +19,7 @@ from flatminima.table import MeasureTable
 
 _RESAMPLES = 2_000
 # what the benchmark zoo found to order gaps (docs/which-measure.md); those a table lacks are left out
-RECOMMENDED = ("path_norm", "robustness", "fisher_trace", "hessian_trace", "margin", "spectral_norm")
+RECOMMENDED = ("robustness", "path_norm", "fisher_spectral_radius", "fisher_frobenius", "fisher_trace")
 
 
 @dataclass(frozen=True)
