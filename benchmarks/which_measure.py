@@ -118,7 +118,8 @@ def main() -> int:
             found[data] = scored(mine)
     text = [(HERE / "which_measure.head.md").read_text(encoding="utf-8").rstrip(), ""]
     text.append(
-        f"{len(every)} of the grid's 216 networks were trained so far; {len(reached)} reached the target loss and are compared.\n"
+        f"{len(every)} of the grid's 216 networks were trained so far; {len(reached)} reached the target loss and are "
+        "compared.\n"
     )
     text += verdict(found)
     for data, table in found.items():
