@@ -26,6 +26,7 @@ from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
 from flatminima.cli.rank import rank
 from flatminima.cli.report import report
+from flatminima.cli.reproduce import reproduce
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
 
@@ -48,6 +49,7 @@ app.command("list")(listing)
 app.command("measure")(measure)
 app.command("rank")(rank)
 app.command("report")(report)
+app.command("reproduce")(reproduce)
 app.command("train")(train)
 
 

@@ -1,0 +1,16 @@
+"""Studies: a figure or table of a paper as runs, with a verdict on every claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from flatminima.studies import neyshabur_width, wang_mnist_batch
+from flatminima.studies.runner import reproduce
+from flatminima.studies.study import SCALES, Study, Verdict, trend
+
+__all__ = ["SCALES", "STUDIES", "Study", "Verdict", "reproduce", "trend"]
+
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {module.STUDY.id: module.STUDY for module in (neyshabur_width, wang_mnist_batch)}
+)

@@ -1,0 +1,131 @@
+"""Runs of a study: keyed by the hash of their configuration, each a file written whole, so a kill loses one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flatminima
+from flatminima import progress
+from flatminima.errors import UsageError
+from flatminima.studies.study import Config, Result, Study
+from flatminima.table import write_whole
+
+SCHEMA = 1
+
+
+def reproduce(
+    study: Study,
+    output: str | Path,
+    *,
+    scale: str = "smoke",
+    data: str = "digits",
+    jobs: int = 1,
+    shard: tuple[int, int] = (1, 1),
+) -> dict[str, Any]:
+    """Run what of a study is not done yet, and write its verdicts to ``<output>/<id>/results.json``.
+
+    Args:
+        study: what to run. output: folder; made if absent. scale: "smoke", "cpu" or "paper".
+        data: a source as `load_tensors` takes it.
+        jobs: processes, at least 1; more than one start afresh ("spawn"), each with one thread.
+        shard: (i, N): only every N-th run from the i-th, 1 <= i <= N; whatever other shards left is read.
+
+    Returns:
+        schema, id, paper, title, scale, data, reduction, runs (config, result or error, seconds), missing, claims,
+        seconds, versions. A failed run is recorded, is tried again by the next call, and ends nothing.
+
+    Raises:
+        UsageError: jobs or a shard out of range, or a folder that cannot be written. UnknownName: no such scale.
+    """
+    index, shards = shard
+    if jobs < 1 or not 1 <= index <= shards:
+        raise UsageError(f"got jobs={jobs}, shard={index}/{shards}; need jobs >= 1 and 1 <= i <= N")
+    configs = study.list_runs(scale, data)
+    folder = Path(output) / study.id
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
+    paths = [folder / "runs" / f"{key(study, config)}.json" for config in configs]
+    todo = [i for i in range(index - 1, len(configs), shards) if not _succeeded(_read(paths[i]))]
+    for done, (i, outcome) in enumerate(_execute(study, configs, todo, jobs), 1):
+        write_whole(paths[i], json.dumps(outcome, indent=1, allow_nan=False) + "\n")
+        progress.report(study.id, done, len(todo))
+    runs = [run for path in paths if (run := _read(path)) is not None]
+    document = {
+        "schema": SCHEMA,
+        "id": study.id,
+        "paper": study.paper,
+        "title": study.title,
+        "scale": scale,
+        "data": data,
+        "reduction": study.reduction[scale],
+        "runs": runs,
+        "missing": len(configs) - sum(map(_succeeded, runs)),
+        "claims": [v.to_dict() for v in study.claims([run["result"] for run in runs if _succeeded(run)])],
+        "seconds": sum(run["seconds"] for run in runs),
+        "versions": _versions(),
+    }
+    write_whole(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return document
+
+
+def key(study: Study, config: Config) -> str:
+    """The hash that names a run: the study, its configuration and the versions that computed it."""
+    text = json.dumps({"study": study.id, "config": config, "versions": _versions()}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _execute(study: Study, configs: list[Config], todo: list[int], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    if jobs == 1 or len(todo) < 2:
+        for i in todo:
+            yield i, attempt(study.run, configs[i])
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(attempt, study.run, configs[i]): i for i in todo}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def attempt(run: Any, config: Config) -> dict[str, Any]:
+    """One run as it is written down: its configuration, its result or its error, and how long it took."""
+    started = time.perf_counter()
+    outcome: dict[str, Any]
+    try:
+        result: Result = run(config)
+        json.dumps(result, allow_nan=False)
+        outcome = {"result": result}
+    except Exception as error:  # recorded, and shown; the other runs go on
+        outcome = {"error": f"{type(error).__name__}: {error}"}
+    return {"config": config, **outcome, "seconds": time.perf_counter() - started}
+
+
+def _succeeded(run: dict[str, Any] | None) -> bool:
+    return run is not None and "result" in run
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "seconds" in found else None
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "flatminima": flatminima.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }

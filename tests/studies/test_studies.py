@@ -1,0 +1,90 @@
+"""Studies: runs are kept by configuration, failures end nothing, verdicts follow the numbers."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from flatminima.cli.app import app
+from flatminima.errors import UsageError
+from flatminima.studies import STUDIES, Study, reproduce, trend
+
+
+def square(config):
+    if config["x"] == config.get("bad"):
+        raise ValueError("a bad run")
+    return {"x": config["x"], "y": config["x"] ** 2}
+
+
+def _study(count=6, bad=None, run=square):
+    def claims(results):
+        return [trend("y rises", [r["x"] for r in results], [r["y"] for r in results])]
+
+    configs = [{"x": x, "bad": bad} for x in range(count)]
+    return Study("squares", "-", "-", lambda scale, data: configs, run, claims, dict.fromkeys(("smoke", "cpu"), "-"))
+
+
+def test_a_verdict_follows_the_interval():
+    x = list(range(8))
+    assert trend("", x, x).verdict == "holds"
+    assert trend("", x, x[::-1]).verdict == "fails"
+    assert trend("", x, x[::-1], sign=-1).verdict == "holds"
+    assert trend("", x, x, sign=-1).verdict == "fails"
+    assert trend("", x, [0, 3, 1, 2, 3, 0, 2, 1]).verdict == "undecided"
+    assert trend("", [1.0], [1.0]).verdict == "undecided"
+
+
+def test_finished_runs_are_not_run_again_and_a_damaged_one_is(tmp_path):
+    calls = []
+
+    def counted(config):
+        calls.append(config["x"])
+        return square(config)
+
+    first = reproduce(_study(run=counted), tmp_path)
+    files = sorted((tmp_path / "squares" / "runs").iterdir())
+    files[0].write_text("{")  # as a kill in mid-write would, were it not for the renaming
+    assert reproduce(_study(run=counted), tmp_path)["claims"] == first["claims"]
+    assert len(calls) == 7
+    assert first["claims"][0]["verdict"] == "holds"
+
+
+def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path):
+    found = reproduce(_study(bad=2), tmp_path)
+    assert found["missing"] == 1
+    assert [r["error"] for r in found["runs"] if "error" in r] == ["ValueError: a bad run"]
+    assert len([r for r in found["runs"] if "result" in r]) == 5
+
+
+def test_shards_together_are_the_whole(tmp_path):
+    assert reproduce(_study(), tmp_path / "s", shard=(1, 2))["missing"] == 3
+    whole, sharded = reproduce(_study(), tmp_path / "w"), reproduce(_study(), tmp_path / "s", shard=(2, 2))
+    assert sharded["missing"] == 0
+    assert [r["result"] for r in sharded["runs"]] == [r["result"] for r in whole["runs"]]
+
+
+@pytest.mark.parametrize("wrong", [{"jobs": 0}, {"shard": (3, 2)}, {"shard": (0, 2)}, {"scale": "huge"}])
+def test_bad_arguments_are_refused(tmp_path, wrong):
+    with pytest.raises(UsageError):
+        reproduce(_study(), tmp_path, **wrong)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs_at_smoke_scale(name, tmp_path):
+    here = reproduce(STUDIES[name], tmp_path / "here")
+    assert here["missing"] == 0, [r.get("error") for r in here["runs"]]
+    assert here["claims"]
+    for config in STUDIES[name].list_runs("paper", "digits"):
+        json.dumps(config)
+
+
+@pytest.mark.slow
+def test_a_pool_of_processes_gives_the_same_results(tmp_path):
+    here, pool = reproduce(_study(3), tmp_path / "here"), reproduce(_study(3), tmp_path / "pool", jobs=2)
+    assert [r.get("result") for r in pool["runs"]] == [r["result"] for r in here["runs"]]
+
+
+def test_the_command_line(tmp_path):
+    result = CliRunner().invoke(app, ["reproduce", "neyshabur-width", "--output", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)[0]["id"] == "neyshabur-width"
