@@ -1,7 +1,8 @@
 """W2 Fig. 4: generalization gap and pacGen against batch size at lr 0.1, at equal epochs and, beside it, equal loss.
 
 At equal epochs large batches take fewer steps and stay under-trained, which alone shrinks their gap. pacGen here is
-with the Gauss-Newton diagonal, which is unbiased; the paper's squared batch gradients scale as 1 / batch size, and are not run here.
+with the Gauss-Newton diagonal, which is unbiased; the paper's squared batch gradients scale as 1 / batch size, and
+are not run here.
 """
 
 from __future__ import annotations
