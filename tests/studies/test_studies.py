@@ -32,6 +32,8 @@ def test_a_verdict_follows_the_interval():
     assert trend("", x, x, sign=-1).verdict == "fails"
     assert trend("", x, [0, 3, 1, 2, 3, 0, 2, 1]).verdict == "undecided"
     assert trend("", [1.0], [1.0]).verdict == "undecided"
+    assert trend("", x[:4], x[:4]).verdict == "undecided"  # its bootstrap interval is [1, 1]
+    assert trend("", x[:5], x[:5]).verdict == "holds"
 
 
 def test_finished_runs_are_not_run_again_and_a_damaged_one_is(tmp_path):

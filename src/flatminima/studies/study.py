@@ -12,6 +12,7 @@ from flatminima.ranking import kendall
 Config = dict[str, Any]
 Result = dict[str, Any]
 SCALES = ("smoke", "cpu", "paper")
+_FEWEST = 5  # runs: of four, a perfect order has p = 2/4! > 0.05, while its bootstrap interval is a point
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Verdict:
     Attributes:
         claim: the trend in plain words. control: True for our own comparison beside the paper's.
         statistic, low, high: Kendall's tau-b and its 95 % bootstrap interval; None when undefined.
-        verdict: "holds", "fails" or "undecided" (the interval has zero in it, or there is none).
+        verdict: "holds", "fails" or "undecided" (zero in the interval, none, or under five runs).
     """
 
     claim: str
@@ -78,7 +79,7 @@ def trend(claim: str, x: Sequence[float], y: Sequence[float], *, sign: int = 1, 
     """
     found = kendall(x, y)
     low, high = found.low, found.high
-    if low is None or high is None or low <= 0 <= high:
+    if low is None or high is None or low <= 0 <= high or found.networks < _FEWEST:
         verdict = "undecided"
     else:
         verdict = "holds" if sign * low > 0 else "fails"
