@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from flatminima import budgets, catalog, losses
 from flatminima.cli import factory
 from flatminima.cli.app import app, main
-from flatminima.cli.measure import LOSSES, SCALINGS
+from flatminima.cli.options import LOSSES, SCALINGS
 from flatminima.errors import UsageError
 
 DIGITS = ["--data", "digits", "--limit", "150", "--model-arg", "widths=(64,16,10)", "--subset", "20"]

@@ -19,6 +19,7 @@ import typer
 from flatminima.cli.around import POSTERIORS, Around
 from flatminima.cli.device import usable
 from flatminima.cli.measure import writable
+from flatminima.cli.options import AppDir, AsJson, Device, DryRun, Limit, ModelArg, Scaling, Seed, Threads
 from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say
 from flatminima.errors import CheckpointError, UnknownName, UsageError
@@ -56,15 +57,15 @@ def certify(
     delta_mc: Annotated[float | None, typer.Option(help="The Monte-Carlo step's part; a fifth by default.")] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="Certificates of which you will keep the best.")] = 1,
     minutes: Annotated[float | None, typer.Option("--time", help="Minutes; chooses epochs and passes.")] = None,
-    scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
+    scaling: Scaling = "unit",
+    limit: Limit = None,
+    model_arg: ModelArg = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from; see --initial, --posterior.")] = None,
     initial: Annotated[str, typer.Option(help="What the --checkpoint was trained on: none of these samples.")] = "",
-    app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    app_dir: AppDir = None,
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
     posterior: Annotated[
         str | None, typer.Option(help=f"Around the --checkpoint instead: {', '.join(POSTERIORS)}.")
     ] = None,
@@ -74,8 +75,8 @@ def certify(
     output: Annotated[Path | None, typer.Option(help="Folder for the certificate, its weights and a plot.")] = None,
     verify: Annotated[Path | None, typer.Option(help="Recompute this certificate.json from its weights.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Give a number also where it certifies nothing.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Certify: bound the error on new samples with probability 1 - delta."""
     if verify is not None:

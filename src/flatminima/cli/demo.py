@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flatminima.cli.options import AsJson, Seed
 from flatminima.cli.terminal import WIDTH, bars, number, out, say
 
 _BETWEEN = 3  # spaces that rich puts between two columns of this box
@@ -16,10 +17,10 @@ _BETWEEN = 3  # spaces that rich puts between two columns of this box
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the report and the results.")] = Path("flatminima-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    seed: Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Four networks, fewer samples: a smoke test.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not reuse what an earlier run left.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train networks on digits, measure them, rank the measures, certify the best one."""
     from flatminima.demo import run_demo

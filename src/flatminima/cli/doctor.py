@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
+from flatminima.cli.options import AsJson
 from flatminima.cli.terminal import out
 
 BROKEN = 3  # the exit code of what ran and found a failure
@@ -15,7 +15,7 @@ _MARKS = {"works": "ok", "absent": "--", "caution": "!", "broken": "X"}
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what works here: versions, devices, torchvision, second derivatives, threads; exits 3 if one does not."""
     from flatminima.doctor import examine

@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatminima.cli.device import usable
-from flatminima.cli.measure import LOSSES, writable
+from flatminima.cli.measure import writable
+from flatminima.cli.options import (
+    LOSSES,
+    AppDir,
+    AsJson,
+    BatchSize,
+    Data,
+    Device,
+    DryRun,
+    Limit,
+    Loss,
+    Model,
+    ModelArg,
+    Scaling,
+)
 from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say
 from flatminima.errors import UnknownName, UsageError
@@ -27,8 +41,8 @@ _HESSIAN_PRODUCTS = 60  # until two eigenvectors have converged, typically; each
 
 
 def landscape(
-    model: Annotated[str, typer.Option(help="Import string, package.module:factory.")],
-    data: Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")],
+    model: Model,
+    data: Data,
     output: Annotated[Path, typer.Option(help="Folder for landscape.json, .svg and .png.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pt.")] = None,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
@@ -38,16 +52,16 @@ def landscape(
     radius: Annotated[float, typer.Option(help="Of the picture, in lengths of the directions.")] = 1.0,
     samples: Annotated[int, typer.Option(min=1, help="Samples that each loss is a mean of.")] = 1000,
     alpha: Annotated[float, typer.Option(help="Noise of the ball: sigma_i = alpha (10 |w_i| + 1).")] = 5e-4,
-    loss: Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")] = "cross_entropy",
-    scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
-    limit: Annotated[int | None, typer.Option(min=1, help="A fixed random subset of so many samples.")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
-    app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 256,
+    loss: Loss = "cross_entropy",
+    scaling: Scaling = "unit",
+    limit: Limit = None,
+    model_arg: ModelArg = None,
+    app_dir: AppDir = None,
+    batch_size: BatchSize = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of directions and samples.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw the loss around a minimum: a line or a plane, with the ball that random noise reaches."""
     source = Source(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
 from flatminima import catalog
+from flatminima.cli.options import AsJson
 from flatminima.cli.terminal import out
 
 
 def listing(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List every measure and bound: paper, equation, what it needs, what it is invariant to, what it proves."""
     if as_json:

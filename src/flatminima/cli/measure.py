@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import tempfile
 import time
@@ -23,22 +22,43 @@ import typer
 from flatminima import budgets, catalog
 from flatminima.cli import factory
 from flatminima.cli.device import usable
+from flatminima.cli.options import (
+    LOSSES,
+    SCALINGS,
+    AppDir,
+    AsJson,
+    BatchSize,
+    Budget,
+    Data,
+    DataConfig,
+    Device,
+    DryRun,
+    ImageColumn,
+    ImageMode,
+    ImageSize,
+    LabelColumn,
+    Limit,
+    Loss,
+    Model,
+    ModelArg,
+    Scaling,
+    Seed,
+    Subset,
+    Threads,
+)
 from flatminima.cli.ranks import first, ranks
 from flatminima.cli.terminal import bars, out, say
+from flatminima.cli.threshold import Threshold
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flatminima.estimate import Estimate
     from flatminima.minimum import Minimum
     from flatminima.ranks import Ranks
     from flatminima.rescaling import Audit
     from flatminima.rounds import MeasureFunction
 
-# what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
-LOSSES = ("binary_cross_entropy", "causal_lm", "cross_entropy", "mse", "token_cross_entropy")
-SCALINGS = ("standard", "unit")
 _WRITES = ("measures.json", "report.html")
 _MORE = "see flatminima list"
 _CROSSED = 3  # exit code: it ran, but a threshold failed
@@ -107,8 +127,8 @@ class Request:
 
 
 def measure(
-    model: Annotated[str, typer.Option(help="Import string, package.module:factory.")],
-    data: Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")],
+    model: Model,
+    data: Data,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights: .safetensors, or .pt read with weights_only=True.")
     ] = None,
@@ -116,22 +136,22 @@ def measure(
     measures: Annotated[
         str | None, typer.Option(help=f"Comma-separated names; by default all of the budget's ({_MORE}).")
     ] = None,
-    budget: Annotated[str, typer.Option(help="'fast', 'default' or 'thorough': how much work to do.")] = "default",
-    scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")] = None,
-    loss: Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")] = "cross_entropy",
-    subset: Annotated[int | None, typer.Option(min=1, help="Samples a Gram matrix (Fisher family).")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
-    app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the images, where it cannot be guessed.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the labels, where it cannot be guessed.")] = None,
-    mode: Annotated[str | None, typer.Option(help="Convert images: 'L' (grey) or 'RGB'.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels square.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    budget: Budget = "default",
+    scaling: Scaling = "unit",
+    limit: Limit = None,
+    loss: Loss = "cross_entropy",
+    subset: Subset = None,
+    model_arg: ModelArg = None,
+    app_dir: AppDir = None,
+    data_config: DataConfig = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    mode: ImageMode = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
     output: Annotated[Path | None, typer.Option(help="Folder for measures.json and report.html.")] = None,
     audited: Annotated[
         bool, typer.Option("--audit", help="Also under re-parameterisations that do not change the function.")
@@ -139,8 +159,8 @@ def measure(
     fail_if: Annotated[
         list[str] | None, typer.Option(help="'MEASURE>VALUE' or 'MEASURE<VALUE': exit with 3 if so; repeat.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a trained network: its weights, on the data it was trained on."""
     request = Request(
@@ -196,42 +216,6 @@ def measure(
         say(f"threshold: {text}")
     if crossed:
         raise typer.Exit(_CROSSED)
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """``MEASURE>VALUE`` or ``MEASURE<VALUE``, for continuous integration."""
-
-    measure: str
-    above: bool
-    value: float
-
-    @classmethod
-    def of(cls, text: str, names: list[str]) -> Threshold:
-        """Raises UsageError for another form, a measure that is not measured, or a value that is no number."""
-        for sign in "><":
-            name, found, value = text.partition(sign)
-            if not found:
-                continue
-            name = catalog.measure(name.strip()).name
-            if name not in names:
-                raise UsageError(f"got --fail-if {text!r}, but {name} is not among the measures; add it to --measures")
-            try:
-                number = float(value)
-            except ValueError:
-                break
-            if math.isfinite(number):
-                return cls(name, sign == ">", number)
-        raise UsageError(f"got --fail-if {text!r}; expected MEASURE>VALUE or MEASURE<VALUE, such as 'hessian_trace>50'")
-
-    def crossed(self, estimate: Estimate) -> str | None:
-        """What failed; a measure without a value fails too, because nothing was shown."""
-        sign = ">" if self.above else "<"
-        if estimate.value is None:
-            return f"{self.measure} {sign} {self.value:g} cannot be told: {estimate.undefined}"
-        if (estimate.value > self.value) if self.above else (estimate.value < self.value):
-            return f"{self.measure} = {estimate.value:.5g} {sign} {self.value:g}"
-        return None
 
 
 def writable(output: Path, files: tuple[str, ...]) -> None:

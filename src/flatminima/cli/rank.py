@@ -19,7 +19,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatminima import budgets, catalog
-from flatminima.cli.measure import LOSSES, Request, built, loaded, stands, with_options, writable
+from flatminima.cli.measure import Request, built, loaded, stands, with_options, writable
+from flatminima.cli.options import (
+    AppDir,
+    AsJson,
+    BatchSize,
+    Budget,
+    Data,
+    Device,
+    Limit,
+    Loss,
+    ModelArg,
+    Scaling,
+    Seed,
+    Subset,
+    Threads,
+)
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import CheckpointError, DataError, UsageError
 
@@ -36,7 +51,7 @@ _MORE = "see flatminima list"
 def rank(
     checkpoints: Annotated[list[Path], typer.Argument(help="Weights of the networks, two or more.")],
     model: Annotated[str, typer.Option(help="Import string of their common architecture, package.module:factory.")],
-    data: Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")],
+    data: Data,
     split: Annotated[str, typer.Option(help="Split that they were trained on.")] = "train",
     test_split: Annotated[str | None, typer.Option(help="Held-out split: then measures are scored too.")] = None,
     gaps: Annotated[
@@ -44,20 +59,20 @@ def rank(
         typer.Option(help="CSV instead: checkpoint, gap, and a column for each hyper-parameter."),
     ] = None,
     measures: Annotated[str | None, typer.Option(help=f"Comma-separated; by default the budget's ({_MORE}).")] = None,
-    budget: Annotated[str, typer.Option(help="'fast', 'default' or 'thorough': how much work to do.")] = "fast",
+    budget: Budget = "fast",
     by: Annotated[str | None, typer.Option(help="Measures that decide the order, comma-separated.")] = None,
-    scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")] = None,
-    loss: Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")] = "cross_entropy",
-    subset: Annotated[int | None, typer.Option(min=1, help="Samples a Gram matrix (Fisher family).")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
-    app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    scaling: Scaling = "unit",
+    limit: Limit = None,
+    loss: Loss = "cross_entropy",
+    subset: Subset = None,
+    model_arg: ModelArg = None,
+    app_dir: AppDir = None,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
     output: Annotated[Path | None, typer.Option(help="Folder for rank.json; keeps what is measured.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Order checkpoints by their measures; with held-out errors, score the measures as well."""
     request = Request(

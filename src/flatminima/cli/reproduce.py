@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flatminima.cli.options import AsJson, Data
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import UnknownName, UsageError
 
@@ -18,12 +19,12 @@ def reproduce(
     study: Annotated[str | None, typer.Argument(help="Id of a study; or --all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every study.")] = False,
     scale: Annotated[str, typer.Option(help="smoke, cpu or paper.")] = "smoke",
-    data: Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")] = "digits",
+    data: Data = "digits",
     output: Annotated[Path, typer.Option(help="Folder for the runs and results.")] = Path("flatminima-studies"),
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")] = 1,
     shard: Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-th.")] = "1/1",
     fail_on_claims: Annotated[bool, typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a paper's study; a killed one goes on where it stopped. Says holds, fails or undecided of each claim."""
     from flatminima import studies

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatminima.cli import factory
-from flatminima.cli.measure import SCALINGS
+from flatminima.cli.options import SCALINGS
 from flatminima.cli.terminal import say
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 

@@ -20,6 +20,23 @@ import typer
 
 from flatminima.cli import factory
 from flatminima.cli.device import usable
+from flatminima.cli.options import (
+    SCALINGS,
+    AppDir,
+    AsJson,
+    Data,
+    DataConfig,
+    Device,
+    ImageColumn,
+    ImageMode,
+    ImageSize,
+    LabelColumn,
+    Limit,
+    Model,
+    ModelArg,
+    Scaling,
+    Threads,
+)
 from flatminima.cli.terminal import animated, bars, clock, say
 from flatminima.errors import CheckpointError, DataError, MissingExtra, UnknownName, UsageError
 
@@ -34,7 +51,6 @@ if TYPE_CHECKING:
 # what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
 METHODS = ("fisher_trace", "pertopt", "plain", "sam")
 AUGMENTATIONS = ("1-crop-f", "4-crop-f", "flip", "none")
-SCALINGS = ("standard", "unit")
 SCHEDULES = ("constant", "cosine", "step")
 WEIGHTS, RESULT = "weights.safetensors", "result.json"
 _QUIET = 10.0  # seconds between two lines where there is no terminal to draw on
@@ -111,8 +127,8 @@ class Request:
 
 
 def train(
-    model: Annotated[str, typer.Option(help="Import string, package.module:factory.")],
-    data: Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")],
+    model: Model,
+    data: Data,
     output: Annotated[Path, typer.Option(help="Folder for weights, metrics and checkpoints; the same again goes on.")],
     method: Annotated[str, typer.Option(help="plain, pertopt, sam or fisher_trace.")] = "plain",
     method_arg: Annotated[list[str] | None, typer.Option(help="key=value for the method; repeat.")] = None,
@@ -133,22 +149,22 @@ def train(
     init: Annotated[Path | None, typer.Option(help="Weights to start from: .safetensors or .pt.")] = None,
     split: Annotated[str, typer.Option(help="Split to train on: train, train[:1000], ...")] = "train",
     test_split: Annotated[str | None, typer.Option(help="Split to evaluate on after each epoch.")] = None,
-    scaling: Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")] = "unit",
-    limit: Annotated[int | None, typer.Option(min=1, help="Train on a fixed random subset.")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")] = None,
-    app_dir: Annotated[Path | None, typer.Option(help="Folder to import --model from.")] = None,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the images, where it cannot be guessed.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the labels, where it cannot be guessed.")] = None,
-    mode: Annotated[str | None, typer.Option(help="Convert images: 'L' (grey) or 'RGB'.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels square.")] = None,
+    scaling: Scaling = "unit",
+    limit: Limit = None,
+    model_arg: ModelArg = None,
+    app_dir: AppDir = None,
+    data_config: DataConfig = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    mode: ImageMode = None,
+    image_size: ImageSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, batches, noise, everything that is drawn.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = None,
+    threads: Threads = None,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events for TensorBoard too.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, whatever --output holds.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a network to a minimum; killed, the same command goes on where it was."""
     request = Request(

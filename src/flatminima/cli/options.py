@@ -1,0 +1,33 @@
+"""Options that several commands share, written once: the same name means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
+LOSSES = ("binary_cross_entropy", "causal_lm", "cross_entropy", "mse", "token_cross_entropy")
+SCALINGS = ("standard", "unit")
+
+Model = Annotated[str, typer.Option(help="Import string, package.module:factory.")]
+ModelArg = Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")]
+AppDir = Annotated[Path | None, typer.Option(help="Folder to import --model from.")]
+Data = Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")]
+DataConfig = Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, where it cannot be guessed.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, where it cannot be guessed.")]
+ImageMode = Annotated[str | None, typer.Option(help="Convert images: 'L' (grey) or 'RGB'.")]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels square.")]
+Scaling = Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")]
+Loss = Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")]
+Subset = Annotated[int | None, typer.Option(min=1, help="Samples a Gram matrix (Fisher family).")]
+Budget = Annotated[str, typer.Option(help="'fast', 'default' or 'thorough': how much work to do.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
