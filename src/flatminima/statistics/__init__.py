@@ -14,13 +14,14 @@ from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, InFloat64
 from flatminima.statistics.entropy import OutputEntropies
 from flatminima.statistics.factor import FisherFactor, GaussNewtonFactor
-from flatminima.statistics.feedforward import Convolution, FeedForward, FeedForwardNetwork, LinearLayer, Node
+from flatminima.statistics.feedforward import FeedForward
 from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
 from flatminima.statistics.gram import Gram, GramMatrices
 from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, ProbedHessian
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
 from flatminima.statistics.mean_gradient import MeanGradient
+from flatminima.statistics.network_graph import Convolution, FeedForwardNetwork, LinearLayer, Node
 from flatminima.statistics.noise_level import Level, NoiseLevel
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flatminima.errors import Undefined
 from flatminima.statistic import Statistic
-from flatminima.statistics.feedforward import Convolution, FeedForward, FeedForwardNetwork, LinearLayer, Node
+from flatminima.statistics.feedforward import FeedForward
+from flatminima.statistics.network_graph import Convolution, FeedForwardNetwork, LinearLayer, Node
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
