@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from two_blobs import blobs, linear
 
 from flatminima import Minimum, bounds
 from flatminima.certification import Certificate, Scales, Union, certify, certify_around
@@ -21,20 +22,6 @@ from flatminima.perturbation import Relative
 from flatminima.training import TrainConfig, train
 
 WIDE = Scales((0.1, 0.4, 1.6))
-
-
-def blobs(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 2, (n,), generator=g)
-    return torch.randn(n, 2, generator=g) + 1.5 * (2 * y - 1).unsqueeze(1), y
-
-
-def linear(direction: float = 1.0) -> nn.Linear:
-    net = nn.Linear(2, 2)
-    with torch.no_grad():
-        net.weight.copy_(direction * torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-        net.bias.zero_()
-    return net
 
 
 def around(

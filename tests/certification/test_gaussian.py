@@ -9,26 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from two_blobs import blobs, linear
 
 from flatminima import bounds
 from flatminima.certification import Assumption, Union, certify_gaussian, gibbs_error
 from flatminima.errors import DataError, FlatMinimaError, ModelError, UsageError
 from flatminima.minimum import Minimum
 from flatminima.parameters import Parameters
-
-
-def blobs(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 2, (n,), generator=g)
-    return torch.randn(n, 2, generator=g) + 1.5 * (2 * y - 1).unsqueeze(1), y
-
-
-def linear(direction: float = 1.0) -> nn.Linear:
-    net = nn.Linear(2, 2)
-    with torch.no_grad():
-        net.weight.copy_(direction * torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-        net.bias.zero_()
-    return net
 
 
 def certify(model: nn.Module, data: tuple[Tensor, Tensor], prior: Tensor | None = None, **options: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flatminima import bounds, progress
 from flatminima.certification.certificate import Assumption, Certificate
+from flatminima.certification.draws import mistakes_at
 from flatminima.errors import DataError, UsageError
 from flatminima.minimum import Minimum
 from flatminima.perturbation import Explicit, Gaussian
@@ -90,7 +91,7 @@ def certify_gaussian(
     risk, made = gibbs_error(minimum, sigma, draws, batch_size, seed)
     upper = float(bounds.monte_carlo_risk(risk, made, delta_mc / union.evaluations))
     bound = float(bounds.pac_bayes_kl(upper, kl, n, delta / union.candidates))
-    wrong = _mistakes(minimum, prior)
+    wrong = mistakes_at(minimum, prior)
     holdout = float(bounds.binomial_tail_inverse(wrong, n, (delta + delta_mc) / union.candidates))
     return Certificate(
         risk_bound=bound,
@@ -131,21 +132,6 @@ def gibbs_error(minimum: Minimum, sigma: float, draws: int, batch_size: int, see
         finally:
             minimum.parameters.assign(weights)
     return mistakes / (passes * n), made
-
-
-def _mistakes(minimum: Minimum, weights: Tensor) -> int:
-    """0-1 mistakes of the deterministic network at `weights`."""
-    own = minimum.parameters.flat()
-    wrong = 0
-    with minimum.open(), torch.no_grad():
-        try:
-            minimum.parameters.assign(weights.to(own))
-            for indices in torch.arange(len(minimum.samples)).split(minimum.batch_size):
-                batch = minimum.batch(indices)
-                wrong += int((minimum.forward(batch.inputs).argmax(1) != batch.targets).sum())
-        finally:
-            minimum.parameters.assign(own)
-    return wrong
 
 
 def _check(n: int, sigma: float, delta: float, delta_mc: float, draws: int) -> None:
