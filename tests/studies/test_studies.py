@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from flatminima.cli.app import app
@@ -10,7 +11,7 @@ from flatminima.errors import UsageError
 from flatminima.studies import STUDIES, Study, reproduce, trend
 
 
-def square(config):
+def square(config, sources):
     if config["x"] == config.get("bad"):
         raise ValueError("a bad run")
     return {"x": config["x"], "y": config["x"] ** 2}
@@ -21,7 +22,8 @@ def _study(count=6, bad=None, run=square):
         return [trend("y rises", [r["x"] for r in results], [r["y"] for r in results])]
 
     configs = [{"x": x, "bad": bad} for x in range(count)]
-    return Study("squares", "-", "-", lambda scale, data: configs, run, claims, dict.fromkeys(("smoke", "cpu"), "-"))
+    reduction = dict.fromkeys(("smoke", "cpu"), "-")
+    return Study("squares", "-", "-", (), lambda scale: configs, run, claims, lambda results: Figure(), reduction)
 
 
 def test_a_verdict_follows_the_interval():
@@ -39,9 +41,9 @@ def test_a_verdict_follows_the_interval():
 def test_finished_runs_are_not_run_again_and_a_damaged_one_is(tmp_path):
     calls = []
 
-    def counted(config):
+    def counted(config, sources):
         calls.append(config["x"])
-        return square(config)
+        return square(config, sources)
 
     first = reproduce(_study(run=counted), tmp_path)
     files = sorted((tmp_path / "squares" / "runs").iterdir())
@@ -76,7 +78,8 @@ def test_every_study_runs_at_smoke_scale(name, tmp_path):
     here = reproduce(STUDIES[name], tmp_path / "here")
     assert here["missing"] == 0, [r.get("error") for r in here["runs"]]
     assert here["claims"]
-    for config in STUDIES[name].list_runs("paper", "digits"):
+    assert (tmp_path / "here" / name / "figure.png").stat().st_size > 5_000
+    for config in STUDIES[name].list_runs("paper"):
         json.dumps(config)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flatminima.cli.options import AsJson, Data
+from flatminima.cli.options import AsJson
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import UnknownName, UsageError
 
@@ -19,7 +19,9 @@ def reproduce(
     study: Annotated[str | None, typer.Argument(help="Id of a study; or --all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every study.")] = False,
     scale: Annotated[str, typer.Option(help="smoke, cpu or paper.")] = "smoke",
-    data: Data = "digits",
+    data: Annotated[
+        str | None, typer.Option(help="Folder with a folder a data set; smoke scale needs none; else the hub.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the runs and results.")] = Path("flatminima-studies"),
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")] = 1,
     shard: Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-th.")] = "1/1",
@@ -59,13 +61,19 @@ def _show(found: list[dict[str, Any]]) -> None:
     console = out()
     for d in found:
         console.print(f"{d['id']}: {d['title']} ({d['paper']})", markup=False)
-        console.print(f"  {d['scale']} scale on {d['data']}: {d['reduction']}; {d['seconds']:.0f} s", markup=False)
+        console.print(f"  {d['scale']} scale: {d['reduction']}; {d['seconds']:.0f} s", markup=False)
         for c in d["claims"]:
-            tau = "no tau" if c["low"] is None else f"tau {c['statistic']:+.2f}, {c['low']:+.2f} to {c['high']:+.2f}"
             whose = "control" if c["control"] else "paper"
-            console.print(f"  {c['verdict']:9} {tau}  {c['claim']} [{whose}]", markup=False, soft_wrap=True)
+            console.print(f"  {c['verdict']:9} {_number(c)}  {c['claim']} [{whose}]", markup=False, soft_wrap=True)
         for run in d["runs"]:
             if "error" in run:
                 say(f"  failed: {run['config']}: {run['error']}")
         if d["missing"]:
             say(f"  {d['missing']} runs are missing or failed; the same command runs them")
+
+
+def _number(claim: dict[str, Any]) -> str:
+    if claim["statistic"] is None:
+        return f"no {claim['measured']}"
+    text = f"{claim['measured']} {claim['statistic']:+.3g}"
+    return text if claim["low"] is None else f"{text}, {claim['low']:+.3g} to {claim['high']:+.3g}"

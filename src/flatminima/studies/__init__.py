@@ -7,9 +7,10 @@ from types import MappingProxyType
 
 from flatminima.studies import neyshabur_width, wang_mnist_batch
 from flatminima.studies.runner import reproduce
-from flatminima.studies.study import SCALES, Study, Verdict, trend
+from flatminima.studies.study import SCALES, Study
+from flatminima.studies.verdict import Verdict, compare, share, trend
 
-__all__ = ["SCALES", "STUDIES", "Study", "Verdict", "reproduce", "trend"]
+__all__ = ["SCALES", "STUDIES", "Study", "Verdict", "compare", "reproduce", "share", "trend"]
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {module.STUDY.id: module.STUDY for module in (neyshabur_width, wang_mnist_batch)}

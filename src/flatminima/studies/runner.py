@@ -17,10 +17,13 @@ import torch
 import flatminima
 from flatminima import progress
 from flatminima.errors import UsageError
-from flatminima.studies.study import Config, Result, Study
+from flatminima.report.theme import style
+from flatminima.studies.images import find
+from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.table import write_whole
 
 SCHEMA = 1
+_PIXELS = 110  # an inch of figure.png
 
 
 def reproduce(
@@ -28,7 +31,7 @@ def reproduce(
     output: str | Path,
     *,
     scale: str = "smoke",
-    data: str = "digits",
+    data: str | None = None,
     jobs: int = 1,
     shard: tuple[int, int] = (1, 1),
 ) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def reproduce(
 
     Args:
         study: what to run. output: folder; made if absent. scale: "smoke", "cpu" or "paper".
-        data: a source as `load_tensors` takes it.
+        data: where the data sets lie, see `images.find`; None for the Hugging Face hub. Smoke scale needs none.
         jobs: processes, at least 1; more than one start afresh ("spawn"), each with one thread.
         shard: (i, N): only every N-th run from the i-th, 1 <= i <= N; whatever other shards left is read.
 
@@ -50,7 +53,8 @@ def reproduce(
     index, shards = shard
     if jobs < 1 or not 1 <= index <= shards:
         raise UsageError(f"got jobs={jobs}, shard={index}/{shards}; need jobs >= 1 and 1 <= i <= N")
-    configs = study.list_runs(scale, data)
+    configs = study.list_runs(scale)
+    sources = find(study.datasets, data)
     folder = Path(output) / study.id
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
@@ -58,21 +62,23 @@ def reproduce(
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
     paths = [folder / "runs" / f"{key(study, config)}.json" for config in configs]
     todo = [i for i in range(index - 1, len(configs), shards) if not _succeeded(_read(paths[i]))]
-    for done, (i, outcome) in enumerate(_execute(study, configs, todo, jobs), 1):
+    for done, (i, outcome) in enumerate(_execute(study, configs, sources, todo, jobs), 1):
         write_whole(paths[i], json.dumps(outcome, indent=1, allow_nan=False) + "\n")
         progress.report(study.id, done, len(todo))
     runs = [run for path in paths if (run := _read(path)) is not None]
+    succeeded = [run["result"] for run in runs if _succeeded(run)]
+    if succeeded:
+        _draw(study, succeeded, folder)
     document = {
         "schema": SCHEMA,
         "id": study.id,
         "paper": study.paper,
         "title": study.title,
         "scale": scale,
-        "data": data,
         "reduction": study.reduction[scale],
         "runs": runs,
-        "missing": len(configs) - sum(map(_succeeded, runs)),
-        "claims": [v.to_dict() for v in study.claims([run["result"] for run in runs if _succeeded(run)])],
+        "missing": len(configs) - len(succeeded),
+        "claims": [v.to_dict() for v in study.claims(succeeded)],
         "seconds": sum(run["seconds"] for run in runs),
         "versions": _versions(),
     }
@@ -86,29 +92,39 @@ def key(study: Study, config: Config) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _execute(study: Study, configs: list[Config], todo: list[int], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _execute(
+    study: Study, configs: list[Config], sources: Sources, todo: list[int], jobs: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
     if jobs == 1 or len(todo) < 2:
         for i in todo:
-            yield i, attempt(study.run, configs[i])
+            yield i, attempt(study.run, configs[i], sources)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = {pool.submit(attempt, study.run, configs[i]): i for i in todo}
+        futures = {pool.submit(attempt, study.run, configs[i], sources): i for i in todo}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
 
-def attempt(run: Any, config: Config) -> dict[str, Any]:
+def attempt(run: Any, config: Config, sources: Sources) -> dict[str, Any]:
     """One run as it is written down: its configuration, its result or its error, and how long it took."""
     started = time.perf_counter()
     outcome: dict[str, Any]
     try:
-        result: Result = run(config)
+        result: Result = run(config, sources)
         json.dumps(result, allow_nan=False)
         outcome = {"result": result}
     except Exception as error:  # recorded, and shown; the other runs go on
         outcome = {"error": f"{type(error).__name__}: {error}"}
     return {"config": config, **outcome, "seconds": time.perf_counter() - started}
+
+
+def _draw(study: Study, results: list[Result], folder: Path) -> None:
+    """figure.png and figure.svg."""
+    with style(study.id):
+        figure = study.figure(results)
+        for name in ("figure.png", "figure.svg"):
+            figure.savefig(folder / name, dpi=_PIXELS, facecolor="white")
 
 
 def _succeeded(run: dict[str, Any] | None) -> bool:

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
-from flatminima.data import load_tensors
 from flatminima.measures import pacgen
 from flatminima.minimum import Minimum
 from flatminima.models import build
-from flatminima.studies.study import Config, Result, Study, Verdict, trend
+from flatminima.studies.images import images
+from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict, trend
 from flatminima.training import TrainConfig, evaluate, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # batch sizes, seeds, epochs, epochs at most to equal loss, that loss, training samples
 _SCALES = {
@@ -26,7 +32,7 @@ _SCALES = {
 _SIDE = 28  # of the images that the network takes
 
 
-def _configurations(scale: str, data: str) -> list[Config]:
+def _configurations(scale: str) -> list[Config]:
     batches, seeds, epochs, most, loss, limit = _SCALES[scale]
     return [
         {
@@ -35,17 +41,18 @@ def _configurations(scale: str, data: str) -> list[Config]:
             "epochs": most if equal_loss else epochs,
             "target_loss": loss if equal_loss else None,
             "limit": limit,
-            "data": data,
+            "data": "digits" if scale == "smoke" else "mnist",
         }
         for seed, equal_loss, batch in product(range(seeds), (False, True), batches)
     ]
 
 
-def run(config: Config) -> Result:
+def run(config: Config, sources: Sources) -> Result:
     """Train PyTorch's 2018 MNIST example network without dropout and measure pacGen on the training set."""
     size = _SIDE if config["data"] != "digits" else None
-    x, y = load_tensors(config["data"], "train", limit=config["limit"], image_size=size)
-    test = load_tensors(config["data"], "test", image_size=size)
+    source = sources[config["data"]]
+    x, y = images(source, "train", config["limit"], size)
+    test = images(source, "test", None, size)
     if x.shape[-1] == _SIDE:
         model = build("mnist_cnn", seed=config["seed"])
     else:  # the embedded digits are 8 x 8
@@ -63,6 +70,7 @@ def run(config: Config) -> Result:
     own, held_out = evaluate(model, x, y), evaluate(model, *test)
     return {
         "batch_size": config["batch_size"],
+        "seed": config["seed"],
         "equal_loss": config["target_loss"] is not None,
         "reached": config["target_loss"] is None or own.loss < config["target_loss"],
         "train_loss": own.loss,
@@ -76,22 +84,38 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
     verdicts = []
     for control, said in ((False, "equal epochs"), (True, "equal loss")):
         own = [r for r in results if r["equal_loss"] is control and r["reached"]]
-        batches, gaps, psi = ([r[k] for r in own] for k in ("batch_size", "gap", "pacgen"))
+        batches, gaps, psi, seeds = ([r[k] for r in own] for k in ("batch_size", "gap", "pacgen", "seed"))
         verdicts += [
-            trend(f"the gap of the loss grows with the batch size, at {said}", batches, gaps, control=control),
-            trend(f"pacGen grows with the batch size, at {said}", batches, psi, control=control),
-            trend(f"pacGen grows with the gap, at {said}", psi, gaps, control=control),
+            trend(
+                f"the gap of the loss grows with the batch size, at {said}", batches, gaps, seeds=seeds, control=control
+            ),
+            trend(f"pacGen grows with the batch size, at {said}", batches, psi, seeds=seeds, control=control),
+            trend(f"pacGen grows with the gap, at {said}", psi, gaps, seeds=seeds, control=control),
         ]
     return verdicts
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    figure, axes = panels(2)
+    for control, said in ((False, "equal epochs"), (True, "equal loss")):
+        own = [r for r in results if r["equal_loss"] is control and r["reached"]]
+        for panel, name in zip(axes, ("gap", "pacgen"), strict=True):
+            values = [r[name] for r in own]
+            lines(panel, [r["batch_size"] for r in own], values, label=said, index=int(control), dashed=control)
+    label(axes[0], "batch size", "test minus training loss (nats)", log_x=True)
+    label(axes[1], "batch size", "pacGen (nats)", log_x=True)
+    return figure
 
 
 STUDY = Study(
     "wang-mnist-batch",
     "Wang et al. 2020 (AISTATS), Fig. 4",
     "Gap and pacGen against the batch size",
+    ("mnist",),
     _configurations,
     run,
     _claims,
+    _figure,
     {
         "smoke": "256 samples, 1 seed, 3 batch sizes, 2 epochs; on digits an MLP takes the network's place",
         "cpu": "6,000 samples, 3 seeds, 4 batch sizes",

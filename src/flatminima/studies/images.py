@@ -1,0 +1,59 @@
+"""The data of a study: where a name leads, and tensors that the runs of one process share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from flatminima.data import load_tensors
+from flatminima.errors import UsageError
+from flatminima.studies.study import Sources
+
+HUB = {
+    "mnist": "ylecun/mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "tinyimagenet": "zh-plus/tiny-imagenet",
+}
+
+
+def find(datasets: Sequence[str], data: str | None = None) -> Sources:
+    """Where the data sets of a study lie.
+
+    Args:
+        datasets: their names. data: None for the Hugging Face hub; a folder that holds a folder a data set, each called
+            by the data set's name or beginning with it and a dash; or, for a study of one data set, any source that
+            `load_tensors` takes. The embedded digits are always there.
+
+    Raises:
+        UsageError: several data sets and a folder without one of them.
+
+    Example:
+        >>> find(["mnist"])["mnist"]
+        'ylecun/mnist'
+    """
+    found = {"digits": "digits"}
+    for name in datasets:
+        if data is None:
+            found[name] = HUB[name]
+            continue
+        inside = [p for p in sorted(Path(data).glob(f"{name}*")) if p.name == name or p.name.startswith(f"{name}-")]
+        if inside:
+            found[name] = os.fspath(inside[0])
+        elif len(datasets) == 1:
+            found[name] = data
+        else:
+            raise UsageError(f"no folder {name} in {data}; this study reads {', '.join(datasets)} from there")
+    return found
+
+
+@lru_cache(maxsize=6)
+def images(
+    source: str, split: str = "train", limit: int | None = None, size: int | None = None, scaling: str = "unit"
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, read once a process; not to be written to. Arguments as `load_tensors` takes them."""
+    return load_tensors(source, split, limit=limit, scaling=scaling, image_size=size)
