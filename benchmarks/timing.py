@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -29,11 +30,15 @@ def race(
     """Median seconds of each contender, after one warm-up each.
 
     `clock=time.process_time` counts the processor's seconds: on one thread the same, but for waiting for others who
-    use the machine.
+    use the machine. Garbage is collected before each run and outside of its time, and each round begins with
+    another contender: one whose graphs are reference cycles would otherwise have the next one pay for its memory.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
     for turn in range(rounds + 1):
-        for name, run in contenders.items():
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            run = contenders[name]
+            gc.collect()
             start = clock()
             run()
             if turn:

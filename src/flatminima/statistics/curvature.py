@@ -8,8 +8,9 @@ exactly 0, once p_y -> 1, which is where interpolating networks live.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -94,17 +95,18 @@ class Products:
         vector = vector.reshape(-1).to(self.minimum.device)
         ranks = self.minimum.ranks
         total = self._product(vector) if ranks is None else ranks.total(lambda: self._product(vector))
-        if not bool(torch.isfinite(total).all()):
+        if not math.isfinite(float(total.sum())):  # one pass; sums of what float32 can hold stay finite in float64
             raise NumericalError(f"a {self.curvature} product is not finite: the curvature overflows here")
-        return total / self.count
+        return total.div_(self.count)
 
     def _product(self, vector: Tensor) -> Tensor:
         """Sum over this process's samples."""
-        total = torch.zeros(self.size, dtype=torch.float64, device=self.minimum.device)
+        total: Tensor | None = None
         with self.minimum.open():
             for graph in self._graphs():
-                total += graph.product(vector)
-        return total
+                found = graph.product(vector)
+                total = found if total is None else total.add_(found)
+        return torch.zeros_like(vector, dtype=torch.float64) if total is None else total
 
     @property
     def precision(self) -> torch.dtype:
@@ -174,26 +176,34 @@ class Graph:
         self.cotangent: Tensor | None = None
         self.output, self.loss, self.targets = output, minimum.loss, batch.targets
         if curvature == "hessian":
-            self.gradient = self._back(output, residual(minimum.loss, output, batch.targets), create_graph=True)
-            _refuse_wrong_kernels(self.gradient)
+            seed = residual(minimum.loss, output, batch.targets)
+            self.gradients = self._back([output], [seed], create_graph=True)
+            _refuse_wrong_kernels(self.gradients)
         else:
             _refuse_concave(minimum.loss, output, batch.targets)
             leaf = output.detach().requires_grad_()
             self.at = leaf, residual(minimum.loss, leaf, batch.targets)
             self.cotangent = torch.zeros_like(output).requires_grad_()
-            self.gradient = self._back(output, self.cotangent, create_graph=True)  # J^T u, linear in u
+            self.gradients = self._back([output], [self.cotangent], create_graph=True)  # J^T u, linear in u
+
+    def zeros(self) -> Tensor:
+        """(W,) in the precision of the products."""
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.tensors) else torch.float32
+        return torch.zeros(len(self.minimum.parameters), dtype=dtype, device=self.output.device)
 
     def product(self, vector: Tensor) -> Tensor:
         """(W,) float64."""
         self.minimum.passes.backward += PRODUCT_COST * self.count
-        if not self.gradient.requires_grad:  # a loss linear in the parameters
+        split = self.minimum.parameters.split(vector)  # a gradient a parameter: joining them costs as much as a layer
+        pairs = [(g, v.to(g.dtype)) for g, v in zip(self.gradients, split, strict=True) if _differentiable(g)]
+        if not pairs:  # a loss linear in the parameters
             return torch.zeros_like(vector, dtype=torch.float64)
-        vector = vector.to(self.gradient.dtype)
+        ends, seeds = [g for g, _ in pairs], [v for _, v in pairs]
         try:
             if self.cotangent is None:
-                return self._back(self.gradient, vector).double()
-            (tangent,) = torch.autograd.grad(self.gradient, self.cotangent, vector, retain_graph=True)  # J v
-            return self._back(self.output, self._by_loss(tangent)).double()
+                return self._flat(self._back(ends, seeds))
+            (tangent,) = torch.autograd.grad(ends, self.cotangent, seeds, retain_graph=True)  # J v
+            return self._flat(self._back([self.output], [self._by_loss(tangent)]))
         except NotImplementedError as error:
             raise Undefined(f"the network has no second derivative: {str(error).splitlines()[0]}") from None
 
@@ -207,13 +217,19 @@ class Graph:
         )
         return found[0]
 
-    def _back(self, end: Tensor, seed: Tensor, create_graph: bool = False) -> Tensor:
-        """d end / d w against `seed`, flat; the graph is kept."""
-        parts = torch.autograd.grad(
-            end, self.tensors, seed, retain_graph=True, create_graph=create_graph, allow_unused=True
+    def _back(self, ends: list[Tensor], seeds: list[Tensor], create_graph: bool = False) -> tuple[Tensor | None, ...]:
+        """d ends / d w against `seeds`, one a parameter, None where nothing depends on it; the graph is kept."""
+        return torch.autograd.grad(
+            ends, self.tensors, seeds, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
+
+    def _flat(self, parts: tuple[Tensor | None, ...]) -> Tensor:
         pairs = zip(parts, self.tensors, strict=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
+        return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]).double()
+
+
+def _differentiable(gradient: Tensor | None) -> TypeGuard[Tensor]:
+    return gradient is not None and gradient.requires_grad
 
 
 def _weighed(batch: Batch, curvature: Curvature) -> tuple[Graph, int]:
@@ -230,10 +246,10 @@ def _weighed(batch: Batch, curvature: Curvature) -> tuple[Graph, int]:
     return graph, sum(sizes.values())
 
 
-def _refuse_wrong_kernels(gradient: Tensor) -> None:
+def _refuse_wrong_kernels(gradients: tuple[Tensor | None, ...]) -> None:
     """torch's weight norm takes the norm as constant in its second derivative (gradgradcheck fails, torch 2.13)."""
     seen: set[Any] = set()
-    nodes = [gradient.grad_fn]
+    nodes = [gradient.grad_fn for gradient in gradients if gradient is not None]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

@@ -97,7 +97,7 @@ class HessianProbes(Fold["list[Tensor]", ProbedHessian]):
         for g, part in self._parts(batch):
             graph = Graph(part, self.curvature)
             for k in range(self.probes):
-                probe = rademacher(graph.gradient, self.seed, g * self.probes + k)
+                probe = rademacher(graph.zeros(), self.seed, g * self.probes + k)
                 found = probe.double() * graph.product(probe)
                 diagonal += found
                 traces[g, k] += float(found.sum())
@@ -162,7 +162,7 @@ class HessianDiagonal(Fold["list[Tensor]", Tensor]):
     def update(self, state: list[Tensor], batch: Batch) -> list[Tensor]:
         graph = Graph(batch)
         for i in range(len(state[0])):
-            basis = torch.zeros_like(graph.gradient)
+            basis = graph.zeros()
             basis[i] = 1.0
             state[0][i] += graph.product(basis)[i]
         state[1] += len(batch)

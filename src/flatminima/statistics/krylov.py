@@ -23,6 +23,7 @@ Which = Literal["largest", "smallest", "magnitude"]
 
 PRODUCTS = 300  # at most, an eigenvalue asked for
 BASIS = 60  # vectors kept before a restart, and three more an eigenvalue
+_KEPT = 0.5  # of a vector's norm: where less is left, rounding of what was removed may be seen
 _BREAKDOWN = 10.0  # roundings of the norm below which a new direction is rounding alone
 _ROUNDINGS = 100.0  # of the norm: a residual of less cannot be had, whatever the tolerance
 
@@ -77,19 +78,19 @@ class Eigenpairs:
 
 
 def as_product(matrix: Any) -> Product:
-    """A tensor, array, scipy operator or function as a function of float64 vectors."""
+    """A tensor, array, scipy operator or function as a function of vectors."""
     if callable(matrix) and not hasattr(matrix, "shape"):
         return matrix  # type: ignore[no-any-return]
     if isinstance(matrix, Tensor):
-        return lambda vector: matrix.double() @ vector
-    return lambda vector: torch.from_numpy(np.asarray(matrix @ vector.cpu().numpy(), dtype=np.float64).reshape(-1))
+        return lambda vector: matrix.double() @ vector.double()
+    return lambda vector: torch.from_numpy(np.asarray(matrix @ vector.double().cpu().numpy()).reshape(-1)).double()
 
 
 def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.float64) -> Tridiagonal:
     """`steps` of Lanczos from `start` (size,), fewer where the space becomes invariant.
 
     Args:
-        matrix: symmetric; a tensor, array, scipy operator, or function of a float64 vector.
+        matrix: symmetric; a tensor, array, scipy operator, or function of a vector of `dtype`.
         start: not zero.
         steps: at least 1; steps x size numbers of `dtype` are kept.
         dtype: of the basis; coefficients are float64.
@@ -108,7 +109,7 @@ def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.f
     vector, norm = start.double() / start.double().norm(), 0.0
     for j in range(steps):
         basis[j] = vector
-        after = product(basis[j].double())
+        after = product(basis[j]).double()
         diagonal.append(float(after @ basis[j].double()))
         size = float(after.norm())
         after, _ = orthogonal(after, basis[: j + 1])
@@ -211,7 +212,7 @@ class _Search:
         inner = np.zeros((room, room))
         basis[0], j, stop = self._fresh(locked, basis[:0]), 0, self.spent + self.budget
         while True:
-            after = self.product(basis[j].double()).to(self.dtype)
+            after = self.product(basis[j]).to(self.dtype)
             self.spent += 1
             self.norm = max(self.norm, float(after.norm()))
             after, _ = orthogonal(after, locked)
@@ -294,11 +295,25 @@ class _Search:
 
 
 def orthogonal(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """`vector` without its components along the rows of an orthonormal `basis`, and these, float64; twice is enough."""
+    """`vector` without its components along the rows of an orthonormal `basis`, and these, float64.
+
+    The last two rows first: in Lanczos they hold nearly all of it, and what is left is then taken out at full accuracy.
+    Where a pass still takes away half of the vector, another follows ("twice is enough").
+    """
     along = torch.zeros(len(basis), dtype=torch.float64, device=basis.device)
-    if len(basis):
-        for _ in range(2):
-            part = basis @ vector.to(basis.dtype)
-            vector = vector - (part @ basis).to(vector.dtype)
-            along += part.double()
+    if not len(basis):
+        return vector, along
+    vector = vector.to(basis.dtype)
+
+    def without(rows: Tensor, into: Tensor) -> Tensor:
+        part = rows @ vector
+        into += part.double()
+        return vector - part @ rows
+
+    vector = without(basis[-2:], along[-2:])
+    for _ in range(2):
+        before = float(vector.norm())
+        vector = without(basis, along)
+        if float(vector.norm()) > _KEPT * before:
+            break
     return vector, along
