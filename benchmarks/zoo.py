@@ -37,7 +37,7 @@ GRID = {
     "batch_size": (16, 64, 250),
     "weight_decay": (0.0, 1e-3),
 }
-MEASURES = budgets.names("default")
+MEASURES = budgets.names("thorough")
 
 
 def network(data: str, width: int, dropout: float) -> nn.Module:

@@ -1,0 +1,210 @@
+"""What W1 Fig. 3, 5 and W2 Fig. 4, 5 share: one small network, batch size or learning rate varied, gap and pacGen.
+
+The papers train for equal epochs, where a large batch or a small rate takes fewer or shorter steps and stays
+under-trained, which alone changes the gap; beside it every network is trained to equal loss. The papers' diagonal of
+squared mini-batch gradients is about Fisher / batch (erratum W-n), so pacGen is computed with it and with the
+Gauss-Newton diagonal, which is unbiased. The surprise: with either, kappa decides every term and no curvature enters;
+only Lemma 3's own form, which has eta = n in it, sees the Hessian (`curvature` is the share of terms that do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from flatminima.estimate import Estimate
+from flatminima.measures import pacgen
+from flatminima.minimum import Minimum
+from flatminima.models import build
+from flatminima.studies.images import images
+from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict, trend
+from flatminima.training import TrainConfig, evaluate, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SIDES = {"mnist": 28, "cifar10": 32}
+_MARKS = 4  # epochs at which the curves are measured
+_PAPERS = "pacgen_batch_gradient"
+_FORMS = {_PAPERS: "squared batch gradients", "pacgen": "Gauss-Newton", "pacgen_lemma3": "Lemma 3, eta = n"}
+_NAMES = {"batch_size": "batch size", "lr": "learning rate"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """At one scale: values of what varies, seeds, epochs, most epochs to equal loss, that loss, samples."""
+
+    values: tuple[float, ...]
+    seeds: int
+    epochs: int
+    most: int
+    loss: float
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A figure: the data set, what varies, what is held, and the papers' direction of the gap along it."""
+
+    dataset: str
+    vary: str
+    held: dict[str, Any]
+    sign: int
+    scales: dict[str, Scale]
+
+    def configurations(self, scale: str) -> list[Config]:
+        """By seed, by equal epochs and equal loss, by value."""
+        s = self.scales[scale]
+        return [
+            {
+                "data": "digits" if scale == "smoke" else self.dataset,
+                "vary": self.vary,
+                **self.held,
+                self.vary: value,
+                "seed": seed,
+                "epochs": s.most if equal_loss else s.epochs,
+                "target_loss": s.loss if equal_loss else None,
+                "limit": s.limit,
+                "samples": 50 if scale == "smoke" else 300,
+            }
+            for seed, equal_loss, value in product(range(s.seeds), (False, True), s.values)
+        ]
+
+    def claims(self, results: Sequence[Result]) -> list[Verdict]:
+        """The papers' sentences at equal epochs, then at equal loss, then with the unbiased diagonal."""
+        way = "grows with" if self.sign > 0 else "grows as it shrinks, with"
+        verdicts = []
+        for equal_loss, said in ((False, "equal epochs"), (True, "equal loss")):
+            own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
+            x, seeds, gaps = ([r[k] for r in own] for k in (self.vary, "seed", "gap"))
+            verdicts.append(
+                trend(
+                    f"the gap of the loss {way} the {_NAMES[self.vary]}, at {said}",
+                    x,
+                    gaps,
+                    seeds=seeds,
+                    sign=self.sign,
+                    control=equal_loss,
+                )
+            )
+            for key, diagonal in _FORMS.items():
+                psi, control = [r[key] for r in own], equal_loss or key != _PAPERS
+                verdicts += [
+                    trend(
+                        f"pacGen ({diagonal}) {way} the {_NAMES[self.vary]}, at {said}",
+                        x,
+                        psi,
+                        seeds=seeds,
+                        sign=self.sign,
+                        control=control,
+                    ),
+                    trend(f"pacGen ({diagonal}) goes with the gap, at {said}", psi, gaps, seeds=seeds, control=control),
+                ]
+        return verdicts
+
+    def figure(self, results: Sequence[Result]) -> Figure:
+        """By epoch as in the papers, one seed; then the end of training by what varies."""
+        figure, axes = panels(2, 2)
+        first = [r for r in results if not r["equal_loss"] and r["seed"] == 0]
+        for index, r in enumerate(sorted(first, key=lambda r: float(r[self.vary]))):
+            for panel, column in ((axes[0], 1), (axes[1], 2)):
+                epochs = [point[0] for point in r["curve"]]
+                values = [point[column] for point in r["curve"]]
+                lines(panel, epochs, values, label=f"{r[self.vary]:g}", index=index)
+        for equal_loss, said in ((False, "equal epochs"), (True, "equal loss")):
+            own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
+            x = [r[self.vary] for r in own]
+            lines(axes[2], x, [r["gap"] for r in own], label=said, index=int(equal_loss), dashed=equal_loss)
+            for place, (key, name) in enumerate(_FORMS.items()):
+                values = [r[key] for r in own]
+                lines(axes[3], x, values, label=f"{name}, {said}", index=2 * place + equal_loss, dashed=equal_loss)
+        name = _NAMES[self.vary]
+        label(axes[0], "epoch", "test minus training loss (nats)", f"gap, one seed, by {name}")
+        label(axes[1], "epoch", "pacGen (nats)", "squared batch gradients")
+        label(axes[2], name, "test minus training loss (nats)", "gap at the end", log_x=True)
+        label(axes[3], name, "pacGen (nats)", "pacGen at the end", log_x=True)
+        return figure
+
+
+def study(name: str, paper: str, title: str, variation: Variation, reduction: dict[str, str]) -> Study:
+    """The Study of a variation."""
+    return Study(
+        name,
+        paper,
+        title,
+        (variation.dataset,),
+        variation.configurations,
+        run,
+        variation.claims,
+        variation.figure,
+        reduction,
+    )
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train PyTorch's 2018 MNIST example network without dropout and measure pacGen on the training set."""
+    size = _SIDES.get(config["data"])
+    source = sources[config["data"]]
+    x, y = images(source, "train", config["limit"], size)
+    test = images(source, "test", None, size)
+    model = _network(x, config["seed"])
+    recipe = TrainConfig(
+        lr=config["lr"],
+        momentum=0.0,
+        batch_size=min(config["batch_size"], len(x)),
+        epochs=config["epochs"],
+        target_loss=config["target_loss"],
+        seed=config["seed"],
+    )
+    curve: list[list[float]] = []
+    marks = {max(1, config["epochs"] * k // _MARKS) - 1 for k in range(_MARKS + 1)}
+    psi = _psi(config, x, y)
+
+    def follow(epoch: int, model: nn.Module) -> None:
+        if config["target_loss"] is None and config["seed"] == 0 and epoch in marks:
+            gap = evaluate(model, *test).loss - evaluate(model, x, y).loss
+            curve.append([epoch + 1, gap, float(psi(model)[_PAPERS])])
+
+    train(model, x, y, config=recipe, on_epoch=follow)
+    own, held_out, found = evaluate(model, x, y), evaluate(model, *test), psi(model)
+    return {
+        "batch_size": config["batch_size"],
+        "lr": config["lr"],
+        "seed": config["seed"],
+        "equal_loss": config["target_loss"] is not None,
+        "reached": config["target_loss"] is None or own.loss < config["target_loss"],
+        "train_loss": own.loss,
+        "gap": held_out.loss - own.loss,
+        "error_gap": held_out.error - own.error,
+        **{name: float(estimate) for name, estimate in found.items()},
+        "curvature": {name: estimate.details["curvature_bound"] for name, estimate in found.items()},
+        "curve": curve,
+    }
+
+
+def _network(x: Tensor, seed: int) -> nn.Module:
+    if x.shape[-1] < 16:  # the embedded digits are 8 x 8
+        return build("mlp", seed=seed, widths=(x[0].numel(), 32, 10))
+    return build("mnist_cnn", seed=seed, channels=x.shape[1], image_size=x.shape[-1])
+
+
+def _psi(config: Config, x: Tensor, y: Tensor) -> Callable[[nn.Module], dict[str, Estimate]]:
+    """pacGen in the three forms; the papers' takes the training's own batch."""
+    seen, seed = config["samples"], config["seed"]
+    batch = min(config["batch_size"], len(x))
+
+    def psi(model: nn.Module) -> dict[str, Estimate]:
+        minimum = Minimum(model.eval(), (x, y), seed=seed)
+        return {
+            _PAPERS: pacgen(minimum, diagonal="batch_gradient", samples=None, batch=batch),
+            "pacgen": pacgen(minimum, samples=seen),
+            "pacgen_lemma3": pacgen(minimum, samples=seen, variant="lemma3", eta=float(len(x))),
+        }
+
+    return psi

@@ -1,0 +1,28 @@
+"""W1 Fig. 3: generalization gap and pacGen against the batch size at learning rate 0.01, on CIFAR-10."""
+
+from __future__ import annotations
+
+from flatminima.studies._wang_cnn import Scale, Variation, study
+
+_VARIATION = Variation(
+    "cifar10",
+    "batch_size",
+    {"lr": 0.01},
+    sign=1,
+    scales={
+        "smoke": Scale((16, 64, 256), 1, 2, 10, 2.2, 256),
+        "cpu": Scale((8, 16, 32, 64), 3, 20, 60, 1.6, 2_000),
+        "paper": Scale((64, 128, 256, 512, 1024, 2048, 4096), 5, 100, 400, 0.5, None),
+    },
+)
+STUDY = study(
+    "wang-cifar-batch",
+    "Wang et al. 2018 (arXiv 1809.07402), Fig. 3",
+    "Gap and pacGen against the batch size, CIFAR-10",
+    _VARIATION,
+    {
+        "smoke": "256 digits, 1 seed, 3 batch sizes, 2 epochs; an MLP takes the network's place",
+        "cpu": "2,000 samples, 3 seeds, batch sizes 8 to 64, 20 epochs; to loss 1.6 within 60 epochs",
+        "paper": "none known; the papers give batch sizes in the figure only",
+    },
+)

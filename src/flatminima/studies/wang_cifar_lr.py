@@ -1,0 +1,28 @@
+"""W1 Fig. 5: generalization gap and pacGen against the learning rate at batch size 256, on CIFAR-10."""
+
+from __future__ import annotations
+
+from flatminima.studies._wang_cnn import Scale, Variation, study
+
+_VARIATION = Variation(
+    "cifar10",
+    "lr",
+    {"batch_size": 256},
+    sign=-1,
+    scales={
+        "smoke": Scale((0.03, 0.1, 0.3), 1, 2, 10, 2.2, 256),
+        "cpu": Scale((0.1, 0.2, 0.3, 0.4), 3, 20, 60, 1.6, 2_000),
+        "paper": Scale((0.005, 0.01, 0.05, 0.1, 0.5), 5, 100, 400, 0.5, None),
+    },
+)
+STUDY = study(
+    "wang-cifar-lr",
+    "Wang et al. 2018 (arXiv 1809.07402), Fig. 5",
+    "Gap and pacGen against the learning rate, CIFAR-10",
+    _VARIATION,
+    {
+        "smoke": "256 digits, 1 seed, 3 rates, 2 epochs; an MLP takes the network's place",
+        "cpu": "2,000 samples, 3 seeds, rates 0.1 to 0.4 at batch 256, 20 epochs; to loss 1.6 within 60 epochs",
+        "paper": "none known; the papers give rates in the figure only",
+    },
+)
