@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from flatminima.studies import neyshabur_width, wang_cifar_batch, wang_cifar_lr, wang_mnist_batch, wang_mnist_lr
+from flatminima.studies import (
+    neyshabur_conditions,
+    neyshabur_confusion,
+    neyshabur_random_labels,
+    neyshabur_width,
+    wang_cifar_batch,
+    wang_cifar_lr,
+    wang_mnist_batch,
+    wang_mnist_lr,
+)
 from flatminima.studies.runner import reproduce
 from flatminima.studies.study import SCALES, Study
 from flatminima.studies.verdict import Verdict, compare, share, trend
 
 __all__ = ["SCALES", "STUDIES", "Study", "Verdict", "compare", "reproduce", "share", "trend"]
 
-STUDIES: Mapping[str, Study] = MappingProxyType(
-    {
-        module.STUDY.id: module.STUDY
-        for module in (neyshabur_width, wang_cifar_batch, wang_cifar_lr, wang_mnist_batch, wang_mnist_lr)
-    }
+_MODULES = (
+    neyshabur_conditions,
+    neyshabur_confusion,
+    neyshabur_random_labels,
+    neyshabur_width,
+    wang_cifar_batch,
+    wang_cifar_lr,
+    wang_mnist_batch,
+    wang_mnist_lr,
 )
+STUDIES: Mapping[str, Study] = MappingProxyType({module.STUDY.id: module.STUDY for module in _MODULES})

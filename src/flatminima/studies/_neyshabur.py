@@ -1,0 +1,103 @@
+"""What the studies of Neyshabur et al. (2017) share: their training, and what they look at in a network.
+
+The norms are those of the figures, divided by the margin that 5% of the samples fall below, as natural logarithms of
+the capacity (twice the norm's, so that ratios of the paper's figures are differences here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from flatminima import measures
+from flatminima.minimum import Minimum
+from flatminima.studies.plot import label, lines
+from flatminima.studies.study import Result
+from flatminima.studies.verdict import Verdict, compare, trend
+from flatminima.training import TrainConfig, evaluate, train
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NORMS = {
+    "l2": "l2 norm",
+    "l1_path": "l1-path norm",
+    "l2_path": "l2-path norm",
+    "spectral": "spectral norm",
+}
+SHARPNESS = {"sharpness": "sharpness", "expected_sharpness": "expected sharpness"}
+ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the noise alpha (10 |w| + 1)
+
+
+def fit(model: nn.Module, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], config: dict[str, Any]) -> Result:
+    """N17's training: SGD, batch 64, lr 0.01, momentum 0.9, until the cross-entropy is below `target_loss`."""
+    recipe = TrainConfig(epochs=config["epochs"], target_loss=config["target_loss"], seed=config["seed"])
+    history = train(model, x, y, config=recipe)
+    model.eval()
+    own, held_out = evaluate(model, x, y), evaluate(model, *test)
+    return {
+        "seed": config["seed"],
+        "epochs": len(history.epochs),
+        "train_loss": own.loss,
+        "train_error": own.error,
+        "test_error": held_out.error,
+        "fitted": own.error == 0,
+    }
+
+
+def look(model: nn.Module, x: Tensor, y: Tensor, *, samples: int, draws: int, seed: int) -> Result:
+    """The four norms over the margin, sharpness, and the bi-criteria curve, None where undefined."""
+    minimum = Minimum(model.eval(), (x, y), seed=seed)
+    curve = measures.bicriteria(minimum, alphas=ALPHAS, draws=draws, samples=samples).details.get("curve", [])
+    return {
+        "l2": measures.frobenius_norm(minimum, normalise="figure").value,
+        "l1_path": measures.path_norm(minimum, p=1, normalise="figure").value,
+        "l2_path": measures.path_norm(minimum, p=2, normalise="figure").value,
+        "spectral": measures.spectral_norm(minimum, normalise="figure").value,
+        "sharpness": measures.sharpness(minimum, alpha=5e-4, samples=samples).value,
+        "expected_sharpness": measures.expected_sharpness(minimum, alpha=1e-3, draws=draws, samples=samples).value,
+        "curve": curve,
+    }
+
+
+def rising(
+    results: Sequence[Result], x: str, name: str, claim: str, *, sign: int = 1, control: bool = False
+) -> Verdict:
+    """`trend` of a quantity along x over the runs where it is defined."""
+    own = [r for r in results if r[name] is not None]
+    return trend(
+        claim, [r[x] for r in own], [r[name] for r in own], seeds=[r["seed"] for r in own], sign=sign, control=control
+    )
+
+
+def larger(above: Sequence[Result], below: Sequence[Result], name: str, keys: Sequence[str], claim: str) -> Verdict:
+    """`compare` of a quantity between runs that agree in `keys`."""
+    partner = {tuple(r[k] for k in keys): r[name] for r in below if r[name] is not None}
+    pairs = [
+        (r[name], partner[at]) for r in above if r[name] is not None and (at := tuple(r[k] for k in keys)) in partner
+    ]
+    return compare(claim, [a for a, _ in pairs], [b for _, b in pairs], sign=1)
+
+
+def draw(axes: Axes, groups: Mapping[str, Sequence[Result]], x: str, name: str, title: str, x_label: str) -> None:
+    """One panel: a quantity along x, a line a group."""
+    for index, (said, results) in enumerate(groups.items()):
+        own = [r for r in results if r[name] is not None]
+        lines(axes, [r[x] for r in own], [r[name] for r in own], label=said, index=index)
+    unit = "nats" if name in SHARPNESS else "ln capacity"
+    label(axes, x_label, f"{title} ({unit})", title, log_x=True)
+
+
+def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]]) -> None:
+    """The bi-criteria plot: expected sharpness against KL, a line a network."""
+    for index, (said, results) in enumerate(groups.items()):
+        for i, r in enumerate(results):
+            points = [p for p in r["curve"] if p["sharpness"] > 0]
+            kl, rise = ([p[key] for p in points] for key in ("kl", "sharpness"))
+            if points:
+                lines(axes, kl, rise, label=None if i else said, index=index)
+    label(axes, "KL (nats)", "expected sharpness (nats)", "bi-criteria")
+    if axes.lines:
+        axes.set(xscale="log", yscale="log")

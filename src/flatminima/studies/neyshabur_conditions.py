@@ -1,0 +1,127 @@
+"""N17 Fig. 5 to 8: do the conditions hold, under which Theorem 1 bounds the sharpness, for learned and random weights?
+
+The network is a chain of linear layers with ReLU and no biases. C1 asks for layers that act in different directions
+(1/mu small), C2 for few inputs of units near zero, C3 for active units that carry their share of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from flatminima import measures
+from flatminima.minimum import Minimum
+from flatminima.models import build
+from flatminima.studies._neyshabur import fit
+from flatminima.studies.images import images
+from flatminima.studies.plot import label, panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict, compare, share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SHARE = 0.1  # of a mu that the paper's histograms call not small
+# width, seeds, epochs, target loss, training samples, samples looked at
+_SCALES = {
+    "smoke": (16, 1, 3, 0.05, 200, 3),
+    "cpu": (1_000, 3, 40, 1e-3, 6_000, 12),
+    "paper": (1_000, 5, 1_000, 1e-4, None, 100),
+}
+_DEPTH = 10
+
+
+def _configurations(scale: str) -> list[Config]:
+    width, seeds, epochs, loss, limit, samples = _SCALES[scale]
+    return [
+        {
+            "data": "digits" if scale == "smoke" else "mnist",
+            "width": width,
+            "learned": learned,
+            "seed": seed,
+            "epochs": epochs,
+            "target_loss": loss,
+            "limit": limit,
+            "samples": samples,
+        }
+        for seed, learned in product(range(seeds), (True, False))
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """He et al.'s weights, learned or not; the constants of the three conditions at each sample."""
+    source = sources[config["data"]]
+    x, y = images(source, "train", config["limit"])
+    widths = (x[0].numel(), *[config["width"]] * (_DEPTH - 1), 10)
+    model = build("mlp", seed=config["seed"], widths=widths, bias=False)
+    generator = torch.Generator().manual_seed(config["seed"])
+    for module in model.modules():
+        if isinstance(module, nn.Linear):  # torch's own start shrinks the signal by sqrt(6) a layer
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    trained = fit(model, x, y, images(source, "test"), config) if config["learned"] else {"seed": config["seed"]}
+    minimum = Minimum(model.eval(), (x, y), seed=config["seed"])
+    found = measures.conditions(minimum, samples=config["samples"])
+    return {
+        "learned": config["learned"],
+        **trained,
+        "mean_log_inverse_mu": found.value,
+        "undefined": found.undefined,
+        **{key: found.details.get(key) for key in ("inverse_mu", "c2", "c3", "c2_mean", "c3_mean")},
+    }
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    own = [r for r in results if r["mean_log_inverse_mu"] is not None]
+    learned, random = ([r for r in own if r["learned"] is is_learned] for is_learned in (True, False))
+    verdicts = []
+    for said, group in (("learned", learned), ("random", random)):
+        verdicts += [
+            share(f"C1: mu is at least {_SHARE}, {said} weights", [r["inverse_mu"] <= 1 / _SHARE for r in group]),
+            share(f"C3: the constant is at most 10, {said} weights", [r["c3"] <= 10 for r in group]),
+        ]
+    pairs = {r["seed"]: r for r in random}
+    both = [(r, pairs[r["seed"]]) for r in learned if r["seed"] in pairs]
+    for key, said in (
+        ("mean_log_inverse_mu", "C1: ln(1/mu)"),
+        ("c2_mean", "C2: the constant"),
+        ("c3_mean", "C3: the constant"),
+    ):
+        claim = f"{said} is smaller for learned than for random weights"
+        verdicts.append(compare(claim, [a[key] for a, _ in both], [b[key] for _, b in both], control=True))
+    return verdicts
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    figure, axes = panels(3)
+    own = [r for r in results if r["mean_log_inverse_mu"] is not None]
+    names = (("inverse_mu", "C1: 1 / mu"), ("c2", "C2"), ("c3", "C3"))
+    for panel, (name, title) in zip(axes, names, strict=True):
+        for place, learned in enumerate((True, False)):
+            values = [r[name] for r in own if r["learned"] is learned]
+            panel.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.7)
+        panel.set_xticks([0, 1], ["learned", "random"])
+        panel.set_xlim(-0.5, 1.5)
+        panel.set_yscale("log")
+        label(panel, "weights", "largest constant over samples", title)
+    return figure
+
+
+STUDY = Study(
+    "neyshabur-conditions",
+    "Neyshabur et al. 2017, Fig. 5 to 8",
+    "The conditions of Theorem 1 for learned and random weights",
+    ("mnist",),
+    _configurations,
+    run,
+    _claims,
+    _figure,
+    {
+        "smoke": "10 layers of 16 units, 200 digits, 3 samples looked at",
+        "cpu": "6,000 images, to cross-entropy 0.001 (paper: 1e-4), 3 seeds, 12 samples looked at",
+        "paper": "at most 1,000 epochs; the largest constants, not histograms over samples",
+    },
+)

@@ -1,0 +1,110 @@
+"""N17 Fig. 3: minima of the same true data that generalize worse and worse, by a growing confusion set.
+
+Each network fits all true samples and, with them, a confusion set with random labels. What explains generalization must
+rise with the confusion set, as the test error does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from flatminima.data import append_confusion
+from flatminima.models import build
+from flatminima.studies._neyshabur import NORMS, SHARPNESS, draw, draw_curves, fit, look, rising
+from flatminima.studies.images import images
+from flatminima.studies.plot import panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# true samples, sizes of the confusion set, seeds, epochs, target loss, network, samples and draws of the sharpness
+_SCALES = {
+    "smoke": (80, (0, 20, 40), 1, 20, 0.05, {"name": "small_cnn", "channels": 1, "image_size": 8, "width": 4}, 60, 2),
+    "cpu": (
+        1_000,
+        (0, 125, 250, 500, 1_000),
+        3,
+        150,
+        1e-2,
+        {"name": "small_cnn", "channels": 3, "image_size": 32, "width": 16, "norm": "batch"},
+        250,
+        10,
+    ),
+    "paper": (10_000, (0, 1_000, 2_000, 3_000, 4_000, 5_000), 5, 1_000, 1e-4, {"name": "vgg"}, 10_000, 1_000),
+}
+
+
+def _configurations(scale: str) -> list[Config]:
+    true, sizes, seeds, epochs, loss, network, samples, draws = _SCALES[scale]
+    return [
+        {
+            "data": "digits" if scale == "smoke" else "cifar10",
+            "true": true,
+            "confusion": size,
+            "most": max(sizes),
+            "seed": seed,
+            "epochs": epochs,
+            "target_loss": loss,
+            "network": network,
+            "samples": samples,
+            "draws": draws,
+        }
+        for seed, size in product(range(seeds), sizes)
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train on the true samples and a confusion set, and measure on the true samples, as the paper does."""
+    source, options, true = sources[config["data"]], dict(config["network"]), config["true"]
+    x, y = images(source, "train", true + config["most"])
+    both = append_confusion(x[:true], y[:true], x[true:], config["confusion"], 10, config["seed"])
+    model = build(options.pop("name"), seed=config["seed"], **options)
+    trained = fit(model, *both, images(source, "test", 2_000), config)
+    found = look(model, x[:true], y[:true], samples=config["samples"], draws=config["draws"], seed=config["seed"])
+    return {"confusion": config["confusion"], **trained, **found}
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    fitted = [r for r in results if r["fitted"]]
+    verdicts = [rising(fitted, "confusion", "test_error", "test error grows with the confusion set")]
+    for name, title in (NORMS | SHARPNESS).items():
+        said = f"{title}{' over the margin' if name in NORMS else ''}"
+        verdicts += [
+            rising(fitted, "confusion", name, f"{said} grows with the confusion set"),
+            rising(fitted, "test_error", name, f"{said} grows with the test error", control=True),
+        ]
+    return verdicts
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    figure, axes = panels(4, 2)
+    fitted = [r for r in results if r["fitted"]]
+    names = {"test_error": "test error"} | NORMS | SHARPNESS
+    for panel, (name, title) in zip(axes, names.items(), strict=False):
+        draw(panel, {"": fitted}, "confusion", name, title, "size of the confusion set")
+        panel.set_xscale("linear")
+    axes[0].set_ylabel("test error (share of samples)")
+    sizes = sorted({r["confusion"] for r in fitted})
+    draw_curves(axes[7], {str(size): [r for r in fitted if r["confusion"] == size] for size in sizes})
+    return figure
+
+
+STUDY = Study(
+    "neyshabur-confusion",
+    "Neyshabur et al. 2017, Fig. 3",
+    "Measures of minima that a confusion set made worse",
+    ("cifar10",),
+    _configurations,
+    run,
+    _claims,
+    _figure,
+    {
+        "smoke": "80 digits and up to 40 confused, a small CNN, 1 seed",
+        "cpu": "1,000 images, confusion 0 to 1,000, a CNN of two convolutions for the VGG, 3 seeds, to loss 0.01",
+        "paper": "at most 1,000 epochs",
+    },
+)

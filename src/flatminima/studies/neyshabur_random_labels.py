@@ -1,0 +1,122 @@
+"""N17 Fig. 1 and 2: networks trained on true and on random labels, for growing training sets.
+
+Random labels generalize to nothing, so a measure of complexity must be larger for them, and grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from flatminima.data import random_labels
+from flatminima.models import build
+from flatminima.studies._neyshabur import NORMS, SHARPNESS, draw, draw_curves, fit, larger, look, rising
+from flatminima.studies.images import images
+from flatminima.studies.plot import panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict, share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# sizes, seeds, epochs, target loss, network, samples and draws of the sharpness
+_SCALES = {
+    "smoke": ((60, 120), 1, 20, 0.05, {"name": "small_cnn", "channels": 1, "image_size": 8, "width": 4}, 60, 2),
+    "cpu": (
+        (250, 500, 1_000, 2_000),
+        3,
+        150,
+        1e-2,
+        {"name": "small_cnn", "channels": 3, "image_size": 32, "width": 16, "norm": "batch"},
+        250,
+        10,
+    ),
+    "paper": ((1_000, 5_000, 10_000, 20_000, 30_000, 40_000, 50_000), 5, 1_000, 1e-4, {"name": "vgg"}, 50_000, 1_000),
+}
+
+
+def _configurations(scale: str) -> list[Config]:
+    sizes, seeds, epochs, loss, network, samples, draws = _SCALES[scale]
+    return [
+        {
+            "data": "digits" if scale == "smoke" else "cifar10",
+            "size": size,
+            "random": random,
+            "seed": seed,
+            "epochs": epochs,
+            "target_loss": loss,
+            "network": network,
+            "samples": samples,
+            "draws": draws,
+        }
+        for seed, size, random in product(range(seeds), sizes, (False, True))
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train on so many samples with their own or random labels, and measure."""
+    source, options = sources[config["data"]], dict(config["network"])
+    x, y = images(source, "train", config["size"])
+    if config["random"]:
+        y = random_labels(y, 10, config["seed"])
+    model = build(options.pop("name"), seed=config["seed"], **options)
+    trained = fit(model, x, y, images(source, "test", 2_000), config)
+    found = look(model, x, y, samples=config["samples"], draws=config["draws"], seed=config["seed"])
+    return {"size": config["size"], "random": config["random"], **trained, **found}
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    fitted = [r for r in results if r["fitted"]]
+    true, random = ([r for r in fitted if r["random"] is is_random] for is_random in (False, True))
+    verdicts = [share("random labels are fitted without an error", [r["fitted"] for r in results if r["random"]])]
+    at = ("seed", "size")
+    for name, title in NORMS.items():
+        verdicts += [
+            larger(random, true, name, at, f"{title} over the margin is larger with random labels, at equal size"),
+            rising(random, "size", name, f"{title} over the margin grows with the number of random labels"),
+        ]
+    small = min((r["size"] for r in fitted), default=0)
+    large = max((r["size"] for r in fitted), default=0)
+    for size, where in ((small, "smallest"), (large, "largest")):
+        parts = [[r for r in group if r["size"] == size] for group in (random, true)]
+        verdicts.append(
+            larger(parts[0], parts[1], "sharpness", at, f"sharpness is larger with random labels, {where} set")
+        )
+    verdicts.append(larger(random, true, "rise", at, "at equal noise expected sharpness is larger with random labels"))
+    return verdicts
+
+
+def _with_rise(results: Sequence[Result]) -> list[Result]:
+    """The bi-criteria curve's middle as a number: expected sharpness at alpha = 1e-3, where the KL hardly differs."""
+    return [{**r, "rise": r["expected_sharpness"]} for r in results]
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    figure, axes = panels(4, 2)
+    groups = {
+        "true labels": [r for r in results if not r["random"] and r["fitted"]],
+        "random labels": [r for r in results if r["random"] and r["fitted"]],
+    }
+    for panel, (name, title) in zip(axes, ({"test_error": "test error"} | NORMS | SHARPNESS).items(), strict=False):
+        draw(panel, groups, "size", name, title, "training samples")
+    axes[0].set_ylabel("test error (share of samples)")
+    draw_curves(axes[7], groups)
+    return figure
+
+
+STUDY = Study(
+    "neyshabur-random-labels",
+    "Neyshabur et al. 2017, Fig. 1 and 2",
+    "True against random labels: norms over the margin, sharpness",
+    ("cifar10",),
+    _configurations,
+    run,
+    lambda results: _claims(_with_rise(results)),
+    _figure,
+    {
+        "smoke": "60 and 120 digits, a small CNN, 1 seed",
+        "cpu": "250 to 2,000 images, a CNN of two convolutions in place of the VGG, 3 seeds, to cross-entropy 0.01",
+        "paper": "at most 1,000 epochs; the sizes are read off the figure",
+    },
+)
