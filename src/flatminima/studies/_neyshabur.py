@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatminima import measures
 from flatminima.minimum import Minimum
-from flatminima.studies.plot import label, lines
+from flatminima.studies.plot import label, lines, plain_numbers
 from flatminima.studies.study import Result
 from flatminima.studies.verdict import Verdict, compare, trend
 from flatminima.training import TrainConfig, evaluate, train
@@ -101,3 +101,5 @@ def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]]) -> None:
     label(axes, "KL (nats)", "expected sharpness (nats)", "bi-criteria")
     if axes.lines:
         axes.set(xscale="log", yscale="log")
+        for which in "xy":
+            plain_numbers(axes, which)

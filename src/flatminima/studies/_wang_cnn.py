@@ -110,7 +110,7 @@ class Variation:
 
     def figure(self, results: Sequence[Result]) -> Figure:
         """By epoch as in the papers, one seed; then the end of training by what varies."""
-        figure, axes = panels(2, 2)
+        figure, axes = panels(3, 2)
         first = [r for r in results if not r["equal_loss"] and r["seed"] == 0]
         for index, r in enumerate(sorted(first, key=lambda r: float(r[self.vary]))):
             for panel, column in ((axes[0], 1), (axes[1], 2)):
@@ -119,16 +119,16 @@ class Variation:
                 lines(panel, epochs, values, label=f"{r[self.vary]:g}", index=index)
         for equal_loss, said in ((False, "equal epochs"), (True, "equal loss")):
             own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
-            x = [r[self.vary] for r in own]
-            lines(axes[2], x, [r["gap"] for r in own], label=said, index=int(equal_loss), dashed=equal_loss)
-            for place, (key, name) in enumerate(_FORMS.items()):
+            for panel, key in zip(axes[2:], ("train_loss", "gap", _PAPERS, "pacgen_lemma3"), strict=True):
                 values = [r[key] for r in own]
-                lines(axes[3], x, values, label=f"{name}, {said}", index=2 * place + equal_loss, dashed=equal_loss)
+                lines(panel, [r[self.vary] for r in own], values, label=said, index=int(equal_loss), dashed=equal_loss)
         name = _NAMES[self.vary]
         label(axes[0], "epoch", "test minus training loss (nats)", f"gap, one seed, by {name}")
-        label(axes[1], "epoch", "pacGen (nats)", "squared batch gradients")
-        label(axes[2], name, "test minus training loss (nats)", "gap at the end", log_x=True)
-        label(axes[3], name, "pacGen (nats)", "pacGen at the end", log_x=True)
+        label(axes[1], "epoch", "pacGen (nats)", f"pacGen, one seed, by {name}")
+        label(axes[2], name, "training loss (nats)", "training loss at the end", log_x=True)
+        label(axes[3], name, "test minus training loss (nats)", "gap at the end", log_x=True)
+        label(axes[4], name, "pacGen (nats)", "pacGen, squared batch gradients", log_x=True)
+        label(axes[5], name, "pacGen (nats)", "pacGen, Lemma 3 with eta = n", log_x=True)
         return figure
 
 

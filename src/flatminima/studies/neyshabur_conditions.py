@@ -105,8 +105,7 @@ def _figure(results: Sequence[Result]) -> Figure:
             panel.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.7)
         panel.set_xticks([0, 1], ["learned", "random"])
         panel.set_xlim(-0.5, 1.5)
-        panel.set_yscale("log")
-        label(panel, "weights", "largest constant over samples", title)
+        label(panel, "weights", "largest constant over samples", title, log_y=True)
     return figure
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = (3.4, 2.7)  # inches
+_TICKS = 6
 
 
 def panels(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -47,11 +48,26 @@ def lines(
 
 
 def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Names and scales of the axes; a legend where something is labelled."""
-    axes.set(xlabel=x, ylabel=y, title=title)
-    if log_x:
-        axes.set_xscale("log", base=2)
-    if log_y:
+    """Names and scales of the axes, numbers as plain text at the points drawn; a legend where something is labelled."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=10)
+    if log_x and axes.lines:
+        axes.set_xscale("log")
+        places = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
+        step = -(-len(places) // _TICKS)
+        axes.set_xticks(places[::step], [f"{v:g}" for v in places[::step]], minor=False)
+        axes.set_xticks([], minor=True)
+    if log_y and axes.lines:
         axes.set_yscale("log")
+        plain_numbers(axes, "y")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False)
+
+
+def plain_numbers(axes: Axes, which: str) -> None:
+    """Powers of ten as 1e-3: the theme keeps mathematical typesetting off."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
