@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flatminima.report.theme import MARKERS, PALETTE
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def lines(
         axes: to draw on. x, y: one of each a run; runs with equal x are repetitions.
         label: in the legend. index: which colour and marker. dashed: for a control.
     """
+    if not x:
+        return
     places = sorted(set(x))
     groups = [[b for a, b in zip(x, y, strict=True) if a == place] for place in places]
     colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
@@ -53,7 +57,7 @@ def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, l
     axes.set_title(title, fontsize=10)
     if log_x and axes.lines:
         axes.set_xscale("log")
-        places = sorted({float(v) for line in axes.lines for v in line.get_xdata()})
+        places = sorted({float(v) for line in axes.lines for v in np.asarray(line.get_xdata())})
         step = -(-len(places) // _TICKS)
         axes.set_xticks(places[::step], [f"{v:g}" for v in places[::step]], minor=False)
         axes.set_xticks([], minor=True)

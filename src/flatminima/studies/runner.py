@@ -67,8 +67,6 @@ def reproduce(
         progress.report(study.id, done, len(todo))
     runs = [run for path in paths if (run := _read(path)) is not None]
     succeeded = [run["result"] for run in runs if _succeeded(run)]
-    if succeeded:
-        _draw(study, succeeded, folder)
     document = {
         "schema": SCHEMA,
         "id": study.id,
@@ -83,6 +81,8 @@ def reproduce(
         "versions": _versions(),
     }
     write_whole(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if succeeded:
+        _draw(study, succeeded, folder)
     return document
 
 
