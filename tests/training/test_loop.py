@@ -15,7 +15,7 @@ from flatminima.errors import DataError, NumericalError, UnknownName, UsageError
 from flatminima.models import build
 from flatminima.training import TrainConfig, evaluate, train
 from flatminima.training.loop import batch_sizes
-from flatminima.training.schedule import constant, cosine, step
+from flatminima.training.schedule import Plateau, constant, cosine, step
 
 
 def blobs(n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -277,6 +277,19 @@ def test_configurations_compare_by_value() -> None:
         TrainConfig(optimizer="sdg")
     with pytest.raises(UnknownName, match="schedule"):
         TrainConfig(schedule="linear")
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_a_plateau_drops_where_torchs_does(patience: int) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, eps=0.0)
+    ours = Plateau(patience)
+    for loss in (torch.rand(60, generator=torch.Generator().manual_seed(0)) + torch.linspace(2, 0, 60)).tolist():
+        ours.see(loss)
+        theirs.step(loss)
+        assert 0.5**ours.drops == optimizer.param_groups[0]["lr"]
+    assert ours.drops > 1
 
 
 def test_schedules() -> None:

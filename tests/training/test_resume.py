@@ -40,7 +40,7 @@ def training(name="plain", *, epochs=3, **more):
         name, model, base_optimizer("adam", model.parameters(), 0.02), METHODS[name], steps_per_epoch=4
     )  # fmt: skip
     return Training(
-        model, *samples(), config=TrainConfig(epochs=epochs, batch_size=14, schedule="cosine", **more),
+        model, *samples(), config=TrainConfig(epochs=epochs, batch_size=14, **({"schedule": "cosine"} | more)),
         augment=lambda x, g: x + 0.1 * torch.randn(x.shape, generator=g),
         optimizer=chosen.optimizer, backward=chosen.backward, modules=chosen.modules,
     )  # fmt: skip
@@ -65,6 +65,20 @@ def test_resuming_after_any_step_ends_with_the_same_bits(name):
         assert same(again.model, whole.model), steps
         assert found.final == history.final and found.steps == 12 and found.stopped_because == "epochs"
         assert [(e.loss, e.error, e.lr) for e in found.epochs] == [(e.loss, e.error, e.lr) for e in history.epochs]
+
+
+def test_a_plateau_is_resumed_with_what_it_has_seen():
+    options = {"epochs": 6, "schedule": "plateau", "patience": 0, "gamma": 0.5}
+    whole, states = training(**options), {}
+    history = whole.run(on_step=lambda t: states.__setitem__(t.steps, t.state_dict()))
+    assert len({epoch.lr for epoch in history.epochs}) > 1
+    for steps in (7, 8, 9, 16):
+        again = training(**options)
+        again.load_state_dict(states[steps])
+        again.run()
+        assert same(again.model, whole.model), steps
+    with pytest.raises(UsageError, match="plateau"):
+        training(**options).skip(2)
 
 
 def test_averaging_is_the_mean_over_epoch_ends_with_statistics_measured_again():

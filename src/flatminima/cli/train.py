@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 # what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
 METHODS = ("fisher_trace", "pertopt", "plain", "sam")
 AUGMENTATIONS = ("1-crop-f", "4-crop-f", "flip", "none")
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "plateau", "step")
 WEIGHTS, RESULT = "weights.safetensors", "result.json"
 _QUIET = 10.0  # seconds between two lines where there is no terminal to draw on
 
@@ -135,9 +135,11 @@ def train(
     optimizer: Annotated[str, typer.Option(help="Class of torch.optim, or package.module:Class.")] = "sgd",
     optimizer_arg: Annotated[list[str] | None, typer.Option(help="key=value for the optimizer; repeat.")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
-    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, cosine or step.")] = "constant",
+    schedule: Annotated[
+        str, typer.Option(help="Of the learning rate: constant, cosine, step or plateau.")
+    ] = "constant",
     milestone: Annotated[list[int] | None, typer.Option(help="Epoch at which 'step' multiplies; repeat.")] = None,
-    gamma: Annotated[float, typer.Option(help="Factor of 'step'.")] = 0.1,
+    gamma: Annotated[float, typer.Option(help="Factor of 'step' and 'plateau'.")] = 0.1,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs at most.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 64,
     target_loss: Annotated[float | None, typer.Option(help="Stop below this loss of the training set.")] = None,

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from flatminima.studies import (
+    jia_augmentation,
+    jia_batch,
+    jia_confusion,
     neyshabur_conditions,
     neyshabur_confusion,
     neyshabur_random_labels,
@@ -22,6 +25,9 @@ from flatminima.studies.verdict import Verdict, compare, share, trend
 __all__ = ["SCALES", "STUDIES", "Study", "Verdict", "compare", "reproduce", "share", "trend"]
 
 _MODULES = (
+    jia_augmentation,
+    jia_batch,
+    jia_confusion,
     neyshabur_conditions,
     neyshabur_confusion,
     neyshabur_random_labels,

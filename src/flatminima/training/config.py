@@ -9,7 +9,7 @@ from flatminima.errors import UnknownName, UsageError
 from flatminima.training import schedule
 
 _OPTIMIZERS = ("adam", "sgd")
-_SCHEDULES = ("constant", "cosine", "step")
+_SCHEDULES = ("constant", "cosine", "plateau", "step")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class TrainConfig:
         target_loss: stop once the cross-entropy of the whole training set, in eval mode after an epoch, is
             below this (costs a pass an epoch); None trains all epochs.
         seed: of batches, augmentation and dropout, 0 or more. The initial weights are the model's own.
-        schedule: "constant", "step" (times `gamma` at each of `milestones`) or "cosine" (to 0 over `epochs`).
+        schedule: "constant", "step" (times `gamma` at each of `milestones`), "cosine" (to 0 over `epochs`) or "plateau"
+            (times `gamma` when the loss of an epoch has not fallen for more than `patience` epochs).
         average_from: stochastic weight averaging: the final weights are the mean of those at the end of this epoch,
             counted from 1, and of all later ones; None does not average.
         average_lr: learning rate of the epochs averaged over, constant; None keeps the schedule.
@@ -41,6 +42,7 @@ class TrainConfig:
     schedule: str = "constant"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    patience: int = 10
     average_from: int | None = None
     average_lr: float | None = None
 
@@ -57,6 +59,7 @@ class TrainConfig:
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
             ("target_loss", self.target_loss, self.target_loss is None or self.target_loss > 0, "positive"),
+            ("patience", self.patience, self.patience >= 0, "0 or more"),
             ("seed", self.seed, self.seed >= 0, "0 or more"),
             ("average_from", self.average_from, _fits(self.average_from, 1, self.epochs), f"in 1 to {self.epochs}"),
             ("average_lr", self.average_lr, _fits(self.average_lr, 0, math.inf), "0 or more, and finite"),
@@ -69,7 +72,7 @@ class TrainConfig:
         return self.lr * self.factor(epoch)
 
     def factor(self, epoch: int) -> float:
-        """The schedule's factor of the base rate in an epoch, counted from 0."""
+        """The schedule's factor of the base rate in an epoch, counted from 0, but for a plateau's drops."""
         if self.average_from is not None and self.average_lr is not None and epoch + 1 >= self.average_from:
             return self.average_lr / self.lr
         if self.schedule == "step":

@@ -23,6 +23,7 @@ from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.training.averaging import Average
 from flatminima.training.config import TrainConfig
 from flatminima.training.evaluate import Evaluation, check_samples, evaluate
+from flatminima.training.schedule import Plateau
 
 Backward = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -155,6 +156,7 @@ class Training:
         self.model, self.inputs, self.targets, self.augment, self.backward = model, inputs, targets, augment, backward
         self.optimizer = optimizer or make_optimizer(model, self.config)
         self.modules = modules or {}
+        self.plateau = Plateau(self.config.patience) if self.config.schedule == "plateau" else None
         self.average = None if self.config.average_from is None else Average(model)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._batches = batch_sizes(len(inputs), self.config.batch_size)
@@ -172,6 +174,8 @@ class Training:
         """Begin after so many epochs; what they did is in the model and the optimizer already."""
         if not 0 <= epochs < self.config.epochs:
             raise UsageError(f"first_epoch={epochs}: must be in 0 ... {self.config.epochs - 1}, the epochs to train")
+        if epochs and self.plateau is not None:
+            raise UsageError("a plateau schedule depends on the epochs before: go on from `state_dict` instead")
         self.epoch, self.steps = epochs, epochs * len(self._batches)
 
     def run(
@@ -205,7 +209,9 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on: copies of tensors, numbers and text. For `on_step`."""
-        averaged = {} if self.average is None else {"average": self.average.state_dict()}
+        own: dict[str, Any] = {} if self.average is None else {"average": self.average.state_dict()}
+        if self.plateau is not None:
+            own["plateau"] = asdict(self.plateau)
         state: dict[str, Any] = _copied(
             {
                 "model": self.model.state_dict(),
@@ -216,7 +222,7 @@ class Training:
                 "position": [self.epoch, self.batch, self.steps],
                 "sums": [self._loss_sum, self._wrong, self._seconds],
                 "stopped": self.stopped,
-                **averaged,
+                **own,
             }
         )
         return state
@@ -229,6 +235,8 @@ class Training:
             module.load_state_dict(state["modules"][name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.plateau is not None:
+            self.plateau = Plateau(**state["plateau"])
         self.epochs = [Epoch(**values) for values in state["epochs"]]
         self.epoch, self.batch, self.steps = state["position"]
         self._loss_sum, self._wrong, self._seconds = state["sums"]
@@ -239,10 +247,14 @@ class Training:
     def _begin_epoch(self) -> list[Tensor]:
         self._loss_sum, self._wrong, self._seconds = 0.0, 0, 0.0
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self.config.factor(self.epoch)
+            group["lr"] = rate * self._factor()
         _seed_dropout(_mix(self.config.seed, self.epoch, _DROPOUT), self.inputs.device)
         self._noise.manual_seed(_mix(self.config.seed, self.epoch, _AUGMENT))
         return self._order()
+
+    def _factor(self) -> float:
+        drops = 0 if self.plateau is None else self.plateau.drops
+        return self.config.factor(self.epoch) * self.config.gamma**drops
 
     def _order(self) -> list[Tensor]:
         shuffle = torch.Generator().manual_seed(_mix(self.config.seed, self.epoch, _BATCHES))
@@ -271,6 +283,8 @@ class Training:
         whole = config.target_loss is not None or self.backward is not None
         self._final = evaluate(self.model, self.inputs, self.targets) if whole else None
         self._seen = self._final or Evaluation(self._loss_sum / n, self._wrong / n, n)
+        if self.plateau is not None:
+            self.plateau.see(self._seen.loss)
         if config.target_loss is not None and self._seen.loss < config.target_loss:
             self.stopped = "target_loss"
         elif self.epoch + 1 == config.epochs:

@@ -1,0 +1,164 @@
+"""What J20 Fig. 1 to 3 share: pre-activation ResNets of different test error, and four metrics of each.
+
+The metrics are those of the paper's four panels: Fisher log-determinant (eq. 5), spectral radius and Frobenius norm of
+the Fisher matrix, and the robustness of the softmax output. Without label smoothing the log-determinant follows the
+training loss (erratum J-e), so the loss stands beside it, and as a control the log-determinant with logits rescaled to
+norm 25, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from flatminima import measures
+from flatminima.data.augment import Augmentation
+from flatminima.minimum import Minimum
+from flatminima.models import build
+from flatminima.ranking import kendall
+from flatminima.studies.images import images
+from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.study import Config, Result, Sources
+from flatminima.studies.verdict import Verdict, compare, trend
+from flatminima.training import TrainConfig, evaluate, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS = {
+    "logdet": "Fisher log-determinant",
+    "spectral": "spectral radius of the Fisher",
+    "frobenius": "Frobenius norm of the Fisher",
+    "robustness": "robustness",
+}
+RESCALED = "logdet_rescaled"
+TEST = 2_000  # images that the test error is measured on below paper scale
+
+_NETWORK: dict[str, Any] = {"name": "resnet20"}
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"network": {"name": "small_cnn", "channels": 1, "image_size": 8, "width": 4}, "size": None, "subset": 20}
+    | {"limit": 80, "epochs": 8, "seeds": 1, "test": 200, "lr": 0.1, "patience": 10},
+    "cpu": {"network": _NETWORK | {"depth": 8}, "size": 16, "subset": 100}
+    | {"limit": 1_000, "epochs": 80, "seeds": 3, "test": TEST, "lr": 0.1, "patience": 8},
+    "paper": {"network": _NETWORK, "size": None, "subset": 100}
+    | {"limit": 50_000, "epochs": 200, "seeds": 5, "test": None, "lr": 0.1, "patience": 10},
+}
+
+
+def configuration(scale: str, seed: int, **own: Any) -> Config:
+    """One run's, with what the three studies share."""
+    data = "digits" if scale == "smoke" else "cifar10"
+    common = {k: v for k, v in SCALES[scale].items() if k != "seeds"}
+    return {"data": data, **common, "batch_size": 128, "target_loss": None, "seed": seed} | own
+
+
+def load(config: Config, sources: Sources, limit: int) -> tuple[Tensor, Tensor]:
+    """So many training samples."""
+    return images(sources[config["data"]], "train", limit, config["size"])
+
+
+def fit(
+    config: Config, sources: Sources, x: Tensor, y: Tensor, augment: Augmentation | None = None
+) -> tuple[nn.Module, Result]:
+    """SGD, momentum 0.9, l2 5e-4, the rate divided by ten on a plateau of the training loss."""
+    options = dict(config["network"])
+    model = build(options.pop("name"), seed=config["seed"], **options)
+    recipe = TrainConfig(
+        lr=config["lr"],
+        weight_decay=5e-4,
+        batch_size=config["batch_size"],
+        epochs=config["epochs"],
+        target_loss=config["target_loss"],
+        schedule="plateau",
+        patience=config["patience"],
+        seed=config["seed"],
+    )
+    train(model, x, y, config=recipe, augment=augment)
+    model.eval()
+    test = images(sources[config["data"]], "test", config["test"], config["size"])
+    own, held_out = evaluate(model, x, y), evaluate(model, *test)
+    return model, {
+        "seed": config["seed"],
+        "train_loss": own.loss,
+        "train_error": own.error,
+        "test_error": held_out.error,
+        "reached": config["target_loss"] is None or own.loss < config["target_loss"],
+    }
+
+
+def metrics(model: nn.Module, x: Tensor, y: Tensor, config: Config) -> Result:
+    """The four metrics on the true training samples, and the log-determinant with rescaled logits; None: undefined."""
+    minimum = Minimum(model, (x, y), seed=config["seed"])
+    of = {"subset": config["subset"], "trials": 20}
+    return {
+        "logdet": measures.fisher_logdet(minimum, **of).value,
+        "spectral": measures.fisher_spectral_radius(minimum, **of).value,
+        "frobenius": measures.fisher_frobenius(minimum, **of).value,
+        "robustness": measures.robustness(minimum, samples=200).value,
+        RESCALED: measures.fisher_logdet(minimum, logit_norm=25.0, **of).value,
+    }
+
+
+def claims(results: Sequence[Result], x: str, sentence: str, sign: int) -> list[Verdict]:
+    """Does x move the test error as the paper says, do the metrics follow it, and the log-determinant best?"""
+    own = [r for r in results if r["reached"]]
+    verdicts = [_trend(own, x, "test_error", sentence, sign=sign)]
+    for name, title in METRICS.items():
+        control = name != "logdet"
+        verdicts.append(_trend(own, "test_error", name, f"{title} grows with the test error", control=control))
+    for name in list(METRICS)[1:]:
+        ours, theirs = (_taus(own, key) for key in ("logdet", name))
+        seeds = [s for s in ours if s in theirs]
+        claim = f"tau with the test error is larger for the log-determinant than for {METRICS[name]}"
+        verdicts.append(compare(claim, [ours[s] for s in seeds], [theirs[s] for s in seeds], sign=1))
+    verdicts += [
+        _trend(
+            own, "test_error", RESCALED, "log-determinant with rescaled logits grows with the test error", control=True
+        ),
+        _trend(own, "train_loss", "logdet", "log-determinant grows with the training loss itself (J-e)", control=True),
+    ]
+    return verdicts
+
+
+def figure(results: Sequence[Result], x: str, title: str) -> Figure:
+    """The paper's four panels, metric against test error, a point a network; test error and loss along x beside."""
+    drawn, axes = panels(3, 2)
+    own = [r for r in results if r["reached"]]
+    for panel, (name, said) in zip(axes, METRICS.items(), strict=False):
+        for index, value in enumerate(sorted({r[x] for r in own}, key=_order)):
+            points = [r for r in own if r[x] == value and r[name] is not None]
+            places = [r["test_error"] for r in points], [r[name] for r in points]
+            panel.plot(*places, "o", color=f"C{index}", label=str(value), ms=5, alpha=0.8)
+        label(panel, "test error (share of samples)", said, f"{said}, by {title}")
+    places_x = [float(_order(r[x])) for r in own]
+    lines(axes[4], places_x, [r["test_error"] for r in own])
+    lines(axes[5], places_x, [r["train_loss"] for r in own], index=1)
+    label(axes[4], title, "test error (share of samples)", "test error")
+    label(axes[5], title, "training loss (nats)", "training loss")
+    return drawn
+
+
+SCHEMES = ("none", "flip", "1-crop-f", "4-crop-f")
+
+
+def _order(value: Any) -> float:
+    return float(SCHEMES.index(value) if value in SCHEMES else value)
+
+
+def _trend(results: Sequence[Result], x: str, y: str, claim: str, *, sign: int = 1, control: bool = False) -> Verdict:
+    own = [r for r in results if r[y] is not None]
+    values = [_order(r[x]) for r in own]
+    return trend(claim, values, [r[y] for r in own], seeds=[r["seed"] for r in own], sign=sign, control=control)
+
+
+def _taus(results: Sequence[Result], name: str) -> dict[int, float]:
+    """Kendall's tau of a metric with the test error, by seed."""
+    found = {}
+    for seed in sorted({r["seed"] for r in results}):
+        own = [r for r in results if r["seed"] == seed and r[name] is not None]
+        tau = kendall([r[name] for r in own], [r["test_error"] for r in own]).tau if own else None
+        if tau is not None:
+            found[seed] = tau
+    return found

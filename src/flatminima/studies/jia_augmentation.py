@@ -1,0 +1,54 @@
+"""J20 Fig. 2: ResNets trained with more and more augmentation: test error and four metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from flatminima.data import augmentation
+from flatminima.studies import _jia
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _configurations(scale: str) -> list[Config]:
+    return [
+        _jia.configuration(scale, seed, scheme=scheme)
+        for seed, scheme in product(range(_jia.SCALES[scale]["seeds"]), _jia.SCHEMES)
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train with a scheme, measure on the images as they are."""
+    x, y = _jia.load(config, sources, config["limit"])
+    model, result = _jia.fit(config, sources, x, y, augmentation(config["scheme"]))
+    return {"scheme": config["scheme"], **result, **_jia.metrics(model, x, y, config)}
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    return _jia.claims(results, "scheme", "the test error falls with more augmentation", -1)
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    return _jia.figure(results, "scheme", "augmentation (none, flip, 1-crop-f, 4-crop-f)")
+
+
+STUDY = Study(
+    "jia-augmentation",
+    "Jia & Su 2020, Fig. 2",
+    "Four metrics against the test error, by augmentation",
+    ("cifar10",),
+    _configurations,
+    run,
+    _claims,
+    _figure,
+    {
+        "smoke": "80 digits, a small CNN, 8 epochs",
+        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), 80 epochs (200), 3 seeds",
+        "paper": "none known; that a scheme's number is its padding is our reading",
+    },
+)

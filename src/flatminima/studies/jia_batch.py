@@ -1,0 +1,82 @@
+"""J20 Fig. 3: ResNets trained with larger and larger batches: test error and four metrics.
+
+At equal epochs a large batch takes fewer steps and may be under-trained, so every network is also trained to one loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+from flatminima.studies import _jia
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# batch sizes, loss that the controls reach, within how many times the epochs
+_BATCHES = {
+    "smoke": ((16, 32, 64), 2.0, 1),
+    "cpu": ((32, 64, 128, 256), 0.1, 2),
+    "paper": ((128, 256, 512, 1_024), 0.01, 2),
+}
+
+
+def _configurations(scale: str) -> list[Config]:
+    batches, loss, factor = _BATCHES[scale]
+    epochs = _jia.SCALES[scale]["epochs"]
+    return [
+        _jia.configuration(
+            scale,
+            seed,
+            batch_size=batch,
+            target_loss=loss if equal_loss else None,
+            epochs=epochs * factor if equal_loss else epochs,
+        )
+        for seed, equal_loss, batch in product(range(_jia.SCALES[scale]["seeds"]), (False, True), batches)
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train with a batch size and measure."""
+    x, y = _jia.load(config, sources, config["limit"])
+    model, result = _jia.fit(config, sources, x, y)
+    equal_loss = config["target_loss"] is not None
+    return {
+        "batch_size": config["batch_size"],
+        "equal_loss": equal_loss,
+        **result,
+        **_jia.metrics(model, x, y, config),
+    }
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    faithful, controls = ([r for r in results if r["equal_loss"] is is_control] for is_control in (False, True))
+    verdicts = _jia.claims(faithful, "batch_size", "the test error grows with the batch size, at equal epochs", 1)
+    beside = _jia.claims(controls, "batch_size", "the test error grows with the batch size", 1)
+    return verdicts + [replace(v, claim=f"{v.claim}, at equal loss", control=True) for v in beside]
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    return _jia.figure([r for r in results if not r["equal_loss"]], "batch_size", "batch size")
+
+
+STUDY = Study(
+    "jia-batch",
+    "Jia & Su 2020, Fig. 3",
+    "Four metrics against the test error, by batch size",
+    ("cifar10",),
+    _configurations,
+    run,
+    _claims,
+    _figure,
+    {
+        "smoke": "80 digits, a small CNN, batches 16 to 64, 8 epochs",
+        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), batches 32 to 256 (128 to 1,024), 80 epochs, "
+        "3 seeds",
+        "paper": "none known",
+    },
+)
