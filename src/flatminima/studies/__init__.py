@@ -17,6 +17,8 @@ from flatminima.studies import (
     wang_cifar_lr,
     wang_mnist_batch,
     wang_mnist_lr,
+    wang_rescaling,
+    wang_toy,
 )
 from flatminima.studies.runner import reproduce
 from flatminima.studies.study import SCALES, Study
@@ -36,5 +38,7 @@ _MODULES = (
     wang_cifar_lr,
     wang_mnist_batch,
     wang_mnist_lr,
+    wang_rescaling,
+    wang_toy,
 )
 STUDIES: Mapping[str, Study] = MappingProxyType({module.STUDY.id: module.STUDY for module in _MODULES})

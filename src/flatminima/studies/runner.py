@@ -23,7 +23,7 @@ from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.table import write_whole
 
 SCHEMA = 1
-_PIXELS = 110  # an inch of figure.png
+_PIXELS = 90  # an inch of figure.png
 
 
 def reproduce(
@@ -120,11 +120,13 @@ def attempt(run: Any, config: Config, sources: Sources) -> dict[str, Any]:
 
 
 def _draw(study: Study, results: list[Result], folder: Path) -> None:
-    """figure.png and figure.svg."""
+    """figure.png and figure.svg, and whatever else the study writes."""
     with style(study.id):
         figure = study.figure(results)
         for name in ("figure.png", "figure.svg"):
             figure.savefig(folder / name, dpi=_PIXELS, facecolor="white")
+    if study.extra is not None:
+        study.extra(results, folder)
 
 
 def _succeeded(run: dict[str, Any] | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import UnknownName
@@ -32,6 +33,7 @@ class Study:
         claims: results of all runs that succeeded to verdicts.
         figure: the same results to a matplotlib figure, laid out like the paper's.
         reduction: how each scale differs from the paper, in plain words.
+        extra: writes further files from the results into a folder that exists.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Study:
     claims: Callable[[Sequence[Result]], list[Verdict]]
     figure: Callable[[Sequence[Result]], Figure]
     reduction: dict[str, str]
+    extra: Callable[[Sequence[Result], Path], None] | None = None
 
     def list_runs(self, scale: str) -> list[Config]:
         """The configurations at a scale.

@@ -1,0 +1,132 @@
+"""W1 sec. 5: layers of a ReLU network rescaled, the function unchanged: which measures of flatness change with it?
+
+The first layer's weights and bias times a, the last layer's weights divided by a (Dinh et al. 2017). Trace, largest
+eigenvalue and sharpness can be made as large as one likes; pacGen without its offset (epsilon 0, rho 0) cannot.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+
+from flatminima import measures
+from flatminima.minimum import Minimum
+from flatminima.models import build
+from flatminima.studies.images import images
+from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict, share, trend
+from flatminima.training import TrainConfig, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SAME = 1e-6  # relative: equal but for rounding
+MEASURES = {
+    "outputs": "largest change of an output",
+    "pacgen_invariant": "pacGen, epsilon 0, rho 0",
+    "pacgen": "pacGen, epsilon 0.1",
+    "hessian_trace": "Hessian trace",
+    "hessian_top_eigenvalue": "largest eigenvalue",
+    "sharpness": "sharpness",
+}
+# hidden units, seeds, epochs, samples
+_SCALES = {"smoke": (8, 1, 5, 100), "cpu": (100, 3, 30, 1_000), "paper": (512, 5, 100, None)}
+_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def _configurations(scale: str) -> list[Config]:
+    hidden, seeds, epochs, limit = _SCALES[scale]
+    data = "digits" if scale == "smoke" else "mnist"
+    return [
+        {"data": data, "hidden": hidden, "factor": factor, "seed": seed, "epochs": epochs, "limit": limit}
+        for seed, factor in product(range(seeds), _FACTORS)
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train, rescale in float64, measure."""
+    x, y = images(sources[config["data"]], "train", config["limit"])
+    model = build("mlp", seed=config["seed"], widths=(x[0].numel(), config["hidden"], 10))
+    train(model, x, y, config=TrainConfig(epochs=config["epochs"], seed=config["seed"]))
+    model.eval().double()
+    before, moved, x = model, copy.deepcopy(model), x.double()
+    linear = [m for m in moved.modules() if isinstance(m, torch.nn.Linear)]
+    with torch.no_grad():
+        for parameter in linear[0].parameters():
+            parameter.mul_(config["factor"])
+        linear[1].weight.div_(config["factor"])
+        change = float((moved(x) - before(x)).abs().max() / before(x).abs().max())
+    minimum = Minimum(moved, (x, y), seed=config["seed"])
+    return {
+        "seed": config["seed"],
+        "factor": config["factor"],
+        "outputs": change,
+        "pacgen_invariant": measures.pacgen(minimum, epsilon=0.0, rho="zero").value,
+        "pacgen": measures.pacgen(minimum).value,
+        "hessian_trace": measures.hessian_trace(minimum, estimator="exact").value
+        if config["hidden"] < 16
+        else measures.hessian_trace(minimum).value,
+        "hessian_top_eigenvalue": measures.hessian_top_eigenvalue(minimum).value,
+        "sharpness": measures.sharpness(minimum).value,
+    }
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    plain = {r["seed"]: r for r in results if r["factor"] == 1.0}
+    moved = [r for r in results if r["factor"] != 1.0 and r["seed"] in plain]
+
+    def change(r: Result, name: str) -> float:
+        before: float = plain[r["seed"]][name]
+        return float(abs(r[name] - before) / abs(before))
+
+    away = [abs(math.log(r["factor"])) for r in moved]
+    seeds = [r["seed"] for r in moved]
+    verdicts = [
+        share("the outputs are unchanged (to 1e-9)", [r["outputs"] < 1e-9 for r in moved]),
+        share(
+            "pacGen with epsilon 0 and rho 0 is unchanged (to 1e-6)",
+            [change(r, "pacgen_invariant") < _SAME for r in moved],
+        ),
+        share(
+            "pacGen with epsilon 0.1 changes by less than 1%", [change(r, "pacgen") < 0.01 for r in moved], control=True
+        ),
+    ]
+    for name in ("hessian_trace", "hessian_top_eigenvalue"):
+        claim = f"{MEASURES[name]} moves away the further the layers are rescaled"
+        verdicts.append(trend(claim, away, [change(r, name) for r in moved], seeds=seeds))
+    claim = "sharpness moves away the further the layers are rescaled"
+    verdicts.append(trend(claim, away, [change(r, "sharpness") for r in moved], seeds=seeds, control=True))
+    return verdicts
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    figure, axes = panels(3, 2)
+    for panel, (name, title) in zip(axes, MEASURES.items(), strict=True):
+        log_y = name in ("hessian_trace", "hessian_top_eigenvalue", "sharpness")
+        lines(panel, [r["factor"] for r in results], [r[name] for r in results])
+        unit = "" if name == "outputs" else " (nats)"
+        label(panel, "factor of the first layer", f"{title}{unit}", title, log_x=True, log_y=log_y)
+    return figure
+
+
+STUDY = Study(
+    "wang-rescaling",
+    "Wang et al. 2018, sec. 5",
+    "Measures of flatness under a re-parameterisation that changes no output",
+    ("mnist",),
+    _configurations,
+    run,
+    _claims,
+    _figure,
+    {
+        "smoke": "8 hidden units, 100 digits",
+        "cpu": "100 hidden units, 1,000 samples, 3 seeds; the paper proves it and has no experiment",
+        "paper": "512 hidden units, 5 seeds; the paper proves it and has no experiment",
+    },
+)

@@ -1,0 +1,290 @@
+"""W1 Fig. 1, W2 Fig. 1 to 3: a network of two free weights, its loss surface coloured by pacGen, the bound below it.
+
+Five layers share one 2 x 2 matrix: four with sigmoids, the last gives the logits; no biases. Two entries are fixed,
+two free, so that Hessian, pacGen and bound are exact at every point of a grid. The papers give neither the mixture nor
+the fixed entries: a data set is a seed, and the fixed entries are those of `FIXED` whose surface has a sharp and a flat
+local minimum that differ most in curvature.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from flatminima.bounds import uniform_perturbation
+from flatminima.studies.plot import panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict, compare
+from flatminima.table import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+
+SAMPLES, LAYERS = 100, 5
+ETAS = (39.0, 1000.0, 0.1, 0.01, 1e-5)  # Fig. 1, then Fig. 2
+FIXED = [(b, c) for b in (-4.0, -2.0, 2.0, 4.0) for c in (-4.0, -2.0, 2.0, 4.0)]
+GAMMA, EPSILON, DELTA = 0.1, 0.1, 0.05
+_RANGE = 12.0  # of the free weights, both ways
+_TEST = 10_000
+_DIGITS = 5
+_PLACES = ("flat", "sharp")
+_FITTED = 0.95 * math.log(2)  # a network that ignores its input has ln 2
+_COARSE = 25  # points a side of the grid in the search
+
+# points a side of the grid, seeds, fixed entries to choose from
+_SCALES = {"smoke": (21, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "paper": (121, 30, FIXED)}
+
+
+@dataclass(frozen=True)
+class Surface:
+    """On a grid of the free weights, each (side, side) float64: loss, pacGen, and the bound for each eta."""
+
+    axis: Array
+    loss: Array
+    pacgen: Array
+    trace: Array
+    bounds: dict[float, Array]
+
+    def minima(self) -> list[tuple[int, int]]:
+        """Points of the grid's inside that are below their eight neighbours, where the surface bends up."""
+        inner = self.loss[1:-1, 1:-1]
+        n = len(self.axis)
+        around = [
+            self.loss[1 + i : n - 1 + i, 1 + j : n - 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)
+        ]
+        low = np.all([inner < other for other in around], axis=0) & (self.trace[1:-1, 1:-1] > 0)
+        return [(int(i) + 1, int(j) + 1) for i, j in np.argwhere(low)]
+
+
+def samples(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """A mixture of three Gaussians in the plane, labelled by whether x1 + x2 is above the sample's median.
+
+    Args:
+        seed: of the mixture; samples are drawn by it and by `count`. count: how many.
+
+    Returns:
+        x (count, 2) float64, y (count,) int64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(seed * 7919 + count)
+    which = torch.randint(3, (count,), generator=draw)
+    x = centres[which] + torch.randn(count, 2, generator=draw, dtype=torch.float64)
+    along = x.sum(1)
+    return x, (along > along.median()).long()
+
+
+def logits(free: Tensor, fixed: tuple[float, float], x: Tensor) -> Tensor:
+    """The network: free weights (2,), samples (n, 2), to logits (n, 2)."""
+    other = free.new_tensor(fixed)
+    matrix = torch.stack([free[0], other[0], other[1], free[1]]).view(2, 2)
+    for _ in range(LAYERS - 1):
+        x = torch.sigmoid(x @ matrix.T)
+    return x @ matrix.T
+
+
+def surface(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> Surface:
+    """Loss, exact Hessian diagonal, pacGen and bounds on the grid; rho from the corners of each neighbourhood."""
+    axis = torch.linspace(-_RANGE, _RANGE, side, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)  # (side^2, 2)
+
+    def loss(free: Tensor) -> Tensor:
+        return cross_entropy(logits(free, fixed, x), y)
+
+    curved: Callable[[Tensor], Tensor] = torch.vmap(torch.func.jacrev(torch.func.jacrev(loss)))
+    losses, hessians = torch.vmap(loss)(points), curved(points)
+    diagonal = hessians.diagonal(dim1=1, dim2=2)  # (side^2, 2)
+    kappa = GAMMA * points.abs() + EPSILON
+    rho = torch.zeros(len(points), dtype=torch.float64)
+    for signs in ((1.0, 1.0), (1.0, -1.0)):
+        step = kappa * torch.tensor(signs, dtype=torch.float64)
+        moved = curved(points + step).diagonal(dim1=1, dim2=2)
+        rho = torch.maximum(rho, (moved - diagonal).abs().amax(1) / step.norm(dim=1))
+    inside = (diagonal + rho[:, None] * 2**0.5 * kappa).clamp_min(0).sqrt()
+    psi = ((points.abs() + kappa) * torch.maximum(inside, 1 / kappa)).log().sum(1)
+    tau = (points.abs() + kappa).numpy()
+    shape = (side, side)
+    bounds = {}
+    for eta in ETAS:
+        rise = uniform_perturbation(
+            0.0, diagonal.numpy(), rho.numpy(), kappa.numpy(), tau, SAMPLES, DELTA, eta, distance=points.numpy()
+        )
+        bounds[eta] = (losses.numpy() + np.asarray(rise)).reshape(shape)
+    trace = hessians.diagonal(dim1=1, dim2=2).sum(1).numpy().reshape(shape)
+    return Surface(axis.numpy(), losses.numpy().reshape(shape), psi.numpy().reshape(shape), trace, bounds)
+
+
+def extremes(at: Surface) -> list[tuple[int, int]]:
+    """The sharpest and the flattest of the minima that fit better than a network that ignores its input, or none."""
+    low = sorted((float(at.trace[m]), m) for m in at.minima() if at.loss[m] < _FITTED)
+    return [low[-1][1], low[0][1]] if len(low) > 1 else []
+
+
+def search(x: Tensor, y: Tensor, choices: Sequence[tuple[float, float]], side: int) -> tuple[float, float] | None:
+    """Of the fixed entries those whose two minima differ most in the Hessian's trace; None where none has two."""
+    best, found = 1.0, None
+    for fixed in choices:
+        at = surface(x, y, fixed, side)
+        pair = extremes(at)
+        if pair and at.trace[pair[0]] > best * at.trace[pair[1]]:
+            best, found = at.trace[pair[0]] / at.trace[pair[1]], fixed
+    return found
+
+
+def _configurations(scale: str) -> list[Config]:
+    side, seeds, choices = _SCALES[scale]
+    return [{"seed": seed, "side": side, "fixed": [list(c) for c in choices]} for seed in range(seeds)]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Search one data set for a sharp and a flat minimum, and compare them."""
+    x, y = samples(config["seed"], SAMPLES)
+    fixed = search(x, y, [(b, c) for b, c in config["fixed"]], min(config["side"], _COARSE))
+    at = None if fixed is None else surface(x, y, fixed, config["side"])
+    pair = [] if at is None else extremes(at)
+    if fixed is None or at is None or not pair:
+        return {"seed": config["seed"], "found": False}
+    test = samples(config["seed"], _TEST)
+    result: Result = {"seed": config["seed"], "found": True, "fixed": list(fixed)}
+    result["sharp"], result["flat"] = (_minimum(at, place, fixed, test) for place in pair)
+    if config["seed"] == 0:
+        result["surfaces"] = _surfaces(at)
+    return result
+
+
+def _surfaces(at: Surface) -> Result:
+    return {
+        "axis": at.axis.tolist(),
+        "loss": _rounded(at.loss),
+        "pacgen": _rounded(at.pacgen),
+        "bounds": {f"{eta:g}": _rounded(bound) for eta, bound in at.bounds.items()},
+    }
+
+
+def _minimum(at: Surface, place: tuple[int, int], fixed: tuple[float, float], test: tuple[Tensor, Tensor]) -> Result:
+    free = torch.tensor([at.axis[place[0]], at.axis[place[1]]], dtype=torch.float64)
+    output = logits(free, fixed, test[0])
+    return {
+        "weights": free.tolist(),
+        "loss": float(at.loss[place]),
+        "trace": float(at.trace[place]),
+        "pacgen": float(at.pacgen[place]),
+        "bound": float(at.bounds[ETAS[0]][place]),
+        "test_loss": float(cross_entropy(output, test[1])),
+        "test_error": float((output.argmax(1) != test[1]).double().mean()),
+    }
+
+
+def _rounded(values: Array) -> list[list[float]]:
+    return [[float(f"{v:.{_DIGITS}g}") for v in row] for row in values]
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    own = [r for r in results if r["found"]]
+    flat, sharp = ([r[place] | {"gap": r[place]["test_loss"] - r[place]["loss"]} for r in own] for place in _PLACES)
+    said = {
+        "pacgen": "the flat minimum has the smaller pacGen",
+        "bound": "the flat minimum has the lower bound (eta 39)",
+        "gap": "the flat minimum has the smaller generalization gap of the loss",
+        "test_error": "the flat minimum has the smaller test error",
+    }
+    return [
+        compare(claim, [m[key] for m in flat], [m[key] for m in sharp], control=key == "test_error")
+        for key, claim in said.items()
+    ]
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    figure, axes = panels(4, 2)
+    shown = [r for r in results if "surfaces" in r]
+    if not shown:
+        return figure
+    r = shown[0]
+    grid = {name: np.array(r["surfaces"][name]) for name in ("axis", "loss", "pacgen")}
+    _draw_surface(figure, axes, 0, grid, r, ETAS[0], "(a) loss, pacGen, bound below")
+    x, y = samples(r["seed"], SAMPLES)
+    axes[1].scatter(x[:, 0], x[:, 1], c=y, cmap="coolwarm", s=12, edgecolors="k", linewidths=0.3)
+    axes[1].set(xlabel="x1", ylabel="x2")
+    axes[1].set_title("(b) samples and labels", fontsize=10)
+    for panel, place, letter in ((axes[2], "sharp", "c"), (axes[3], "flat", "d")):
+        _draw_labels(panel, r, place, f"({letter}) {place} minimum", x, y)
+    for index, eta in enumerate(ETAS[1:], 4):
+        _draw_surface(figure, axes, index, grid, r, eta, f"bound, eta {eta:g}")
+    return figure
+
+
+def _draw_surface(
+    figure: Figure, axes: list[Any], index: int, grid: dict[str, Array], r: Result, eta: float, title: str
+) -> None:
+    """Loss coloured by pacGen over the bound's contours; for Fig. 2 the bound itself."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    place = axes[index].get_subplotspec()
+    axes[index].remove()
+    panel = figure.add_subplot(place, projection="3d")
+    one, two = np.meshgrid(grid["axis"], grid["axis"], indexing="ij")
+    bound = np.array(r["surfaces"]["bounds"][f"{eta:g}"])
+    height = grid["loss"] if eta == ETAS[0] else bound
+    colours = colormaps["viridis"](Normalize(grid["pacgen"].min(), grid["pacgen"].max())(grid["pacgen"]))
+    panel.plot_surface(one, two, height, facecolors=colours, rstride=1, cstride=1, linewidth=0, antialiased=False)
+    floor = height.min() - 0.6 * np.ptp(height)
+    panel.contourf(one, two, bound, zdir="z", offset=floor, levels=12, cmap="cividis")
+    for name, marker in (("sharp", "^"), ("flat", "o")):
+        w = r[name]["weights"]
+        at = tuple(int(np.argmin(np.abs(grid["axis"] - v))) for v in w)
+        panel.plot([w[0]] * 2, [w[1]] * 2, [floor, height[at]], color="#d55e00", marker=marker, ms=4, lw=0.8)
+    panel.set(xlabel="w1", ylabel="w2", zlabel="nats", zlim=(floor, height.max()))
+    panel.set_title(title, fontsize=10)
+
+
+def _draw_labels(panel: Any, r: Result, place: str, title: str, x: Tensor, y: Tensor) -> None:
+    low, high = x.min(0).values - 0.5, x.max(0).values + 0.5
+    one, two = (torch.linspace(float(low[i]), float(high[i]), 80, dtype=torch.float64) for i in (0, 1))
+    inputs = torch.cartesian_prod(one, two)
+    free = torch.tensor(r[place]["weights"], dtype=torch.float64)
+    output = logits(free, tuple(r["fixed"]), inputs).argmax(1).view(80, 80)
+    panel.contourf(one, two, output.T, levels=[-0.5, 0.5, 1.5], cmap="coolwarm", alpha=0.4)
+    panel.scatter(x[:, 0], x[:, 1], c=y, cmap="coolwarm", s=10, edgecolors="k", linewidths=0.3)
+    panel.set(xlabel="x1", ylabel="x2")
+    panel.set_title(f"{title}, test error {r[place]['test_error']:.2f}", fontsize=10)
+
+
+def page(results: Sequence[Result], folder: Path) -> None:
+    """surface.html: the surfaces to turn and zoom, in one file that asks the network for nothing."""
+    shown = [r for r in results if "surfaces" in r]
+    if shown:
+        r = shown[0]
+        data = r["surfaces"] | {name: r[name] for name in ("sharp", "flat")}
+        template = (Path(__file__).parent / "surface.html").read_text(encoding="utf-8")
+        write_whole(folder / "surface.html", template.replace("/*DATA*/null", json.dumps(data, allow_nan=False)))
+
+
+STUDY = Study(
+    "wang-toy",
+    "Wang et al. 2018, Fig. 1; 2020 (AISTATS), Fig. 1 to 3",
+    "Loss surface of two weights, coloured by pacGen, with the bound",
+    (),
+    _configurations,
+    run,
+    _claims,
+    _figure,
+    {
+        "smoke": "a grid of 21 x 21, one data set",
+        "cpu": "a grid of 61 x 61, ten data sets (the paper: one); mixture and fixed weights are ours",
+        "paper": "a grid of 121 x 121, 30 data sets; mixture and fixed weights are ours",
+    },
+    page,
+)

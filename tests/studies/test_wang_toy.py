@@ -1,0 +1,58 @@
+"""The toy surface: its Hessian, pacGen and bound against autograd and the measures at single points."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flatminima import Minimum, measures
+from flatminima.studies import wang_toy
+
+
+class Shared(nn.Module):
+    """The toy network as a module whose only parameters are the two free weights."""
+
+    def __init__(self, free, fixed):
+        super().__init__()
+        self.free, self.fixed = nn.Parameter(torch.tensor(free, dtype=torch.float64)), fixed
+
+    def forward(self, x):
+        return wang_toy.logits(self.free, self.fixed, x)
+
+
+@pytest.fixture(scope="module")
+def found():
+    x, y = wang_toy.samples(0, wang_toy.SAMPLES)
+    return x, y, wang_toy.surface(x, y, (2.0, 4.0), 9)
+
+
+@pytest.mark.parametrize("at", [(1, 2), (4, 7), (8, 0)])
+def test_the_surface_agrees_with_the_measures_of_a_module(found, at):
+    x, y, surface = found
+    minimum = Minimum(Shared([surface.axis[at[0]], surface.axis[at[1]]], (2.0, 4.0)), (x, y))
+    trace = measures.hessian_trace(minimum, estimator="exact")
+    assert surface.trace[at] == pytest.approx(trace.value, rel=1e-9)
+    floor = measures.pacgen(minimum, diagonal="exact", rho="zero", samples=None).value
+    assert surface.pacgen[at] >= floor - 1e-9  # rho only adds
+
+
+def test_a_pair_of_minima_is_below_its_neighbours_and_ordered_by_curvature():
+    x, y = wang_toy.samples(0, wang_toy.SAMPLES)
+    fixed = wang_toy.search(x, y, [(2.0, 4.0)], 21)
+    surface = wang_toy.surface(x, y, fixed, 21)
+    sharp, flat = wang_toy.extremes(surface)
+    assert surface.trace[sharp] > surface.trace[flat] > 0
+    for i, j in (sharp, flat):
+        around = surface.loss[i - 1 : i + 2, j - 1 : j + 2]
+        assert surface.loss[i, j] == around.min()
+
+
+def test_the_bound_lies_above_the_loss_and_grows_as_eta_vanishes(found):
+    surface = found[2]
+    assert (surface.bounds[39.0] > surface.loss).all()
+    assert np.mean(surface.bounds[1e-5]) > np.mean(surface.bounds[0.1]) > np.mean(surface.bounds[39.0])
+
+
+def test_labels_split_the_samples_in_half():
+    x, y = wang_toy.samples(3, 100)
+    assert x.shape == (100, 2) and int(y.sum()) == 50
