@@ -9,6 +9,8 @@ from flatminima.studies import (
     jia_augmentation,
     jia_batch,
     jia_confusion,
+    jia_regularized_metric,
+    jia_regularizer,
     neyshabur_conditions,
     neyshabur_confusion,
     neyshabur_random_labels,
@@ -17,6 +19,7 @@ from flatminima.studies import (
     wang_cifar_lr,
     wang_mnist_batch,
     wang_mnist_lr,
+    wang_pertopt,
     wang_rescaling,
     wang_toy,
 )
@@ -30,6 +33,8 @@ _MODULES = (
     jia_augmentation,
     jia_batch,
     jia_confusion,
+    jia_regularized_metric,
+    jia_regularizer,
     neyshabur_conditions,
     neyshabur_confusion,
     neyshabur_random_labels,
@@ -38,6 +43,7 @@ _MODULES = (
     wang_cifar_lr,
     wang_mnist_batch,
     wang_mnist_lr,
+    wang_pertopt,
     wang_rescaling,
     wang_toy,
 )

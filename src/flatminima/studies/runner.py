@@ -56,11 +56,13 @@ def reproduce(
     configs = study.list_runs(scale)
     sources = find(study.datasets, data)
     folder = Path(output) / study.id
+    shelf = Path(output) / (study.runs_of or study.id) / "runs"
     try:
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        for needed in (folder, shelf):
+            needed.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
-    paths = [folder / "runs" / f"{key(study, config)}.json" for config in configs]
+    paths = [shelf / f"{key(study, config)}.json" for config in configs]
     todo = [i for i in range(index - 1, len(configs), shards) if not _succeeded(_read(paths[i]))]
     for done, (i, outcome) in enumerate(_execute(study, configs, sources, todo, jobs), 1):
         write_whole(paths[i], json.dumps(outcome, indent=1, allow_nan=False) + "\n")
@@ -88,7 +90,7 @@ def reproduce(
 
 def key(study: Study, config: Config) -> str:
     """The hash that names a run: the study, its configuration and the versions that computed it."""
-    text = json.dumps({"study": study.id, "config": config, "versions": _versions()}, sort_keys=True)
+    text = json.dumps({"study": study.runs_of or study.id, "config": config, "versions": _versions()}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -34,6 +34,7 @@ class Study:
         figure: the same results to a matplotlib figure, laid out like the paper's.
         reduction: how each scale differs from the paper, in plain words.
         extra: writes further files from the results into a folder that exists.
+        runs_of: id of a study with the same configurations and the same run, whose results this one reads and adds to.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Study:
     figure: Callable[[Sequence[Result]], Figure]
     reduction: dict[str, str]
     extra: Callable[[Sequence[Result], Path], None] | None = None
+    runs_of: str | None = None
 
     def list_runs(self, scale: str) -> list[Config]:
         """The configurations at a scale.

@@ -1,0 +1,139 @@
+"""What J20 Table 1 and 2 share: networks trained with and without the Fisher-trace regularizer.
+
+Both tables are of the same minima, so each run yields the numbers of both; the second study reads its own.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from flatminima import measures
+from flatminima.data import augmentation
+from flatminima.minimum import Minimum
+from flatminima.models import build
+from flatminima.studies.images import images
+from flatminima.studies.study import Config, Result, Sources
+from flatminima.training import TrainConfig, base_optimizer, evaluate, method, train
+
+PAPER = {  # test error in %, without and with the regularizer
+    ("cifar10", "CNN"): (8.52, 7.46),
+    ("cifar10", "ResNet"): (8.50, 7.91),
+    ("cifar10", "WRN"): (5.44, 4.80),
+    ("cifar10", "DenseNet"): (4.61, 4.31),
+    ("cifar100", "CNN"): (31.12, 29.19),
+    ("cifar100", "WRN"): (25.52, 23.65),
+    ("cifar100", "DenseNet"): (22.54, 22.19),
+}
+PAPER_METRIC = {"ResNet": (-979, -1138), "WRN": (-738, -805), "DenseNet": (-850, -886)}
+_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+_LOGIT_NORM = 25.0  # of the authors' code
+_TINY = {"name": "small_cnn", "channels": 1, "image_size": 8, "width": 4}
+_SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"data": ("digits",), "networks": {"CNN": _TINY}, "betas": (0.0, 10.0), "seeds": 1, "epochs": 4}
+    | {"limit": 100, "held": 60, "size": None, "subset": 20, "augment": "none", "lr": 0.05, "milestones": []},
+    "cpu": {
+        "data": ("cifar10", "cifar100"),
+        "networks": {
+            "CNN": {"name": "plain_cnn", "image_size": 16, "width": 16},
+            "ResNet": {"name": "resnet20", "depth": 8},
+        },
+    }
+    | {"betas": (0.0, 10.0, 50.0), "seeds": 3, "epochs": 40, "limit": 500, "held": 500, "size": 16, "subset": 100}
+    | {"augment": "flip", "lr": 0.05, "milestones": [20, 30]},
+    "paper": {
+        "data": ("cifar10", "cifar100"),
+        "networks": {
+            "CNN": {"name": "plain_cnn"},
+            "ResNet": {"name": "resnet20"},
+            "WRN": {"name": "wide_resnet", "depth": 28, "width": 2},
+            "DenseNet": {"name": "densenet"},
+        },
+    }
+    | {"betas": (0.0, 10.0, 50.0, 125.0), "seeds": 5, "epochs": 200, "limit": 45_000, "held": 5_000, "size": None}
+    | {"subset": 100, "augment": "4-crop-f", "lr": 0.1, "milestones": [100, 150]},
+}
+
+
+def configurations(scale: str) -> list[Config]:
+    """By data set, network, seed and strength of the regularizer."""
+    s = _SCALES[scale]
+    same = ("epochs", "limit", "held", "size", "subset", "augment", "lr", "milestones")
+    shared = {key: s[key] for key in same}
+    return [
+        {"data": data, "name": name, "network": network, **shared, "seed": seed, "beta": beta}
+        for data, (name, network), seed, beta in product(
+            s["data"], s["networks"].items(), range(s["seeds"]), s["betas"]
+        )
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train with beta R_alpha, alpha 1e-4, M = 8, clipping at 5; test error, trace and the metric of Table 2."""
+    source, data = sources[config["data"]], config["data"]
+    x, y = images(source, "train", config["limit"] + config["held"], config["size"], "standard")
+    test = images(source, "test", 2_000 if config["limit"] < 5_000 else None, config["size"], "standard")
+    kept = min(config["limit"], len(x) - config["held"])
+    held, (x, y) = (x[kept:], y[kept:]), (x[:kept], y[:kept])
+    options = dict(config["network"])
+    model = build(options.pop("name"), seed=config["seed"], classes=_CLASSES[data], **options)
+    of_sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    base = base_optimizer("sgd", model.parameters(), config["lr"], of_sgd)
+    batch = min(128, len(x))
+    chosen = method(
+        "fisher_trace" if config["beta"] else "plain",
+        model,
+        base,
+        {"beta": config["beta"], "sub_batches": 8, "max_norm": 5.0} if config["beta"] else {},
+        steps_per_epoch=-(-len(x) // batch),
+        seed=config["seed"],
+    )
+    recipe = TrainConfig(
+        batch_size=batch,
+        epochs=config["epochs"],
+        seed=config["seed"],
+        schedule="step",
+        milestones=tuple(config["milestones"]),
+    )
+    augment = augmentation(config["augment"])
+    train(model, x, y, config=recipe, augment=augment, optimizer=chosen.optimizer, backward=chosen.backward)
+    model.eval()
+    own, validation, final = (evaluate(model, *part) for part in ((x, y), held, test))
+    minimum = Minimum(model, (x, y), seed=config["seed"])
+    of: dict[str, Any] = {"subset": config["subset"], "trials": 10}
+    return {
+        "data": data,
+        "name": config["name"],
+        "seed": config["seed"],
+        "beta": config["beta"],
+        "train_error": own.error,
+        "train_loss": own.loss,
+        "validation_error": validation.error,
+        "test_error": final.error,
+        "fisher_trace": measures.fisher_trace(minimum, **of).value,
+        "logdet": measures.fisher_logdet(minimum, **of).value,
+        "logdet_rescaled": measures.fisher_logdet(minimum, logit_norm=_LOGIT_NORM, **of).value,
+    }
+
+
+def regularized(results: list[Result]) -> tuple[list[Result], list[Result]]:
+    """Runs of the strength that was best on held-out images, and their plain partners, by seed."""
+    betas = sorted({r["beta"] for r in results if r["beta"]})
+    if not betas:
+        return [], []
+
+    def error(beta: float) -> float:
+        return float(sum(r["validation_error"] for r in results if r["beta"] == beta))
+
+    best = min(betas, key=error)
+    ours, plain = ({r["seed"]: r for r in results if r["beta"] == beta} for beta in (best, 0.0))
+    seeds = [seed for seed in ours if seed in plain]
+    return [ours[s] for s in seeds], [plain[s] for s in seeds]
+
+
+REDUCTION = {
+    "smoke": "100 digits, a small CNN, one strength, 4 epochs",
+    "cpu": "500 images of 16 x 16, the plain CNN at a quarter of its width and a ResNet-8, betas 10 and 50, "
+    "40 epochs (200), 3 seeds; no WRN, no DenseNet",
+    "paper": "one schedule (rate / 10 at 100 and 150) and 5,000 held-out images for all networks",
+}

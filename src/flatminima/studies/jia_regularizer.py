@@ -1,0 +1,55 @@
+"""J20 Table 1: test error with and without the Fisher-trace regularizer, its strength chosen on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flatminima.studies import _jia_table
+from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.study import Result, Study
+from flatminima.studies.verdict import Verdict, compare
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    verdicts = []
+    for data, name in dict.fromkeys((r["data"], r["name"]) for r in results):
+        own = [r for r in results if (r["data"], r["name"]) == (data, name)]
+        ours, plain = _jia_table.regularized(own)
+        errors = [[r["test_error"] for r in group] for group in (ours, plain)]
+        traces = [[r["fisher_trace"] for r in group] for group in (ours, plain)]
+        paper = _jia_table.PAPER.get((data, name))
+        said = None if paper is None else f"{paper[0]} -> {paper[1]} %"
+        verdicts += [
+            compare(f"{name} on {data}: the regularizer lowers the test error", *errors, paper=said),
+            compare(f"{name} on {data}: it lowers the trace of the Fisher matrix", *traces, control=True),
+        ]
+    return verdicts
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    kinds = list(dict.fromkeys((r["data"], r["name"]) for r in results))
+    figure, axes = panels(2, 1)
+    for index, (data, name) in enumerate(kinds):
+        own = [r for r in results if (r["data"], r["name"]) == (data, name)]
+        for panel, key in zip(axes, ("test_error", "fisher_trace"), strict=True):
+            lines(panel, [r["beta"] for r in own], [r[key] for r in own], label=f"{name}, {data}", index=index)
+    label(axes[0], "beta", "test error (share of samples)", "test error")
+    label(axes[1], "beta", "trace of the Fisher matrix", "what is penalised", log_y=True)
+    return figure
+
+
+STUDY = Study(
+    "jia-regularizer",
+    "Jia & Su 2020, Table 1",
+    "Test error with and without the Fisher-trace regularizer",
+    ("cifar10", "cifar100"),
+    _jia_table.configurations,
+    _jia_table.run,
+    _claims,
+    _figure,
+    _jia_table.REDUCTION,
+)

@@ -1,0 +1,195 @@
+"""W1 Fig. 6 to 9: training under perturbations sized by the curvature (PertOPT) against dropout and the base optimizer.
+
+The papers' settings are run as printed. Beside them PertOPT with a smaller gamma, as its noise is otherwise larger than
+the weights, the same with the curvature switched off (plain relative noise), and the best of each family by validation
+error. `curvature_bound` is the share of weights whose noise the curvature decides: where it is 0, PertOPT is relative
+noise by another name.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flatminima.models import build
+from flatminima.optim.diagnostics import PerturbationWarning
+from flatminima.studies.images import images
+from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.verdict import Verdict, compare, share
+from flatminima.training import TrainConfig, base_optimizer, evaluate, method, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NO_CURVATURE = 1e-30  # eta: 1 / sqrt(eta h) then exceeds kappa everywhere
+_OPTIMIZERS = {  # name, learning rate, batch, eta, gamma of the papers
+    "cifar10": ("adam", 1e-4, 128, 0.01, 10.0),
+    "cifar100": ("adam", 1e-4, 128, 0.01, 10.0),
+    "tinyimagenet": ("sgd", 1e-2, 200, 100.0, 1.0),
+    "digits": ("adam", 1e-3, 32, 0.01, 10.0),
+}
+_CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
+_SMALL = (0.1, 1.0)  # gammas beside the papers'
+_RATES = (0.1, 0.3, 0.5)  # of dropout
+_SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"data": ("digits",), "epochs": 3, "limit": 150, "held": 50, "seeds": 1, "size": None, "lr": 1e-2}
+    | {"network": {"name": "small_cnn", "channels": 1, "image_size": 8, "width": 4}},
+    "cpu": {"data": ("cifar10",), "epochs": 40, "limit": 1_000, "held": 500, "seeds": 3, "size": 16, "lr": 1e-3}
+    | {"network": {"name": "small_cnn", "channels": 3, "image_size": 16, "width": 16}},
+    "paper": {"data": ("cifar10", "cifar100", "tinyimagenet"), "epochs": 300, "limit": None, "held": 0, "seeds": 3}
+    | {"size": None, "lr": None, "network": {"name": "wide_resnet", "depth": 58, "width": 3}},
+}
+
+
+def _methods(data: str) -> list[dict[str, Any]]:
+    eta, gamma = _OPTIMIZERS[data][3:]
+    return [
+        {"method": "base"},
+        *({"method": "dropout", "rate": rate} for rate in _RATES),
+        {"method": "PertOPT", "gamma": gamma, "eta": eta},
+        *({"method": "PertOPT", "gamma": small, "eta": eta} for small in _SMALL),
+        *({"method": "noise", "gamma": small, "eta": _NO_CURVATURE} for small in _SMALL),
+    ]
+
+
+def _configurations(scale: str) -> list[Config]:
+    s = _SCALES[scale]
+    shared = {key: s[key] for key in ("epochs", "limit", "held", "size", "network", "lr")}
+    return [
+        {"data": data, **shared, "seed": seed, **chosen}
+        for data in s["data"]
+        for seed, chosen in product(range(s["seeds"]), _methods(data))
+    ]
+
+
+def run(config: Config, sources: Sources) -> Result:
+    """Train with one method; error by epoch on held-out training images and on the test images."""
+    source, data = sources[config["data"]], config["data"]
+    limit = None if config["limit"] is None else config["limit"] + config["held"]
+    x, y = images(source, "train", limit, config["size"], "standard")
+    test = images(source, "validation" if data == "tinyimagenet" else "test", 2_000, config["size"], "standard")
+    held = (x[len(x) - config["held"] :], y[len(y) - config["held"] :]) if config["held"] else test
+    x, y = (t[: len(t) - config["held"]] for t in (x, y))
+    name, rate, batch, _, _ = _OPTIMIZERS[data]
+    options = dict(config["network"])
+    model = build(
+        options.pop("name"),
+        seed=config["seed"],
+        classes=_CLASSES[data],
+        dropout=config.get("rate", 0.0),
+        **options,
+    )
+    recipe = TrainConfig(batch_size=batch, epochs=config["epochs"], seed=config["seed"])
+    base = base_optimizer(name, model.parameters(), config["lr"] or rate)
+    of = {"gamma": config["gamma"], "eta": config["eta"]} if "gamma" in config else {}
+    chosen = method(
+        "pertopt" if of else "plain", model, base, of, steps_per_epoch=-(-len(x) // batch), seed=config["seed"]
+    )
+    curve: list[list[float]] = []
+
+    def follow(epoch: int, at: torch.nn.Module) -> None:
+        curve.append([epoch + 1, evaluate(at, x, y).error, evaluate(at, *held).error])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PerturbationWarning)  # that the papers' noise destroys training is the finding
+        train(model, x, y, config=recipe, optimizer=chosen.optimizer, on_epoch=follow)
+    model.eval()
+    own, validation, final = (evaluate(model, *part) for part in ((x, y), held, test))
+    return {
+        "data": data,
+        "seed": config["seed"],
+        "method": config["method"],
+        "setting": config.get("rate", config.get("gamma")),
+        "train_error": own.error,
+        "train_loss": own.loss,
+        "validation_error": validation.error,
+        "test_error": final.error,
+        "test_loss": final.loss,
+        "curve": curve,
+        "papers": config["method"] != "PertOPT" or config["gamma"] == _OPTIMIZERS[data][4],
+        **chosen.diagnostics(),
+    }
+
+
+def _claims(results: Sequence[Result]) -> list[Verdict]:
+    verdicts = []
+    for data in dict.fromkeys(r["data"] for r in results):
+        own = [r for r in results if r["data"] == data]
+        printed = [r for r in own if r["method"] == "PertOPT" and r["papers"]]
+        base = [r for r in own if r["method"] == "base"]
+        verdicts.append(_lower(printed, base, f"{data}: PertOPT's test error is below the base's"))
+        for rate in _RATES:
+            other = [r for r in own if r["method"] == "dropout" and r["setting"] == rate]
+            verdicts.append(_lower(printed, other, f"{data}: PertOPT's test error is below that of dropout {rate}"))
+        tuned = {name: _best(own, name) for name in ("dropout", "PertOPT", "noise")}
+        verdicts += [
+            _lower(tuned["PertOPT"], base, f"{data}: PertOPT, gamma by validation, is below the base", True),
+            _lower(tuned["PertOPT"], tuned["dropout"], f"{data}: both by validation, PertOPT is below dropout", True),
+            _lower(
+                tuned["PertOPT"], tuned["noise"], f"{data}: PertOPT is below relative noise without curvature", True
+            ),
+            share(
+                f"{data}: the curvature decides the noise of at least 1% of the weights, as printed",
+                [r.get("curvature_bound", 0.0) >= 0.01 for r in printed],
+                control=True,
+            ),
+        ]
+    return verdicts
+
+
+def _lower(ours: Sequence[Result], theirs: Sequence[Result], claim: str, control: bool = False) -> Verdict:
+    errors = {r["seed"]: r["test_error"] for r in theirs}
+    pairs = [(r["test_error"], errors[r["seed"]]) for r in ours if r["seed"] in errors]
+    return compare(claim, [a for a, _ in pairs], [b for _, b in pairs], control=control)
+
+
+def _best(results: Sequence[Result], name: str) -> list[Result]:
+    """Runs of the setting with the lowest mean validation error."""
+    own = [r for r in results if r["method"] == name]
+    settings = {r["setting"] for r in own}
+    if not settings:
+        return []
+    chosen = min(
+        sorted(settings), key=lambda s: sum(r["validation_error"] for r in own if r["setting"] == s) / len(own)
+    )
+    return [r for r in own if r["setting"] == chosen]
+
+
+def _figure(results: Sequence[Result]) -> Figure:
+    names = list(dict.fromkeys(r["data"] for r in results))
+    figure, axes = panels(2, max(1, len(names)))
+    for row, data in enumerate(names):
+        own = [r for r in results if r["data"] == data]
+        kinds = list(dict.fromkeys((r["method"], r["setting"]) for r in own))
+        for index, (name, setting) in enumerate(kinds):
+            points = [p for r in own if (r["method"], r["setting"]) == (name, setting) for p in r["curve"]]
+            said = name if setting is None else f"{name} {setting:g}"
+            x = [p[0] for p in points]
+            lines(axes[2 * row], x, [p[1] for p in points], index=index)
+            lines(axes[2 * row + 1], x, [p[2] for p in points], label=said, index=index)
+        label(axes[2 * row], "epoch", "training error (share)", f"{data}, training")
+        label(axes[2 * row + 1], "epoch", "held-out error (share)", f"{data}, held out")
+    return figure
+
+
+STUDY = Study(
+    "wang-pertopt",
+    "Wang et al. 2018, Fig. 6 to 9",
+    "PertOPT against dropout and the base optimizer",
+    ("cifar10", "cifar100", "tinyimagenet"),
+    _configurations,
+    run,
+    _claims,
+    _figure,
+    {
+        "smoke": "150 digits, a small CNN, Adam at 0.01, 3 epochs",
+        "cpu": "1,000 CIFAR-10 images of 16 x 16, a CNN of two convolutions (WRN-58-3), Adam at 1e-3, 40 epochs, "
+        "3 seeds",
+        "paper": "300 epochs (not stated); dropout rates of App. G; validation as test on Tiny ImageNet",
+    },
+)
