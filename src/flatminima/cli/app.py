@@ -26,7 +26,7 @@ from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
 from flatminima.cli.rank import rank
 from flatminima.cli.report import report
-from flatminima.cli.reproduce import reproduce
+from flatminima.cli.reproduce import own_study, reproduce
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
 
@@ -50,6 +50,7 @@ app.command("measure")(measure)
 app.command("rank")(rank)
 app.command("report")(report)
 app.command("reproduce")(reproduce)
+app.command("study")(own_study)
 app.command("train")(train)
 
 

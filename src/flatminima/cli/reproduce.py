@@ -1,10 +1,13 @@
-"""`flatminima reproduce`: a paper's study run again, and a verdict on each of its claims."""
+"""`flatminima reproduce` and `flatminima study`: the papers' studies or one's own, and a verdict on each claim."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,37 +15,117 @@ from flatminima.cli.options import AsJson
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import UnknownName, UsageError
 
+if TYPE_CHECKING:
+    from flatminima.studies import Study
+
 _CLAIM_FAILED = 3
+
+Scale = Annotated[str, typer.Option(help="smoke, cpu or paper.")]
+Sets = Annotated[
+    str | None, typer.Option("--data", help="Folder with a folder a data set; smoke scale needs none; else the hub.")
+]
+Output = Annotated[Path, typer.Option(help="Folder for the runs and results.")]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")]
+Shard = Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-th.")]
+Engine = Annotated[str, typer.Option(help="local, or ray.")]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; else one is started here.")]
+FailOnClaims = Annotated[bool, typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails.")]
 
 
 def reproduce(
     study: Annotated[str | None, typer.Argument(help="Id of a study; or --all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every study.")] = False,
-    scale: Annotated[str, typer.Option(help="smoke, cpu or paper.")] = "smoke",
-    data: Annotated[
-        str | None, typer.Option(help="Folder with a folder a data set; smoke scale needs none; else the hub.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the runs and results.")] = Path("flatminima-studies"),
-    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")] = 1,
-    shard: Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-th.")] = "1/1",
-    fail_on_claims: Annotated[bool, typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails.")] = False,
+    scale: Scale = "smoke",
+    data: Sets = None,
+    output: Output = Path("flatminima-studies"),
+    jobs: Jobs = 1,
+    shard: Shard = "1/1",
+    engine: Engine = "local",
+    address: Address = None,
+    show: Annotated[bool, typer.Option("--show", help="Run nothing: table and page of the results there are.")] = False,
+    fail_on_claims: FailOnClaims = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a paper's study; a killed one goes on where it stopped. Says holds, fails or undecided of each claim."""
     from flatminima import studies
 
-    part = _shard(shard)
     if every == (study is not None):
         raise UsageError(f"name one study ({', '.join(studies.STUDIES)}), or give --all")
     if study is not None and study not in studies.STUDIES:
         raise UnknownName("study", study, studies.STUDIES)
     chosen = [s for s in studies.STUDIES.values() if every or s.id == study]
+    if show:
+        _finish(
+            [_found(s.id, output) for s in chosen if not every or (output / s.id / "results.json").exists()],
+            output,
+            as_json,
+        )
+        return
+    _run(chosen, output, scale, data, jobs, shard, engine, address, fail_on_claims, as_json)
+
+
+def own_study(
+    file: Annotated[Path, typer.Argument(help="Python file that defines STUDY.")],
+    scale: Scale = "smoke",
+    data: Sets = None,
+    output: Output = Path("flatminima-studies"),
+    jobs: Jobs = 1,
+    shard: Shard = "1/1",
+    engine: Engine = "local",
+    address: Address = None,
+    fail_on_claims: FailOnClaims = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study of your own, with the runner of the papers' studies. The file's code is executed."""
+    _run([load(file)], output, scale, data, jobs, shard, engine, address, fail_on_claims, as_json)
+
+
+def load(file: Path) -> Study:
+    """STUDY of a Python file, imported by its name, so that other processes find it too.
+
+    Raises:
+        UsageError: no such file, no name that Python can import, no STUDY in it, or an error in its code.
+    """
+    import importlib
+
+    from flatminima.studies import Study
+
+    if file.suffix != ".py" or not file.is_file():
+        raise UsageError(f"no Python file {file}; name a file that defines STUDY")
+    if not file.stem.isidentifier() or file.stem in sys.modules:
+        raise UsageError(f"{file.name} cannot be imported as {file.stem!r}; give the file another name")
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        module = importlib.import_module(file.stem)
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"{file} failed on import: {type(error).__name__}: {error}") from error
+    found = getattr(module, "STUDY", None)
+    if not isinstance(found, Study):
+        raise UsageError(f"{file} defines no STUDY = flatminima.studies.Study(...)")
+    return found
+
+
+def _run(
+    chosen: Sequence[Study],
+    output: Path,
+    scale: str,
+    data: str | None,
+    jobs: int,
+    shard: str,
+    engine: str,
+    address: str | None,
+    fail_on_claims: bool,
+    as_json: bool,
+) -> None:
+    from flatminima import studies
+
+    part = _shard(shard)
     with bars():
-        found = [studies.reproduce(s, output, scale=scale, data=data, jobs=jobs, shard=part) for s in chosen]
-    if as_json:
-        typer.echo(json.dumps(found, allow_nan=False))
-    else:
-        _show(found)
+        found = [
+            studies.reproduce(s, output, scale=scale, data=data, jobs=jobs, shard=part, engine=engine, address=address)
+            for s in chosen
+        ]
+    _finish(found, output, as_json)
     if any(document["missing"] and part == (1, 1) for document in found):
         raise typer.Exit(1)
     if fail_on_claims and any(c["verdict"] == "fails" for document in found for c in document["claims"]):
@@ -57,23 +140,53 @@ def _shard(text: str) -> tuple[int, int]:
     return index, shards
 
 
-def _show(found: list[dict[str, Any]]) -> None:
+def _found(name: str, output: Path) -> dict[str, Any]:
+    file = output / name / "results.json"
+    try:
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if document["id"] != name or not all(key in document for key in ("claims", "runs", "seconds", "versions")):
+            raise ValueError("not the results of this study")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot read {file}: {error}; run the study first") from None
+    return document
+
+
+def _finish(found: list[dict[str, Any]], output: Path, as_json: bool) -> None:
+    from flatminima.report.studies import write_studies
+
+    if as_json:
+        typer.echo(json.dumps(found, allow_nan=False))
+    else:
+        _table(found)
+    words = [word for word in sys.argv[1:] if word != "--show"]
+    say(f"{write_studies(found, output, shlex.join(['flatminima', *_without_paths(words)]))}")
+
+
+def _without_paths(words: list[str]) -> list[str]:
+    """The command without the folders of this machine."""
+    return [
+        "DATA" if before == "--data" else "FOLDER" if before == "--output" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def _table(found: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from flatminima.report.studies import duration, here
+
     console = out()
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
+    for name in ("study", "claim", "paper", "here", "verdict", "cost"):
+        table.add_column(name, overflow="fold", ratio=None, max_width=30 if name == "claim" else 20)
     for d in found:
-        console.print(f"{d['id']}: {d['title']} ({d['paper']})", markup=False)
-        console.print(f"  {d['scale']} scale: {d['reduction']}; {d['seconds']:.0f} s", markup=False)
-        for c in d["claims"]:
-            whose = "control" if c["control"] else "paper"
-            console.print(f"  {c['verdict']:9} {_number(c)}  {c['claim']} [{whose}]", markup=False, soft_wrap=True)
+        for i, c in enumerate(d["claims"]):
+            first = (d["id"], duration(d["seconds"])) if i == 0 else ("", "")
+            claim = f"{c['claim']}{' (control)' if c['control'] else ''}"
+            table.add_row(first[0], claim, c["paper"] or "", here(c), c["verdict"], first[1])
         for run in d["runs"]:
             if "error" in run:
-                say(f"  failed: {run['config']}: {run['error']}")
+                say(f"{d['id']}: a run failed: {run['config']}: {run['error']}")
         if d["missing"]:
-            say(f"  {d['missing']} runs are missing or failed; the same command runs them")
-
-
-def _number(claim: dict[str, Any]) -> str:
-    if claim["statistic"] is None:
-        return f"no {claim['measured']}"
-    text = f"{claim['measured']} {claim['statistic']:+.3g}"
-    return text if claim["low"] is None else f"{text}, {claim['low']:+.3g} to {claim['high']:+.3g}"
+            say(f"{d['id']}: {d['missing']} runs are missing or failed; the same command runs them")
+    console.print(table)

@@ -30,7 +30,7 @@ def write_report(results: dict[str, Any], path: str | Path) -> None:
     layers = (pacgen.get("details") or {}).get("layers") or {}
     noises = sorted({n["recipe"]["label_noise"] for n in networks})
     shown = plots.defined(results["ranking"])[: plots.SCATTERS]
-    page = _render(
+    page = render(
         "demo.html.j2",
         title="What the minimum says",
         subtitle=f"{len(networks)} networks trained on {results['data']['name']}, measured and ranked",
@@ -64,7 +64,7 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
         for name, e in document["measures"].items()
         if e["value"] is not None and isinstance(e["details"].get("layers"), dict) and e["details"]["layers"]
     ]
-    page = _render(
+    page = render(
         "measure.html.j2",
         title="Measures of one minimum",
         subtitle=f"{document['parameters']:,} parameters, {document['samples']:,} samples",
@@ -213,7 +213,7 @@ def _command(options: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     loader = PackageLoader("flatminima.report", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template(template).render(**values)

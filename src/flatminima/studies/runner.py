@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import platform
-import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,9 @@ import flatminima
 from flatminima import progress
 from flatminima.errors import UsageError
 from flatminima.report.theme import style
+from flatminima.studies.engines import execute
 from flatminima.studies.images import find
-from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.study import Config, Result, Study
 from flatminima.table import write_whole
 
 SCHEMA = 1
@@ -34,6 +31,8 @@ def reproduce(
     data: str | None = None,
     jobs: int = 1,
     shard: tuple[int, int] = (1, 1),
+    engine: str = "local",
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Run what of a study is not done yet, and write its verdicts to ``<output>/<id>/results.json``.
 
@@ -41,6 +40,7 @@ def reproduce(
         study: what to run. output: folder; made if absent. scale: "smoke", "cpu" or "paper".
         data: where the data sets lie, see `images.find`; None for the Hugging Face hub. Smoke scale needs none.
         jobs: processes, at least 1; more than one start afresh ("spawn"), each with one thread.
+        engine: "local", or "ray" with `jobs` processors of its own or the cluster at `address`; see `engines.execute`.
         shard: (i, N): only every N-th run from the i-th, 1 <= i <= N; whatever other shards left is read.
 
     Returns:
@@ -48,7 +48,8 @@ def reproduce(
         seconds, versions. A failed run is recorded, is tried again by the next call, and ends nothing.
 
     Raises:
-        UsageError: jobs or a shard out of range, or a folder that cannot be written. UnknownName: no such scale.
+        UsageError: jobs or a shard out of range, or a folder that cannot be written. UnknownName: no such scale or
+            engine. MissingExtra: Ray is not installed.
     """
     index, shards = shard
     if jobs < 1 or not 1 <= index <= shards:
@@ -64,7 +65,8 @@ def reproduce(
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
     paths = [shelf / f"{key(study, config)}.json" for config in configs]
     todo = [i for i in range(index - 1, len(configs), shards) if not _succeeded(_read(paths[i]))]
-    for done, (i, outcome) in enumerate(_execute(study, configs, sources, todo, jobs), 1):
+    outcomes = execute(study, configs, sources, todo, jobs=jobs, engine=engine, address=address)
+    for done, (i, outcome) in enumerate(outcomes, 1):
         write_whole(paths[i], json.dumps(outcome, indent=1, allow_nan=False) + "\n")
         progress.report(study.id, done, len(todo))
     runs = [run for path in paths if (run := _read(path)) is not None]
@@ -92,33 +94,6 @@ def key(study: Study, config: Config) -> str:
     """The hash that names a run: the study, its configuration and the versions that computed it."""
     text = json.dumps({"study": study.runs_of or study.id, "config": config, "versions": _versions()}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _execute(
-    study: Study, configs: list[Config], sources: Sources, todo: list[int], jobs: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    if jobs == 1 or len(todo) < 2:
-        for i in todo:
-            yield i, attempt(study.run, configs[i], sources)
-        return
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = {pool.submit(attempt, study.run, configs[i], sources): i for i in todo}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-
-
-def attempt(run: Any, config: Config, sources: Sources) -> dict[str, Any]:
-    """One run as it is written down: its configuration, its result or its error, and how long it took."""
-    started = time.perf_counter()
-    outcome: dict[str, Any]
-    try:
-        result: Result = run(config, sources)
-        json.dumps(result, allow_nan=False)
-        outcome = {"result": result}
-    except Exception as error:  # recorded, and shown; the other runs go on
-        outcome = {"error": f"{type(error).__name__}: {error}"}
-    return {"config": config, **outcome, "seconds": time.perf_counter() - started}
 
 
 def _draw(study: Study, results: list[Result], folder: Path) -> None:
