@@ -131,7 +131,7 @@ def figure(results: Sequence[Result], x: str, title: str) -> Figure:
             points = [r for r in own if r[x] == value and r[name] is not None]
             places = [r["test_error"] for r in points], [r[name] for r in points]
             panel.plot(*places, "o", color=f"C{index}", label=str(value), ms=5, alpha=0.8)
-        label(panel, "test error (share of samples)", said, f"{said}, by {title}")
+        label(panel, "test error (share of samples)", said, f"by {title}")
     places_x = [float(_order(r[x])) for r in own]
     lines(axes[4], places_x, [r["test_error"] for r in own])
     lines(axes[5], places_x, [r["train_loss"] for r in own], index=1)

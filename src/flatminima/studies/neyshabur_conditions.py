@@ -105,7 +105,7 @@ def _figure(results: Sequence[Result]) -> Figure:
             panel.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.7)
         panel.set_xticks([0, 1], ["learned", "random"])
         panel.set_xlim(-0.5, 1.5)
-        label(panel, "weights", "largest constant over samples", title, log_y=True)
+        label(panel, "weights", "largest constant over samples", title, log_y=name == "c2")
     return figure
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PANEL = (3.4, 2.7)  # inches
 _TICKS = 6
+_MARKED = 12  # points of a line with a marker
 
 
 def panels(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -47,7 +48,9 @@ def lines(
     groups = [[b for a, b in zip(x, y, strict=True) if a == place] for place in places]
     colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
     means = [sum(g) / len(g) for g in groups]
-    axes.plot(places, means, marker=marker, ls="--" if dashed else "-", color=colour, label=label, ms=4, lw=1.4)
+    style = "--" if dashed else ":" if index >= len(PALETTE) else "-"  # a second round of colours is dotted
+    every = -(-len(places) // _MARKED)
+    axes.plot(places, means, marker=marker, markevery=every, ls=style, color=colour, label=label, ms=4, lw=1.4)
     axes.fill_between(places, [min(g) for g in groups], [max(g) for g in groups], color=colour, alpha=0.18, lw=0)
 
 
