@@ -20,7 +20,7 @@ from timing import publish
 
 SEQUENCES, LENGTH, BATCH = 8, 64, 4
 MEASURES = {
-    "pacgen": {},
+    "pacgen": {"diagonal": "fisher", "samples": SEQUENCES},  # a Gauss-Newton factor has a column a token and word
     "expected_sharpness": {"draws": 4},
     "fisher_trace": {"subset": SEQUENCES, "trials": 1},
     "fisher_logdet": {"subset": SEQUENCES, "trials": 1},

@@ -292,6 +292,19 @@ def test_a_plateau_drops_where_torchs_does(patience: int) -> None:
     assert ours.drops > 1
 
 
+def test_channels_last_trains_the_same_network_to_rounding_and_leaves_plain_strides() -> None:
+    x, y = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
+    found = []
+    for channels_last in (False, True):
+        model = build("mnist_cnn", seed=0, image_size=16)
+        train(model, x, y, config=TrainConfig(epochs=2, batch_size=16, channels_last=channels_last))
+        assert all(p.is_contiguous() for p in model.parameters())
+        found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+    with pytest.raises(DataError, match="channels_last"):
+        train(build("mlp", seed=0, widths=(4, 2)), torch.ones(4, 4), y[:4], config=TrainConfig(channels_last=True))
+
+
 def test_schedules() -> None:
     assert [constant(epoch) for epoch in (0, 99)] == [1, 1]
     assert [step(epoch, (100, 150), 0.1) for epoch in (0, 99, 100, 149, 150)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])

@@ -28,6 +28,8 @@ class TrainConfig:
         average_from: stochastic weight averaging: the final weights are the mean of those at the end of this epoch,
             counted from 1, and of all later ones; None does not average.
         average_lr: learning rate of the epochs averaged over, constant; None keeps the schedule.
+        channels_last: images and weights in that memory format while training, 1.3 to 1.6 times as fast on a CPU;
+            another order of sums, so other roundings.
     """
 
     optimizer: str = "sgd"
@@ -45,6 +47,7 @@ class TrainConfig:
     patience: int = 10
     average_from: int | None = None
     average_lr: float | None = None
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:

@@ -153,6 +153,10 @@ class Training:
     ) -> None:
         self.config = config or TrainConfig()
         check_samples(inputs, targets)
+        if self.config.channels_last and inputs.ndim != 4:
+            raise DataError(
+                f"channels_last is of images (n, channels, height, width); got inputs {tuple(inputs.shape)}"
+            )
         self.model, self.inputs, self.targets, self.augment, self.backward = model, inputs, targets, augment, backward
         self.optimizer = optimizer or make_optimizer(model, self.config)
         self.modules = modules or {}
@@ -265,6 +269,8 @@ class Training:
         x, y = self.inputs[rows], self.targets[rows]
         if self.augment is not None:
             x = self.augment(x, self._noise)
+        if self.config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         self.loss, errors = _step(self.model, self.optimizer, self.backward, x, y)
         self.steps += 1
         self.batch += 1
@@ -308,9 +314,13 @@ class Training:
     @contextmanager
     def _modes_and_rates(self) -> Iterator[None]:
         modes = [(module, module.training) for module in self.model.modules()]
+        if self.config.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
             yield
         finally:
+            if self.config.channels_last:
+                self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             for module, training in modes:
                 module.training = training
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
