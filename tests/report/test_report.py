@@ -126,8 +126,8 @@ def test_many_layers_are_cut_in_the_figure_and_kept_in_the_table(results: dict[s
     write_measures(document, tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text(encoding="utf-8")
     assert "The 30 largest of 200" in text
-    assert text.count(">layer-199.weight<") == 2
-    assert text.count(">layer-0.weight<") == 1
+    assert text.count(">layer-199.weight<") == 3  # figure, its table, the heat map
+    assert text.count(">layer-0.weight<") == 2
 
 
 def test_figures_follow_the_theme(results: dict[str, Any], tmp_path: Path) -> None:

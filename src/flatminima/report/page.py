@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flatminima.report import plots
+from flatminima.report.sections import heat_map, pictures
 from flatminima.report.theme import GLYPHS, PALETTE
 from flatminima.table import write_whole
 
@@ -54,7 +55,7 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
     Args:
         document: `MeasureTable.to_dict()`; where the command line made it, with ``"command"`` (its options),
             ``"versions"``, ``"device"`` and ``"threads"``.
-        path: of the HTML file, written whole.
+        path: of the HTML file, written whole; pictures of `flatminima landscape` and `certify` beside it go in.
 
     Raises:
         UsageError: the path cannot be written.
@@ -70,6 +71,8 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
         subtitle=f"{document['parameters']:,} parameters, {document['samples']:,} samples",
         verdict=measure_verdict(document),
         layered=layered,
+        heat=heat_map(layered),
+        pictures=pictures(Path(path).parent),
         measures=document["measures"],
         diagnosis=document.get("diagnosis", []),
         spectrum=_spectrum(document["measures"]),

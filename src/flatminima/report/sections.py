@@ -1,0 +1,55 @@
+"""Parts of the page of one network that come from several measures, or from what other commands left beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PICTURES = {
+    "landscape.svg": (
+        "The loss around the minimum",
+        "By flatminima landscape; the ellipse or band is the noise.",
+    ),
+    "certificate.svg": ("Certificate", "The terms of the bound, written by flatminima certify."),
+}
+
+
+def heat_map(layered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Layers against the measures that add over them, each cell with its share of the measure's largest.
+
+    Args:
+        layered: name and values by layer, as the page's other sections have them.
+
+    Returns:
+        names, and rows of (layer, cells); a cell is None or its value with a shade from 0 to 100. None for no measure.
+
+    Example:
+        >>> heat_map([{"name": "m", "values": {"a": 1.0, "b": -2.0}}])["rows"][0]
+        ('a', [{'value': 1.0, 'shade': 50}])
+    """
+    if not layered:
+        return None
+    layers = list(dict.fromkeys(layer for measure in layered for layer in measure["values"]))
+    largest = [max((abs(v) for v in m["values"].values() if v is not None), default=0.0) for m in layered]
+    rows = []
+    for layer in layers:
+        cells = []
+        for measure, top in zip(layered, largest, strict=True):
+            value = measure["values"].get(layer)
+            shade = 0 if value is None or top == 0 else round(100 * abs(value) / top)
+            cells.append(None if value is None else {"value": value, "shade": shade})
+        rows.append((layer, cells))
+    return {"names": [measure["name"] for measure in layered], "rows": rows}
+
+
+def pictures(folder: Path) -> list[dict[str, str]]:
+    """What `flatminima landscape` and `certify` drew into the same folder, as images that the page holds itself."""
+    found = []
+    for name, (title, caption) in PICTURES.items():
+        file = folder / name
+        if file.is_file():
+            data = base64.b64encode(file.read_bytes()).decode()
+            found.append({"title": title, "caption": caption, "source": f"data:image/svg+xml;base64,{data}"})
+    return found
