@@ -35,6 +35,7 @@ Diagonal = Literal["gauss_newton", "exact", "piecewise_linear", "hutchinson", "x
 Rho = Literal["norm", "paper", "coordinate", "zero"]
 Noise = Literal["uniform", "gaussian"]
 
+_BLOCK = 1 << 22  # weights at a time
 _COORDINATES = 1_000  # parameters up to which rho is taken coordinate by coordinate
 
 
@@ -200,22 +201,29 @@ def _psi(
 ) -> Estimate:
     weights, h, rhos = _curvature(minimum, fold, around, seed, draws, rho)
     w = weights.values
-    found = [_terms(w, h, gamma, epsilon, r, variant, eta) for r in rhos]
-    terms = torch.stack([t for t, _ in found])  # (draws, W)
-    estimate = Estimate.mean(terms.sum(1))
+    m = w.numel()
+    totals, bound = torch.zeros(len(rhos), dtype=torch.float64), 0.0
+    mean = torch.zeros(m, dtype=torch.float64)
+    for k, r in enumerate(rhos):
+        for start in range(0, m, _BLOCK):  # a block: large models have no room for seven vectors more
+            block = slice(start, start + _BLOCK)
+            terms, share = _terms(w[block], h[block], gamma, epsilon, r * math.sqrt(m), variant, eta)
+            totals[k] += terms.sum()
+            mean[block] += terms / len(rhos)
+            bound += share * len(terms) / (m * len(rhos))
+    estimate = Estimate.mean(totals)
     if estimate.value is None:
         return estimate
-    if not any(share for _, share in found):
+    if not bound:
         estimate = replace(estimate, stderr=None)
-    m = w.numel()
     return estimate.with_details(
         rho=max(rhos),
         rho_draws=rhos,
         parameters=m,
         per_parameter=float(estimate) / m,
-        curvature_bound=sum(share for _, share in found) / len(found),
-        negative_curvature=float((h < 0).double().mean()),
-        layers=weights.by_parameter(terms.mean(0)),
+        curvature_bound=bound,
+        negative_curvature=float((h < 0).sum()) / m,
+        layers=weights.by_parameter(mean),
     )
 
 
@@ -251,11 +259,11 @@ def _one_by_one(
 
 
 def _terms(
-    w: Tensor, h: Tensor, gamma: float, epsilon: float, rho: float, variant: str, eta: float | None
+    w: Tensor, h: Tensor, gamma: float, epsilon: float, root_m_rho: float, variant: str, eta: float | None
 ) -> tuple[Tensor, float]:
-    """The terms (W,) and the share of them in which curvature, not kappa, decides."""
+    """The terms of some weights and the share of them in which curvature, not kappa, decides."""
     kappa = gamma * w.abs() + epsilon
-    lipschitz = rho * math.sqrt(w.numel()) * kappa
+    lipschitz = root_m_rho * kappa
     curvature = h + lipschitz if variant == "paper" else float(eta or 0.0) * (h / 3 + lipschitz / 9)
     width = w.abs() + kappa
     curved = width * curvature.clamp_min(0).sqrt()
@@ -292,7 +300,7 @@ def _ratio(change: Tensor, u: Tensor, rho: Rho | float) -> float:
     if not bool(moved.any()):
         raise Undefined("no weight can move: all are 0 and epsilon is 0, so rho cannot be drawn")
     if rho == "norm":
-        return float(change.abs().max() / u.norm())
+        return float(torch.maximum(change.max(), -change.min()) / u.norm())
     return float((change.abs()[moved] / u.abs()[moved]).max())
 
 
