@@ -112,7 +112,8 @@ def page(found: dict[str, dict[str, tuple[float, float]]]) -> str:
         "",
         "The Gram matrices of `fisher_logdet` take no Jacobian: time grows as a backward pass, memory with the",
         "square of the subset. The Gauss-Newton diagonal (`pacgen`) and the input Jacobian (`robustness`) take a",
-        "backward pass a class. Norms see no data; `spectral_norm` is a singular value decomposition a layer.",
+        "backward pass a class, and `robustness` a Gram matrix of classes a sample. Norms see no data; `spectral_norm`",
+        "is a singular value decomposition a layer.",
         "",
     ]
     return "\n".join(lines)
