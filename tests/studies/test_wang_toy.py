@@ -36,15 +36,22 @@ def test_the_surface_agrees_with_the_measures_of_a_module(found, at):
     assert surface.pacgen[at] >= floor - 1e-9  # rho only adds
 
 
-def test_a_pair_of_minima_is_below_its_neighbours_and_ordered_by_curvature():
+def test_minima_have_no_gradient_and_bend_up_and_are_ordered_by_curvature():
     x, y = wang_toy.samples(0, wang_toy.SAMPLES)
-    fixed = wang_toy.search(x, y, [(2.0, 4.0)], 21)
-    surface = wang_toy.surface(x, y, fixed, 21)
-    sharp, flat = wang_toy.extremes(surface)
-    assert surface.trace[sharp] > surface.trace[flat] > 0
-    for i, j in (sharp, flat):
-        around = surface.loss[i - 1 : i + 2, j - 1 : j + 2]
-        assert surface.loss[i, j] == around.min()
+    fixed = wang_toy.search(x, y, wang_toy.FIXED[-4:-2], 25)
+    (places, at) = wang_toy.extremes(wang_toy.surface(x, y, fixed, 25), x, y, fixed)
+    assert at.trace[0] > at.trace[1] > 0
+    for place, loss, trace in zip(places, at.loss, at.trace, strict=True):
+        network = Shared(place.tolist(), fixed)
+        found = torch.nn.functional.cross_entropy(network(x), y)
+        (slope,) = torch.autograd.grad(found, network.free)
+        assert found.item() == pytest.approx(loss, rel=1e-12) and float(slope.norm()) < 1e-6
+        hessian = torch.autograd.functional.hessian(
+            lambda free: torch.nn.functional.cross_entropy(wang_toy.logits(free, fixed, x), y),
+            place,
+        )
+        assert float(torch.linalg.eigvalsh(hessian)[0]) > 0
+        assert float(hessian.trace()) == pytest.approx(trace, rel=1e-9)
 
 
 def test_the_bound_lies_above_the_loss_and_grows_as_eta_vanishes(found):
@@ -56,3 +63,12 @@ def test_the_bound_lies_above_the_loss_and_grows_as_eta_vanishes(found):
 def test_labels_split_the_samples_in_half():
     x, y = wang_toy.samples(3, 100)
     assert x.shape == (100, 2) and int(y.sum()) == 50
+
+
+def test_test_samples_take_the_labels_of_the_training_samples():
+    x, y = wang_toy.samples(0, 100)
+    threshold = float(x.sum(1).median())
+    one, labels = wang_toy.samples(0, 1_000, threshold=threshold)
+    assert torch.equal(labels.bool(), one.sum(1) > threshold)
+    assert not torch.equal(labels, wang_toy.samples(0, 1_000)[1])  # its own median is another
+    assert torch.equal(wang_toy.samples(0, 100, threshold=threshold)[1], y)

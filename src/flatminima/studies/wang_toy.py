@@ -3,7 +3,8 @@
 Five layers share one 2 x 2 matrix: four with sigmoids, the last gives the logits; no biases. Two entries are fixed,
 two free, so that Hessian, pacGen and bound are exact at every point of a grid. The papers give neither the mixture nor
 the fixed entries: a data set is a seed, and the fixed entries are those of `FIXED` whose surface has a sharp and a flat
-local minimum that differ most in curvature.
+local minimum that differ most in curvature. The grid only says where to look: each minimum is followed down to where
+the gradient vanishes, as curvature half a step beside it can be another by a factor of ten.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -42,37 +44,47 @@ _DIGITS = 5
 _PLACES = ("flat", "sharp")
 _FITTED = 0.95 * math.log(2)  # a network that ignores its input has ln 2
 _COARSE = 25  # points a side of the grid in the search
+_STATIONARY = 1e-6  # length of the gradient at a minimum
+_APART = 1e-2  # distance of two minima
 
 # points a side of the grid, seeds, fixed entries to choose from
-_SCALES = {"smoke": (21, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "paper": (121, 30, FIXED)}
+_SCALES = {"smoke": (25, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "paper": (121, 30, FIXED)}
 
 
 @dataclass(frozen=True)
-class Surface:
-    """On a grid of the free weights, each (side, side) float64: loss, pacGen, and the bound for each eta."""
+class Measured:
+    """At k points of the free weights, float64 (k,): loss, trace of the Hessian, pacGen, the bound for each eta."""
 
-    axis: Array
     loss: Array
-    pacgen: Array
     trace: Array
+    pacgen: Array
     bounds: dict[float, Array]
 
-    def minima(self) -> list[tuple[int, int]]:
-        """Points of the grid's inside that are below their eight neighbours, where the surface bends up."""
+
+@dataclass(frozen=True)
+class Surface(Measured):
+    """The same on a grid: each (side, side), the points of a side in `axis`."""
+
+    axis: Array
+
+    def lows(self) -> list[tuple[float, float]]:
+        """Weights at points of the grid's inside that are below their eight neighbours: where to look for minima."""
         inner = self.loss[1:-1, 1:-1]
         n = len(self.axis)
         around = [
             self.loss[1 + i : n - 1 + i, 1 + j : n - 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)
         ]
-        low = np.all([inner < other for other in around], axis=0) & (self.trace[1:-1, 1:-1] > 0)
-        return [(int(i) + 1, int(j) + 1) for i, j in np.argwhere(low)]
+        low = np.all([inner < other for other in around], axis=0)
+        return [(float(self.axis[i + 1]), float(self.axis[j + 1])) for i, j in np.argwhere(low)]
 
 
-def samples(seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """A mixture of three Gaussians in the plane, labelled by whether x1 + x2 is above the sample's median.
+def samples(seed: int, count: int, threshold: float | None = None) -> tuple[Tensor, Tensor]:
+    """A mixture of three Gaussians in the plane, labelled by whether x1 + x2 is above a threshold.
 
     Args:
         seed: of the mixture; samples are drawn by it and by `count`. count: how many.
+        threshold: of the labels; None: the sample's own median. Test samples take that of the training samples, as
+            another median would be another labelling.
 
     Returns:
         x (count, 2) float64, y (count,) int64.
@@ -83,7 +95,7 @@ def samples(seed: int, count: int) -> tuple[Tensor, Tensor]:
     which = torch.randint(3, (count,), generator=draw)
     x = centres[which] + torch.randn(count, 2, generator=draw, dtype=torch.float64)
     along = x.sum(1)
-    return x, (along > along.median()).long()
+    return x, (along > (along.median() if threshold is None else threshold)).long()
 
 
 def logits(free: Tensor, fixed: tuple[float, float], x: Tensor) -> Tensor:
@@ -96,16 +108,19 @@ def logits(free: Tensor, fixed: tuple[float, float], x: Tensor) -> Tensor:
 
 
 def surface(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> Surface:
-    """Loss, exact Hessian diagonal, pacGen and bounds on the grid; rho from the corners of each neighbourhood."""
+    """`measured` on a grid of side x side points."""
     axis = torch.linspace(-_RANGE, _RANGE, side, dtype=torch.float64)
-    points = torch.cartesian_prod(axis, axis)  # (side^2, 2)
+    at = measured(torch.cartesian_prod(axis, axis), x, y, fixed)
+    shape = (side, side)
+    bounds = {eta: bound.reshape(shape) for eta, bound in at.bounds.items()}
+    return Surface(at.loss.reshape(shape), at.trace.reshape(shape), at.pacgen.reshape(shape), bounds, axis.numpy())
 
-    def loss(free: Tensor) -> Tensor:
-        return cross_entropy(logits(free, fixed, x), y)
 
+def measured(points: Tensor, x: Tensor, y: Tensor, fixed: tuple[float, float]) -> Measured:
+    """Loss, exact Hessian diagonal, pacGen and bounds at points (k, 2); rho from the corners of each neighbourhood."""
+    loss = _objective(x, y, fixed)
     curved: Callable[[Tensor], Tensor] = torch.vmap(torch.func.jacrev(torch.func.jacrev(loss)))
-    losses, hessians = torch.vmap(loss)(points), curved(points)
-    diagonal = hessians.diagonal(dim1=1, dim2=2)  # (side^2, 2)
+    losses, diagonal = torch.vmap(loss)(points), curved(points).diagonal(dim1=1, dim2=2)  # (k,), (k, 2)
     kappa = GAMMA * points.abs() + EPSILON
     rho = torch.zeros(len(points), dtype=torch.float64)
     for signs in ((1.0, 1.0), (1.0, -1.0)):
@@ -115,31 +130,66 @@ def surface(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> Surf
     inside = (diagonal + rho[:, None] * 2**0.5 * kappa).clamp_min(0).sqrt()
     psi = ((points.abs() + kappa) * torch.maximum(inside, 1 / kappa)).log().sum(1)
     tau = (points.abs() + kappa).numpy()
-    shape = (side, side)
     bounds = {}
     for eta in ETAS:
         rise = uniform_perturbation(
             0.0, diagonal.numpy(), rho.numpy(), kappa.numpy(), tau, SAMPLES, DELTA, eta, distance=points.numpy()
         )
-        bounds[eta] = (losses.numpy() + np.asarray(rise)).reshape(shape)
-    trace = hessians.diagonal(dim1=1, dim2=2).sum(1).numpy().reshape(shape)
-    return Surface(axis.numpy(), losses.numpy().reshape(shape), psi.numpy().reshape(shape), trace, bounds)
+        bounds[eta] = losses.numpy() + np.asarray(rise)
+    return Measured(losses.numpy(), diagonal.sum(1).numpy(), psi.numpy(), bounds)
 
 
-def extremes(at: Surface) -> list[tuple[int, int]]:
-    """The sharpest and the flattest of the minima that fit better than a network that ignores its input, or none."""
-    low = sorted((float(at.trace[m]), m) for m in at.minima() if at.loss[m] < _FITTED)
-    return [low[-1][1], low[0][1]] if len(low) > 1 else []
+def minima(at: Surface, x: Tensor, y: Tensor, fixed: tuple[float, float]) -> Tensor:
+    """Local minima within the grid's range, (k, 2): its low points followed down to where the gradient vanishes.
+
+    Kept are those with a positive definite Hessian that fit better than a network that ignores its input.
+    """
+    loss = _objective(x, y, fixed)
+    gradient, hessian = torch.func.grad_and_value(loss), torch.func.jacrev(torch.func.jacrev(loss))
+
+    def value(free: Array) -> tuple[float, Array]:
+        slope, height = gradient(torch.from_numpy(free))
+        return float(height), slope.numpy()
+
+    found: list[Tensor] = []
+    for low in at.lows():
+        end = minimize(
+            value,
+            low,
+            jac=True,
+            hess=lambda free: hessian(torch.from_numpy(free)).numpy(),
+            method="trust-exact",
+            options={"gtol": _STATIONARY, "initial_trust_radius": 0.1, "max_trust_radius": 0.5},
+        )
+        place = torch.from_numpy(end.x)
+        proper = float(np.linalg.norm(end.jac)) < _STATIONARY and float(torch.linalg.eigvalsh(hessian(place))[0]) > 0
+        inside = float(place.abs().max()) <= _RANGE and end.fun < _FITTED
+        if proper and inside and all(float((place - other).norm()) > _APART for other in found):
+            found.append(place)
+    return torch.stack(found) if found else torch.empty(0, 2, dtype=torch.float64)
+
+
+def extremes(at: Surface, x: Tensor, y: Tensor, fixed: tuple[float, float]) -> tuple[Tensor, Measured] | None:
+    """The sharpest and the flattest minimum, (2, 2), with what is measured there; None of fewer than two minima."""
+    found = minima(at, x, y, fixed)
+    if len(found) < 2:
+        return None
+    trace = measured(found, x, y, fixed).trace
+    pair = found[[int(trace.argmax()), int(trace.argmin())]]
+    return pair, measured(pair, x, y, fixed)
+
+
+def _objective(x: Tensor, y: Tensor, fixed: tuple[float, float]) -> Callable[[Tensor], Tensor]:
+    return lambda free: cross_entropy(logits(free, fixed, x), y)
 
 
 def search(x: Tensor, y: Tensor, choices: Sequence[tuple[float, float]], side: int) -> tuple[float, float] | None:
     """Of the fixed entries those whose two minima differ most in the Hessian's trace; None where none has two."""
     best, found = 1.0, None
     for fixed in choices:
-        at = surface(x, y, fixed, side)
-        pair = extremes(at)
-        if pair and at.trace[pair[0]] > best * at.trace[pair[1]]:
-            best, found = at.trace[pair[0]] / at.trace[pair[1]], fixed
+        pair = extremes(surface(x, y, fixed, side), x, y, fixed)
+        if pair is not None and pair[1].trace[0] > best * pair[1].trace[1]:
+            best, found = float(pair[1].trace[0] / pair[1].trace[1]), fixed
     return found
 
 
@@ -153,12 +203,12 @@ def run(config: Config, sources: Sources) -> Result:
     x, y = samples(config["seed"], SAMPLES)
     fixed = search(x, y, [(b, c) for b, c in config["fixed"]], min(config["side"], _COARSE))
     at = None if fixed is None else surface(x, y, fixed, config["side"])
-    pair = [] if at is None else extremes(at)
-    if fixed is None or at is None or not pair:
+    pair = None if fixed is None or at is None else extremes(at, x, y, fixed)
+    if fixed is None or at is None or pair is None:
         return {"seed": config["seed"], "found": False}
-    test = samples(config["seed"], _TEST)
+    test = samples(config["seed"], _TEST, threshold=float(x.sum(1).median()))
     result: Result = {"seed": config["seed"], "found": True, "fixed": list(fixed)}
-    result["sharp"], result["flat"] = (_minimum(at, place, fixed, test) for place in pair)
+    result["sharp"], result["flat"] = (_minimum(*pair, index, fixed, test) for index in (0, 1))
     if config["seed"] == 0:
         result["surfaces"] = _surfaces(at)
     return result
@@ -173,15 +223,16 @@ def _surfaces(at: Surface) -> Result:
     }
 
 
-def _minimum(at: Surface, place: tuple[int, int], fixed: tuple[float, float], test: tuple[Tensor, Tensor]) -> Result:
-    free = torch.tensor([at.axis[place[0]], at.axis[place[1]]], dtype=torch.float64)
-    output = logits(free, fixed, test[0])
+def _minimum(
+    places: Tensor, at: Measured, index: int, fixed: tuple[float, float], test: tuple[Tensor, Tensor]
+) -> Result:
+    output = logits(places[index], fixed, test[0])
     return {
-        "weights": free.tolist(),
-        "loss": float(at.loss[place]),
-        "trace": float(at.trace[place]),
-        "pacgen": float(at.pacgen[place]),
-        "bound": float(at.bounds[ETAS[0]][place]),
+        "weights": places[index].tolist(),
+        "loss": float(at.loss[index]),
+        "trace": float(at.trace[index]),
+        "pacgen": float(at.pacgen[index]),
+        "bound": float(at.bounds[ETAS[0]][index]),
         "test_loss": float(cross_entropy(output, test[1])),
         "test_error": float((output.argmax(1) != test[1]).double().mean()),
     }
@@ -282,7 +333,7 @@ STUDY = Study(
     _claims,
     _figure,
     {
-        "smoke": "a grid of 21 x 21, one data set",
+        "smoke": "a grid of 25 x 25, one data set",
         "cpu": "a grid of 61 x 61, ten data sets (the paper: one); mixture and fixed weights are ours",
         "paper": "a grid of 121 x 121, 30 data sets; mixture and fixed weights are ours",
     },
