@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,35 @@ def test_it_stops_once_the_whole_sets_loss_is_below_the_target() -> None:
     assert history.stopped_because == "target_loss" and len(history.epochs) < 200
     assert history.final.loss < 0.05 <= history.epochs[-2].loss
     assert history.epochs[-1].loss == history.final.loss == evaluate(model, x, y).loss
+
+
+def test_a_look_within_an_epoch_stops_nearer_the_target() -> None:
+    x, y = blobs(n=120)
+    config = TrainConfig(lr=0.02, epochs=50, batch_size=2, target_loss=0.3)
+    coarse, fine = small(), small()
+    late = train(coarse, x, y, config=config)
+    early = train(fine, x, y, config=replace(config, look_every=3))
+    assert early.stopped_because == "target_loss" and early.steps % 3 == 0 and early.steps < late.steps
+    assert late.final.loss < early.final.loss < 0.3
+    assert early.epochs[-1].loss == evaluate(fine, x, y).loss
+
+
+def test_bfloat16_trains_float32_weights_a_little_off() -> None:
+    x, y = blobs(n=60)
+    exact, half = small(), small()
+    config = TrainConfig(lr=0.1, epochs=10, batch_size=10)
+    train(exact, x, y, config=config)
+    history = train(half, x, y, config=replace(config, precision="bfloat16"))
+    assert all(p.dtype == torch.float32 for p in half.parameters())
+    moved = [float((a - b).abs().max()) for a, b in zip(exact.parameters(), half.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1
+    assert history.final.error == evaluate(exact, x, y).error
+
+
+def test_differences_are_not_taken_in_bfloat16() -> None:
+    x, y = blobs()
+    with pytest.raises(UsageError, match="precision=bfloat16.*float32"):
+        train(small(), x, y, config=TrainConfig(precision="bfloat16"), backward=lambda loss, a, b: loss(a, b))
 
 
 def test_divergence_names_the_step() -> None:
@@ -262,6 +292,8 @@ def test_samples_that_do_not_fit() -> None:
         ({"batch_size": 0}, "batch_size=0"),
         ({"epochs": 0}, "epochs=0"),
         ({"target_loss": 0.0}, "target_loss"),
+        ({"look_every": 0}, "look_every"),
+        ({"precision": "float16"}, "precision"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

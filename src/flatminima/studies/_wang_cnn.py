@@ -38,7 +38,10 @@ _NAMES = {"batch_size": "batch size", "lr": "learning rate"}
 
 @dataclass(frozen=True)
 class Scale:
-    """At one scale: values of what varies, seeds, epochs, most epochs to equal loss, that loss, samples."""
+    """At one scale: values of what varies, seeds, epochs, most epochs to equal loss, that loss, samples.
+
+    `look_every`: steps from one look at that loss to the next, beside the end of each epoch.
+    """
 
     values: tuple[float, ...]
     seeds: int
@@ -46,6 +49,7 @@ class Scale:
     most: int
     loss: float
     limit: int | None
+    look_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Variation:
                 "seed": seed,
                 "epochs": s.most if equal_loss else s.epochs,
                 "target_loss": s.loss if equal_loss else None,
+                **({"look_every": s.look_every} if equal_loss and s.look_every else {}),
                 "limit": s.limit,
                 "samples": 50 if scale == "smoke" else 300,
             }
@@ -160,6 +165,7 @@ def run(config: Config, sources: Sources) -> Result:
         batch_size=min(config["batch_size"], len(x)),
         epochs=config["epochs"],
         target_loss=config["target_loss"],
+        look_every=config.get("look_every"),
         seed=config["seed"],
     )
     curve: list[list[float]] = []

@@ -9,6 +9,7 @@ from flatminima.errors import UnknownName, UsageError
 from flatminima.training import schedule
 
 _OPTIMIZERS = ("adam", "sgd")
+_PRECISIONS = ("bfloat16", "float32")
 _SCHEDULES = ("constant", "cosine", "plateau", "step")
 
 
@@ -22,6 +23,8 @@ class TrainConfig:
         batch_size: at least 1. epochs: the most, at least 1.
         target_loss: stop once the cross-entropy of the whole training set, in eval mode after an epoch, is
             below this (costs a pass an epoch); None trains all epochs.
+        look_every: look at `target_loss` after every so many steps too, at least 1 (costs a pass each): an epoch of
+            small batches goes far past the target. None: after epochs only.
         seed: of batches, augmentation and dropout, 0 or more. The initial weights are the model's own.
         schedule: "constant", "step" (times `gamma` at each of `milestones`), "cosine" (to 0 over `epochs`) or "plateau"
             (times `gamma` when the loss of an epoch has not fallen for more than `patience` epochs).
@@ -30,6 +33,7 @@ class TrainConfig:
         average_lr: learning rate of the epochs averaged over, constant; None keeps the schedule.
         channels_last: images and weights in that memory format while training, 1.3 to 1.6 times as fast on a CPU;
             another order of sums, so other roundings.
+        precision: "float32", or "bfloat16": the forward pass in autocast, weights and their updates in float32.
     """
 
     optimizer: str = "sgd"
@@ -40,6 +44,7 @@ class TrainConfig:
     batch_size: int = 64
     epochs: int = 20
     target_loss: float | None = None
+    look_every: int | None = None
     seed: int = 0
     schedule: str = "constant"
     milestones: tuple[int, ...] = ()
@@ -48,12 +53,15 @@ class TrainConfig:
     average_from: int | None = None
     average_lr: float | None = None
     channels_last: bool = False
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:
             raise UnknownName("optimizer", self.optimizer, _OPTIMIZERS)
         if self.schedule not in _SCHEDULES:
             raise UnknownName("schedule", self.schedule, _SCHEDULES)
+        if self.precision not in _PRECISIONS:
+            raise UnknownName("precision", self.precision, _PRECISIONS)
         object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
         for name, value, fits, range_ in (
             ("lr", self.lr, 0 < self.lr < math.inf, "positive"),
@@ -62,6 +70,7 @@ class TrainConfig:
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
             ("target_loss", self.target_loss, self.target_loss is None or self.target_loss > 0, "positive"),
+            ("look_every", self.look_every, _fits(self.look_every, 1, math.inf), "at least 1"),
             ("patience", self.patience, self.patience >= 0, "0 or more"),
             ("seed", self.seed, self.seed >= 0, "0 or more"),
             ("average_from", self.average_from, _fits(self.average_from, 1, self.epochs), f"in 1 to {self.epochs}"),

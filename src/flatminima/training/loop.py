@@ -89,7 +89,7 @@ def train(
         augment: applied to each batch with a CPU generator, e.g. `flatminima.data.random_flip`.
         optimizer: used in place of the configuration's; the schedule multiplies each group's own rate.
         backward: called as backward(loss_fn, x, y) in place of `loss_fn(model(x), y).backward()`; fills the
-            gradients and returns the loss, as `optim.FisherTrace.backward` does.
+            gradients and returns the loss, as `optim.FisherTrace.backward` does; in float32 only.
         on_epoch: called as on_epoch(epoch, model) after each epoch, counted from 0.
         progress: called as progress(done, total, text) after each step.
         first_epoch: epochs done before, in [0, epochs): with their weights in the model and their state in
@@ -157,6 +157,8 @@ class Training:
             raise DataError(
                 f"channels_last is of images (n, channels, height, width); got inputs {tuple(inputs.shape)}"
             )
+        if backward is not None and self.config.precision != "float32":
+            raise UsageError(f"precision={self.config.precision}: `backward` takes differences that need float32")
         self.model, self.inputs, self.targets, self.augment, self.backward = model, inputs, targets, augment, backward
         self.optimizer = optimizer or make_optimizer(model, self.config)
         self.modules = modules or {}
@@ -198,8 +200,10 @@ class Training:
                 last = self.batch == len(self._batches)
                 if last:
                     self._end_epoch()
+                elif self._due():
+                    self._look()
                 self._seconds += time.perf_counter() - began
-                if last:
+                if last or self.stopped is not None:
                     self._record()
                     if on_epoch is not None:
                         on_epoch(self)
@@ -271,7 +275,8 @@ class Training:
             x = self.augment(x, self._noise)
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        self.loss, errors = _step(self.model, self.optimizer, self.backward, x, y)
+        half = self.config.precision == "bfloat16"
+        self.loss, errors = _step(self.model, self.optimizer, self.backward, x, y, half=half)
         self.steps += 1
         self.batch += 1
         if not math.isfinite(self.loss):
@@ -281,6 +286,16 @@ class Training:
             )
         self._loss_sum += self.loss * len(y)
         self._wrong += errors
+
+    def _due(self) -> bool:
+        config = self.config
+        return config.target_loss is not None and bool(config.look_every) and self.steps % (config.look_every or 1) == 0
+
+    def _look(self) -> None:
+        """Within an epoch: stop where the target is reached."""
+        found = evaluate(self.model, self.inputs, self.targets)
+        if self.config.target_loss is not None and found.loss < self.config.target_loss:
+            self.stopped, self._final, self._seen = "target_loss", found, found
 
     def _end_epoch(self) -> None:
         config, n = self.config, len(self.inputs)
@@ -350,7 +365,13 @@ def _copied(tree: Any) -> Any:
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, backward: Backward | None, x: Tensor, y: Tensor
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    backward: Backward | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    half: bool,
 ) -> tuple[float, int]:
     """One optimizer step: the batch's mean loss at the weights before it, and its errors (0 with `backward`)."""
     seen: list[tuple[Tensor, int]] = []  # SAM calls the closure twice; the first is at the weights themselves
@@ -361,10 +382,11 @@ def _step(
             loss = backward(cross_entropy, x, y)
             seen.append((loss.detach(), 0))
             return loss
-        logits = model(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            logits = model(x)
         if not seen and int(y.max()) >= logits.shape[1]:
             raise DataError(f"a label is {int(y.max())} but the model has {logits.shape[1]} outputs")
-        loss = cross_entropy(logits, y)
+        loss = cross_entropy(logits.float() if half else logits, y)
         loss.backward()
         seen.append((loss.detach(), int((logits.argmax(dim=1) != y).sum())))
         return loss
