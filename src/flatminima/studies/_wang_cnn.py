@@ -75,6 +75,7 @@ class Variation:
                 "epochs": s.most if equal_loss else s.epochs,
                 "target_loss": s.loss if equal_loss else None,
                 **({"look_every": s.look_every} if equal_loss and s.look_every else {}),
+                **({"channels_last": True} if scale == "paper" else {}),  # 1.3 times as fast
                 "limit": s.limit,
                 "samples": 50 if scale == "smoke" else 300,
             }
@@ -166,6 +167,7 @@ def run(config: Config, sources: Sources) -> Result:
         epochs=config["epochs"],
         target_loss=config["target_loss"],
         look_every=config.get("look_every"),
+        channels_last=config.get("channels_last", False),
         seed=config["seed"],
     )
     curve: list[list[float]] = []
