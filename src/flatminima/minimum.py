@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ from flatminima.ranks import Ranks
 from flatminima.samples import Inputs, Samples, as_samples, leaves, map_tensors
 from flatminima.statistic import Fold, Statistic
 from flatminima.sweep import rides, sweep
+
+if TYPE_CHECKING:
+    from flatminima.statistics.curvature import Curvature, Products
 
 T = TypeVar("T")
 
@@ -232,6 +235,30 @@ class Minimum:
         """The samples at `indices`, on the device."""
         return Batch(self, indices, start)
 
+    def products(self, indices: Tensor, curvature: Curvature = "hessian", keep: int | None = None) -> Products:
+        """Products with the curvature of the mean loss over the samples at `indices`."""
+        from flatminima.statistics.curvature import Products
+
+        return Products(self, indices, curvature, keep)
+
+    def mean_gradient(self, indices: Tensor) -> tuple[float, Tensor]:
+        """Mean loss over the samples at `indices` and its gradient (W,) float64.
+
+        Raises:
+            Undefined: a loss that is not finite.
+        """
+        total, gradient = 0.0, torch.zeros(len(self.parameters), device=self.device, dtype=torch.float64)
+        for part in indices.split(self.batch_size):
+            batch = self.batch(part)
+            losses = self.loss(self.forward(batch.inputs), batch.targets)
+            refuse_overflow(losses)
+            tensors = self.parameters.tensors
+            grads = torch.autograd.grad(losses.sum(), tensors, allow_unused=True, materialize_grads=True)
+            self.passes.backward += len(part)
+            gradient += torch.cat([g.reshape(-1) for g in grads]).double()
+            total += float(losses.detach().double().sum())
+        return total / len(indices), gradient / len(indices)
+
     @cached_property
     def units(self) -> list[Unit]:
         """The layers that own trainable parameters."""
@@ -348,6 +375,16 @@ class Minimum:
     def _refuse_stale(self) -> None:
         if self._depth == 0 and fingerprint(self._source) != self._mark:
             raise StaleMinimum("the model's weights or buffers changed since this Minimum was made; make a new Minimum")
+
+
+def refuse_overflow(losses: Tensor) -> None:
+    """Losses at weights that a search chose.
+
+    Raises:
+        Undefined: one is not finite.
+    """
+    if not bool(torch.isfinite(losses).all()):
+        raise Undefined("the loss overflows within the box: use a smaller alpha")
 
 
 def _gram(output: Tensor, seed: Tensor, parameters: Parameters) -> Tensor:

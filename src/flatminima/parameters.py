@@ -72,6 +72,14 @@ class Parameters:
         parts = vector.split([p.numel() for p in self.tensors])
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 
+    def part(self, vector: Tensor) -> Tensor:
+        """Of a vector (W,) made whole, the entries that this process holds: here all of them."""
+        return vector
+
+    def agree(self, here: bool) -> bool:
+        """Whether something is so for the entries of every process that holds some."""
+        return here
+
     @torch.no_grad()
     def assign(self, vector: Tensor) -> None:
         """Copy a flat vector (W,) into the parameters."""

@@ -81,7 +81,9 @@ class Perturbation(ABC):
 
     def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
         """u (W,) for flat weights (W,), in their dtype and on their device."""
-        noise = self.standard(weights.numel(), generator(seed, index))
+        return self._scaled(self.standard(weights.numel(), generator(seed, index)), weights)
+
+    def _scaled(self, noise: Tensor, weights: Tensor) -> Tensor:
         return noise.to(weights).mul_(self.scale.of(weights))
 
     @contextmanager
@@ -89,7 +91,8 @@ class Perturbation(ABC):
         """Weights w + sign u within the block, w bit for bit afterwards, also on an exception."""
         weights = parameters.flat()
         try:
-            parameters.assign(weights + sign * self.draw(weights, seed, index))
+            noise = parameters.part(self.standard(len(parameters), generator(seed, index)))
+            parameters.assign(weights + sign * self._scaled(noise, weights))
             yield
         finally:
             parameters.assign(weights)

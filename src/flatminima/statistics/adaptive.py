@@ -17,7 +17,7 @@ from flatminima import progress
 from flatminima.errors import UsageError
 from flatminima.perturbation import generator
 from flatminima.statistic import Cost, Statistic
-from flatminima.statistics.worst_case import Worst, mean_gradient, mean_loss
+from flatminima.statistics.worst_case import Worst, mean_loss
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
@@ -62,7 +62,8 @@ class AdaptiveWorstLoss(Statistic[Worst]):
                 change = torch.zeros_like(weights)
                 for step in range(self.steps):
                     minimum.parameters.assign(weights + change)
-                    loss, gradient = mean_gradient(minimum, indices)
+                    loss, found = minimum.mean_gradient(indices)
+                    gradient = found.to(weights.dtype)
                     losses.append(loss)
                     if step == 0 and not bool(gradient.any()):  # a minimum to the last bit points nowhere
                         gradient = torch.randn(len(size), generator=generator(self.seed, 0)).to(size)

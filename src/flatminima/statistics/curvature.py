@@ -20,6 +20,7 @@ from torch import Tensor
 from flatminima.batch import Batch
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.losses import Loss
+from flatminima.statistics.krylov import Space
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
@@ -77,6 +78,7 @@ class Products:
         self.minimum, self.curvature = minimum, curvature
         chosen = torch.arange(len(minimum.samples)) if indices is None else indices
         self.count, self.size = len(chosen), len(minimum.parameters)
+        self.space = Space.whole(self.size)
         parts = chosen.split(minimum.batch_size)
         self.parts = parts if minimum.ranks is None else parts[minimum.ranks.rank :: minimum.ranks.size]
         self.spent = 0

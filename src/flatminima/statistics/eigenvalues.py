@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistic import Cost, Statistic
-from flatminima.statistics.curvature import Curvature, Products, check_curvature
+from flatminima.statistics.curvature import Curvature, check_curvature
 from flatminima.statistics.hessian import group_edges
 from flatminima.statistics.krylov import BASIS, PRODUCTS, extreme_eigenvalues
 
@@ -82,12 +82,12 @@ class TopEigenvalues(Statistic[Eigenvalues]):
     def compute(self, minimum: Minimum) -> Eigenvalues:
         indices = minimum.samples.order(self.seed)[: self._count(minimum)]
         with minimum.open():
-            products = Products(minimum, indices, self.curvature)
+            products = minimum.products(indices, self.curvature)
             if self.k > products.size:
                 raise Undefined(f"{products.size} parameters have no {self.k} eigenvalues")
             found = extreme_eigenvalues(
                 products,
-                products.size,
+                products.space,
                 self.k,
                 "largest",
                 self.tolerance,
@@ -113,9 +113,12 @@ class TopEigenvalues(Statistic[Eigenvalues]):
         """Of the samples in groups: one more product altogether."""
         edges = group_edges(len(indices), GROUPS)
         parts = [indices[a:b] for a, b in itertools.pairwise(edges)]
-        forms = [float(vector.double() @ Products(minimum, part, self.curvature, keep=0)(vector)) for part in parts]
+        vector, forms = vector.double(), []
+        for part in parts:
+            products = minimum.products(part, self.curvature, keep=0)
+            forms.append(float(products.space.dot(vector, products(vector))))
         sizes = torch.tensor([len(part) for part in parts])
-        return torch.tensor(forms, dtype=torch.float64) / float(vector.double().square().sum()), sizes
+        return torch.tensor(forms, dtype=torch.float64) / products.space.norm(vector) ** 2, sizes
 
     def _count(self, minimum: Minimum) -> int:
         n = len(minimum.samples)

@@ -77,6 +77,36 @@ class Eigenpairs:
         return not self.missing
 
 
+@dataclass(frozen=True)
+class Space:
+    """Vectors of `size` entries, all of them here, or a part on each of several processes.
+
+    Attributes:
+        size: entries of a whole vector.
+        here: of them in this process.
+        total: sums a tensor over the processes.
+        part: of a vector drawn whole, what this process holds.
+    """
+
+    size: int
+    here: int
+    total: Callable[[Tensor], Tensor]
+    part: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def whole(cls, size: int) -> Space:
+        """All in this process."""
+        return cls(size, size, lambda sums: sums, lambda vector: vector)
+
+    def norm(self, vector: Tensor) -> float:
+        """Euclidean, of the whole vector."""
+        return float(self.total(vector.norm().square()).sqrt()) if self.here < self.size else float(vector.norm())
+
+    def dot(self, rows: Tensor, vector: Tensor) -> Tensor:
+        """Inner products with each row, of the whole vectors."""
+        return self.total(rows @ vector)
+
+
 def as_product(matrix: Any) -> Product:
     """A tensor, array, scipy operator or function as a function of vectors."""
     if callable(matrix) and not hasattr(matrix, "shape"):
@@ -126,7 +156,7 @@ def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.f
 
 def extreme_eigenvalues(
     matrix: Any,
-    size: int,
+    size: int | Space,
     k: int = 1,
     which: Which = "largest",
     tolerance: float = 1e-3,
@@ -143,8 +173,8 @@ def extreme_eigenvalues(
 
     Args:
         matrix: as for `lanczos`.
-        size: its number of rows.
-        k: how many, at most `size`.
+        size: its number of rows, or the Space of its vectors.
+        k: how many, at most that number.
         which: ``"largest"`` or ``"smallest"`` algebraically, or largest in ``"magnitude"``.
         tolerance: residual relative to the largest |eigenvalue| found, at which one counts as converged; so does one
             that is rounding alone.
@@ -164,14 +194,16 @@ def extreme_eigenvalues(
         >>> round(float(found.values[0]), 6)
         -9.0
     """
+    space = Space.whole(size) if isinstance(size, int) else size
+    size = space.size
     if not 1 <= k <= size:
         raise UsageError(f"got k={k} eigenvalues of a matrix of size {size}; k is 1 to {size}")
     if not 0 < tolerance < 1:
         raise UsageError(f"got tolerance={tolerance}; it must lie in (0, 1)")
     if which not in get_args(Which):
         raise UsageError(f"got which={which!r}; expected one of {', '.join(get_args(Which))}")
-    search = _Search(as_product(matrix), size, which, tolerance, products * k, seed, dtype, torch.device(device))
-    vectors = search.run(k, torch.empty(0, size, dtype=dtype, device=device))
+    search = _Search(as_product(matrix), space, which, tolerance, products * k, seed, dtype, torch.device(device))
+    vectors = search.run(k, torch.empty(0, space.here, dtype=dtype, device=device))
     values, residuals, vectors = search.judge(vectors)
     for _ in range(k if 1 < k < size else 0):
         other = search.run(1, vectors, below=float(values[-1]))
@@ -191,7 +223,7 @@ class _Search:
     """Thick-restart Lanczos; T = V A V^T is kept dense, so that a restart needs no case of its own."""
 
     product: Product
-    size: int
+    space: Space
     which: Which
     tolerance: float
     budget: int
@@ -207,25 +239,26 @@ class _Search:
 
         With `below`, it is enough to see that the most extreme is less extreme than that.
         """
-        room = min(self.size - len(locked), BASIS + 3 * k)
-        basis = torch.empty(room, self.size, dtype=self.dtype, device=self.device)
+        size = self.space.size
+        room = min(size - len(locked), BASIS + 3 * k)
+        basis = torch.empty(room, self.space.here, dtype=self.dtype, device=self.device)
         inner = np.zeros((room, room))
         basis[0], j, stop = self._fresh(locked, basis[:0]), 0, self.spent + self.budget
         while True:
             after = self.product(basis[j]).to(self.dtype)
             self.spent += 1
-            self.norm = max(self.norm, float(after.norm()))
-            after, _ = orthogonal(after, locked)
-            after, along = orthogonal(after, basis[: j + 1])
+            self.norm = max(self.norm, self.space.norm(after))
+            after, _ = orthogonal(after, locked, self.space)
+            after, along = orthogonal(after, basis[: j + 1], self.space)
             inner[: j + 1, j] = inner[j, : j + 1] = along.cpu().numpy()
-            beta = float(after.norm())
+            beta = self.space.norm(after)
             if beta <= _BREAKDOWN * torch.finfo(self.dtype).eps * self.norm:
                 beta = 0.0
             values, vectors = np.linalg.eigh(inner[: j + 1, : j + 1])
             order = self.order(torch.from_numpy(values)).numpy()
             values, vectors = values[order], vectors[:, order]
             residuals = beta * np.abs(vectors[j])
-            full = j + 1 == self.size - len(locked)
+            full = j + 1 == size - len(locked)
             if j + 1 >= k and (full or self._enough(values, residuals, k, below) or self.spent >= stop):
                 return self._combine(vectors[:, :k], basis[: j + 1])
             if j + 1 == room:
@@ -270,50 +303,51 @@ class _Search:
         """Rayleigh quotients, ordered, residuals computed from the vectors, and these."""
         values, residuals = [], []
         for vector in vectors:
-            unit = vector.double() / vector.double().norm()
-            after = self.product(unit)
+            unit = vector.double() / self.space.norm(vector.double())
+            after = self.product(unit).double()
             self.spent += 1
-            values.append(float(unit @ after))
-            residuals.append(float((after - values[-1] * unit).norm()))
+            values.append(float(self.space.dot(unit, after)))
+            residuals.append(self.space.norm(after - values[-1] * unit))
         found = torch.tensor(values, dtype=torch.float64)
         order = self.order(found)
         return found[order], torch.tensor(residuals, dtype=torch.float64)[order], vectors[order.to(vectors.device)]
 
     def _fresh(self, locked: Tensor, basis: Tensor) -> Tensor:
         """A random unit vector orthogonal to both."""
-        vector = torch.randn(self.size, generator=generator(self.seed, self.draws))
+        space = self.space
+        vector = space.part(torch.randn(space.size, generator=generator(self.seed, self.draws)))
         self.draws += 1
         vector = vector.to(self.device, self.dtype)
         for _ in range(2):
-            vector, _ = orthogonal(vector / vector.norm(), locked)
-            vector, _ = orthogonal(vector / vector.norm(), basis)
-        unit: Tensor = vector / vector.norm()
-        return unit
+            vector, _ = orthogonal(vector / space.norm(vector), locked, space)
+            vector, _ = orthogonal(vector / space.norm(vector), basis, space)
+        return vector / space.norm(vector)
 
     def _combine(self, weights: np.ndarray[Any, Any], basis: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(weights.T)).to(basis) @ basis
 
 
-def orthogonal(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def orthogonal(vector: Tensor, basis: Tensor, space: Space | None = None) -> tuple[Tensor, Tensor]:
     """`vector` without its components along the rows of an orthonormal `basis`, and these, float64.
 
     The last two rows first: in Lanczos they hold nearly all of it, and what is left is then taken out at full accuracy.
     Where a pass still takes away half of the vector, another follows ("twice is enough").
     """
+    space = space or Space.whole(len(vector))
     along = torch.zeros(len(basis), dtype=torch.float64, device=basis.device)
     if not len(basis):
         return vector, along
     vector = vector.to(basis.dtype)
 
     def without(rows: Tensor, into: Tensor) -> Tensor:
-        part = rows @ vector
+        part = space.dot(rows, vector)
         into += part.double()
         return vector - part @ rows
 
     vector = without(basis[-2:], along[-2:])
     for _ in range(2):
-        before = float(vector.norm())
+        before = space.norm(vector)
         vector = without(basis, along)
-        if float(vector.norm()) > _KEPT * before:
+        if space.norm(vector) > _KEPT * before:
             break
     return vector, along

@@ -21,7 +21,6 @@ from flatminima.errors import Undefined, UsageError
 from flatminima.perturbation import generator
 from flatminima.statistic import Cost, Statistic
 from flatminima.statistics.outputs import Outputs, OutputSummary, margins
-from flatminima.statistics.worst_case import mean_gradient
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
@@ -157,10 +156,10 @@ class NoiseLevel(Statistic[Level]):
         highest = -math.inf
         minimum.parameters.assign(weights)
         for _ in range(_ASCENT_STEPS):
-            _, gradient = mean_gradient(minimum, indices)
+            _, gradient = minimum.mean_gradient(indices)
             if not bool(gradient.any()):
                 break
-            minimum.parameters.assign(weights + scale * gradient.sign())
+            minimum.parameters.assign(weights + scale * gradient.to(weights.dtype).sign())
             highest = max(highest, self._mean(minimum, indices))
         if highest == -math.inf:
             raise Undefined("the gradient is exactly 0: no corner is the worst")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.errors import Undefined, UsageError
+from flatminima.errors import UsageError
+from flatminima.minimum import refuse_overflow
 from flatminima.perturbation import Relative, generator
 from flatminima.statistic import Cost, Statistic
 
@@ -78,17 +79,19 @@ class WorstCaseLoss(Statistic[Worst]):
                 minimum.parameters.assign(weights)
 
     def _vertex(self, minimum: Minimum, indices: Tensor, weights: Tensor, box: Tensor) -> Worst:
+        parameters = minimum.parameters
         losses: list[float] = []
         corner = torch.zeros_like(weights)
         for step in range(self.steps):
             minimum.parameters.assign(weights + corner)
-            loss, gradient = mean_gradient(minimum, indices)
+            loss, found = minimum.mean_gradient(indices)
+            gradient = found.to(weights.dtype)
             losses.append(loss)
-            if step == 0 and not bool(gradient.any()):  # a minimum to the last bit points nowhere: start anywhere
-                gradient = torch.randn(len(box), generator=generator(self.seed, 0)).to(box)
+            if step == 0 and parameters.agree(not bool(gradient.any())):  # a minimum to the last bit: start anywhere
+                gradient = parameters.part(torch.randn(len(parameters), generator=generator(self.seed, 0))).to(box)
             following = box * gradient.sign()
             progress.report("worst-case sharpness", step + 1, self.steps)
-            if torch.equal(following, corner):  # the corner points at itself
+            if parameters.agree(torch.equal(following, corner)):  # the corner points at itself
                 return Worst(losses[0], max(losses), step + 1)
             corner = following
         minimum.parameters.assign(weights + corner)
@@ -101,8 +104,8 @@ class WorstCaseLoss(Statistic[Worst]):
         for step in range(self.steps):
             part = torch.randint(len(indices), (_ASCENT_BATCH,), generator=generator(self.seed, step))
             minimum.parameters.assign(weights + nu)
-            _, gradient = mean_gradient(minimum, indices[part])
-            velocity = _ASCENT_MOMENTUM * velocity + gradient
+            _, gradient = minimum.mean_gradient(indices[part])
+            velocity = _ASCENT_MOMENTUM * velocity + gradient.to(weights.dtype)
             nu = torch.clamp(nu + _ASCENT_RATE * velocity, -box, box)
             progress.report("worst-case sharpness", step + 1, self.steps)
         minimum.parameters.assign(weights + nu)
@@ -115,22 +118,6 @@ class WorstCaseLoss(Statistic[Worst]):
         return Cost(passes + looked / n, passes, 12 * len(minimum.parameters))
 
 
-def mean_gradient(minimum: Minimum, indices: Tensor) -> tuple[float, Tensor]:
-    """Mean loss over the samples at `indices` and its gradient (W,), in the weights' dtype."""
-    total, gradient = 0.0, torch.zeros(len(minimum.parameters), device=minimum.device, dtype=torch.float64)
-    for part in indices.split(minimum.batch_size):
-        batch = minimum.batch(part)
-        output = minimum.forward(batch.inputs)
-        losses = minimum.loss(output, batch.targets)
-        _finite(losses)
-        tensors = minimum.parameters.tensors
-        grads = torch.autograd.grad(losses.sum(), tensors, allow_unused=True, materialize_grads=True)
-        minimum.passes.backward += len(part)
-        gradient += torch.cat([g.reshape(-1) for g in grads]).double()
-        total += float(losses.detach().double().sum())
-    return total / len(indices), (gradient / len(indices)).to(minimum.parameters.tensors[0].dtype)
-
-
 def mean_loss(minimum: Minimum, indices: Tensor) -> float:
     """Mean loss over the samples at `indices`."""
     total = 0.0
@@ -138,11 +125,6 @@ def mean_loss(minimum: Minimum, indices: Tensor) -> float:
         for part in indices.split(minimum.batch_size):
             batch = minimum.batch(part)
             losses = minimum.loss(minimum.forward(batch.inputs), batch.targets)
-            _finite(losses)
+            refuse_overflow(losses)
             total += float(losses.double().sum())
     return total / len(indices)
-
-
-def _finite(losses: Tensor) -> None:
-    if not bool(torch.isfinite(losses).all()):
-        raise Undefined("the loss overflows within the box: use a smaller alpha")
