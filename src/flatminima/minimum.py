@@ -98,7 +98,7 @@ class Minimum:
         if batch_size < 1:
             raise UsageError(f"got batch_size={batch_size}; it must be at least 1")
         model = unwrap(model)
-        _refuse_training_mode(model)
+        refuse_training_mode(model)
         self.loss = Loss.of(loss)
         with same_randomness():  # a loader draws a seed when it is read
             self.samples: Samples = as_samples(data)
@@ -414,7 +414,12 @@ def _close(a: Tensor, b: Tensor, allowed: float) -> bool:
     return a.shape == b.shape and float((a - b).abs().max()) <= allowed
 
 
-def _refuse_training_mode(model: nn.Module) -> None:
+def refuse_training_mode(model: nn.Module) -> None:
+    """Refuse a model that is not deterministic in the mode it is in.
+
+    Raises:
+        ModelError: naming the module.
+    """
     for name, module in model.named_modules():
         if module.training and _acts_in_training(module):
             raise ModelError(

@@ -180,5 +180,9 @@ class HessianDiagonal(Fold["list[Tensor]", Tensor]):
 
 def rademacher(like: Tensor, seed: int, index: int) -> Tensor:
     """Entries +-1, the same on every device."""
-    bits = torch.randint(0, 2, like.shape, generator=generator(seed, index), dtype=torch.int8)
-    return bits.mul_(2).sub_(1).to(like)
+    return signs(like.numel(), seed, index).reshape(like.shape).to(like)
+
+
+def signs(size: int, seed: int, index: int) -> Tensor:
+    """Entries +-1 (size,) int8."""
+    return torch.randint(0, 2, (size,), generator=generator(seed, index), dtype=torch.int8).mul_(2).sub_(1)
