@@ -11,7 +11,7 @@ ROOT = Path(flatminima.__file__).parent
 
 # From the ground up. A module may import its own row's packages only where the row says so, and every row below it.
 LAYERS = [
-    ("errors", "progress", "ranks"),
+    ("errors", "progress", "ranks", "claim"),
     ("estimate", "parameters", "samples", "losses", "guard", "catalog"),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layers",),
@@ -19,7 +19,7 @@ LAYERS = [
     ("sweep",),
     ("minimum",),
     ("statistics",),
-    ("measures", "optim", "rounds"),  # never each other
+    ("measures", "optim", "rounds", "sharded"),  # never each other
     ("training",),
     (
         "report",

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 import flatminima
 from flatminima import budgets, catalog, progress
 from flatminima.certification import Certificate, Union, certify_gaussian, gibbs_error
+from flatminima.claim import claimed
 from flatminima.data import corrupt_labels, load_tensors
-from flatminima.errors import FlatMinimaError, UsageError
+from flatminima.errors import FlatMinimaError
 from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.parameters import Parameters
@@ -104,13 +105,14 @@ def run_demo(output: str | Path, *, seed: int = 0, quick: bool = False, fresh: b
     Raises:
         UsageError: the folder cannot be written.
     """
-    folder = _folder(Path(output))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # faster for networks this small, and the same numbers on every machine's core count
-    try:
-        return _run(folder, seed, quick, fresh)
-    finally:
-        torch.set_num_threads(threads)
+    with claimed(Path(output)) as folder:
+        (folder / "networks").mkdir(exist_ok=True)
+        torch.set_num_threads(1)  # faster for networks this small, and the same numbers on every machine's core count
+        try:
+            return _run(folder, seed, quick, fresh)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _run(folder: Path, seed: int, quick: bool, fresh: bool) -> dict[str, Any]:
@@ -143,14 +145,6 @@ def _run(folder: Path, seed: int, quick: bool, fresh: bool) -> dict[str, Any]:
     }
     write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
-
-
-def _folder(output: Path) -> Path:
-    try:
-        (output / "networks").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {output}: {error.strerror}; choose another folder") from None
-    return output
 
 
 def _network(

@@ -28,7 +28,6 @@ from flatminima.samples import Inputs, Samples, as_samples, leaves, map_tensors
 from flatminima.statistic import Fold, Reads, Statistic
 from flatminima.statistics import HessianProbes, Outputs, ParameterCount, PerturbedLoss, SampleCount, TopEigenvalues
 from flatminima.statistics import WorstCaseLoss as WorstCase
-from flatminima.statistics.curvature import Curvature
 from flatminima.statistics.hessian import ProbedHessian, group_edges, signs
 from flatminima.statistics.krylov import Space
 
@@ -266,7 +265,7 @@ class ShardedMinimum(Minimum):
         traces = torch.zeros(len(edges) - 1, key.probes, dtype=torch.float64)
         sizes = torch.tensor([b - a for a, b in itertools.pairwise(edges)])
         for g, (start, stop) in enumerate(itertools.pairwise(edges)):
-            products = self.products(order[start:stop])
+            products = Differences(self, order[start:stop])
             for k in range(key.probes):
                 probe = p.part(signs(len(p), key.seed, g * key.probes + k)).to(self.device, products.precision)
                 found = probe.double() * products(probe)
@@ -274,7 +273,7 @@ class ShardedMinimum(Minimum):
                 traces[g, k] = float(p.total(found.sum()))
         return ProbedHessian(diagonal.cpu() / (float(sizes.sum()) * key.probes), traces, sizes, len(self.samples))
 
-    def products(self, indices: Tensor, curvature: Curvature = "hessian", keep: int | None = None) -> Any:
+    def own_products(self, indices: Tensor, curvature: str) -> Differences:
         if curvature != "hessian":
             raise Undefined("the Gauss-Newton matrix is no derivative of a gradient: FSDP's shards do not give it")
         return Differences(self, indices)

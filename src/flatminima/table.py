@@ -6,10 +6,10 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
@@ -164,22 +164,29 @@ def render(table: MeasureTable, console: Any) -> None:
         console.print(Text(line))
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
+def write_whole(path: str | os.PathLike[str], content: str | bytes | Callable[[IO[bytes]], object]) -> None:
     """Write to a temporary name, flush, rename: a reader sees all of it or nothing.
 
+    Args:
+        path: of the file. content: text, bytes, or a function that writes to an open file.
+
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written, or is full.
     """
     target = Path(path)
     temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror or error}; choose another folder") from None
+    except (OSError, RuntimeError) as error:  # torch.save turns the one into the other
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        raise UsageError(f"cannot write {target}: {reason}; choose another folder") from None
     finally:
         with contextlib.suppress(OSError):  # after the rename there is nothing left to remove
             temporary.unlink(missing_ok=True)

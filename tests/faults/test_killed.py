@@ -1,4 +1,7 @@
-"""Killed at any moment, the same command ends with the same result and leaves no half file."""
+"""kill -9 at random moments: the same command then ends with the same result and leaves no half file.
+
+FLATMINIMA_KILLS says how often each command is killed: 4 here, 20 in all; it was run once with 20 each.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +20,34 @@ import pytest
 import torch
 
 from flatminima.models import mlp
-from flatminima.training import save_checkpoint
+from flatminima.training import read_weights, save_checkpoint
 
-KILLS = 3
+KILLS = int(os.environ.get("FLATMINIMA_KILLS", "4"))
+_STARTING = 0.4  # of a calm run is spent on importing, where a kill proves nothing
+
+MLP = ("--model", "flatminima.models:mlp", "--model-arg", "widths=(64,32,10)", "--data", "digits")
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 
 def plain(document: Any) -> Any:
     """Without what differs from run to run: seconds and the folder."""
     if isinstance(document, dict):
-        return {k: plain(v) for k, v in document.items() if k not in ("seconds", "output")}
+        return {k: plain(v) for k, v in document.items() if k not in ("seconds", "cpu_seconds", "output")}
     return [plain(v) for v in document] if isinstance(document, list) else document
 
 
 def run(arguments: list[str], kill_after: float | None = None) -> int:
     command = [sys.executable, "-m", "flatminima", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     if kill_after is None:
-        return process.wait(timeout=300)
+        return process.wait(timeout=600)
     try:
         return process.wait(timeout=kill_after)
     except subprocess.TimeoutExpired:
@@ -41,30 +56,76 @@ def run(arguments: list[str], kill_after: float | None = None) -> int:
 
 
 def whole(folder: Path) -> None:
-    """Every JSON file that is there can be read; what was being written has another name."""
+    """Every document that is there can be read; what was being written has another name."""
     for path in folder.rglob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
+    for path in folder.rglob("*.safetensors"):
+        read_weights(path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_rank(tmp_path: Path) -> None:
+def document(name: str) -> Callable[[Path], Any]:
+    return lambda folder: plain(json.loads((folder / name).read_text(encoding="utf-8")))
+
+
+def trained(folder: Path) -> Any:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    weights = {name: t.tolist() for name, t in read_weights(folder / "weights.safetensors").items()}
+    return plain(rows), weights
+
+
+def certified(folder: Path) -> Any:
+    weights = {name: t.tolist() for name, t in read_weights(folder / "weights.safetensors").items()}
+    return document("certificate.json")(folder), weights
+
+
+def studied(folder: Path) -> Any:
+    return document("wang-rescaling/results.json")(folder)
+
+
+def checkpoints(folder: Path) -> list[str]:
     names = []
     for i in range(6):
         torch.manual_seed(i)
-        save_checkpoint(mlp((64, 32, 10)), tmp_path / f"{i}.safetensors")
-        names.append(str(tmp_path / f"{i}.safetensors"))
-    asked = [
-        *("rank", *names, "--model", "flatminima.models:mlp", "--model-arg", "widths=(64,32,10)", "--data", "digits"),
-        *("--limit", "300", "--subset", "30", "--measures", "fisher_trace,pacgen,expected_sharpness,robustness"),
-        *("--by", "fisher_trace,robustness", "--output"),
-    ]
+        names.append(str(folder / f"{i}.safetensors"))
+        save_checkpoint(mlp((64, 32, 10)), names[-1])
+    return names
+
+
+COMMANDS: dict[str, tuple[Callable[[Path], list[str]], Callable[[Path], Any]]] = {
+    "rank": (
+        lambda folder: [
+            *("rank", *checkpoints(folder), *MLP, "--limit", "300", "--subset", "30"),
+            *("--measures", "fisher_trace,pacgen,expected_sharpness,robustness", "--by", "fisher_trace,robustness"),
+        ],
+        document("rank.json"),
+    ),
+    "train": (lambda folder: ["train", *MLP, "--epochs", "30", "--save-every", "0"], trained),
+    "certify": (
+        lambda folder: [
+            *("certify", *MLP, "--limit", "600", "--epochs", "10", "--prior-epochs", "20", "--draws", "300"),
+            *("--passes", "5"),
+        ],
+        certified,
+    ),
+    "reproduce": (lambda folder: ["reproduce", "wang-rescaling"], studied),
+    "demo": (lambda folder: ["demo", "--quick"], document("results.json")),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_same_command_ends_with_the_same_result(name: str, tmp_path: Path) -> None:
+    arguments, result = COMMANDS[name]
+    asked = [*arguments(tmp_path), "--output"]
     started = time.perf_counter()
     assert run([*asked, str(tmp_path / "calm")]) == 0
     took = time.perf_counter() - started
-    moments = random.Random(0)
+    moments = random.Random(name)
+    killed = 0
     for _ in range(KILLS):
-        run([*asked, str(tmp_path / "killed")], kill_after=took * moments.uniform(0.5, 1.0))
+        killed += run([*asked, str(tmp_path / "killed")], took * moments.uniform(_STARTING, 1.0)) == -signal.SIGKILL
         whole(tmp_path / "killed")
+    assert killed, "each run was over before its moment"
     assert run([*asked, str(tmp_path / "killed")]) == 0
-    calm, killed = (json.loads((tmp_path / f / "rank.json").read_text()) for f in ("calm", "killed"))
-    assert plain(calm) == plain(killed)
+    assert result(tmp_path / "calm") == result(tmp_path / "killed")
+    left = [p.name for p in (tmp_path / "killed").rglob("*.tmp.*")]
+    assert len(left) <= killed  # a kill in mid-write leaves its own name, and nothing reads it

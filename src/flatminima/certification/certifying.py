@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flatminima.certification.gaussian import Union
 from flatminima.certification.learned import learn
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
+from flatminima.claim import claimed
 from flatminima.errors import UsageError
 from flatminima.minimum import Minimum
 from flatminima.samples import as_samples
@@ -97,26 +99,26 @@ def certify(
     if model is None or train_data is None:
         raise UsageError("certify needs a model and its training data, or minimum= and its prior=")
     recipe = recipe or Recipe()
-    folder = None if output is None else _folder(Path(output))
-    samples = as_samples(train_data)
-    if seconds is not None:
-        recipe = _planned(model, samples, recipe, seconds, folder, seed)
-    certified = learn(
-        model,
-        samples,
-        delta=delta,
-        delta_mc=delta_mc,
-        recipe=recipe,
-        test_data=test_data,
-        initial=initial,
-        evaluations=evaluations,
-        folder=folder,
-        score=score,
-        seed=seed,
-    )
-    if folder is not None:
-        save(certified, folder, source)
-    return certified.certificate
+    with nullcontext() if output is None else claimed(Path(output)) as folder:
+        samples = as_samples(train_data)
+        if seconds is not None:
+            recipe = _planned(model, samples, recipe, seconds, folder, seed)
+        certified = learn(
+            model,
+            samples,
+            delta=delta,
+            delta_mc=delta_mc,
+            recipe=recipe,
+            test_data=test_data,
+            initial=initial,
+            evaluations=evaluations,
+            folder=folder,
+            score=score,
+            seed=seed,
+        )
+        if folder is not None:
+            save(certified, folder, source)
+        return certified.certificate
 
 
 def _around(
@@ -132,14 +134,6 @@ def _around(
             "a network trained on prior_data="
         )
     return certify_around(minimum, posterior, prior=prior, prior_data=prior_data, **options)
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {path}: {error.strerror}; choose another folder") from None
-    return path
 
 
 def _planned(model: nn.Module, samples: Any, recipe: Recipe, seconds: float, folder: Path | None, seed: int) -> Recipe:

@@ -6,7 +6,6 @@ bits as one that was not.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from flatminima.certification.objective import objective as objective_of
 from flatminima.certification.stochastic import Prior, StochasticNetwork
 from flatminima.errors import NumericalError, UsageError
 from flatminima.perturbation import generator, mix
+from flatminima.table import write_whole
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
 
@@ -51,9 +51,7 @@ class Checkpoint:
         """Write to a temporary name, then rename."""
         if self.path is None:
             return
-        temporary = self.path.with_name(f"{self.path.name}.tmp.{os.getpid()}")
-        torch.save(state | {"key": self.key}, temporary)
-        os.replace(temporary, self.path)
+        write_whole(self.path, lambda file: torch.save(state | {"key": self.key}, file))
 
 
 def train_prior(

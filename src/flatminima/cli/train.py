@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flatminima.claim import claimed
 from flatminima.cli import factory
 from flatminima.cli.device import usable
 from flatminima.cli.options import (
@@ -206,22 +207,26 @@ def _train(
     (x, y), test = _samples(request, device, notes)
     steps = len(_batches(len(x), request.batch_size))
     chosen = _method(request, network, steps)
-    session = Session(output, asdict(request), save_every=save_every, fresh=fresh)
-    for note in notes:  # only now: where something above was refused, that one line is all there is
-        say(f"Note: {note}")
-    training = Training(
-        network, x, y, config=config, augment=_augmentation(request), optimizer=chosen.optimizer,
-        backward=chosen.backward, modules=chosen.modules,
-    )  # fmt: skip
-    with _events(output, tensorboard) as write:
-        history = session.run(
-            training, measure=lambda at: _measure(at, test, chosen), on_row=_Told(config.epochs, write), on_step=_tell
-        )
-    metadata = {"scaling": request.scaling}
-    save_checkpoint(network, output / WEIGHTS, metadata)
-    result = _result(request, history, None if test is None else _evaluate(network, test))
-    write_whole(output / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
-    return result
+    with claimed(output):
+        session = Session(output, asdict(request), save_every=save_every, fresh=fresh)
+        for note in notes:  # only now: where something above was refused, that one line is all there is
+            say(f"Note: {note}")
+        training = Training(
+            network, x, y, config=config, augment=_augmentation(request), optimizer=chosen.optimizer,
+            backward=chosen.backward, modules=chosen.modules,
+        )  # fmt: skip
+        with _events(output, tensorboard) as write:
+            history = session.run(
+                training,
+                measure=lambda at: _measure(at, test, chosen),
+                on_row=_Told(config.epochs, write),
+                on_step=_tell,
+            )
+        metadata = {"scaling": request.scaling}
+        save_checkpoint(network, output / WEIGHTS, metadata)
+        result = _result(request, history, None if test is None else _evaluate(network, test))
+        write_whole(output / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        return result
 
 
 def _config(request: Request) -> Any:

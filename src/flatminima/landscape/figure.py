@@ -10,6 +10,7 @@ import numpy as np
 
 from flatminima.landscape.surface import Landscape
 from flatminima.report.theme import GREY, PALETTE, WIDTH, standalone, style, svg
+from flatminima.table import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +29,8 @@ def write(found: Landscape, folder: Path) -> list[Path]:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_PIXELS, bbox_inches="tight", facecolor="white")
     paths = [folder / "landscape.svg", folder / "landscape.png"]
-    paths[0].write_text(standalone(element), encoding="utf-8")
-    paths[1].write_bytes(buffer.getvalue())
+    write_whole(paths[0], standalone(element))
+    write_whole(paths[1], buffer.getvalue())
     return paths
 
 

@@ -142,6 +142,12 @@ class Products:
         return KEEP if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] / 2
 
 
+def products_of(minimum: Minimum, indices: Tensor, curvature: Curvature = "hessian", keep: int | None = None) -> Any:
+    """`Products`, or those that the Minimum makes in a way of its own: a function with `size`, `space`, `precision`."""
+    own = minimum.own_products(indices, curvature)
+    return Products(minimum, indices, curvature, keep) if own is None else own
+
+
 def curvature_operator(
     minimum: Minimum, indices: Tensor | None = None, curvature: Curvature = "hessian", keep: int | None = None
 ) -> LinearOperator:

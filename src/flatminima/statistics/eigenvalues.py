@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistic import Cost, Statistic
-from flatminima.statistics.curvature import Curvature, check_curvature
+from flatminima.statistics.curvature import Curvature, check_curvature, products_of
 from flatminima.statistics.hessian import group_edges
 from flatminima.statistics.krylov import BASIS, PRODUCTS, extreme_eigenvalues
 
@@ -82,7 +82,7 @@ class TopEigenvalues(Statistic[Eigenvalues]):
     def compute(self, minimum: Minimum) -> Eigenvalues:
         indices = minimum.samples.order(self.seed)[: self._count(minimum)]
         with minimum.open():
-            products = minimum.products(indices, self.curvature)
+            products = products_of(minimum, indices, self.curvature)
             if self.k > products.size:
                 raise Undefined(f"{products.size} parameters have no {self.k} eigenvalues")
             found = extreme_eigenvalues(
@@ -115,7 +115,7 @@ class TopEigenvalues(Statistic[Eigenvalues]):
         parts = [indices[a:b] for a, b in itertools.pairwise(edges)]
         vector, forms = vector.double(), []
         for part in parts:
-            products = minimum.products(part, self.curvature, keep=0)
+            products = products_of(minimum, part, self.curvature, keep=0)
             forms.append(float(products.space.dot(vector, products(vector))))
         sizes = torch.tensor([len(part) for part in parts])
         return torch.tensor(forms, dtype=torch.float64) / products.space.norm(vector) ** 2, sizes

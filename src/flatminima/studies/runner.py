@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ def _draw(study: Study, results: list[Result], folder: Path) -> None:
     """figure.png and figure.svg, and whatever else the study writes."""
     with style(study.id):
         figure = study.figure(results)
-        for name in ("figure.png", "figure.svg"):
-            figure.savefig(folder / name, dpi=_PIXELS, facecolor="white")
+        for kind in ("png", "svg"):
+            save = partial(figure.savefig, format=kind, dpi=_PIXELS, facecolor="white")
+            write_whole(folder / f"figure.{kind}", save)
     if study.extra is not None:
         study.extra(results, folder)
 

@@ -124,16 +124,16 @@ class Session:
 
     def _append(self, row: Row) -> None:
         self.rows.append(row)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        metrics = self.folder / METRICS
+        try:
+            with metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {metrics}: {error.strerror}; choose another --output") from None
 
     def _save(self, training: Training) -> None:
         _sync(self.folder / METRICS)
-        file = self.folder / STATE
-        partial = file.with_name(f"{file.name}.tmp")
-        torch.save(training.state_dict(), partial)
-        _sync(partial)
-        os.replace(partial, file)
+        write_whole(self.folder / STATE, lambda file: torch.save(training.state_dict(), file))
         self._saved = time.monotonic()
 
 
