@@ -133,6 +133,24 @@ def test_a_budget_chooses_the_measures_and_their_counts(cli) -> None:
     assert code == 2 and "did you mean 'fast'" in err
 
 
+def test_explain_fills_one_page_that_report_makes_again(cli, tmp_path) -> None:
+    code, _, said = cli(*MLP, "--measures", "margin", "--explain", "--output", str(tmp_path))
+    assert code == 0, said
+    document = json.loads((tmp_path / "measures.json").read_text())
+    assert [*document["measures"]] == ["margin", "bicriteria", "effective_dimension"] and document["audit"]
+    planes = document["landscapes"]
+    assert {name: len(one["positions"]) for name, one in planes.items()} == {
+        "landscape-line": 51, "landscape-plane": 21, "landscape-eigenvector": 51, "landscape-eigenvectors": 21,
+    }  # fmt: skip
+    assert planes["landscape-eigenvector"]["curvatures"][0] > 0 and planes["landscape-line"]["curvatures"] == [None]
+    page = (tmp_path / "report.html").read_text()
+    for part in ("spectrum", "bicriteria", "audit", "Provenance"):
+        assert part in page
+    assert page.count("data:image/svg+xml") == 4 and "--explain" in page
+    (tmp_path / "report.html").unlink()
+    assert cli("report", str(tmp_path))[0] == 0 and (tmp_path / "report.html").read_text() == page
+
+
 def test_the_audit_is_printed_and_written(cli, tmp_path) -> None:
     code, out, _ = cli(*MLP, "--measures", "parameter_count,fisher_trace", "--audit")
     assert code == 0 and "same" in out and "moves" in out and max(map(len, out.splitlines())) <= 80

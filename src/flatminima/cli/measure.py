@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatminima import budgets, catalog
-from flatminima.cli import factory
+from flatminima.cli import explain, factory
 from flatminima.cli.device import usable
 from flatminima.cli.options import (
     LOSSES,
@@ -54,6 +54,7 @@ from flatminima.errors import CheckpointError, DataError, UnknownName, UsageErro
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flatminima.landscape import Landscape
     from flatminima.minimum import Minimum
     from flatminima.ranks import Ranks
     from flatminima.rescaling import Audit
@@ -156,6 +157,9 @@ def measure(
     audited: Annotated[
         bool, typer.Option("--audit", help="Also under re-parameterisations that do not change the function.")
     ] = False,
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Also the audit, spectrum, bi-criteria curve and loss landscapes.")
+    ] = False,
     fail_if: Annotated[
         list[str] | None, typer.Option(help="'MEASURE>VALUE' or 'MEASURE<VALUE': exit with 3 if so; repeat.")
     ] = None,
@@ -168,14 +172,15 @@ def measure(
         data_config, image_column, label_column, mode, image_size, batch_size, seed, device, threads,
     )  # fmt: skip
     request.check()
-    thresholds = [Threshold.of(text, request.names) for text in fail_if or ()]
+    names = explain.with_more(request.names) if explained else request.names
+    thresholds = [Threshold.of(text, names) for text in fail_if or ()]
     if output is not None and first():
-        writable(output, _WRITES)
+        writable(output, (*_WRITES, *(explain.FILES if explained else ())))
     with bars(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, not for what the network prints
         minimum, notes = _minimum(request)
         for note in notes if first() else ():  # only now: where something was refused, that line is all there is
             say(f"Note: {note}")
-        wanted = [with_options(name, budget, subset) for name in request.names]
+        wanted = [with_options(name, budget, subset) for name in names]
         if dry_run:
             planned = _plan(minimum, wanted, as_json)
         else:
@@ -184,16 +189,20 @@ def measure(
 
             table = run(minimum, wanted)
             findings = diagnose(table, minimum)
-            audit = _audit(minimum, wanted) if audited else None
+            audit = _audit(minimum, wanted) if audited or explained else None
+            pictures = explain.landscapes(minimum, seed) if explained else {}
     if not first():
         return
     if dry_run:
         typer.echo(planned)
         return
-    document = table.to_dict() | {"command": request.document(), **_machine(minimum)}
+    more = {"explain": True} if explained else {"audit": True} if audited else {}
+    document = table.to_dict() | {"command": request.document() | more, **_machine(minimum)}
     document["diagnosis"] = [asdict(f) for f in findings]
     if audit is not None:
         document["audit"] = audit.to_dict()
+    if pictures:
+        document["landscapes"] = explain.document(pictures)
     if as_json:
         typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
@@ -210,7 +219,7 @@ def measure(
     if output is None:
         say("\nNext: the same with --output FOLDER writes measures.json and report.html")
     else:
-        _save(document, output)
+        _save(document, pictures, output)
     crossed = [text for t in thresholds if (text := t.crossed(table[t.measure])) is not None]
     for text in crossed:
         say(f"threshold: {text}")
@@ -365,7 +374,7 @@ def _machine(minimum: Minimum) -> dict[str, Any]:
     }
 
 
-def _save(document: dict[str, Any], output: Path) -> None:
+def _save(document: dict[str, Any], pictures: dict[str, Landscape], output: Path) -> None:
     from flatminima.report import write_measures
     from flatminima.table import write_whole
 
@@ -375,6 +384,7 @@ def _save(document: dict[str, Any], output: Path) -> None:
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
     write_whole(numbers, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    explain.write(pictures, output)
     write_measures(document, page)
     say(f"\nReport:  {page}\nNumbers: {numbers}")
     say("Next:    flatminima list says what each measure is; measure another checkpoint to compare")

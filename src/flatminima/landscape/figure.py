@@ -21,14 +21,14 @@ _SPREAD = 30  # largest over smallest loss, above which contours are logarithmic
 _PIXELS = 160  # an inch of the PNG
 
 
-def write(found: Landscape, folder: Path) -> list[Path]:
-    """landscape.svg and landscape.png in a folder that exists."""
+def write(found: Landscape, folder: Path, name: str = "landscape") -> list[Path]:
+    """<name>.svg and <name>.png in a folder that exists."""
     with style("landscape"):
         figure = draw(found)
         element = svg(figure, describe(found))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_PIXELS, bbox_inches="tight", facecolor="white")
-    paths = [folder / "landscape.svg", folder / "landscape.png"]
+    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     write_whole(paths[0], standalone(element))
     write_whole(paths[1], buffer.getvalue())
     return paths

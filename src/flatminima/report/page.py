@@ -211,7 +211,9 @@ def _command(options: dict[str, Any]) -> str:
     words = ["flatminima", "measure"]
     for key, value in options.items():
         for one in value if isinstance(value, list) else [value]:
-            if one is not None:
+            if one is True:
+                words.append(f"--{key}")
+            elif one is not None:
                 words += [f"--{key.replace('_', '-')}", str(one)]
     return shlex.join(words)
 

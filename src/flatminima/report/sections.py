@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_NOISE = "The band or ellipse is the reach of random noise on the weights; it may be smaller than a line."
 PICTURES = {
-    "landscape.svg": (
-        "The loss around the minimum",
-        "By flatminima landscape; the ellipse or band is the noise.",
+    "landscape.svg": ("The loss around the minimum", _NOISE),
+    "landscape-line.svg": ("The loss along a random direction", f"Filter-normalised (Li et al. 2018). {_NOISE}"),
+    "landscape-plane.svg": ("The loss on a random plane", f"Filter-normalised (Li et al. 2018). {_NOISE}"),
+    "landscape-eigenvector.svg": (
+        "The loss along the steepest direction",
+        "The Hessian's top eigenvector; the dashed line is the quadratic model, which rises by 1 at distance 1. "
+        + _NOISE,
+    ),
+    "landscape-eigenvectors.svg": (
+        "The loss on the plane of the two steepest directions",
+        "The Hessian's top two eigenvectors; by the quadratic model the loss rises by 1 at distance 1. " + _NOISE,
     ),
     "certificate.svg": ("Certificate", "The terms of the bound, written by flatminima certify."),
 }
@@ -45,7 +54,7 @@ def heat_map(layered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def pictures(folder: Path) -> list[dict[str, str]]:
-    """What `flatminima landscape` and `certify` drew into the same folder, as images that the page holds itself."""
+    """What `measure --explain`, `landscape` and `certify` drew into the same folder, as images that the page holds."""
     found = []
     for name, (title, caption) in PICTURES.items():
         file = folder / name
