@@ -54,7 +54,7 @@ def diagnose(estimates: Mapping[str, Estimate], minimum: Minimum | None = None) 
     Returns:
         Findings; none where nothing was found, which is not a proof that nothing is wrong.
 
-    Example:
+    Examples:
         >>> table = {"margin": Estimate(-0.5, details={"train_error": 0.4, "train_loss": 1.2})}
         >>> print(diagnose(table)[0].what)
         40.0% of the labels are not fitted

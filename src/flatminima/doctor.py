@@ -59,7 +59,7 @@ def examine() -> list[Finding]:
     Returns:
         Findings: versions, optional packages, torchvision, threads, each device, second derivatives.
 
-    Example:
+    Examples:
         >>> next(devices()).what
         'measures on cpu'
     """

@@ -34,7 +34,7 @@ class Estimate:
         ValueError: NaN or Inf as value, a negative standard error or one without a value, neither value nor reason,
             an unknown direction or kind.
 
-    Example:
+    Examples:
         >>> print(Estimate(2.0, stderr=0.1), Estimate.missing("one class only"), sep="; ")
         2 +- 0.1; undefined: one class only
     """
@@ -111,7 +111,7 @@ class Estimate:
         Raises:
             ValueError: undefined, or a level outside (0, 1).
 
-        Example:
+        Examples:
             >>> [round(x, 3) for x in Estimate(1.0, stderr=0.1, details={"n": 30}).interval()]
             [0.795, 1.205]
         """

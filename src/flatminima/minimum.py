@@ -72,7 +72,7 @@ class Minimum:
     Raises:
         ModelError, DataError, NumericalError: what was seen, what was expected, what to do.
 
-    Example:
+    Examples:
         >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
         >>> m = Minimum(nn.Linear(3, 2).eval(), (x, y))
         >>> len(m.parameters), len(m.samples)

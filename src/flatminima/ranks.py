@@ -27,7 +27,7 @@ class Ranks:
     Raises:
         UsageError: `torch.distributed.init_process_group` was not called (`torchrun` alone does not).
 
-    Example:
+    Examples:
         >>> Ranks()
         Traceback (most recent call last):
         flatminima.errors.UsageError: no process group: call torch.distributed.init_process_group("gloo") first

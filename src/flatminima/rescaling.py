@@ -141,7 +141,7 @@ def audit(
     Source:
         Dinh et al. 2017, arXiv 1703.04933; Wang et al., arXiv 1809.07402, sec. 5.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).double()
         >>> m = Minimum(net, (torch.eye(2).double(), torch.tensor([0, 1])))
         >>> found = audit(m, ["parameter_count", "hessian_trace"])

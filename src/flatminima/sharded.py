@@ -193,7 +193,7 @@ class ShardedMinimum(Minimum):
     Raises:
         ModelError, DataError, NumericalError: as for `Minimum`; or a parameter that is not sharded.
 
-    Example:
+    Examples:
         >>> ShardedMinimum(nn.Linear(3, 2).eval(), (torch.randn(4, 3), torch.arange(4) % 2))
         Traceback (most recent call last):
         flatminima.errors.ModelError: parameter 'weight' is not sharded along its first dimension: ...

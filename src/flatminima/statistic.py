@@ -128,7 +128,7 @@ class Statistics(Protocol):
 class Fixed:
     """Statistics with given values, so that a measure can be tested by handing it numbers.
 
-    Example:
+    Examples:
         >>> from flatminima.statistics import ParameterCount
         >>> Fixed({ParameterCount(): 3})[ParameterCount()]
         3

@@ -107,7 +107,7 @@ def certify_around(
 
     Source: sec. 2.1 and 1.4 of formulas.md; Langford & Caruana (2002), Maurer (2004), W1 Lemmas 3 and 4.
 
-    Example:
+    Examples:
         >>> x = torch.randn(64, 2); y = (x[:, 0] > 0).long()
         >>> net = nn.Linear(2, 2); _ = torch.nn.init.eye_(net.weight)
         >>> certificate = certify_around(Minimum(net, (x, y)), prior="zero", draws=64)

@@ -78,7 +78,7 @@ def certify(
 
     Source: Dziugaite & Roy (2017), Perez-Ortiz et al. (2021); sec. 2.1 of formulas.md.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
         >>> certificate = certify(nn.Linear(2, 2), (x, (x[:, 0] > 0).long()), delta=0.05)

@@ -85,7 +85,7 @@ def objective(name: str) -> Objective:
 
     Source: Perez-Ortiz et al. (2021), sec. 5; sec. 3.1 of formulas.md.
 
-    Example:
+    Examples:
         >>> round(float(objective("quadratic")(torch.tensor(0.02), torch.tensor(500.0), 30_000, 0.025)), 4)
         0.0681
     """

@@ -52,7 +52,7 @@ class Posterior(ABC):
 class DiagonalGaussian(Posterior):
     """Q = N(w, diag sigma^2) against P = N(w_P, s^2 I).
 
-    Example:
+    Examples:
         >>> q = DiagonalGaussian(torch.tensor([3.0, 4.0]).double(), 1.0, torch.ones(2))
         >>> q.kl  # ||w - w_P||^2 / (2 s^2)
         12.5
@@ -171,7 +171,7 @@ class Spectrum:
         Raises:
             UsageError: NaN or Inf in B.
 
-        Example:
+        Examples:
             >>> Spectrum.of(torch.tensor([[0.0, 2.0]])).values
             tensor([4.], dtype=torch.float64)
         """

@@ -23,7 +23,7 @@ class Scales:
     Raises:
         UsageError: a scale that is not positive, or shares that add to more than 1.
 
-    Example:
+    Examples:
         >>> scales = Scales((0.01, 0.1))
         >>> scales.penalty(0.1) == math.log(2)
         True
@@ -56,7 +56,7 @@ class Scales:
 
         Source: Langford & Caruana (2002); Dziugaite & Roy (2017), sec. 3.1.
 
-        Example:
+        Examples:
             >>> Scales.series(1.0, 2.0, 3).values
             (1.0, 0.5, 0.25)
         """

@@ -67,7 +67,7 @@ class StochasticNetwork(nn.Module):
         sigma: initial standard deviation of every random weight.
         layers: "all" parameters that require gradients, or the names of some.
 
-    Example:
+    Examples:
         >>> network = StochasticNetwork(nn.Linear(2, 2), 0.1)
         >>> network(torch.ones(5, 2)).shape, network.by
         (torch.Size([5, 2]), 'example')

@@ -33,7 +33,7 @@ def say(text: str) -> None:
 def number(value: float, stderr: float | None = None) -> str:
     """A value to four digits, or with its error to the error's second digit.
 
-    Example:
+    Examples:
         >>> number(-519.23, 17.3), number(0.25161, 0.034), number(4600.1234)
         ('-519 +- 17', '0.252 +- 0.034', '4600')
     """

@@ -66,7 +66,7 @@ def load(
             (after 5 seconds), an image that does not decode, mixed sizes or modes, a missing label.
         MissingExtra: `datasets` or Pillow is not installed.
 
-    Example:
+    Examples:
         >>> load("digits", "test").inputs.shape
         torch.Size([539, 1, 8, 8])
     """

@@ -135,7 +135,7 @@ def load_tensors(
     Raises:
         UnknownName: no such scaling, split or column. DataError, MissingExtra: as `load`.
 
-    Example:
+    Examples:
         >>> x, y = load_tensors("digits", "train[:100]")
         >>> x.shape, float(x.max())
         (torch.Size([100, 1, 8, 8]), 1.0)

@@ -72,7 +72,7 @@ def filter_normalised(parameters: Parameters, seed: int, index: int) -> Tensor:
 
     Source: Li et al. (2018), sec. 4, whose code sets vectors (biases, BatchNorm) to 0 too.
 
-    Example:
+    Examples:
         >>> p = Parameters.of(torch.nn.Linear(3, 2))
         >>> d = p.split(filter_normalised(p, 0, 0))
         >>> torch.allclose(d[0].norm(dim=1), p.tensors[0].norm(dim=1)), float(d[1].abs().max())

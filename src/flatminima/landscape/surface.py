@@ -119,7 +119,7 @@ def landscape(
 
     Source: Li et al. (2018), "Visualizing the Loss Landscape of Neural Nets", sec. 3.
 
-    Example:
+    Examples:
         >>> from flatminima.landscape import directions
         >>> x, y = torch.eye(2), torch.tensor([0, 1])
         >>> m = Minimum(torch.nn.Linear(2, 2), (x, y))

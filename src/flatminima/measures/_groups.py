@@ -27,7 +27,7 @@ def mean_of_groups(values: Tensor, sizes: Tensor, population: int, variances: Te
         variances (G,): of each value, given its samples; None: unknown (the groups' spread then counts alone, which is
             too large where most of the data was looked at).
 
-    Example:
+    Examples:
         >>> import torch
         >>> print(mean_of_groups(torch.tensor([1.0, 3.0]), torch.tensor([5, 5]), 1_000_000, None))
         2 +- 1

@@ -42,7 +42,7 @@ def distance_from_init(
     Source:
         Nagarajan & Kolter, arXiv 1901.01672.
 
-    Example:
+    Examples:
         >>> import copy
         >>> from flatminima import Minimum
         >>> before = nn.Linear(2, 2, bias=False)

@@ -67,7 +67,7 @@ def fisher_logdet(
     Source:
         Jia & Su, arXiv 1911.08192, eq. 4 and 5, App. C for `log_det_fisher`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatminima import Minimum, measures
         >>> net = torch.nn.Linear(2, 2, bias=False)

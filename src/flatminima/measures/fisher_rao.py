@@ -46,7 +46,7 @@ def fisher_rao_norm(
     Source:
         Liang et al., AISTATS 2019, arXiv 1711.01530, definition 2 and theorem 3.1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatminima import Minimum
         >>> net = torch.nn.Linear(1, 2, bias=False)

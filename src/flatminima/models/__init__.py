@@ -71,7 +71,7 @@ def build(name: str, *, seed: int | None = None, **options: object) -> nn.Module
     Raises:
         UnknownName: no such network. ModelError: an option that the factory does not have, or a bad value.
 
-    Example:
+    Examples:
         >>> build("mlp", seed=0, widths=(64, 128, 10))[1].weight.shape
         torch.Size([128, 64])
     """

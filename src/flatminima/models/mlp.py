@@ -30,7 +30,7 @@ def mlp(widths: Sequence[int] = (784, 512, 512, 10), *, activation: str = "relu"
     Raises:
         ModelError: fewer than two widths, or one that is not positive. UnknownName: no such activation.
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in mlp().parameters())  # 785*512 + 513*512 + 513*10
         669706
     """

@@ -30,7 +30,7 @@ def mnist_cnn(*, classes: int = 10, channels: int = 1, image_size: int = 28, dro
     Raises:
         ModelError: images too small, or an option out of range.
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in mnist_cnn().parameters())  # 260 + 5020 + 16050 + 510
         21840
     """

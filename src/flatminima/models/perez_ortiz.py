@@ -21,7 +21,7 @@ def mnist_fcn(*, classes: int = 10, inputs: int = 784, width: int = 600, dropout
 
     Source: Perez-Ortiz et al. (2021), sec. 7.1.
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in mnist_fcn().parameters())  # 785*600 + 2*601*600 + 601*10
         1198210
     """
@@ -47,7 +47,7 @@ def mnist_cnn4(*, classes: int = 10, channels: int = 1, image_size: int = 28, dr
 
     Source: Perez-Ortiz et al. (2021), sec. 7.1, after PyTorch's later MNIST example.
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in mnist_cnn4().parameters())  # 320 + 18496 + 9217*128 + 1290
         1199882
     """

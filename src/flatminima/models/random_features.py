@@ -42,7 +42,7 @@ def random_features(
 
     Source: ours; random features as in Rahimi & Recht (2008) and Coates & Ng (2012).
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in random_features()[-1].parameters())  # 128 * 9 * 10
         11520
     """

@@ -117,7 +117,7 @@ def resnet20(
 
     Source: He et al. 2016; J20 section 7. The count is checked by hand in the tests.
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in resnet20().parameters())
         272282
     """

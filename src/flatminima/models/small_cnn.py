@@ -31,7 +31,7 @@ def small_cnn(
     Raises:
         ModelError: an option out of range. UnknownName: no such norm.
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in small_cnn().parameters())  # 416 + 12832 + 200832 + 1290
         215370
     """

@@ -75,7 +75,7 @@ class FisherTrace:
 
     Source: Jia, Su, arXiv 1911.08192; authors' code SeanJia/InfoMCR.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(3, 2)
         >>> reg = FisherTrace(model, beta=1.0, alpha=0.1, sub_batches=2)

@@ -60,7 +60,7 @@ class PertOPT(Wrapper):
 
     Source: Wang, Keskar, Xiong, Socher, arXiv 1809.07402, Algorithm 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([0.01, 0.02]))
         >>> opt = PertOPT(torch.optim.SGD([w], lr=0.1), gamma=0.1, steps_per_epoch=10)

@@ -40,7 +40,7 @@ class SAM(Wrapper):
 
     Source: Foret, Kleiner, Mobahi, Neyshabur, arXiv 2010.01412; Kwon, Kim, Park, Choi, arXiv 2102.11600.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
         >>> opt = SAM(torch.optim.SGD([w], lr=1.0), rho=0.5)

@@ -70,7 +70,7 @@ def controlled(values: Sequence[float], gaps: Sequence[float], points: Sequence[
     Source:
         Jiang et al. 2020 (arXiv 1912.02178), sec. 3, eq. 4 to 10; Dziugaite et al. 2020 (arXiv 2010.11924), sec. 3.
 
-    Example:
+    Examples:
         >>> points = [{"width": w, "lr": r} for w in (1, 2) for r in (1, 2)]
         >>> controlled([1, 2, 3, 4], [1, 2, 3, 4], points).granulated
         1.0

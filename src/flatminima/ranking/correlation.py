@@ -52,7 +52,7 @@ def kendall(values: Sequence[float], gaps: Sequence[float], *, seed: int = 0, co
     Raises:
         UsageError: lengths differ, a value that is not finite, confidence outside (0, 1).
 
-    Example:
+    Examples:
         >>> kendall([1, 2, 3, 4], [1, 2, 4, 3]).tau
         0.6666666666666666
     """

@@ -88,7 +88,7 @@ def order(
     Raises:
         UsageError: fewer than two networks, names of another number, or no measure that is defined for all of them.
 
-    Example:
+    Examples:
         >>> from flatminima.estimate import Estimate
         >>> def table(v): return MeasureTable({"path_norm": Estimate(v)}, 1, 1, 0, 0, 0, "", "")
         >>> [p.name for p in order([table(3.0), table(1.0)], ["a", "b"]).places]

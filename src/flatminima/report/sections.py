@@ -34,7 +34,7 @@ def heat_map(layered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     Returns:
         names, and rows of (layer, cells); a cell is None or its value with a shade from 0 to 100. None for no measure.
 
-    Example:
+    Examples:
         >>> heat_map([{"name": "m", "values": {"a": 1.0, "b": -2.0}}])["rows"][0]
         ('a', [{'value': 1.0, 'shade': 50}])
     """

@@ -58,7 +58,7 @@ def here(claim: dict[str, Any]) -> str:
 def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
-    Example:
+    Examples:
         >>> duration(59.4), duration(600)
         ('59 s', '10 min')
     """

@@ -59,7 +59,7 @@ class Products:
         UsageError: an unknown curvature.
         Undefined: no second derivative; for Gauss-Newton, a loss that is not convex in the output.
 
-    Example:
+    Examples:
         >>> from flatminima.minimum import Minimum
         >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
         >>> m = Minimum(torch.nn.Linear(2, 1, bias=False).double(), (x, y), "mse")
@@ -153,7 +153,7 @@ def curvature_operator(
 ) -> LinearOperator:
     """`Products` as a symmetric LinearOperator (W, W) float64, for any of scipy's solvers.
 
-    Example:
+    Examples:
         >>> from flatminima.minimum import Minimum
         >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
         >>> m = Minimum(torch.nn.Linear(2, 1, bias=False).double(), (x, y), "mse")

@@ -131,7 +131,7 @@ class HessianProbes(Fold["list[Tensor]", ProbedHessian]):
 def group_edges(samples: int, groups: int) -> list[int]:
     """Where groups of (nearly) equal size begin and end; no group is empty.
 
-    Example:
+    Examples:
         >>> group_edges(7, 3), group_edges(2, 9)
         ([0, 2, 4, 7], [0, 1, 2])
     """

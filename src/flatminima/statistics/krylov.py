@@ -125,7 +125,7 @@ def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.f
         steps: at least 1; steps x size numbers of `dtype` are kept.
         dtype: of the basis; coefficients are float64.
 
-    Example:
+    Examples:
         >>> found = lanczos(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([1.0, 1.0]), 5)
         >>> [round(x, 9) for x in found.quadrature()[0].tolist()]
         [1.0, 3.0]
@@ -189,7 +189,7 @@ def extreme_eigenvalues(
     Source:
         Wu & Simon 2000, SIAM J. Matrix Anal. Appl. 22(2).
 
-    Example:
+    Examples:
         >>> found = extreme_eigenvalues(np.diag([1.0, 5.0, 2.0, 0.0, -9.0]), 5, which="magnitude")
         >>> round(float(found.values[0]), 6)
         -9.0

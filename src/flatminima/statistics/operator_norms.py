@@ -118,7 +118,7 @@ def _combined(node: Node, logs: dict[int, float], power: int) -> float:
 def operator_norm(layer: LinearLayer) -> OperatorNorm:
     """Both norms of a layer as it acts on one sample.
 
-    Example:
+    Examples:
         >>> found = operator_norm(LinearLayer("a", torch.tensor([[3.0, -4.0]]).double()))
         >>> found.two, found.infinity, found.outputs
         (5.0, 7.0, 1)

@@ -34,7 +34,7 @@ class PowerLaw:
 def fit_power_law(values: NDArray[np.float64]) -> PowerLaw | None:
     """The power law in the tail of positive `values` (n,); None where fewer than two differ.
 
-    Example:
+    Examples:
         >>> grid = (np.arange(1000) + 0.5) / 1000
         >>> found = fit_power_law((1 - grid) ** (-1 / 1.5))  # quantiles of alpha = 2.5
         >>> round(found.alpha, 1), found.distance < 0.01

@@ -38,7 +38,7 @@ def hutch_pp(matrix: Any, size: int, products: int, seed: int = 0, index: int = 
     Source:
         Meyer, Musco, Musco & Woodruff 2021, Algorithm 1.
 
-    Example:
+    Examples:
         >>> [round(x, 9) for x in hutch_pp(torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])), 4, 12)]
         [4.0, 0.0]
     """
@@ -71,7 +71,7 @@ def xtrace(matrix: Any, size: int, products: int, seed: int = 0, index: int = 0)
     Source:
         Epperly, Tropp & Webber 2024, SIAM J. Matrix Anal. Appl. 45(1), eq. 1.3 and sec. 2.
 
-    Example:
+    Examples:
         >>> [round(x, 9) for x in xtrace(torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])), 4, 8)]
         [4.0, 0.0]
     """
@@ -100,7 +100,7 @@ def xdiag(matrix: Any, size: int, products: int, seed: int = 0, index: int = 0) 
     Source:
         Epperly, Tropp & Webber 2024, SIAM J. Matrix Anal. Appl. 45(1), sec. 2.4.
 
-    Example:
+    Examples:
         >>> xdiag(torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])), 4, 8)[0].round(decimals=9).tolist()
         [3.0, 1.0, 0.0, 0.0]
     """

@@ -30,7 +30,7 @@ class WeightSpectra(Statistic["dict[str, Tensor]"]):
 def spectrum(weight: Tensor) -> Tensor:
     """Positive squared singular values of the matrices (out, in) in `weight` (out, in, *size), ascending.
 
-    Example:
+    Examples:
         >>> spectrum(torch.tensor([[3.0, 0.0], [0.0, 0.0]])).tolist()
         [9.0]
     """

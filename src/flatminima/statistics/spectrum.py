@@ -53,7 +53,7 @@ class Spectrum:
     def trace(self, f: Function) -> Tensor:
         """Estimates of tr f(C), one a probe: W times the quadrature's sum, (probes,).
 
-        Example:
+        Examples:
             >>> one = torch.ones(1, 1, dtype=torch.float64)
             >>> Spectrum(2 * one, one, one.unsqueeze(0), torch.tensor([5]), 5, 3).trace(torch.square).tolist()
             [12.0]

@@ -32,7 +32,7 @@ def find(datasets: Sequence[str], data: str | None = None) -> Sources:
     Raises:
         UsageError: several data sets and a folder without one of them.
 
-    Example:
+    Examples:
         >>> find(["mnist"])["mnist"]
         'ylecun/mnist'
     """

@@ -68,7 +68,7 @@ def trend(
     Raises:
         UsageError: lengths differ, or a value that is not finite.
 
-    Example:
+    Examples:
         >>> trend("y rises with x", [1, 2, 3, 4, 5], [2, 4, 6, 8, 10]).verdict
         'holds'
     """
@@ -111,7 +111,7 @@ def compare(
     Raises:
         UsageError: lengths differ, or a value that is not finite.
 
-    Example:
+    Examples:
         >>> compare("lower", [1.0, 1.1, 0.9], [2.0, 2.2, 2.1]).verdict
         'holds'
     """

@@ -46,7 +46,7 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int 
     Raises:
         DataError: no samples, or lengths that differ. NumericalError: the loss is not finite.
 
-    Example:
+    Examples:
         >>> evaluate(nn.Identity(), torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 0])).n
         2
     """

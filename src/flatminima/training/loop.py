@@ -126,7 +126,7 @@ class Training:
         model, inputs, targets, config, augment, optimizer, backward: see `train`.
         modules: others whose `state_dict` belongs to the state, by name, e.g. the FisherTrace of `backward`.
 
-    Example:
+    Examples:
         >>> from flatminima.models import build
         >>> x, y = torch.randn(20, 4), torch.arange(20) % 2
         >>> whole = Training(build("mlp", seed=0, widths=(4, 2)), x, y, config=TrainConfig(epochs=2, batch_size=8))

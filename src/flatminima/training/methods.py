@@ -48,7 +48,7 @@ def base_optimizer(
     Raises:
         UnknownName, UsageError: no such optimizer, or options that it does not take.
 
-    Example:
+    Examples:
         >>> base_optimizer("sgd", [torch.nn.Parameter(torch.ones(2))], 0.1, {"momentum": 0.9}).defaults["momentum"]
         0.9
     """

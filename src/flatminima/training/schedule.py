@@ -34,7 +34,7 @@ class Plateau:
 
     Source: torch's `ReduceLROnPlateau`, whose defaults these are, but for `patience`.
 
-    Example:
+    Examples:
         >>> plateau = Plateau(1)
         >>> for loss in (2.0, 1.0, 1.0, 1.0, 0.5):
         ...     plateau.see(loss)
