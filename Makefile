@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint check format bench clean
+.PHONY: demo test lint check format bench docs oldest clean
 
 demo: .venv/.installed
 	$(BIN)/flatminima demo --output flatminima-demo
@@ -26,6 +26,20 @@ bench: .venv/.tested
 	$(BIN)/pip install -q --no-deps -r requirements-peers.txt
 	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
+# the documentation site, in a folder "site"
+docs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q mkdocs-material 'mkdocstrings[python]'
+	.venv-docs/bin/mkdocs build --strict
+
+# the numerical core on the oldest torch of the declared range; its wheel brings gigabytes of CUDA
+oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install -q 'torch==2.6.0'
+	.venv-oldest/bin/pip install -q '.[test]' 'torch==2.6.0'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -p no:cacheprovider \
+	  tests/bounds tests/contracts tests/measures tests/statistics tests/optim tests/training tests/test_*.py
+
 # torch first, under the constraints file, so that nothing else chooses a torch of several gigabytes
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "flatminima needs Python 3.11 or newer"'
@@ -38,4 +52,4 @@ bench: .venv/.tested
 	touch $@
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache
+	rm -rf .venv .venv-docs .venv-oldest site build dist .mypy_cache .ruff_cache
