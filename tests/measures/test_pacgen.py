@@ -9,12 +9,13 @@ from measure_oracle import Point, blobs, fitted, gradients, hessian, landscape, 
 from flatminima import Minimum
 from flatminima.errors import UsageError
 from flatminima.measures import pacgen
-from flatminima.measures.pacgen import _ratio
+from flatminima.measures.pacgen import _slope
 from flatminima.perturbation import Relative, TruncatedGaussian, Uniform
 from flatminima.statistic import Fixed
 from flatminima.statistics import (
-    At,
     BatchGradientSquares,
+    Change,
+    DiagonalChange,
     FisherDiagonal,
     FlatWeights,
     GaussNewtonDiagonal,
@@ -100,9 +101,10 @@ def test_erratum_w_m_the_papers_ratio_exceeds_every_lipschitz_constant():
     inputs, expected = vector("rho_estimator_mixed")
     u = torch.tensor(inputs["u"], dtype=torch.float64)
     change = torch.tensor([2 * inputs["u"][1], 0.0], dtype=torch.float64)
-    assert _ratio(change, u, "paper") == pytest.approx(expected["paper_ratio"], rel=1e-9)
-    assert _ratio(change, u, "norm") == pytest.approx(expected["lower_bound_with_norm"], rel=1e-9)
-    assert _ratio(change, u, "norm") <= expected["true_rho"]
+    moved = DiagonalChange.of(torch.zeros_like(change), change, u)
+    assert _slope(moved, "paper") == pytest.approx(expected["paper_ratio"], rel=1e-9)
+    assert _slope(moved, "norm") == pytest.approx(expected["lower_bound_with_norm"], rel=1e-9)
+    assert _slope(moved, "norm") <= expected["true_rho"]
 
 
 def test_the_norm_estimator_stays_below_the_lipschitz_constant_of_a_real_landscape():
@@ -148,11 +150,13 @@ def test_every_diagonal_and_noise_asks_for_its_own_statistics(kind, noise):
     if kind == "hutchinson":
         values = [ProbedHessian(v, torch.zeros(1, 5), torch.tensor([64]), 64) for v in values]
     key = DRAWN[kind]
-    given = Fixed({Weights(): _weights(w), key: values[0], At(key, noisy, 3, 0): values[1]})
+    u = noisy.draw(torch.tensor(w).double(), 3, 0)
+    change = DiagonalChange.of(*(torch.tensor(v).double() for v in (h, moved)), u)
+    assert (change.highest, change.lowest) == (0.5, 0.25)
+    given = Fixed({Weights(): _weights(w), key: values[0], Change(key, noisy, 3, 0): change})
     found = pacgen(
         given, diagonal=kind, noise=noise, rho_scale=0.5, epsilon=0.2, draws=1, samples=64, probes=5, batch=16, seed=3
     )
-    u = noisy.draw(torch.tensor(w).double(), 3, 0)
     assert bool((u.abs() <= 0.5 * torch.tensor([0.3, 0.4]).double()).all())
     rho = 0.5 / float(u.norm())
     assert found.details["rho"] == pytest.approx(rho, rel=1e-12)

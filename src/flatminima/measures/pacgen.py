@@ -19,6 +19,8 @@ from flatminima.statistic import Fold, Statistic, Statistics
 from flatminima.statistics import (
     At,
     BatchGradientSquares,
+    Change,
+    DiagonalChange,
     FisherDiagonal,
     FlatWeights,
     GaussNewtonDiagonal,
@@ -203,14 +205,17 @@ def _psi(
     w = weights.values
     m = w.numel()
     totals, bound = torch.zeros(len(rhos), dtype=torch.float64), 0.0
-    mean = torch.zeros(m, dtype=torch.float64)
+    layers = dict.fromkeys(weights.names, 0.0)
+    parts = list(zip(weights.names, w.split(list(weights.sizes)), h.split(list(weights.sizes)), strict=True))
     for k, r in enumerate(rhos):
-        for start in range(0, m, _BLOCK):  # a block: large models have no room for seven vectors more
-            block = slice(start, start + _BLOCK)
-            terms, share = _terms(w[block], h[block], gamma, epsilon, r * math.sqrt(m), variant, eta)
-            totals[k] += terms.sum()
-            mean[block] += terms / len(rhos)
-            bound += share * len(terms) / (m * len(rhos))
+        for name, own, curved in parts:
+            for block, h_block in zip(own.split(_BLOCK), curved.split(_BLOCK), strict=True):
+                # a block: large models have no room for seven vectors more
+                terms, share = _terms(block, h_block, gamma, epsilon, r * math.sqrt(m), variant, eta)
+                found = float(terms.sum())
+                totals[k] += found
+                layers[name] += found / len(rhos)
+                bound += share * len(terms) / (m * len(rhos))
     estimate = Estimate.mean(totals)
     if estimate.value is None:
         return estimate
@@ -223,7 +228,7 @@ def _psi(
         per_parameter=float(estimate) / m,
         curvature_bound=bound,
         negative_curvature=float((h < 0).sum()) / m,
-        layers=weights.by_parameter(mean),
+        layers=layers,
     )
 
 
@@ -233,12 +238,11 @@ def _curvature(
     """The weights, h (W,), and rho of each draw."""
     if rho == "coordinate":
         return _one_by_one(minimum, fold, around, seed, draws)
-    shifted = [At(fold, around, seed, k) for k in range(draws if rho in ("norm", "paper") else 0)]
-    weights, h, *moved = _all(minimum, (Weights(), fold, *shifted))
-    if not shifted:
+    changes = [Change(fold, around, seed, k) for k in range(draws if rho in ("norm", "paper") else 0)]
+    weights, h, *found = _all(minimum, (Weights(), fold, *changes))
+    if not changes:
         return weights, h, [0.0 if isinstance(rho, str) else float(rho)]
-    us = (around.draw(weights.values, seed, k) for k in range(draws))
-    return weights, h, [_ratio(d - h, u, rho) for d, u in zip(moved, us, strict=True)]
+    return weights, h, [_slope(change, rho) for change in found]
 
 
 def _one_by_one(
@@ -253,8 +257,8 @@ def _one_by_one(
     rhos = []
     for k in range(draws):
         steps = torch.tensor([float(u.draw(weights.values, seed, k)[u.coordinate]) for u in single])
-        changes = torch.stack([moved[k * m + i][i] - h[i] for i in range(m)])
-        rhos.append(_ratio(changes, steps, "paper"))
+        there = torch.stack([moved[k * m + i][i] for i in range(m)])
+        rhos.append(_slope(DiagonalChange.of(h, there, steps), "paper"))
     return weights, h, rhos
 
 
@@ -295,13 +299,12 @@ def _all(minimum: Statistics, keys: tuple[Statistic[Any], ...]) -> list[Any]:
     return [value.diagonal if isinstance(value, ProbedHessian) else value for value in values]
 
 
-def _ratio(change: Tensor, u: Tensor, rho: Rho | float) -> float:
-    moved = u != 0
-    if not bool(moved.any()):
+def _slope(change: DiagonalChange, rho: Rho | float) -> float:
+    if change.steepest is None:
         raise Undefined("no weight can move: all are 0 and epsilon is 0, so rho cannot be drawn")
     if rho == "norm":
-        return float(torch.maximum(change.max(), -change.min()) / u.norm())
-    return float((change.abs()[moved] / u.abs()[moved]).max())
+        return max(change.highest, -change.lowest) / change.length
+    return change.steepest
 
 
 def _check(

@@ -11,7 +11,7 @@ from flatminima.statistics.diagonal import (
     SketchedDiagonal,
 )
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
-from flatminima.statistics.elsewhere import At, InFloat64
+from flatminima.statistics.elsewhere import At, Change, DiagonalChange, InFloat64
 from flatminima.statistics.entropy import OutputEntropies
 from flatminima.statistics.factor import FisherFactor, GaussNewtonFactor
 from flatminima.statistics.feedforward import FeedForward
@@ -39,9 +39,11 @@ __all__ = [
     "AdaptiveWorstLoss",
     "At",
     "BatchGradientSquares",
+    "Change",
     "Conditions",
     "Convolution",
     "Curvature",
+    "DiagonalChange",
     "Eigenpairs",
     "Eigenvalues",
     "ExactTraces",

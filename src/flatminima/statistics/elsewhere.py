@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from flatminima.errors import NumericalError, Undefined
 from flatminima.perturbation import Perturbation
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from flatminima.minimum import Minimum
 
 T = TypeVar("T")
+
+_BLOCK = 1 << 22  # weights at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,60 @@ class At(Statistic[T]):
 
     def cost(self, minimum: Minimum) -> Cost:
         return self.statistic.cost(minimum)
+
+
+@dataclass(frozen=True)
+class DiagonalChange:
+    """How a diagonal h changed from w to w + u.
+
+    Attributes:
+        highest, lowest: of h_i(w + u) - h_i(w).
+        length: ||u||_2.
+        steepest: largest |h_i(w + u) - h_i(w)| / |u_i| over weights that moved; None: none did.
+    """
+
+    highest: float
+    lowest: float
+    length: float
+    steepest: float | None
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor, u: Tensor) -> DiagonalChange:
+        """Of diagonals and a perturbation (W,), block by block: another vector of a large model has no room."""
+        highest, lowest, squares, steepest = -math.inf, math.inf, 0.0, None
+        for a, b, step in zip(before.split(_BLOCK), after.split(_BLOCK), u.split(_BLOCK), strict=True):
+            change, step = b - a, step.double()
+            highest, lowest = max(highest, float(change.max())), min(lowest, float(change.min()))
+            squares += float(step.square().sum())
+            moved = step != 0
+            if bool(moved.any()):
+                steepest = max(steepest or 0.0, float((change[moved].abs() / step[moved].abs()).max()))
+        return cls(highest, lowest, math.sqrt(squares), steepest)
+
+
+@dataclass(frozen=True)
+class Change(Statistic[DiagonalChange]):
+    """How a diagonal (W,) changes from w to w + u, u draw `index` of `seed`; the diagonal there is not kept."""
+
+    diagonal: Statistic[Any]
+    perturbation: Perturbation
+    seed: int = 0
+    index: int = 0
+
+    def compute(self, minimum: Minimum) -> DiagonalChange:
+        before = _diagonal(minimum[self.diagonal])
+        after = _diagonal(At(self.diagonal, self.perturbation, self.seed, self.index).compute(minimum))
+        u = self.perturbation.draw(minimum.parameters.flat(), self.seed, self.index)
+        return DiagonalChange.of(before, after.to(before.device), u.to(before.device))
+
+    def cost(self, minimum: Minimum) -> Cost:
+        return self.diagonal.cost(minimum)
+
+
+def _diagonal(value: Any) -> Tensor:
+    """Of Hutchinson's probes their diagonal."""
+    found: Tensor = value.diagonal if not isinstance(value, Tensor) else value
+    return found
 
 
 @dataclass(frozen=True)
