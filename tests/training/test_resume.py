@@ -195,3 +195,17 @@ def test_after_kill_9_the_same_command_ends_with_the_same_bits(tmp_path):
     a, b = (read_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert _lines(tmp_path / "cut") == _lines(tmp_path / "whole") and len(_lines(tmp_path / "cut")) == 6
+
+
+@pytest.mark.parametrize("change", [{"global": None}, {"global": torch.zeros(3, dtype=torch.uint8)}])
+def test_random_states_that_are_none_are_refused_before_a_step(tmp_path, change):
+    first = Session(tmp_path, {"a": 1}, save_every=0)
+    with pytest.raises(Stop):
+        first.run(training("plain"), on_step=stopping(3))
+    state = torch.load(tmp_path / "state.pt")
+    state["random"] |= change
+    if change["global"] is None:
+        del state["random"]["global"]
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="cannot go on from"):
+        Session(tmp_path, {"a": 1}).run(training("plain"))

@@ -22,7 +22,7 @@ from flatminima.cli.measure import writable
 from flatminima.cli.options import AppDir, AsJson, Device, DryRun, Limit, ModelArg, Scaling, Seed, Threads
 from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say
-from flatminima.errors import CheckpointError, UnknownName, UsageError
+from flatminima.errors import CheckpointError, FlatMinimaError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -257,14 +257,22 @@ def _verify(path: Path, data: str | None, device: str | None, threads: int | Non
 
         if threads is not None:
             torch.set_num_threads(threads)
-        values = read_document(path)["source"]
-        if not values:
-            raise CheckpointError(f"{path} names no model and data; recompute it in Python: certification.recompute")
-        source = Source(**values | {"model_arg": tuple(values["model_arg"]), "checkpoint": None})
-        if data is not None:
-            source = Source(**asdict(source) | {"data": data})
-        source.check()
-        rows = recompute(path, source.network(), source.samples(source.split, usable(device)))
+        try:
+            values = read_document(path)["source"]
+            if not values:
+                raise CheckpointError(
+                    f"{path} names no model and data; recompute it in Python: certification.recompute"
+                )
+            source = Source(**values | {"model_arg": tuple(values["model_arg"]), "checkpoint": None})
+            if data is not None:
+                source = Source(**asdict(source) | {"data": data})
+            source.check()
+            rows = recompute(path, source.network(), source.samples(source.split, usable(device)))
+        except FlatMinimaError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:  # of an edited record
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path} is not a certificate of this version ({reason})") from error
     agrees = all(row.agrees for row in rows)
     if as_json:
         document = {"schema": 1, "agrees": agrees, "numbers": [asdict(r) | {"agrees": r.agrees} for r in rows]}

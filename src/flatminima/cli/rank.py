@@ -224,7 +224,7 @@ def _read(path: Path) -> tuple[MeasureTable, tuple[float, float] | None] | None:
         document = json.loads(path.read_text(encoding="utf-8"))
         errors = document["errors"]
         return MeasureTable.from_dict(document["table"]), None if errors is None else (errors[0], errors[1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flatminima.cli.terminal import say
-from flatminima.errors import UsageError
+from flatminima.errors import FlatMinimaError, UsageError
 
 _NUMBERS = ("measures.json", "results.json")  # of `measure` and of `demo`
 
@@ -30,7 +30,9 @@ def report(
     page = folder / "report.html"
     try:
         write(document, page)
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+    except FlatMinimaError:
+        raise
+    except Exception as error:  # an edited document may break any part of a page
         reason = str(error) or type(error).__name__
         raise UsageError(f"{found} is not what this version writes ({reason}); run the command again") from None
     say(f"Report: {page}")

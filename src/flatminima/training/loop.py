@@ -248,7 +248,9 @@ class Training:
         self.epochs = [Epoch(**values) for values in state["epochs"]]
         self.epoch, self.batch, self.steps = state["position"]
         self._loss_sum, self._wrong, self._seconds = state["sums"]
-        self.stopped, self._random = state["stopped"], state["random"]
+        self.stopped, self._random = state["stopped"], {key: state["random"][key] for key in self._get_random()}
+        for key in ("global", "augment"):  # refused here, and not at the first step
+            torch.Generator().set_state(self._random[key])
         if self.batch == len(self._batches) and self.stopped is None:
             self.epoch, self.batch = self.epoch + 1, 0
 
