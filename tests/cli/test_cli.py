@@ -140,7 +140,7 @@ def test_explain_fills_one_page_that_report_makes_again(cli, tmp_path) -> None:
     assert [*document["measures"]] == ["margin", "bicriteria", "effective_dimension"] and document["audit"]
     planes = document["landscapes"]
     assert {name: len(one["positions"]) for name, one in planes.items()} == {
-        "landscape-line": 51, "landscape-plane": 21, "landscape-eigenvector": 51, "landscape-eigenvectors": 21,
+        "landscape-line": 51, "landscape-plane": 17, "landscape-eigenvector": 51, "landscape-eigenvectors": 17,
     }  # fmt: skip
     assert planes["landscape-eigenvector"]["curvatures"][0] > 0 and planes["landscape-line"]["curvatures"] == [None]
     page = (tmp_path / "report.html").read_text()

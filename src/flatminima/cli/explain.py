@@ -21,13 +21,24 @@ PICTURES = {
     "landscape-eigenvectors": ("eigenvectors", 2),
 }
 FILES = tuple(f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png"))
-_POINTS = {1: 51, 2: 21}  # a side
+_POINTS = {1: 51, 2: 17}  # a side
 _SAMPLES = 500
+AUDITED = 1_000  # samples of the audit
 
 
 def with_more(names: Sequence[str]) -> list[str]:
     """The names, and those that the page wants."""
     return [*names, *(name for name in MEASURES if name not in names)]
+
+
+def part(minimum: Minimum) -> Minimum:
+    """The same network on at most `AUDITED` samples of its data, drawn by its seed."""
+    from flatminima.minimum import Minimum
+
+    if len(minimum.samples) <= AUDITED:
+        return minimum
+    data = minimum.samples.take(minimum.samples.order(minimum.seed)[:AUDITED])
+    return Minimum(minimum.model, data, minimum.loss, batch_size=minimum.batch_size, seed=minimum.seed)
 
 
 def landscapes(minimum: Minimum, seed: int) -> dict[str, Landscape]:

@@ -189,7 +189,11 @@ def measure(
 
             table = run(minimum, wanted)
             findings = diagnose(table, minimum)
-            audit = _audit(minimum, wanted) if audited or explained else None
+            audit, seen = None, minimum if audited else None
+            if explained and not audited:  # a table a factor: on a part of the samples, unless asked for
+                seen = explain.part(minimum)
+            if seen is not None:
+                audit = _audit(seen, wanted[: len(request.names)])
             pictures = explain.landscapes(minimum, seed) if explained else {}
     if not first():
         return
@@ -200,7 +204,7 @@ def measure(
     document = table.to_dict() | {"command": request.document() | more, **_machine(minimum)}
     document["diagnosis"] = [asdict(f) for f in findings]
     if audit is not None:
-        document["audit"] = audit.to_dict()
+        document["audit"] = audit.to_dict() | {"samples": 0 if seen is None else len(seen.samples)}
     if pictures:
         document["landscapes"] = explain.document(pictures)
     if as_json:
@@ -214,6 +218,8 @@ def measure(
         if audit is not None:
             from flatminima.rescaling import render as render_audit
 
+            if seen is not None and len(seen.samples) < len(minimum.samples):
+                out().print(f"\nThe audit is of {len(seen.samples)} samples; --audit is of all.", highlight=False)
             render_audit(audit, out())
     sys.stdout.flush()  # before the notes, where both go to one terminal
     if output is None:
