@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/flatminima demo --output flatminima-demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

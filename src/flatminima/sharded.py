@@ -194,7 +194,7 @@ class ShardedMinimum(Minimum):
         ModelError, DataError, NumericalError: as for `Minimum`; or a parameter that is not sharded.
 
     Examples:
-        >>> ShardedMinimum(nn.Linear(3, 2).eval(), (torch.randn(4, 3), torch.arange(4) % 2))
+        >>> ShardedMinimum(nn.Linear(3, 2), (torch.randn(4, 3), torch.arange(4) % 2))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         flatminima.errors.ModelError: parameter 'weight' is not sharded along its first dimension: ...
     """
