@@ -111,9 +111,10 @@ def page(found: dict[str, dict[str, tuple[float, float]]]) -> str:
     lines += [
         "",
         "The Gram matrices of `fisher_logdet` take no Jacobian: time grows as a backward pass, memory with the",
-        "square of the subset. The Gauss-Newton diagonal (`pacgen`) and the input Jacobian (`robustness`) take a",
-        "backward pass a class, and `robustness` a Gram matrix of classes a sample. Norms see no data; `spectral_norm`",
-        "is a singular value decomposition a layer.",
+        "square of the subset. The Gauss-Newton diagonal (`pacgen`) takes a backward pass a class, through a last",
+        "layer that grows with the classes too; the input Jacobian (`robustness`) the same up to 64 classes, and a",
+        "number of products that does not grow above. Norms see no data; `spectral_norm` is a singular value",
+        "decomposition a layer.",
         "",
     ]
     return "\n".join(lines)

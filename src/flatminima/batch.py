@@ -91,7 +91,7 @@ class Batch:
         leaves_in: list[Tensor] = []
         if reads & Reads.INPUTS:
             try:
-                leaves_in = self._open_inputs()
+                leaves_in = self.open_inputs()
             except Undefined as reason:
                 lost[Reads.INPUTS] = reason
         follows = minimum.follows_layers  # its own check thaws the parameters: before they are frozen
@@ -171,7 +171,8 @@ class Batch:
 
         return back
 
-    def _open_inputs(self) -> list[Tensor]:
+    def open_inputs(self) -> list[Tensor]:
+        """Make the floating-point inputs leaves that ask for gradients. Raises Undefined where there are none."""
         self.inputs = map_tensors(lambda t: t.detach().requires_grad_() if t.is_floating_point() else t, self.inputs)
         opened = [t for t in leaves(self.inputs) if t.requires_grad]
         if not opened:

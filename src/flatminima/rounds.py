@@ -210,11 +210,12 @@ def _ride_cost(folds: Iterable[Fold[Any, Any]], minimum: Minimum) -> Cost:
     for fold in folds:
         cost = fold.cost(minimum)
         memory += cost.memory
-        if fold.reads & Reads.GRAPH:
+        reads = fold.reads_at(minimum)
+        if reads & Reads.GRAPH:
             graphs += cost
             continue
         forward = max(forward, cost.forward)
-        kind = columns if fold.reads & columns else fold.reads & Reads.LAYERS
+        kind = columns if reads & columns else reads & Reads.LAYERS
         backward[kind] = max(backward.get(kind, 0.0), cost.backward)
     return Cost(forward + graphs.forward, sum(backward.values()) + graphs.backward, memory)
 

@@ -72,6 +72,10 @@ class Fold(Statistic[T], Generic[S, T]):
 
     reads: ClassVar[Reads] = Reads.OUTPUTS
 
+    def reads_at(self, minimum: Minimum) -> Reads:
+        """What the fold reads there; `reads` unless the network's size decides."""
+        return self.reads
+
     @property
     def order_seed(self) -> int | None:
         return None
@@ -108,8 +112,9 @@ class Fold(Statistic[T], Generic[S, T]):
 
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)
-        backward = share * bool(self.reads & Reads.LAYERS)
-        if self.reads & (Reads.COLUMNS | Reads.INPUTS):
+        reads = self.reads_at(minimum)
+        backward = share * bool(reads & Reads.LAYERS)
+        if reads & (Reads.COLUMNS | Reads.INPUTS):
             backward += share * minimum.output_size
         return Cost(forward=share, backward=backward)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,12 +29,6 @@ class Ride:
     folds: tuple[Fold[Any, Any], ...]
     order_seed: int | None
     multiple: int
-
-    def reads(self) -> Reads:
-        out = Reads(0)
-        for fold in self.folds:
-            out |= fold.reads
-        return out
 
 
 def rides(folds: Sequence[Fold[Any, Any]]) -> list[Ride]:
@@ -134,9 +129,8 @@ def _update(
     batch: Batch, folds: list[Fold[Any, Any]], states: dict[Fold[Any, Any], Any]
 ) -> dict[Fold[Any, Any], Undefined]:
     """Give the batch to each fold; those that turn out undefined are returned with the reason."""
-    reads = Reads(0)
-    for fold in folds:
-        reads |= fold.reads
+    reads_of = {fold: fold.reads_at(batch.minimum) for fold in folds}
+    reads = reduce(or_, reads_of.values(), Reads(0))
     lost: dict[Fold[Any, Any], Undefined] = {}
 
     def hearer(fold: Fold[Any, Any]) -> Callable[[LayerGradient], None]:
@@ -150,18 +144,18 @@ def _update(
         return hear
 
     def hears(flag: Reads) -> list[Callable[[LayerGradient], None]]:
-        return [hearer(fold) for fold in folds if fold.reads & flag]
+        return [hearer(fold) for fold in folds if reads_of[fold] & flag]
 
     deep = Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS
     try:
         missing = batch.read(reads, hears(Reads.LAYERS), hears(Reads.COLUMNS))
     except Undefined as reason:  # of all gradients; whoever reads only outputs goes on
         missing = {deep: reason}
-        if not any(fold.reads & deep for fold in folds):
+        if not reads & deep:
             raise
         batch.read(reads & ~deep, [], [])
     for flag, absent in missing.items():
-        lost.update({fold: absent for fold in folds if fold.reads & flag})
+        lost.update({fold: absent for fold in folds if reads_of[fold] & flag})
     folds = [fold for fold in folds if fold not in lost]
     for fold in folds:
         try:

@@ -74,3 +74,97 @@ def test_no_samples_are_refused():
     x, y = blobs(9, 3, 2)
     with pytest.raises(UsageError, match="samples=0; it must be at least 1"):
         robustness(Minimum(mlp(3, 4, 2), (x, y)), samples=0)
+
+
+CLASSES = 70  # beyond 64 the norms come from products, not from a backward pass a class
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_many_classes(kind):
+    """Lanczos against all singular values; batches of 7, 7, 7 and 2, of which only the first 20 samples count."""
+    x, y = blobs(23, 5, 3)
+    model = mlp(5, 8, CLASSES)
+    if kind == "cnn":
+        model, x = cnn(), torch.randn(23, 2, 7, 6, generator=generator(4), dtype=torch.float64)
+        model = nn.Sequential(model, nn.Linear(model(x).shape[1], CLASSES).double())
+    minimum = Minimum(model, (x, y), batch_size=7)
+    norms = _norms(model, x)
+    assert torch.allclose(minimum[InputJacobian(20, 3)].square(), norms[minimum.samples.order(3)[:20]], rtol=1e-6)
+    backward = minimum.passes.backward / 20
+    assert backward < CLASSES, "cheaper than a pass a class"
+    assert torch.equal(minimum[InputJacobian(20, 3)], Minimum(model, (x, y), batch_size=7)[InputJacobian(20, 3)])
+    assert torch.allclose(minimum[InputJacobian(20, 3)], Minimum(model, (x, y), batch_size=20)[InputJacobian(20, 3)])
+
+
+def test_many_classes_of_which_one_is_nearly_certain():
+    """In float32 p_y - 1 is 0; the norms, of 1e-9, still agree with the same weights in float64."""
+    x = blobs(9, 5, 3)[0].float()
+    model = mlp(5, 8, CLASSES).float()
+    with torch.no_grad():
+        model[-1].bias[4] += 27.0
+    minimum = Minimum(model, (x, torch.full((9,), 4)))
+    found = minimum[InputJacobian()]
+    assert float(found.max()) < torch.finfo(torch.float32).eps
+    exact = _norms(model.double(), x.double()).sqrt()[minimum.samples.order(0)]
+    assert torch.allclose(found, exact, rtol=1e-4, atol=0)
+
+
+def test_many_classes_of_a_constant_network():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(CLASSES))
+
+        def forward(self, x):
+            return 0 * x.sum(1, keepdim=True) + self.weight
+
+    x, y = blobs(9, 5, 3)
+    assert robustness(Minimum(Constant().double(), (x, y))).value == 0
+
+
+class _Once(torch.autograd.Function):
+    """tanh whose backward pass cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return _no_derivative(grad * (1 - x.tanh().square()))
+
+
+class _Barrier(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError("derivative of the kernel is not implemented")
+
+
+_no_derivative = _Barrier.apply
+
+
+def test_many_classes_without_a_second_derivative():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8).double(), nn.Linear(8, CLASSES).double()
+
+        def forward(self, x):
+            return self.last(_Once.apply(self.first(x)))
+
+    torch.manual_seed(0)
+    x, y = blobs(9, 5, 3)
+    model = Net()
+    assert robustness(Minimum(model, (x, y))).value == pytest.approx(float(_norms(model, x).mean()), rel=1e-8)
+
+
+def test_many_classes_of_tokens():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, CLASSES)).double()
+    x = torch.randint(0, 5, (9, 2), generator=generator(0))
+    assert "not continuous" in robustness(Minimum(net, (x, torch.arange(9)))).undefined

@@ -1,33 +1,46 @@
-"""Spectral norms of the softmax output's Jacobian by the input, one backward pass a class."""
+"""Spectral norms of the softmax output's Jacobian by the input, a backward pass a class or a Krylov space a sample."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
+from flatminima.batch import Batch, frozen
 from flatminima.errors import Undefined
-from flatminima.statistic import Fold, Reads
+from flatminima.perturbation import generator
+from flatminima.statistic import Cost, Fold, Reads
 
 if TYPE_CHECKING:
     from flatminima.minimum import Minimum
+
+CLASSES = 64  # above, products need fewer passes than classes do, and no memory for C gradients of every input
+TOLERANCE = 1e-4  # of a Ritz value's residual, relative; the value's own error goes with its square
+_PRODUCT_COST = 3  # backward passes of one product: J^T u, and J v by differentiating J^T u by u
+_USUAL_PRODUCTS = 12
+_LEAST_NORM = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
 class InputJacobian(Fold[Tensor, Tensor]):
     """||d softmax(f(x)) / dx||_2 of `samples` random samples, (samples,) float64.
 
-    Row c of the softmax's Jacobian is sqrt(p_c) times the Gauss-Newton column sqrt(p_c)(e_c - p) sent back, so the
-    passes are shared with the Gauss-Newton diagonal. The norm comes from the C x C Gram matrix of the rows.
+    Up to 64 classes: row c of the softmax's Jacobian is sqrt(p_c) times the Gauss-Newton column sqrt(p_c)(e_c - p)
+    sent back, so the passes are shared with the Gauss-Newton diagonal; the norm comes from the C x C Gram matrix of the
+    rows. Above: the largest eigenvalue of J J^T by Lanczos, all samples of a batch at once, until every residual is
+    1e-4 of its value; the number of passes does not grow with the classes.
     """
 
     samples: int = 1000
     seed: int = 0
 
     reads = Reads.OUTPUTS | Reads.INPUTS
+
+    def reads_at(self, minimum: Minimum) -> Reads:
+        return Reads.OUTPUTS if minimum.output_size > CLASSES else self.reads
 
     @property
     def order_seed(self) -> int:
@@ -42,11 +55,15 @@ class InputJacobian(Fold[Tensor, Tensor]):
         return torch.zeros(self.limit(minimum), dtype=torch.float64)
 
     def update(self, state: Tensor, batch: Batch) -> Tensor:
-        root_p = (0.5 * batch.outputs.double().log_softmax(1)).exp()  # (b, C)
-        columns = batch.input_columns  # (C, b, D)
-        gram = torch.einsum("cbd,kbd->bck", columns, columns).double()
-        gram = gram * root_p.unsqueeze(2) * root_p.unsqueeze(1)
-        norms = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
+        minimum = batch.minimum
+        if self.reads_at(minimum) & Reads.INPUTS:
+            norms = _from_columns(batch.input_columns, batch.outputs)
+        else:
+            start = torch.randn(len(state), minimum.output_size, generator=generator(self.seed, 0), dtype=torch.float64)
+            start = start[batch.start : batch.start + len(batch)]
+            extra = len(batch) - len(start)  # a batch may reach beyond the limit
+            start = torch.cat([start, start.new_ones(extra, start.shape[1])]).to(minimum.device)
+            norms = _by_products(batch, start)
         stop = min(batch.start + len(batch), len(state))
         state[batch.start : stop] = norms[: stop - batch.start].cpu()
         return state
@@ -56,3 +73,105 @@ class InputJacobian(Fold[Tensor, Tensor]):
 
     def finish(self, state: Tensor) -> Tensor:
         return state
+
+    def cost(self, minimum: Minimum) -> Cost:
+        if self.reads_at(minimum) & Reads.INPUTS:
+            return super().cost(minimum)
+        share = self.limit(minimum) / len(minimum.samples)
+        return Cost(forward=2 * share, backward=share * (1 + _PRODUCT_COST * _USUAL_PRODUCTS))
+
+
+def _from_columns(columns: Tensor, outputs: Tensor) -> Tensor:
+    """Norms (b,) from the Gauss-Newton columns' input gradients (C, b, D)."""
+    root_p = (0.5 * outputs.double().log_softmax(1)).exp()  # (b, C)
+    gram = torch.einsum("cbd,kbd->bck", columns, columns).double()
+    gram = gram * root_p.unsqueeze(2) * root_p.unsqueeze(1)
+    largest: Tensor = torch.linalg.eigvalsh(gram)[:, -1]
+    return largest.clamp_min(0).sqrt()
+
+
+def _by_products(batch: Batch, start: Tensor) -> Tensor:
+    """Norms (b,)."""
+    minimum, leaves = batch.minimum, batch.open_inputs()
+    with frozen(minimum):
+        output = minimum.forward(batch.inputs)
+        if not output.requires_grad:
+            return torch.zeros(len(batch), dtype=torch.float64)
+        try:
+            return _largest(_gram_of_jacobian(batch, output, leaves), start).clamp_min(0).sqrt()
+        except NotImplementedError:  # no second derivative: a backward pass a class after all
+            factor, outputs = minimum.loss.columns(output.detach(), batch.targets), output.detach()
+            minimum.passes.backward += len(factor) * len(batch)
+            return _from_columns(torch.stack([_send_back(output, leaves, column) for column in factor]), outputs)
+
+
+def _gram_of_jacobian(batch: Batch, output: Tensor, leaves: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """u -> J J^T u for each sample, (b, C) float64, with J = (diag(p) - p p^T) d output / d input."""
+    passes, p = batch.minimum.passes, output.detach().double().softmax(1)
+    surest = p.argmax(1, keepdim=True)
+    cotangent = torch.zeros_like(output).requires_grad_()
+    sent = _send_back(output, leaves, cotangent, create_graph=True)  # (b, D), linear in the cotangent
+    passes.backward += len(batch)
+
+    def softmax_jacobian(u: Tensor) -> Tensor:
+        moved: Tensor = p * (u - (p * u).sum(1, keepdim=True))
+        moved.scatter_(1, surest, 0.0)  # rows sum to zero; where p is nearly 1, u - (p * u).sum() would cancel
+        return torch.scatter(moved, 1, surest, -moved.sum(1, keepdim=True))
+
+    def product(u: Tensor) -> Tensor:
+        passes.backward += _PRODUCT_COST * len(batch)
+        u, inner = _unit(softmax_jacobian(u))
+        back, outer = _unit(_send_back(output, leaves, u.to(output.dtype)).double())
+        if not sent.requires_grad:
+            return torch.zeros_like(u)
+        ahead: Tensor
+        (ahead,) = torch.autograd.grad(
+            sent, cotangent, back.to(sent.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return softmax_jacobian(ahead.double()) * inner * outer
+
+    return product
+
+
+def _largest(product: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Largest eigenvalue (b,) of a positive semi-definite matrix a row, by Lanczos with full reorthogonalisation."""
+    basis: list[Tensor] = [_unit(start)[0]]
+    diagonal: list[Tensor] = []
+    off: list[Tensor] = []
+    while True:
+        found = product(basis[-1])
+        known = torch.stack(basis, 1)  # (b, m, C)
+        diagonal.append((found * basis[-1]).sum(1))
+        for _ in range(2):
+            found = found - torch.einsum("bm,bmc->bc", torch.einsum("bmc,bc->bm", known, found), known)
+        following, length = _unit(found)
+        values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, off))
+        value: Tensor = values[:, -1]
+        residual = length.squeeze(1) * vectors[:, -1, -1].abs()
+        if bool((residual <= TOLERANCE * value).all()) or len(basis) == start.shape[1]:
+            return value
+        off.append(length.squeeze(1))
+        basis.append(following)
+
+
+def _tridiagonal(diagonal: list[Tensor], off: list[Tensor]) -> Tensor:
+    """(b, m, m)."""
+    matrix = torch.diag_embed(torch.stack(diagonal, 1))
+    if off:
+        beside = torch.stack(off, 1)
+        matrix = matrix + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+    return matrix
+
+
+def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of length 1, or 0 where there is nothing, and their lengths (b, 1)."""
+    length = rows.norm(dim=1, keepdim=True)
+    return rows / length.clamp_min(_LEAST_NORM), length
+
+
+def _send_back(output: Tensor, leaves: list[Tensor], seed: Tensor, create_graph: bool = False) -> Tensor:
+    """d output / d input against the seed, (b, D)."""
+    grads = torch.autograd.grad(
+        output, leaves, seed, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([g.reshape(len(output), -1) for g in grads], 1)
