@@ -96,17 +96,27 @@ def test_many_classes(kind):
     assert torch.allclose(minimum[InputJacobian(20, 3)], Minimum(model, (x, y), batch_size=20)[InputJacobian(20, 3)])
 
 
-def test_many_classes_of_which_one_is_nearly_certain():
-    """In float32 p_y - 1 is 0; the norms, of 1e-9, still agree with the same weights in float64."""
+@pytest.mark.parametrize("margin", [27.0, 60.0])
+@pytest.mark.parametrize("classes", [10, CLASSES])
+def test_classes_of_which_one_is_nearly_certain(classes, margin):
+    """Norms of 1e-9 and 1e-24, in float32: 1 - p_y is 0 there, and in float64 too with the second."""
     x = blobs(9, 5, 3)[0].float()
-    model = mlp(5, 8, CLASSES).float()
+    model = mlp(5, 8, classes).float()
     with torch.no_grad():
-        model[-1].bias[4] += 27.0
+        model[-1].bias[4] += margin
     minimum = Minimum(model, (x, torch.full((9,), 4)))
     found = minimum[InputJacobian()]
-    assert float(found.max()) < torch.finfo(torch.float32).eps
-    exact = _norms(model.double(), x.double()).sqrt()[minimum.samples.order(0)]
-    assert torch.allclose(found, exact, rtol=1e-4, atol=0)
+    exact = []
+    for sample in x.double()[minimum.samples.order(0)]:
+        logits = model.double()(sample)
+        of_logits = torch.autograd.functional.jacobian(model, sample)
+        log_p = logits.log_softmax(0)
+        rest = [torch.cat([log_p[:c], log_p[c + 1 :]]).logsumexp(0) for c in range(classes)]  # ln(1 - p_c)
+        of_softmax = -(log_p.unsqueeze(0) + log_p.unsqueeze(1)).exp()
+        of_softmax.diagonal().copy_((log_p + torch.stack(rest)).exp())
+        exact.append(torch.linalg.svdvals(of_softmax @ of_logits)[0])
+    assert float(found.min()) < torch.finfo(torch.float32).eps
+    assert torch.allclose(found, torch.stack(exact), rtol=1e-5, atol=0)
 
 
 def test_many_classes_of_a_constant_network():
