@@ -96,10 +96,10 @@ def test_many_classes(kind):
     assert torch.allclose(minimum[InputJacobian(20, 3)], Minimum(model, (x, y), batch_size=20)[InputJacobian(20, 3)])
 
 
-@pytest.mark.parametrize("margin", [27.0, 60.0])
+@pytest.mark.parametrize("margin", [27.0, 60.0, 95.0])
 @pytest.mark.parametrize("classes", [10, CLASSES])
 def test_classes_of_which_one_is_nearly_certain(classes, margin):
-    """Norms of 1e-9 and 1e-24, in float32: 1 - p_y is 0 there, and in float64 too with the second."""
+    """Norms of 1e-9, 1e-24 and 1e-39, in float32: 1 - p_y is 0 there, and beyond 1e-16 in float64 too."""
     x = blobs(9, 5, 3)[0].float()
     model = mlp(5, 8, classes).float()
     with torch.no_grad():

@@ -82,10 +82,19 @@ class InputJacobian(Fold[Tensor, Tensor]):
 
 
 def _from_columns(columns: Tensor, outputs: Tensor) -> Tensor:
-    """Norms (b,) from the Gauss-Newton columns' input gradients (C, b, D)."""
-    root_p = (0.5 * outputs.double().log_softmax(1)).exp()  # (b, C)
-    gram = torch.einsum("cbd,kbd->bck", columns, columns).double()
-    gram = gram * root_p.unsqueeze(2) * root_p.unsqueeze(1)
+    """Norms (b,) from the Gauss-Newton columns' input gradients (C, b, D).
+
+    Columns are scaled before they are multiplied, and the likeliest class's row is minus the sum of the others': of a
+    class that is nearly certain, either would leave float32's range.
+    """
+    p = outputs.double().softmax(1)  # (b, C)
+    size = columns.abs().amax(2, keepdim=True)
+    columns = columns / size.clamp_min(torch.finfo(columns.dtype).tiny)
+    weight = p.sqrt() * size.squeeze(2).T.double()
+    gram = torch.einsum("cbd,kbd->bck", columns, columns).double() * weight.unsqueeze(2) * weight.unsqueeze(1)
+    likeliest = torch.nn.functional.one_hot(p.argmax(1), p.shape[1]).double()
+    swap = torch.diag_embed(1 - likeliest) - likeliest.unsqueeze(2) * (1 - likeliest).unsqueeze(1)
+    gram = swap @ gram @ swap.mT
     largest: Tensor = torch.linalg.eigvalsh(gram)[:, -1]
     return largest.clamp_min(0).sqrt()
 
