@@ -41,7 +41,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"network": {"name": "small_cnn", "channels": 1, "image_size": 8, "width": 4}, "size": None, "subset": 20}
     | {"limit": 80, "epochs": 8, "seeds": 1, "test": 200, "lr": 0.1, "patience": 10},
     "cpu": {"network": _NETWORK | {"depth": 8}, "size": 16, "subset": 100}
-    | {"limit": 1_000, "epochs": 80, "seeds": 3, "test": TEST, "lr": 0.1, "patience": 8},
+    | {"limit": 1_000, "epochs": 80, "seeds": 5, "test": TEST, "lr": 0.1, "patience": 8},
     "paper": {"network": _NETWORK, "size": None, "subset": 100}
     | {"limit": 50_000, "epochs": 200, "seeds": 5, "test": None, "lr": 0.1, "patience": 10},
 }

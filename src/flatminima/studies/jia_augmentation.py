@@ -48,7 +48,7 @@ STUDY = Study(
     _figure,
     {
         "smoke": "80 digits, a small CNN, 8 epochs",
-        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), 80 epochs (200), 3 seeds",
+        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), 80 epochs (200), 5 seeds",
         "paper": "none known; that a scheme's number is its padding is our reading",
     },
 )

@@ -76,7 +76,7 @@ STUDY = Study(
     {
         "smoke": "80 digits, a small CNN, batches 16 to 64, 8 epochs",
         "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), batches 32 to 256 (128 to 1,024), 80 epochs, "
-        "3 seeds",
+        "5 seeds",
         "paper": "none known",
     },
 )

@@ -58,7 +58,7 @@ STUDY = Study(
     _figure,
     {
         "smoke": "60 digits, a small CNN, confusion 0 to 30, 8 epochs",
-        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (10,000), confusion 0 to 500, 80 epochs, 3 seeds",
+        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (10,000), confusion 0 to 500, 80 epochs, 5 seeds",
         "paper": "none known",
     },
 )
