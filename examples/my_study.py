@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from flatminima import Minimum, measures
 from flatminima.models import build
-from flatminima.studies import Study, Verdict, trend
+from flatminima.studies import Study, Verdict, train, trend
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
-from flatminima.training import TrainConfig, train
+from flatminima.training import TrainConfig
 
 SIZES = {"smoke": ((8, 32), 1, 100), "cpu": ((8, 16, 32, 64), 3, 500), "paper": ((8, 16, 32, 64, 128), 5, None)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flatminima.errors import UsageError
+from flatminima.errors import FolderInUse, UsageError
 
 LOCK = ".lock"
 
@@ -18,14 +18,14 @@ def claimed(folder: Path) -> Iterator[Path]:
     """The folder, made if it is not there, for this process alone; the system lets go of it when the process dies.
 
     Raises:
-        UsageError: another process has it, or it cannot be written.
+        FolderInUse: another process has it. UsageError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(
+        raise FolderInUse(
             f"another process is writing to {folder}: wait until it ends, or choose another folder"
         ) from None
     except OSError as error:

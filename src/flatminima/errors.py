@@ -6,6 +6,7 @@ FlatMinimaError
 │   ├── DataError         samples or labels that cannot be used
 │   ├── ModelError        a network that cannot be measured as it is
 │   ├── CheckpointError   a file that does not hold the weights it should
+│   ├── FolderInUse       another process is writing there
 │   └── MissingExtra      an optional dependency that is not installed
 ├── NumericalError        NaN or Inf where a number was due
 ├── StaleMinimum          the weights changed under a Minimum's feet
@@ -36,6 +37,10 @@ class ModelError(UsageError):
 
 class CheckpointError(UsageError):
     """A file that does not hold the weights it should."""
+
+
+class FolderInUse(UsageError):
+    """A folder that another process is writing to."""
 
 
 class UnknownName(UsageError):

@@ -188,5 +188,5 @@ def _table(found: list[dict[str, Any]]) -> None:
             if "error" in run:
                 say(f"{d['id']}: a run failed: {run['config']}: {run['error']}")
         if d["missing"]:
-            say(f"{d['id']}: {d['missing']} runs are missing or failed; the same command runs them")
+            say(f"{d['id']}: {d['missing']} runs are missing, failed or another process's; the same command runs them")
     console.print(table)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
 
+from flatminima.studies.resumable import train
 from flatminima.studies.runner import reproduce
 from flatminima.studies.study import SCALES, Study
 from flatminima.studies.verdict import Verdict, compare, share, trend
 
-__all__ = ["SCALES", "STUDIES", "Study", "Verdict", "compare", "reproduce", "share", "trend"]
+__all__ = ["SCALES", "STUDIES", "Study", "Verdict", "compare", "reproduce", "share", "train", "trend"]
 
 _FILES = (
     "jia_augmentation",

@@ -20,9 +20,10 @@ from flatminima.models import build
 from flatminima.ranking import kendall
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources
 from flatminima.studies.verdict import Verdict, compare, trend
-from flatminima.training import TrainConfig, evaluate, train
+from flatminima.training import TrainConfig, evaluate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

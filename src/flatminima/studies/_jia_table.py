@@ -13,8 +13,9 @@ from flatminima.data import augmentation
 from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies.images import images
+from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources
-from flatminima.training import TrainConfig, base_optimizer, evaluate, method, train
+from flatminima.training import TrainConfig, base_optimizer, evaluate, method
 
 PAPER = {  # test error in %, without and with the regularizer
     ("cifar10", "CNN"): (8.52, 7.46),
@@ -96,7 +97,8 @@ def run(config: Config, sources: Sources) -> Result:
         milestones=tuple(config["milestones"]),
     )
     augment = augmentation(config["augment"])
-    train(model, x, y, config=recipe, augment=augment, optimizer=chosen.optimizer, backward=chosen.backward)
+    by: dict[str, Any] = {"optimizer": chosen.optimizer, "backward": chosen.backward, "modules": chosen.modules}
+    train(model, x, y, config=recipe, augment=augment, **by)
     model.eval()
     own, validation, final = (evaluate(model, *part) for part in ((x, y), held, test))
     minimum = Minimum(model, (x, y), seed=config["seed"])

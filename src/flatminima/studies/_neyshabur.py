@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from flatminima import measures
 from flatminima.minimum import Minimum
 from flatminima.studies.plot import label, lines, plain_numbers
+from flatminima.studies.resumable import train
 from flatminima.studies.study import Result
 from flatminima.studies.verdict import Verdict, compare, trend
-from flatminima.training import TrainConfig, evaluate, train
+from flatminima.training import TrainConfig, evaluate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the noise alpha (10 |w| + 1)
 def fit(model: nn.Module, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], config: dict[str, Any]) -> Result:
     """N17's training: SGD, batch 64, lr 0.01, momentum 0.9, until the cross-entropy is below `target_loss`."""
     recipe = TrainConfig(epochs=config["epochs"], target_loss=config["target_loss"], seed=config["seed"])
-    history = train(model, x, y, config=recipe)
+    history, _ = train(model, x, y, config=recipe)
     model.eval()
     own, held_out = evaluate(model, x, y), evaluate(model, *test)
     return {

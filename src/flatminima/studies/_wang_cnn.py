@@ -22,9 +22,10 @@ from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict, trend
-from flatminima.training import TrainConfig, evaluate, train
+from flatminima.training import TrainConfig, evaluate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,16 +171,16 @@ def run(config: Config, sources: Sources) -> Result:
         channels_last=config.get("channels_last", False),
         seed=config["seed"],
     )
-    curve: list[list[float]] = []
     marks = {max(1, config["epochs"] * k // _MARKS) - 1 for k in range(_MARKS + 1)}
     psi = _psi(config, x, y)
 
-    def follow(epoch: int, model: nn.Module) -> None:
-        if config["target_loss"] is None and config["seed"] == 0 and epoch in marks:
-            gap = evaluate(model, *test).loss - evaluate(model, x, y).loss
-            curve.append([epoch + 1, gap, float(psi(model)[_PAPERS])])
+    def follow(epoch: int, model: nn.Module) -> list[float] | None:
+        if config["target_loss"] is not None or config["seed"] != 0 or epoch not in marks:
+            return None
+        gap = evaluate(model, *test).loss - evaluate(model, x, y).loss
+        return [epoch + 1, gap, float(psi(model)[_PAPERS])]
 
-    train(model, x, y, config=recipe, on_epoch=follow)
+    _, curve = train(model, x, y, config=recipe, follow=follow)
     own, held_out, found = evaluate(model, x, y), evaluate(model, *test), psi(model)
     return {
         "batch_size": config["batch_size"],

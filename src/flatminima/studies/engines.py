@@ -1,7 +1,8 @@
 """Who computes a study's runs: this process, a pool of fresh ones, or Ray. Each run is a function of its configuration.
 
 Another process imports the function by its module's name, with this process's search path, so that a study in a user's
-own file works everywhere. A worker that dies takes only its run with it, and that is tried again.
+own file works everywhere. A worker that dies takes only its run with it, and that is tried again. A run belongs to one
+process at a time: several that share a folder share the work, and leave alone what another is at.
 """
 
 from __future__ import annotations
@@ -11,23 +12,38 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from flatminima.errors import MissingExtra, UnknownName, UsageError
+from flatminima.claim import claimed
+from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError
+from flatminima.studies import resumable
+from flatminima.studies.shelf import Run, read, succeeded, under_way
 from flatminima.studies.study import Config, Result, Sources, Study
 
 ENGINES = ("local", "ray")
 _TRIES = 3  # of a run whose worker dies
+_LOOK = 2.0  # seconds from one look at other processes' work to the next
 
-Outcome = dict[str, Any]
+Told = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run to do: its configuration, where its data lie, and the file that its result will be in."""
+
+    config: Config
+    sources: Sources
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -55,31 +71,31 @@ class Target:
             )
         return cls(run.__module__, run.__qualname__, tuple(sys.path))
 
-    def __call__(self, config: Config, sources: Sources) -> Outcome:
+    def __call__(self, work: Work) -> Run | None:
         """`attempt`, in a process that may never have seen the module."""
         sys.path.extend(place for place in self.path if place not in sys.path)
         found: Any = importlib.import_module(self.module)
         for part in self.name.split("."):
             found = getattr(found, part)
-        return attempt(found, config, sources)
+        return attempt(found, work)
 
 
 def execute(
     study: Study,
-    configs: list[Config],
-    sources: Sources,
-    todo: list[int],
+    todo: list[Work],
     *,
     jobs: int = 1,
     engine: str = "local",
     address: str | None = None,
-) -> Iterator[tuple[int, Outcome]]:
-    """The outcomes of the configurations at `todo`, as they come.
+    told: Told = lambda: None,
+) -> Iterator[tuple[Work, Run | None]]:
+    """What became of each work, as it comes; None where another process is at it, or has done it by now.
 
     Args:
-        study: whose run to call. configs, sources: its arguments. todo: indices of configurations.
+        study: whose run to call. todo: with what.
         jobs: processes; 1 with "local": this one. engine: "local" or "ray".
         address: of a running Ray cluster, or "auto"; None starts one on this machine, for this call alone.
+        told: called now and then, when a run may have come further.
 
     Raises:
         UnknownName: no such engine. MissingExtra: Ray is not installed. UsageError: see `Target.of`.
@@ -87,52 +103,75 @@ def execute(
     if engine not in ENGINES:
         raise UnknownName("engine", engine, ENGINES)
     if engine == "ray":
-        yield from _with_ray(Target.of(study), configs, sources, todo, jobs, address)
+        yield from _with_ray(Target.of(study), todo, jobs, address, told)
     elif jobs == 1 or len(todo) < 2:
-        for i in todo:
-            yield i, attempt(study.run, configs[i], sources)
+        for work in todo:
+            yield work, attempt(study.run, work, told)
     else:
-        yield from _with_pool(Target.of(study), configs, sources, todo, jobs)
+        yield from _with_pool(Target.of(study), todo, jobs, told)
 
 
-def attempt(run: Any, config: Config, sources: Sources) -> Outcome:
-    """One run as it is written down: its configuration, its result or its error, and how long it took."""
-    started = time.perf_counter()
-    outcome: Outcome
+def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
+    """One run as it is written down: its configuration, its result or its error, and how long it took.
+
+    Training that a kill cut short goes on; what a run that failed had kept is thrown away, as it would fail again.
+    """
+    if not work.file.parent.is_dir():  # a worker on another machine, that does not see the folder
+        return _attempt(run, work)
+    folder = under_way(work.file)
     try:
-        result: Result = run(config, sources)
+        with claimed(folder):
+            if succeeded(read(work.file)):
+                return None
+            with resumable.keeping(folder, told) as kept:
+                outcome = _attempt(run, work)
+            outcome["seconds"] += kept.before
+            if not succeeded(outcome):
+                shutil.rmtree(folder, ignore_errors=True)
+            return outcome
+    except FolderInUse:
+        return None
+
+
+def _attempt(run: Any, work: Work) -> Run:
+    started = time.perf_counter()
+    outcome: Run
+    try:
+        result: Result = run(work.config, work.sources)
         json.dumps(result, allow_nan=False)
         outcome = {"result": result}
     except Exception as error:  # recorded, and shown; the other runs go on
         outcome = {"error": f"{type(error).__name__}: {error}"}
-    return {"config": config, **outcome, "seconds": time.perf_counter() - started}
+    return {"config": work.config, **outcome, "seconds": time.perf_counter() - started}
 
 
-def _with_pool(
-    target: Target, configs: list[Config], sources: Sources, todo: list[int], jobs: int
-) -> Iterator[tuple[int, Outcome]]:
+def _with_pool(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None]]:
     """Spawned, since a fork of a process with threads may hang; a pool that breaks is replaced."""
     left, tries = list(todo), 0
     while left and tries < _TRIES:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
-            futures = {pool.submit(target, configs[i], sources): i for i in left}
-            for future in as_completed(futures):
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    continue
-                left.remove(futures[future])
-                yield futures[future], outcome
+            waiting = {pool.submit(target, work): work for work in left}
+            while waiting:
+                done, _ = wait(waiting, _LOOK, FIRST_COMPLETED)
+                told()
+                for future in done:
+                    work = waiting.pop(future)
+                    try:
+                        outcome = future.result()
+                    except BrokenProcessPool:
+                        continue
+                    left.remove(work)
+                    yield work, outcome
         tries += 1
         if left and tries == _TRIES - 1:
             jobs = 1  # one at a time: who kills the worker, and takes the others' runs with it, is then alone
-    yield from _lost(left, configs)
+    yield from _lost(left)
 
 
 def _with_ray(
-    target: Target, configs: list[Config], sources: Sources, todo: list[int], jobs: int, address: str | None
-) -> Iterator[tuple[int, Outcome]]:
+    target: Target, todo: list[Work], jobs: int, address: str | None, told: Told
+) -> Iterator[tuple[Work, Run | None]]:
     """Ray tries a run again whose worker died; a cluster started here listens on this machine only and ends with us."""
     try:
         import ray
@@ -144,27 +183,29 @@ def _with_ray(
     ray.init(include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         remote = ray.remote(num_cpus=1, max_retries=_TRIES - 1)(_called)
-        waiting = {remote.remote(target, configs[i], dict(sources)): i for i in todo}
+        waiting = {remote.remote(target, work): work for work in todo}
         while waiting:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            i = waiting.pop(done)
-            try:
-                yield i, ray.get(done)
-            except ray.exceptions.RayError:
-                yield from _lost([i], configs)
+            found, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK)
+            told()
+            for done in found:
+                work = waiting.pop(done)
+                try:
+                    yield work, ray.get(done)
+                except ray.exceptions.RayError:
+                    yield from _lost([work])
     finally:
         ray.shutdown()
 
 
-def _called(target: Target, config: Config, sources: Sources) -> Outcome:
+def _called(target: Target, work: Work) -> Run | None:
     _one_thread()
-    return target(config, sources)
+    return target(work)
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _lost(indices: Iterable[int], configs: list[Config]) -> Iterator[tuple[int, Outcome]]:
-    for i in indices:
-        yield i, {"config": configs[i], "error": f"its process died {_TRIES} times (memory?)", "seconds": 0.0}
+def _lost(left: Iterable[Work]) -> Iterator[tuple[Work, Run]]:
+    for work in left:
+        yield work, {"config": work.config, "error": f"its process died {_TRIES} times (memory?)", "seconds": 0.0}

@@ -1,23 +1,20 @@
-"""Runs of a study: keyed by the hash of their configuration, each a file written whole, so a kill loses one run."""
+"""A study from its configurations to its verdicts; what is done already, also in another clone, is not done again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import flatminima
 from flatminima import progress
 from flatminima.errors import UsageError
 from flatminima.report.theme import style
-from flatminima.studies.engines import execute
+from flatminima.studies.engines import Work, execute
 from flatminima.studies.images import find
-from flatminima.studies.study import Config, Result, Study
+from flatminima.studies.resumable import share
+from flatminima.studies.shelf import Shelf, read, succeeded, under_way, versions
+from flatminima.studies.study import Result, Study
 from flatminima.table import write_whole
 
 SCHEMA = 1
@@ -57,21 +54,18 @@ def reproduce(
         raise UsageError(f"got jobs={jobs}, shard={index}/{shards}; need jobs >= 1 and 1 <= i <= N")
     configs = study.list_runs(scale)
     sources = find(study.datasets, data)
+    shelf = Shelf.of(study, Path(output))
     folder = Path(output) / study.id
-    shelf = Path(output) / (study.runs_of or study.id) / "runs"
-    try:
-        for needed in (folder, shelf):
-            needed.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
-    paths = [shelf / f"{key(study, config)}.json" for config in configs]
-    todo = [i for i in range(index - 1, len(configs), shards) if not _succeeded(_read(paths[i]))]
-    outcomes = execute(study, configs, sources, todo, jobs=jobs, engine=engine, address=address)
-    for done, (i, outcome) in enumerate(outcomes, 1):
-        write_whole(paths[i], json.dumps(outcome, indent=1, allow_nan=False) + "\n")
-        progress.report(study.id, done, len(todo))
-    runs = [run for path in paths if (run := _read(path)) is not None]
-    succeeded = [run["result"] for run in runs if _succeeded(run)]
+    shelf.adopt(folder / "results.json", configs)
+    files = [shelf.file(config) for config in configs]
+    todo = [
+        Work(configs[i], sources, files[i])
+        for i in range(index - 1, len(configs), shards)
+        if not succeeded(read(files[i]))
+    ]
+    _run(study, shelf, todo, jobs, engine, address)
+    runs = [run for file in files if (run := read(file)) is not None]
+    results = [run["result"] for run in runs if succeeded(run)]
     document = {
         "schema": SCHEMA,
         "id": study.id,
@@ -80,21 +74,30 @@ def reproduce(
         "scale": scale,
         "reduction": study.reduction[scale],
         "runs": runs,
-        "missing": len(configs) - len(succeeded),
-        "claims": [v.to_dict() for v in study.claims(succeeded)],
+        "missing": len(configs) - len(results),
+        "claims": [v.to_dict() for v in study.claims(results)],
         "seconds": sum(run["seconds"] for run in runs),
-        "versions": _versions(),
+        "versions": versions(),
     }
     write_whole(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
-    if succeeded:
-        _draw(study, succeeded, folder)
+    if results:
+        _draw(study, results, folder)
     return document
 
 
-def key(study: Study, config: Config) -> str:
-    """The hash that names a run: the study, its configuration and the versions that computed it."""
-    text = json.dumps({"study": study.runs_of or study.id, "config": config, "versions": _versions()}, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _run(study: Study, shelf: Shelf, todo: list[Work], jobs: int, engine: str, address: str | None) -> None:
+    """Do the work, put each run on the shelf as it is done, and tell how far the whole study is."""
+    open_, total = {under_way(work.file) for work in todo}, len(todo)
+
+    def told() -> None:
+        progress.report(study.id, total - len(open_) + sum(map(share, open_)), total)
+
+    told()
+    for work, outcome in execute(study, todo, jobs=jobs, engine=engine, address=address, told=told):
+        if outcome is not None:
+            shelf.put(work.config, outcome)
+        open_.discard(under_way(work.file))
+        told()
 
 
 def _draw(study: Study, results: list[Result], folder: Path) -> None:
@@ -106,23 +109,3 @@ def _draw(study: Study, results: list[Result], folder: Path) -> None:
             write_whole(folder / f"figure.{kind}", save)
     if study.extra is not None:
         study.extra(results, folder)
-
-
-def _succeeded(run: dict[str, Any] | None) -> bool:
-    return run is not None and "result" in run
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "seconds" in found else None
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "flatminima": flatminima.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }

@@ -19,9 +19,10 @@ from flatminima.models import build
 from flatminima.optim.diagnostics import PerturbationWarning
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict, compare, share
-from flatminima.training import TrainConfig, base_optimizer, evaluate, method, train
+from flatminima.training import TrainConfig, base_optimizer, evaluate, method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,14 +93,13 @@ def run(config: Config, sources: Sources) -> Result:
     chosen = method(
         "pertopt" if of else "plain", model, base, of, steps_per_epoch=-(-len(x) // batch), seed=config["seed"]
     )
-    curve: list[list[float]] = []
 
-    def follow(epoch: int, at: torch.nn.Module) -> None:
-        curve.append([epoch + 1, evaluate(at, x, y).error, evaluate(at, *held).error])
+    def follow(epoch: int, at: torch.nn.Module) -> list[float]:
+        return [epoch + 1, evaluate(at, x, y).error, evaluate(at, *held).error]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PerturbationWarning)  # that the papers' noise destroys training is the finding
-        train(model, x, y, config=recipe, optimizer=chosen.optimizer, on_epoch=follow)
+        _, curve = train(model, x, y, config=recipe, optimizer=chosen.optimizer, follow=follow)
     model.eval()
     own, validation, final = (evaluate(model, *part) for part in ((x, y), held, test))
     return {

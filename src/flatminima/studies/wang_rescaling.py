@@ -19,9 +19,10 @@ from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict, share, trend
-from flatminima.training import TrainConfig, train
+from flatminima.training import TrainConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

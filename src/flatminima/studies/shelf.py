@@ -1,0 +1,97 @@
+"""Where the runs of a study lie: a file each, written whole when done; beside it a folder while it is under way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flatminima
+from flatminima.errors import UsageError
+from flatminima.studies.study import Config, Study
+from flatminima.table import write_whole
+
+UNDER_WAY = ".part"
+Run = dict[str, Any]  # config, result or error, seconds
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The runs of one study in an output folder; a study that reads another's runs has that one's shelf."""
+
+    folder: Path
+    study: str
+
+    @classmethod
+    def of(cls, study: Study, output: Path) -> Shelf:
+        """Made if it is not there.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        name = study.runs_of or study.id
+        shelf = cls(output / name / "runs", name)
+        for needed in (shelf.folder, output / study.id):
+            try:
+                needed.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"cannot write to {needed}: {error.strerror}; choose another folder") from None
+        return shelf
+
+    def file(self, config: Config) -> Path:
+        """Named by the hash of the study, the configuration and the versions that compute it."""
+        text = json.dumps({"study": self.study, "config": config, "versions": versions()}, sort_keys=True)
+        return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+
+    def put(self, config: Config, run: Run) -> None:
+        """Write a run down, and clear away what it kept while it was under way."""
+        file = self.file(config)
+        write_whole(file, json.dumps(run, indent=1, allow_nan=False) + "\n")
+        shutil.rmtree(under_way(file), ignore_errors=True)
+
+    def adopt(self, results: Path, configs: list[Config]) -> None:
+        """Take the runs of a results.json that are absent here: a clone has that file, and not the shelf."""
+        try:
+            document = json.loads(results.read_text(encoding="utf-8"))
+            runs = document["runs"] if document["versions"] == versions() else []
+            known = {json.dumps(run["config"], sort_keys=True): run for run in runs if succeeded(run)}
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        for config in configs:
+            run = known.get(json.dumps(config, sort_keys=True))
+            if run is not None and read(self.file(config)) is None:
+                self.put(config, run)
+
+
+def read(file: Path) -> Run | None:
+    """A run that was written down; None if there is none, or the file is damaged."""
+    try:
+        found: Run = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "seconds" in found else None
+
+
+def succeeded(run: Run | None) -> bool:
+    """Whether it has a result; one that failed is tried again."""
+    return run is not None and "result" in run
+
+
+def under_way(file: Path) -> Path:
+    """The folder of a run while it is computed."""
+    return file.with_suffix(UNDER_WAY)
+
+
+def versions() -> dict[str, str]:
+    """What results may depend on beside the configuration."""
+    return {
+        "flatminima": flatminima.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
