@@ -18,6 +18,7 @@ from flatminima.data.augment import Augmentation
 from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.ranking import kendall
+from flatminima.report.theme import MARKERS, PALETTE
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train
@@ -34,6 +35,7 @@ METRICS = {
     "frobenius": "Frobenius norm of the Fisher",
     "robustness": "robustness",
 }
+_UNITS = {"logdet": "nats", "spectral": "nats^2", "frobenius": "nats^2", "robustness": "1 / input^2"}
 RESCALED = "logdet_rescaled"
 TEST = 2_000  # images that the test error is measured on below paper scale
 
@@ -127,17 +129,23 @@ def figure(results: Sequence[Result], x: str, title: str) -> Figure:
     """The paper's four panels, metric against test error, a point a network; test error and loss along x beside."""
     drawn, axes = panels(3, 2)
     own = [r for r in results if r["reached"]]
+    groups = sorted({r[x] for r in own}, key=_order)
     for panel, (name, said) in zip(axes, METRICS.items(), strict=False):
-        for index, value in enumerate(sorted({r[x] for r in own}, key=_order)):
+        for index, value in enumerate(groups):
             points = [r for r in own if r[x] == value and r[name] is not None]
             places = [r["test_error"] for r in points], [r[name] for r in points]
-            panel.plot(*places, "o", color=f"C{index}", label=str(value), ms=5, alpha=0.8)
-        label(panel, "test error (share of samples)", said, f"by {title}")
+            panel.plot(*places, MARKERS[index], color=PALETTE[index], label=str(value), ms=5, alpha=0.8, ls="none")
+        log_y = name != "logdet" and bool(own)
+        label(panel, "test error (share of samples)", _UNITS[name], said, log_y=log_y)
+        panel.legend(fontsize=7, frameon=False, title=title, title_fontsize=7)
     places_x = [float(_order(r[x])) for r in own]
-    lines(axes[4], places_x, [r["test_error"] for r in own])
-    lines(axes[5], places_x, [r["train_loss"] for r in own], index=1)
-    label(axes[4], title, "test error (share of samples)", "test error")
-    label(axes[5], title, "training loss (nats)", "training loss")
+    for panel, name, said, index in (
+        (axes[4], "test_error", "test error (share of samples)", 0),
+        (axes[5], "train_loss", "training loss (nats)", 1),
+    ):
+        lines(panel, places_x, [r[name] for r in own], index=index)
+        label(panel, title, said, said.split(" (")[0])
+        panel.set_xticks([_order(value) for value in groups], [str(value) for value in groups])
     return drawn
 
 

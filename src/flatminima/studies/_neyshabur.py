@@ -6,7 +6,9 @@ the capacity (twice the norm's, so that ratios of the paper's figures are differ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ NORMS = {
     "spectral": "spectral norm",
 }
 SHARPNESS = {"sharpness": "sharpness", "expected_sharpness": "expected sharpness"}
+EQUAL_KL = "sharpness_at_equal_kl"
 ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the noise alpha (10 |w| + 1)
 
 
@@ -63,6 +66,25 @@ def look(model: nn.Module, x: Tensor, y: Tensor, *, samples: int, draws: int, se
     }
 
 
+def at_equal_kl(results: Sequence[Result]) -> list[Result]:
+    """The results with the height of each bi-criteria curve at one KL: expected sharpness of equally probable noise.
+
+    The KL is the least that all curves reach, where the noise is largest and the rise best resolved; between the points
+    of a curve logarithms are interpolated. None where a curve does not have that KL between two points.
+    """
+    curves = [sorted((p["kl"], p["sharpness"]) for p in r["curve"] if p["sharpness"] > 0) for r in results]
+    place = max((curve[0][0] for curve in curves if curve), default=0.0)
+    return [{**r, EQUAL_KL: _height(curve, place)} for r, curve in zip(results, curves, strict=True)]
+
+
+def _height(curve: Sequence[tuple[float, float]], kl: float) -> float | None:
+    for (low, first), (high, second) in pairwise(curve):
+        if low <= kl <= high:
+            part = math.log(kl / low) / math.log(high / low)
+            return float(first ** (1 - part) * second**part)
+    return None
+
+
 def rising(
     results: Sequence[Result], x: str, name: str, claim: str, *, sign: int = 1, control: bool = False
 ) -> Verdict:
@@ -82,13 +104,22 @@ def larger(above: Sequence[Result], below: Sequence[Result], name: str, keys: Se
     return compare(claim, [a for a, _ in pairs], [b for _, b in pairs], sign=1)
 
 
-def draw(axes: Axes, groups: Mapping[str, Sequence[Result]], x: str, name: str, title: str, x_label: str) -> None:
+def draw(
+    axes: Axes,
+    groups: Mapping[str, Sequence[Result]],
+    x: str,
+    name: str,
+    title: str,
+    x_label: str,
+    *,
+    log_x: bool = True,
+) -> None:
     """One panel: a quantity along x, a line a group."""
     for index, (said, results) in enumerate(groups.items()):
         own = [r for r in results if r[name] is not None]
         lines(axes, [r[x] for r in own], [r[name] for r in own], label=said, index=index)
     unit = "nats" if name in SHARPNESS else "ln capacity"
-    label(axes, x_label, f"{title} ({unit})", title, log_x=True)
+    label(axes, x_label, f"{title} ({unit})", title, log_x=log_x)
 
 
 def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]]) -> None:

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 
 from flatminima.data import append_confusion
 from flatminima.models import build
-from flatminima.studies._neyshabur import NORMS, SHARPNESS, draw, draw_curves, fit, look, rising
+from flatminima.studies._neyshabur import (
+    EQUAL_KL,
+    NORMS,
+    SHARPNESS,
+    at_equal_kl,
+    draw,
+    draw_curves,
+    fit,
+    look,
+    rising,
+)
 from flatminima.studies.images import images
 from flatminima.studies.plot import panels
 from flatminima.studies.study import Config, Result, Sources, Study
@@ -77,7 +87,8 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
             rising(fitted, "confusion", name, f"{said} grows with the confusion set"),
             rising(fitted, "test_error", name, f"{said} grows with the test error", control=True),
         ]
-    return verdicts
+    claim = "expected sharpness at equal KL grows with the confusion set"
+    return [*verdicts, rising(at_equal_kl(fitted), "confusion", EQUAL_KL, claim)]
 
 
 def _figure(results: Sequence[Result]) -> Figure:
@@ -85,8 +96,7 @@ def _figure(results: Sequence[Result]) -> Figure:
     fitted = [r for r in results if r["fitted"]]
     names = {"test_error": "test error"} | NORMS | SHARPNESS
     for panel, (name, title) in zip(axes, names.items(), strict=False):
-        draw(panel, {"": fitted}, "confusion", name, title, "size of the confusion set")
-        panel.set_xscale("linear")
+        draw(panel, {"": fitted}, "confusion", name, title, "size of the confusion set", log_x=False)
     axes[0].set_ylabel("test error (share of samples)")
     sizes = sorted({r["confusion"] for r in fitted})
     draw_curves(axes[7], {str(size): [r for r in fitted if r["confusion"] == size] for size in sizes})

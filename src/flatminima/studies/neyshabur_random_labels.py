@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 
 from flatminima.data import random_labels
 from flatminima.models import build
-from flatminima.studies._neyshabur import NORMS, SHARPNESS, draw, draw_curves, fit, larger, look, rising
+from flatminima.studies._neyshabur import (
+    EQUAL_KL,
+    NORMS,
+    SHARPNESS,
+    at_equal_kl,
+    draw,
+    draw_curves,
+    fit,
+    larger,
+    look,
+    rising,
+)
 from flatminima.studies.images import images
 from flatminima.studies.plot import panels
 from flatminima.studies.study import Config, Result, Sources, Study
@@ -75,6 +86,9 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
         verdicts += [
             larger(random, true, name, at, f"{title} over the margin is larger with random labels, at equal size"),
             rising(random, "size", name, f"{title} over the margin grows with the number of random labels"),
+            rising(
+                _excess(random, true, name), "size", name, f"{title}: what random labels add grows with their number"
+            ),
         ]
     small = min((r["size"] for r in fitted), default=0)
     large = max((r["size"] for r in fitted), default=0)
@@ -83,13 +97,25 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
         verdicts.append(
             larger(parts[0], parts[1], "sharpness", at, f"sharpness is larger with random labels, {where} set")
         )
-    verdicts.append(larger(random, true, "rise", at, "at equal noise expected sharpness is larger with random labels"))
+    both = at_equal_kl(fitted)
+    random, true = ([r for r in both if r["random"] is is_random] for is_random in (True, False))
+    verdicts += [
+        larger(random, true, EQUAL_KL, at, "expected sharpness at equal KL is larger with random labels"),
+        larger(
+            random, true, "expected_sharpness", at, "expected sharpness at equal alpha is larger with random labels"
+        ),
+    ]
     return verdicts
 
 
-def _with_rise(results: Sequence[Result]) -> list[Result]:
-    """The bi-criteria curve's middle as a number: expected sharpness at alpha = 1e-3, where the KL hardly differs."""
-    return [{**r, "rise": r["expected_sharpness"]} for r in results]
+def _excess(random: Sequence[Result], true: Sequence[Result], name: str) -> list[Result]:
+    """By seed and size, a quantity of the network with random labels minus that of its partner."""
+    partner = {(r["seed"], r["size"]): r[name] for r in true if r[name] is not None}
+    return [
+        {"seed": r["seed"], "size": r["size"], name: r[name] - partner[r["seed"], r["size"]]}
+        for r in random
+        if r[name] is not None and (r["seed"], r["size"]) in partner
+    ]
 
 
 def _figure(results: Sequence[Result]) -> Figure:
@@ -112,7 +138,7 @@ STUDY = Study(
     ("cifar10",),
     _configurations,
     run,
-    lambda results: _claims(_with_rise(results)),
+    _claims,
     _figure,
     {
         "smoke": "60 and 120 digits, a small CNN, 1 seed",

@@ -11,7 +11,17 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from flatminima.models import build
-from flatminima.studies._neyshabur import NORMS, SHARPNESS, draw, draw_curves, fit, look, rising
+from flatminima.studies._neyshabur import (
+    EQUAL_KL,
+    NORMS,
+    SHARPNESS,
+    at_equal_kl,
+    draw,
+    draw_curves,
+    fit,
+    look,
+    rising,
+)
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.study import Config, Result, Sources, Study
@@ -71,7 +81,8 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
     for name, title in (NORMS | SHARPNESS).items():
         claim = f"{title}{' over the margin' if name in NORMS else ''} falls with the width, as the error does"
         verdicts.append(rising(fitted, "width", name, claim, sign=-1, control=True))
-    return verdicts
+    claim = "expected sharpness at equal KL falls with the width"
+    return [*verdicts, rising(at_equal_kl(fitted), "width", EQUAL_KL, claim, sign=-1)]
 
 
 def _figure(results: Sequence[Result]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_DECADES = 1e3  # of a logarithmic axis from which few numbers are enough
 PANEL = (3.4, 2.7)  # inches
-_TICKS = 6
+_APART = 0.13  # of the axis: the least distance of two numbers on it
+_CROWDED = 6  # entries of a legend that hides what is drawn
 _MARKED = 12  # points of a line with a marker
 
 
@@ -60,21 +63,40 @@ def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, l
     axes.set_title(title, fontsize=10)
     if log_x and axes.lines:
         axes.set_xscale("log")
-        places = sorted({float(v) for line in axes.lines for v in np.asarray(line.get_xdata())})
-        step = -(-len(places) // _TICKS)
-        axes.set_xticks(places[::step], [f"{v:g}" for v in places[::step]], minor=False)
+        places = _spread(sorted({float(v) for line in axes.lines for v in np.asarray(line.get_xdata())}))
+        axes.set_xticks(places, [f"{v:g}" for v in places], minor=False)
         axes.set_xticks([], minor=True)
+    elif x == "epoch":
+        from matplotlib.ticker import MaxNLocator
+
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if log_y and axes.lines:
         axes.set_yscale("log")
         plain_numbers(axes, "y")
-    if axes.get_legend_handles_labels()[0]:
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries > _CROWDED:
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif entries:
         axes.legend(fontsize=7, frameon=False)
 
 
+def _spread(places: Sequence[float]) -> list[float]:
+    """Positive places, rising, without those too near on a logarithmic axis to the one before; the last one stays."""
+    least = _APART * math.log(places[-1] / places[0])
+    kept = [places[-1]]
+    for place in reversed(places[:-1]):
+        if math.log(kept[0] / place) >= least:
+            kept.insert(0, place)
+    return kept
+
+
 def plain_numbers(axes: Axes, which: str) -> None:
-    """Powers of ten as 1e-3: the theme keeps mathematical typesetting off."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    """Powers of ten as 1e-3, at most five of them: the theme keeps mathematical typesetting off."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    if high / low >= _DECADES:  # else the ticks between powers of ten are wanted
+        axis.set_major_locator(LogLocator(numticks=5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from flatminima.bounds import uniform_perturbation
-from flatminima.studies.plot import panels
+from flatminima.report.theme import PALETTE
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict, compare
 from flatminima.table import write_whole
@@ -46,6 +46,8 @@ _FITTED = 0.95 * math.log(2)  # a network that ignores its input has ln 2
 _COARSE = 25  # points a side of the grid in the search
 _STATIONARY = 1e-6  # length of the gradient at a minimum
 _APART = 1e-2  # distance of two minima
+_SIZE = (11.2, 7.4)  # inches of the figure
+_SHOWN = (0.02, 0.98)  # quantiles of pacGen between which colours are spread
 
 # points a side of the grid, seeds, fixed entries to choose from
 _SCALES = {"smoke": (25, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "paper": (121, 30, FIXED)}
@@ -258,59 +260,100 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(4, 2)
+    """Fig. 1 a to d, the surface large; below, Fig. 2: the bound at four values of eta."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
     shown = [r for r in results if "surfaces" in r]
     if not shown:
         return figure
     r = shown[0]
     grid = {name: np.array(r["surfaces"][name]) for name in ("axis", "loss", "pacgen")}
-    _draw_surface(figure, axes, 0, grid, r, ETAS[0], "(a) loss, pacGen, bound below")
+    cells = figure.add_gridspec(3, 4)
+    main = figure.add_subplot(cells[:2, :2], projection="3d")
+    _draw_surface(main, grid, r, ETAS[0], "(a) loss (nats) coloured by pacGen; on the floor the bound, eta 39")
+    colours = figure.colorbar(main.collections[0], ax=main, shrink=0.5, pad=0.02, extend="both")
+    colours.set_label("pacGen (nats)")
+    main.legend(loc="upper left", fontsize=8, frameon=False)
     x, y = samples(r["seed"], SAMPLES)
-    axes[1].scatter(x[:, 0], x[:, 1], c=y, cmap="coolwarm", s=12, edgecolors="k", linewidths=0.3)
-    axes[1].set(xlabel="x1", ylabel="x2")
-    axes[1].set_title("(b) samples and labels", fontsize=10)
-    for panel, place, letter in ((axes[2], "sharp", "c"), (axes[3], "flat", "d")):
-        _draw_labels(panel, r, place, f"({letter}) {place} minimum", x, y)
-    for index, eta in enumerate(ETAS[1:], 4):
-        _draw_surface(figure, axes, index, grid, r, eta, f"bound, eta {eta:g}")
+    panel = figure.add_subplot(cells[0, 2:])
+    _draw_samples(panel, x, y, f"(b) {SAMPLES} samples and their labels")
+    for column, (place, letter) in enumerate((("sharp", "c"), ("flat", "d")), 2):
+        panel = figure.add_subplot(cells[1, column])
+        _draw_labels(panel, r, place, x)
+        _draw_samples(panel, x, y, f"({letter}) {place} minimum, test error {r[place]['test_error']:.2f}")
+    for column, eta in enumerate(ETAS[1:]):
+        panel = figure.add_subplot(cells[2, column], projection="3d")
+        _draw_surface(panel, grid, r, eta, f"bound, eta {eta:g} (nats)")
     return figure
 
 
-def _draw_surface(
-    figure: Figure, axes: list[Any], index: int, grid: dict[str, Array], r: Result, eta: float, title: str
-) -> None:
-    """Loss coloured by pacGen over the bound's contours; for Fig. 2 the bound itself."""
+def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, title: str) -> None:
+    """Loss coloured by pacGen over the bound's contours, seen from the minima's side; for Fig. 2 the bound itself."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
-    place = axes[index].get_subplotspec()
-    axes[index].remove()
-    panel = figure.add_subplot(place, projection="3d")
+    large = eta == ETAS[0]
     one, two = np.meshgrid(grid["axis"], grid["axis"], indexing="ij")
     bound = np.array(r["surfaces"]["bounds"][f"{eta:g}"])
-    height = grid["loss"] if eta == ETAS[0] else bound
-    colours = colormaps["viridis"](Normalize(grid["pacgen"].min(), grid["pacgen"].max())(grid["pacgen"]))
-    panel.plot_surface(one, two, height, facecolors=colours, rstride=1, cstride=1, linewidth=0, antialiased=False)
-    floor = height.min() - 0.6 * np.ptp(height)
-    panel.contourf(one, two, bound, zdir="z", offset=floor, levels=12, cmap="cividis")
-    for name, marker in (("sharp", "^"), ("flat", "o")):
-        w = r[name]["weights"]
+    height = grid["loss"] if large else bound
+    scale = Normalize(*np.quantile(grid["pacgen"], _SHOWN))  # its tails would leave one colour for the rest
+    surface = panel.plot_surface(
+        one,
+        two,
+        height,
+        facecolors=colormaps["viridis"](scale(grid["pacgen"])),
+        rstride=1,
+        cstride=1,
+        linewidth=0,
+        antialiased=False,
+        shade=True,
+        zorder=1,
+    )
+    surface.set(cmap="viridis", norm=scale)
+    floor = height.min() - 0.8 * np.ptp(height)
+    panel.contourf(one, two, bound, zdir="z", offset=floor, levels=16, cmap="cividis", zorder=0)
+    for index, (place, marker) in enumerate((("sharp", "^"), ("flat", "o"))):
+        w = r[place]["weights"]
         at = tuple(int(np.argmin(np.abs(grid["axis"] - v))) for v in w)
-        panel.plot([w[0]] * 2, [w[1]] * 2, [floor, height[at]], color="#d55e00", marker=marker, ms=4, lw=0.8)
-    panel.set(xlabel="w1", ylabel="w2", zlabel="nats", zlim=(floor, height.max()))
+        said = f"{place} minimum: trace {r[place]['trace']:.2f}, pacGen {r[place]['pacgen']:.2f} nats"
+        panel.plot(
+            [w[0]] * 2,
+            [w[1]] * 2,
+            [floor, height[at]],
+            color=PALETTE[(1, 3)[index]],
+            marker=marker,
+            ms=7 if large else 4,
+            lw=1.2,
+            label=said,
+            zorder=5,
+        )
+    centre = np.mean([r[place]["weights"] for place in _PLACES], axis=0)
+    panel.view_init(elev=28, azim=float(np.degrees(np.arctan2(centre[1], centre[0]))) + 35)
+    panel.set(xlabel="w1", ylabel="w2", zlim=(floor, height.max()))
+    panel.computed_zorder = False
+    panel.set_title(title, fontsize=10)
+    panel.tick_params(labelsize=8 if large else 7)
+    panel.zaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 0 else "")  # below zero is the floor
+    panel.locator_params(nbins=5)
+
+
+def _draw_samples(panel: Any, x: Tensor, y: Tensor, title: str) -> None:
+    for label, marker in ((0, "o"), (1, "s")):
+        own = x[y == label]
+        panel.scatter(own[:, 0], own[:, 1], color=PALETTE[label], marker=marker, s=12, edgecolors="k", linewidths=0.3)
+    panel.set(xlabel="x1", ylabel="x2")
     panel.set_title(title, fontsize=10)
 
 
-def _draw_labels(panel: Any, r: Result, place: str, title: str, x: Tensor, y: Tensor) -> None:
+def _draw_labels(panel: Any, r: Result, place: str, x: Tensor) -> None:
+    """The label that the network of a minimum predicts, over the plane."""
     low, high = x.min(0).values - 0.5, x.max(0).values + 0.5
     one, two = (torch.linspace(float(low[i]), float(high[i]), 80, dtype=torch.float64) for i in (0, 1))
     inputs = torch.cartesian_prod(one, two)
     free = torch.tensor(r[place]["weights"], dtype=torch.float64)
     output = logits(free, tuple(r["fixed"]), inputs).argmax(1).view(80, 80)
-    panel.contourf(one, two, output.T, levels=[-0.5, 0.5, 1.5], cmap="coolwarm", alpha=0.4)
-    panel.scatter(x[:, 0], x[:, 1], c=y, cmap="coolwarm", s=10, edgecolors="k", linewidths=0.3)
-    panel.set(xlabel="x1", ylabel="x2")
-    panel.set_title(f"{title}, test error {r[place]['test_error']:.2f}", fontsize=10)
+    panel.contourf(one, two, output.T, levels=[-0.5, 0.5, 1.5], colors=PALETTE[:2], alpha=0.3)
 
 
 def page(results: Sequence[Result], folder: Path) -> None:

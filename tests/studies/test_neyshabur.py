@@ -1,0 +1,37 @@
+"""What the studies of Neyshabur et al. read off their networks, on curves whose heights are known."""
+
+import pytest
+
+from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl
+from flatminima.studies.neyshabur_random_labels import _excess
+
+
+def curve(factor, kls):
+    """Expected sharpness factor / KL, as of a quadratic loss."""
+    return {"curve": [{"kl": kl, "sharpness": factor / kl} for kl in kls]}
+
+
+def test_curves_are_compared_at_one_kl():
+    """At each point of its own the second lies higher or lower by chance; the third does not reach far enough."""
+    found = at_equal_kl([curve(2.0, (1, 100, 1e4)), curve(3.0, (50, 5e3)), curve(1.0, (1, 10)), {"curve": []}])
+    assert [r[EQUAL_KL] for r in found[:2]] == [pytest.approx(2 / 50), pytest.approx(3 / 50)]
+    assert found[2][EQUAL_KL] is None and found[3][EQUAL_KL] is None
+
+
+def test_order_of_points_and_falls_below_zero_do_not_matter():
+    """A draw's mean may be negative where the noise is small: it has no logarithm."""
+    one = curve(2.0, (1e4, 1, 100))
+    one["curve"].append({"kl": 1e6, "sharpness": -1e-9})
+    (found,) = at_equal_kl([one])
+    assert found[EQUAL_KL] == pytest.approx(2.0) and found["curve"] == one["curve"]
+
+
+def test_what_random_labels_add_is_of_the_same_seed_and_size():
+    true = [{"seed": s, "size": n, "l2": float(10 * s + n)} for s in (0, 1) for n in (1, 2)]
+    random = [r | {"l2": r["l2"] + r["size"]} for r in true] + [{"seed": 5, "size": 1, "l2": 0.0}]
+    assert [(r["seed"], r["size"], r["l2"]) for r in _excess(random, true, "l2")] == [
+        (0, 1, 1.0),
+        (0, 2, 2.0),
+        (1, 1, 1.0),
+        (1, 2, 2.0),
+    ]
