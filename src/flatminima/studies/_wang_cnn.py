@@ -41,7 +41,8 @@ _NAMES = {"batch_size": "batch size", "lr": "learning rate"}
 class Scale:
     """At one scale: values of what varies, seeds, epochs, most epochs to equal loss, that loss, samples.
 
-    `look_every`: steps from one look at that loss to the next, beside the end of each epoch.
+    `look_every`: steps from one look at that loss to the next, beside the end of each epoch. `channels_last`: images
+    and weights in that memory format, 1.3 times as fast.
     """
 
     values: tuple[float, ...]
@@ -51,6 +52,7 @@ class Scale:
     loss: float
     limit: int | None
     look_every: int | None = None
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Variation:
                 "epochs": s.most if equal_loss else s.epochs,
                 "target_loss": s.loss if equal_loss else None,
                 **({"look_every": s.look_every} if equal_loss and s.look_every else {}),
-                **({"channels_last": True} if scale == "paper" else {}),  # 1.3 times as fast
+                **({"channels_last": True} if s.channels_last else {}),
                 "limit": s.limit,
                 "samples": 50 if scale == "smoke" else 300,
             }

@@ -34,7 +34,7 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    return _jia.figure(results, "scheme", "scheme, 0 none to 3 4-crop-f")
+    return _jia.figure(results, "scheme", "scheme")
 
 
 STUDY = Study(

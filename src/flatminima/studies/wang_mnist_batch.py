@@ -12,7 +12,7 @@ _VARIATION = Variation(
     scales={
         "smoke": Scale((16, 64, 256), 1, 2, 10, 0.3, 256),
         "cpu": Scale((16, 64, 256, 1024), 3, 12, 60, 0.35, 3_000),
-        "paper": Scale((64, 128, 256, 512, 1024, 2048, 4096), 3, 12, 200, 0.15, None, 50),
+        "paper": Scale((64, 128, 256, 512, 1024, 2048, 4096), 3, 12, 200, 0.15, None, 50, channels_last=True),
     },
 )
 STUDY = study(

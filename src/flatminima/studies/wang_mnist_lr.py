@@ -12,7 +12,7 @@ _VARIATION = Variation(
     scales={
         "smoke": Scale((0.03, 0.1, 0.3), 1, 2, 10, 0.5, 256),
         "cpu": Scale((0.05, 0.1, 0.2, 0.4), 3, 12, 60, 0.35, 3_000),
-        "paper": Scale((0.005, 0.01, 0.05, 0.1, 0.5), 3, 12, 200, 0.15, None, 50),
+        "paper": Scale((0.005, 0.01, 0.05, 0.1, 0.5), 3, 12, 200, 0.15, None, 50, channels_last=True),
     },
 )
 STUDY = study(

@@ -135,6 +135,16 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
             _lower(
                 tuned["PertOPT"], tuned["noise"], f"{data}: PertOPT is below relative noise without curvature", True
             ),
+            _lower(
+                tuned["PertOPT"],
+                base,
+                f"{data}: PertOPT, gamma by validation: its gap of the error is below the base's",
+                True,
+                "error_gap",
+            ),
+            _lower(
+                tuned["dropout"], base, f"{data}: dropout's gap of the error is below the base's", True, "error_gap"
+            ),
             share(
                 f"{data}: the curvature decides the noise of at least 1% of the weights, as printed",
                 [r.get("curvature_bound", 0.0) >= 0.01 for r in printed],
@@ -144,9 +154,14 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
     return verdicts
 
 
-def _lower(ours: Sequence[Result], theirs: Sequence[Result], claim: str, control: bool = False) -> Verdict:
-    errors = {r["seed"]: r["test_error"] for r in theirs}
-    pairs = [(r["test_error"], errors[r["seed"]]) for r in ours if r["seed"] in errors]
+def _lower(
+    ours: Sequence[Result], theirs: Sequence[Result], claim: str, control: bool = False, name: str = "test_error"
+) -> Verdict:
+    def value(r: Result) -> float:
+        return float(r["test_error"] - r["train_error"] if name == "error_gap" else r[name])
+
+    errors = {r["seed"]: value(r) for r in theirs}
+    pairs = [(value(r), errors[r["seed"]]) for r in ours if r["seed"] in errors]
     return compare(claim, [a for a, _ in pairs], [b for _, b in pairs], control=control)
 
 

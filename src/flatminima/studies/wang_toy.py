@@ -46,7 +46,7 @@ _FITTED = 0.95 * math.log(2)  # a network that ignores its input has ln 2
 _COARSE = 25  # points a side of the grid in the search
 _STATIONARY = 1e-6  # length of the gradient at a minimum
 _APART = 1e-2  # distance of two minima
-_SIZE = (11.2, 7.4)  # inches of the figure
+_SIZE = (10.8, 7.2)  # inches of the figure
 _SHOWN = (0.02, 0.98)  # quantiles of pacGen between which colours are spread
 
 # points a side of the grid, seeds, fixed entries to choose from
@@ -281,7 +281,7 @@ def _figure(results: Sequence[Result]) -> Figure:
     for column, (place, letter) in enumerate((("sharp", "c"), ("flat", "d")), 2):
         panel = figure.add_subplot(cells[1, column])
         _draw_labels(panel, r, place, x)
-        _draw_samples(panel, x, y, f"({letter}) {place} minimum, test error {r[place]['test_error']:.2f}")
+        _draw_samples(panel, x, y, f"({letter}) {place}, test error {r[place]['test_error']:.2f}")
     for column, eta in enumerate(ETAS[1:]):
         panel = figure.add_subplot(cells[2, column], projection="3d")
         _draw_surface(panel, grid, r, eta, f"bound, eta {eta:g} (nats)")
