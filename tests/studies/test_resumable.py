@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_costs_the_run_and_no_more(tmp_path):
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
-    shelf = Shelf.of(study(trained), tmp_path)
+    shelf = Shelf(tmp_path, study(trained))
     with claimed(under_way(shelf.file({"seed": 1}))):
         found = reproduce(study(trained), tmp_path)
     assert found["missing"] == 1 and [r["config"]["seed"] for r in found["runs"]] == [0, 2]
@@ -113,7 +113,8 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_not_done_again(tmp_path):
-    shelf, config = Shelf.of(study(trained), tmp_path), {"seed": 0}
+    shelf, config = Shelf(tmp_path, study(trained)), {"seed": 0}
+    shelf.open()
     work = Work(config, {}, shelf.file(config))
     first = attempt(trained, work)
     shelf.put(config, first)

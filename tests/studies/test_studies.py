@@ -1,6 +1,7 @@
 """Studies: runs are kept by configuration, failures end nothing, verdicts follow the numbers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from flatminima.cli.app import app
 from flatminima.errors import UsageError
 from flatminima.studies import STUDIES, Study, reproduce, trend
+from flatminima.studies.runner import plan
 
 
 def square(config, sources):
@@ -94,3 +96,40 @@ def test_the_command_line(tmp_path):
     result = CliRunner().invoke(app, ["reproduce", "neyshabur-width", "--output", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[0]["id"] == "neyshabur-width"
+
+
+def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path):
+    def call(*more):
+        result = CliRunner().invoke(app, ["reproduce", "wang-toy", "--output", str(tmp_path / "o"), "--dry-run", *more])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert json.loads(call("--json"))[0] | {"reduction": ""} == {
+        "id": "wang-toy", "scale": "smoke", "reduction": "", "runs": 1, "done": 0, "to_do": 1, "seconds_left": None,
+    }  # fmt: skip
+    assert "wang-toy" in call() and not (tmp_path / "o").exists()
+
+
+def test_the_time_left_is_that_of_the_runs_that_are_done(tmp_path):
+    reproduce(_study(4), tmp_path)
+    for file in (tmp_path / "squares" / "runs").iterdir():
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 30.0}))
+    (tmp_path / "squares" / "results.json").unlink()
+    configs = [{"x": x, "bad": None} for x in range(10)]
+    longer = replace(_study(), configurations=lambda scale: configs)
+    found = plan(longer, tmp_path, jobs=2)
+    assert (found["done"], found["to_do"], found["seconds_left"]) == (4, 6, 90.0)
+    reproduce(longer, tmp_path)
+    assert plan(longer, tmp_path)["seconds_left"] == 0.0
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    command = ["reproduce", "wang-toy", "--output", str(tmp_path / "o"), "--device", "cuda:99"]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, UsageError) and "cannot be used here" in str(result.exception)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_run_says_on_which_device_it_was_computed(tmp_path):
+    found = reproduce(_study(2), tmp_path, device="cpu")
+    assert [r["device"] for r in found["runs"]] == ["cpu", "cpu"]

@@ -55,7 +55,7 @@ def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> Co
     with same_randomness():
         prior = 0.0
         if len(division.prior):
-            x, y = tensors_at(samples, division.prior[: recipe.prior.batch_size])
+            x, y = tensors_at(samples, division.prior[: recipe.prior.batch_size], base)
             base.train()
 
             def step() -> None:

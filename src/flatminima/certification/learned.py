@@ -125,7 +125,7 @@ class _Run:
         """What is known before anything is trained."""
         recipe, n = self.recipe, len(self.division.bound)
         start = copy.deepcopy(model).eval()
-        x, y = tensors_at(self.samples, self.division.bound)
+        x, y = tensors_at(self.samples, self.division.bound, model)
         counts = y.bincount()
         counters = (getattr(module, "num_batches_tracked", None) for module in start.modules())
         batches = [int(counter) for counter in counters if isinstance(counter, Tensor)]
@@ -144,7 +144,7 @@ class _Run:
         recipe, base = self.recipe, copy.deepcopy(model)
         if not len(self.division.prior):
             return base.eval()
-        x, y = tensors_at(self.samples, self.division.prior)
+        x, y = tensors_at(self.samples, self.division.prior, model)
         config = replace(recipe.prior, seed=stage_seed(self.seed, 0) % (1 << 32))
         made = (asdict(config), recipe.augment, recipe.prior_fraction, self.seed, self.samples.fingerprint)
         checkpoint = self._checkpoint("prior.pt", *made, _checksum(base))
@@ -187,7 +187,7 @@ class _Run:
 
     def _test(self, problem: Problem, others: Samples) -> dict[str, Any]:
         """What the stochastic network, and the mean network, do on samples that were not trained on."""
-        x, y = tensors_at(others, torch.arange(len(others)))
+        x, y = tensors_at(others, torch.arange(len(others)), problem.base)
         if problem.head is not None:
             x = problem.head.features(problem.base, x, task="test features")
         risk = self._risk(replace(problem, x=x, y=y), 3, _TEST_PASSES, "test")
@@ -203,7 +203,7 @@ class _Run:
 
     def _details(self, problem: Problem) -> dict[str, Any]:
         prior = self.division.prior
-        fitted = evaluate(problem.base, *tensors_at(self.samples, prior)) if len(prior) else None
+        fitted = evaluate(problem.base, *tensors_at(self.samples, prior, problem.base)) if len(prior) else None
         return {
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,

@@ -31,7 +31,7 @@ class Problem:
 
 
 def pose(base: nn.Module, samples: Samples, rows: Tensor, recipe: Recipe) -> Problem:
-    x, y = tensors_at(samples, rows)
+    x, y = tensors_at(samples, rows, base)
     StochasticNetwork(base, recipe.sigma).probe(x)  # refuses what no certificate can be about
     if recipe.layers == "all":
         network = StochasticNetwork(base, recipe.sigma)
@@ -43,7 +43,7 @@ def pose(base: nn.Module, samples: Samples, rows: Tensor, recipe: Recipe) -> Pro
         x = turned(x, head.basis)
         network = StochasticNetwork(head.layer(base), recipe.sigma)
     means = {n: m.detach().clone() for n, m in zip(network.names, network.means, strict=True)}
-    classes = base(tensors_at(samples, rows[:1])[0]).shape[1]
+    classes = base(tensors_at(samples, rows[:1], base)[0]).shape[1]
     if int(y.min()) < 0 or int(y.max()) >= classes:
         raise DataError(f"labels run from {int(y.min())} to {int(y.max())}; the network has {classes} classes")
     return Problem(base, head, network, means, x, y)
@@ -61,11 +61,12 @@ def wrong(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> int:
     return sum(int((predict(a).argmax(1) != b).sum()) for a, b in zip(x.split(_BATCH), y.split(_BATCH), strict=True))
 
 
-def tensors_at(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs and labels at `rows`, checked: floating point, class indices."""
+def tensors_at(samples: Samples, rows: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Inputs and labels at `rows` where the model lies, checked: floating point, class indices."""
     x, y = samples.take(rows)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise DataError("got inputs that are no floating-point tensor; certify needs (inputs, labels) of a classifier")
     if y.dim() != 1 or y.is_floating_point():
         raise DataError(f"got labels of dtype {y.dtype} and shape {tuple(y.shape)}; expected class indices (n,)")
-    return x, y.long()
+    device = next((p.device for p in model.parameters()), x.device)
+    return x.to(device), y.to(device, torch.int64)

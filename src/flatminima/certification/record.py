@@ -169,7 +169,7 @@ def _rebuilt(
         model.load_state_dict(base)
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit the model: {' '.join(str(error).split())[:200]}") from None
-    x, y = tensors_at(samples, rows)
+    x, y = tensors_at(samples, rows, model)
     head = None if head_name is None else Head(head_name, weights.get("basis"))
     if head is not None:
         x = head.features(model.eval(), x)

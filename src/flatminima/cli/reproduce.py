@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatminima.cli.options import AsJson
+from flatminima.cli.device import usable
+from flatminima.cli.options import AsJson, Device, DryRun
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import UnknownName, UsageError
 
@@ -42,6 +43,8 @@ def reproduce(
     shard: Shard = "1/1",
     engine: Engine = "local",
     address: Address = None,
+    device: Device = None,
+    dry_run: DryRun = False,
     show: Annotated[bool, typer.Option("--show", help="Run nothing: table and page of the results there are.")] = False,
     fail_on_claims: FailOnClaims = False,
     as_json: AsJson = False,
@@ -61,7 +64,10 @@ def reproduce(
             as_json,
         )
         return
-    _run(chosen, output, scale, data, jobs, shard, engine, address, fail_on_claims, as_json)
+    if dry_run:
+        _plan(chosen, output, scale, jobs, as_json)
+        return
+    _run(chosen, output, scale, data, jobs, shard, engine, address, usable(device), fail_on_claims, as_json)
 
 
 def own_study(
@@ -73,11 +79,17 @@ def own_study(
     shard: Shard = "1/1",
     engine: Engine = "local",
     address: Address = None,
+    device: Device = None,
+    dry_run: DryRun = False,
     fail_on_claims: FailOnClaims = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study of your own, with the runner of the papers' studies. The file's code is executed."""
-    _run([load(file)], output, scale, data, jobs, shard, engine, address, fail_on_claims, as_json)
+    chosen = [load(file)]
+    if dry_run:
+        _plan(chosen, output, scale, jobs, as_json)
+        return
+    _run(chosen, output, scale, data, jobs, shard, engine, address, usable(device), fail_on_claims, as_json)
 
 
 def load(file: Path) -> Study:
@@ -114,6 +126,7 @@ def _run(
     shard: str,
     engine: str,
     address: str | None,
+    device: str | None,
     fail_on_claims: bool,
     as_json: bool,
 ) -> None:
@@ -122,7 +135,17 @@ def _run(
     part = _shard(shard)
     with bars():
         found = [
-            studies.reproduce(s, output, scale=scale, data=data, jobs=jobs, shard=part, engine=engine, address=address)
+            studies.reproduce(
+                s,
+                output,
+                scale=scale,
+                data=data,
+                jobs=jobs,
+                shard=part,
+                engine=engine,
+                address=address,
+                device=device,
+            )
             for s in chosen
         ]
     _finish(found, output, as_json)
@@ -130,6 +153,28 @@ def _run(
         raise typer.Exit(1)
     if fail_on_claims and any(c["verdict"] == "fails" for document in found for c in document["claims"]):
         raise typer.Exit(_CLAIM_FAILED)
+
+
+def _plan(chosen: Sequence[Study], output: Path, scale: str, jobs: int, as_json: bool) -> None:
+    """What a call would do, and about how long, by the runs that are done; writes nothing."""
+    from rich.table import Table
+
+    from flatminima.report.studies import duration
+    from flatminima.studies.runner import plan
+
+    plans = [plan(s, output, scale=scale, jobs=jobs) for s in chosen]
+    if as_json:
+        typer.echo(json.dumps(plans, allow_nan=False))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
+    for name in ("study", "runs", "done", "to do", "time left", "how it differs from the paper"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("runs", "done", "to do") else "left")
+    for p in plans:
+        left = "-" if p["seconds_left"] is None else f"about {duration(p['seconds_left'])}"
+        table.add_row(p["id"], str(p["runs"]), str(p["done"]), str(p["to_do"]), left, p["reduction"])
+    out().print(table)
+    if any(p["seconds_left"] is None for p in plans):
+        say("time left is known once a run of the study is done; the smoke scale takes seconds")
 
 
 def _shard(text: str) -> tuple[int, int]:

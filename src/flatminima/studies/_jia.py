@@ -67,7 +67,7 @@ def fit(
 ) -> tuple[nn.Module, Result]:
     """SGD, momentum 0.9, l2 5e-4, the rate divided by ten on a plateau of the training loss."""
     options = dict(config["network"])
-    model = build(options.pop("name"), seed=config["seed"], **options)
+    model = build(options.pop("name"), seed=config["seed"], **options).to(x.device)
     recipe = TrainConfig(
         lr=config["lr"],
         weight_decay=5e-4,

@@ -77,7 +77,7 @@ def run(config: Config, sources: Sources) -> Result:
     kept = min(config["limit"], len(x) - config["held"])
     held, (x, y) = (x[kept:], y[kept:]), (x[:kept], y[:kept])
     options = dict(config["network"])
-    model = build(options.pop("name"), seed=config["seed"], classes=_CLASSES[data], **options)
+    model = build(options.pop("name"), seed=config["seed"], classes=_CLASSES[data], **options).to(x.device)
     of_sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
     base = base_optimizer("sgd", model.parameters(), config["lr"], of_sgd)
     batch = min(128, len(x))

@@ -201,8 +201,8 @@ def run(config: Config, sources: Sources) -> Result:
 
 def _network(x: Tensor, seed: int) -> nn.Module:
     if x.shape[-1] < 16:  # the embedded digits are 8 x 8
-        return build("mlp", seed=seed, widths=(x[0].numel(), 32, 10))
-    return build("mnist_cnn", seed=seed, channels=x.shape[1], image_size=x.shape[-1])
+        return build("mlp", seed=seed, widths=(x[0].numel(), 32, 10)).to(x.device)
+    return build("mnist_cnn", seed=seed, channels=x.shape[1], image_size=x.shape[-1]).to(x.device)
 
 
 def _psi(config: Config, x: Tensor, y: Tensor) -> Callable[[nn.Module], dict[str, Estimate]]:

@@ -27,6 +27,7 @@ import torch
 from flatminima.claim import claimed
 from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError
 from flatminima.studies import resumable
+from flatminima.studies.images import on
 from flatminima.studies.shelf import Run, read, succeeded, under_way
 from flatminima.studies.study import Config, Result, Sources, Study
 
@@ -39,11 +40,12 @@ Told = Callable[[], None]
 
 @dataclass(frozen=True)
 class Work:
-    """A run to do: its configuration, where its data lie, and the file that its result will be in."""
+    """A run to do: its configuration, where its data lie, the file for its result, and the device; None: the CPU."""
 
     config: Config
     sources: Sources
     file: Path
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,14 @@ def _attempt(run: Any, work: Work) -> Run:
     started = time.perf_counter()
     outcome: Run
     try:
-        result: Result = run(work.config, work.sources)
+        with on(work.device):
+            result: Result = run(work.config, work.sources)
         json.dumps(result, allow_nan=False)
         outcome = {"result": result}
     except Exception as error:  # recorded, and shown; the other runs go on
         outcome = {"error": f"{type(error).__name__}: {error}"}
-    return {"config": work.config, **outcome, "seconds": time.perf_counter() - started}
+    where = {} if work.device is None else {"device": work.device}
+    return {"config": work.config, **outcome, "seconds": time.perf_counter() - started, **where}
 
 
 def _with_pool(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None]]:
@@ -182,7 +186,9 @@ def _with_ray(
     options: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "num_cpus": jobs} if own else {"address": address}
     ray.init(include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
-        remote = ray.remote(num_cpus=1, max_retries=_TRIES - 1)(_called)
+        devices = {work.device for work in todo if work.device is not None}
+        accelerators = 1 if any(device.startswith("cuda") for device in devices) else 0
+        remote = ray.remote(num_cpus=1, num_gpus=accelerators, max_retries=_TRIES - 1)(_called)
         waiting = {remote.remote(target, work): work for work in todo}
         while waiting:
             found, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,9 +53,32 @@ def find(datasets: Sequence[str], data: str | None = None) -> Sources:
     return found
 
 
-@lru_cache(maxsize=6)
+_device: ContextVar[str | None] = ContextVar("flatminima_device", default=None)
+
+
+@contextmanager
+def on(device: str | None) -> Iterator[None]:
+    """Within the block `images` lie on the device; None: on the CPU."""
+    token = _device.set(device)
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
 def images(
     source: str, split: str = "train", limit: int | None = None, size: int | None = None, scaling: str = "unit"
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, read once a process; not to be written to. Arguments as `load_tensors` takes them."""
-    return load_tensors(source, split, limit=limit, scaling=scaling, image_size=size)
+    """Inputs and targets where the study runs, read once a process; not to be written to.
+
+    Arguments as `load_tensors` takes them. A run moves its network there: ``build(...).to(x.device)``.
+    """
+    return _read(source, split, limit, size, scaling, _device.get())
+
+
+@lru_cache(maxsize=6)
+def _read(
+    source: str, split: str, limit: int | None, size: int | None, scaling: str, device: str | None
+) -> tuple[Tensor, Tensor]:
+    x, y = load_tensors(source, split, limit=limit, scaling=scaling, image_size=size)
+    return (x, y) if device is None else (x.to(device), y.to(device))

@@ -66,6 +66,7 @@ def run(config: Config, sources: Sources) -> Result:
     for module in model.modules():
         if isinstance(module, nn.Linear):  # torch's own start shrinks the signal by sqrt(6) a layer
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    model.to(x.device)
     trained = fit(model, x, y, images(source, "test"), config) if config["learned"] else {"seed": config["seed"]}
     minimum = Minimum(model.eval(), (x, y), seed=config["seed"])
     found = measures.conditions(minimum, samples=config["samples"])

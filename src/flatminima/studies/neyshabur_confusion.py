@@ -72,7 +72,7 @@ def run(config: Config, sources: Sources) -> Result:
     source, options, true = sources[config["data"]], dict(config["network"]), config["true"]
     x, y = images(source, "train", true + config["most"])
     both = append_confusion(x[:true], y[:true], x[true:], config["confusion"], 10, config["seed"])
-    model = build(options.pop("name"), seed=config["seed"], **options)
+    model = build(options.pop("name"), seed=config["seed"], **options).to(x.device)
     trained = fit(model, *both, images(source, "test", 2_000), config)
     found = look(model, x[:true], y[:true], samples=config["samples"], draws=config["draws"], seed=config["seed"])
     return {"confusion": config["confusion"], **trained, **found}

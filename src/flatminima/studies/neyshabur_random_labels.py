@@ -71,7 +71,7 @@ def run(config: Config, sources: Sources) -> Result:
     x, y = images(source, "train", config["size"])
     if config["random"]:
         y = random_labels(y, 10, config["seed"])
-    model = build(options.pop("name"), seed=config["seed"], **options)
+    model = build(options.pop("name"), seed=config["seed"], **options).to(x.device)
     trained = fit(model, x, y, images(source, "test", 2_000), config)
     found = look(model, x, y, samples=config["samples"], draws=config["draws"], seed=config["seed"])
     return {"size": config["size"], "random": config["random"], **trained, **found}

@@ -59,7 +59,7 @@ def run(config: Config, sources: Sources) -> Result:
     """Train one width and measure it."""
     source = sources[config["data"]]
     x, y = images(source, "train", config["limit"])
-    model = build("mlp", seed=config["seed"], widths=(x[0].numel(), config["width"], 10))
+    model = build("mlp", seed=config["seed"], widths=(x[0].numel(), config["width"], 10)).to(x.device)
     trained = fit(model, x, y, images(source, "test"), config)
     found = look(model, x, y, samples=config["samples"], draws=config["draws"], seed=config["seed"])
     return {"width": config["width"], **trained, **found}

@@ -31,6 +31,7 @@ def reproduce(
     shard: tuple[int, int] = (1, 1),
     engine: str = "local",
     address: str | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Run what of a study is not done yet, and write its verdicts to ``<output>/<id>/results.json``.
 
@@ -39,6 +40,8 @@ def reproduce(
         data: where the data sets lie, see `images.find`; None for the Hugging Face hub. Smoke scale needs none.
         jobs: processes, at least 1; more than one start afresh ("spawn"), each with one thread.
         engine: "local", or "ray" with `jobs` processors of its own or the cluster at `address`; see `engines.execute`.
+        device: where data and networks lie, e.g. "cuda"; None for the CPU. It is no part of a run's configuration:
+            results differ by rounding, and each run says where it was computed.
         shard: (i, N): only every N-th run from the i-th, 1 <= i <= N; whatever other shards left is read.
 
     Returns:
@@ -54,12 +57,13 @@ def reproduce(
         raise UsageError(f"got jobs={jobs}, shard={index}/{shards}; need jobs >= 1 and 1 <= i <= N")
     configs = study.list_runs(scale)
     sources = find(study.datasets, data)
-    shelf = Shelf.of(study, Path(output))
+    shelf = Shelf(Path(output), study)
     folder = Path(output) / study.id
+    shelf.open()
     shelf.adopt(folder / "results.json", configs)
     files = [shelf.file(config) for config in configs]
     todo = [
-        Work(configs[i], sources, files[i])
+        Work(configs[i], sources, files[i], device)
         for i in range(index - 1, len(configs), shards)
         if not succeeded(read(files[i]))
     ]
@@ -83,6 +87,32 @@ def reproduce(
     if results:
         _draw(study, results, folder)
     return document
+
+
+def plan(study: Study, output: str | Path, *, scale: str = "smoke", jobs: int = 1) -> dict[str, Any]:
+    """What `reproduce` would do; reads the folder, writes nothing.
+
+    Returns:
+        id, scale, reduction, runs, done, to_do, seconds_left: the mean of the runs that are done, on so many processes;
+        0 if none is left, None if none is done.
+    """
+    configs = study.list_runs(scale)
+    folder = Path(output)
+    shelf = Shelf(folder, study)
+    known = shelf.committed(folder / study.id / "results.json")
+    found = [read(shelf.file(config)) or known(config) for config in configs]
+    seconds = [run["seconds"] for run in found if run is not None and succeeded(run)]
+    left = len(configs) - len(seconds)
+    each = sum(seconds) / len(seconds) if seconds else None
+    return {
+        "id": study.id,
+        "scale": scale,
+        "reduction": study.reduction[scale],
+        "runs": len(configs),
+        "done": len(seconds),
+        "to_do": left,
+        "seconds_left": 0.0 if not left else None if each is None else each * left / jobs,
+    }
 
 
 def _run(study: Study, shelf: Shelf, todo: list[Work], jobs: int, engine: str, address: str | None) -> None:

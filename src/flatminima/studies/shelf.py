@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,34 @@ Run = dict[str, Any]  # config, result or error, seconds
 
 @dataclass(frozen=True)
 class Shelf:
-    """The runs of one study in an output folder; a study that reads another's runs has that one's shelf."""
+    """The runs of a study in an output folder; a study that reads another's runs has that one's shelf."""
 
-    folder: Path
-    study: str
+    output: Path
+    study: Study
 
-    @classmethod
-    def of(cls, study: Study, output: Path) -> Shelf:
-        """Made if it is not there.
+    @property
+    def folder(self) -> Path:
+        return self.output / self._name / "runs"
+
+    @property
+    def _name(self) -> str:
+        return self.study.runs_of or self.study.id
+
+    def open(self) -> None:
+        """Make the folders.
 
         Raises:
-            UsageError: it cannot be written.
+            UsageError: they cannot be written.
         """
-        name = study.runs_of or study.id
-        shelf = cls(output / name / "runs", name)
-        for needed in (shelf.folder, output / study.id):
+        for needed in (self.folder, self.output / self.study.id):
             try:
                 needed.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UsageError(f"cannot write to {needed}: {error.strerror}; choose another folder") from None
-        return shelf
 
     def file(self, config: Config) -> Path:
         """Named by the hash of the study, the configuration and the versions that compute it."""
-        text = json.dumps({"study": self.study, "config": config, "versions": versions()}, sort_keys=True)
+        text = json.dumps({"study": self._name, "config": config, "versions": versions()}, sort_keys=True)
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
 
     def put(self, config: Config, run: Run) -> None:
@@ -55,16 +60,21 @@ class Shelf:
         write_whole(file, json.dumps(run, indent=1, allow_nan=False) + "\n")
         shutil.rmtree(under_way(file), ignore_errors=True)
 
-    def adopt(self, results: Path, configs: list[Config]) -> None:
-        """Take the runs of a results.json that are absent here: a clone has that file, and not the shelf."""
+    def committed(self, results: Path) -> Callable[[Config], Run | None]:
+        """The runs of a results.json of these versions, by configuration: a clone has that file, and not the shelf."""
         try:
             document = json.loads(results.read_text(encoding="utf-8"))
             runs = document["runs"] if document["versions"] == versions() else []
             known = {json.dumps(run["config"], sort_keys=True): run for run in runs if succeeded(run)}
         except (OSError, ValueError, KeyError, TypeError):
-            return
+            known = {}
+        return lambda config: known.get(json.dumps(config, sort_keys=True))
+
+    def adopt(self, results: Path, configs: list[Config]) -> None:
+        """Put the runs of a results.json here that are absent."""
+        known = self.committed(results)
         for config in configs:
-            run = known.get(json.dumps(config, sort_keys=True))
+            run = known(config)
             if run is not None and read(self.file(config)) is None:
                 self.put(config, run)
 

@@ -86,7 +86,7 @@ def run(config: Config, sources: Sources) -> Result:
         classes=_CLASSES[data],
         dropout=config.get("rate", 0.0),
         **options,
-    )
+    ).to(x.device)
     recipe = TrainConfig(batch_size=batch, epochs=config["epochs"], seed=config["seed"])
     base = base_optimizer(name, model.parameters(), config["lr"] or rate)
     of = {"gamma": config["gamma"], "eta": config["eta"]} if "gamma" in config else {}

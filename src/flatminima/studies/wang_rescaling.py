@@ -53,7 +53,7 @@ def _configurations(scale: str) -> list[Config]:
 def run(config: Config, sources: Sources) -> Result:
     """Train, rescale in float64, measure."""
     x, y = images(sources[config["data"]], "train", config["limit"])
-    model = build("mlp", seed=config["seed"], widths=(x[0].numel(), config["hidden"], 10))
+    model = build("mlp", seed=config["seed"], widths=(x[0].numel(), config["hidden"], 10)).to(x.device)
     train(model, x, y, config=TrainConfig(epochs=config["epochs"], seed=config["seed"]))
     model.eval().double()
     before, moved, x = model, copy.deepcopy(model), x.double()
