@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flatminima.studies import Study
 
 _CLAIM_FAILED = 3
+_WITH_PAPER = 5  # columns of the table where the papers give numbers
 
 Scale = Annotated[str, typer.Option(help="smoke, cpu or paper.")]
 Sets = Annotated[
@@ -216,19 +217,25 @@ def _without_paths(words: list[str]) -> list[str]:
 
 
 def _table(found: list[dict[str, Any]]) -> None:
+    from rich.padding import Padding
     from rich.table import Table
 
     from flatminima.report.studies import duration, here
 
     console = out()
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
-    for name in ("study", "claim", "paper", "here", "verdict", "cost"):
-        table.add_column(name, overflow="fold", ratio=None, max_width=30 if name == "claim" else 20)
+    table.add_column("study and claim", overflow="fold", ratio=3)
+    if any(c["paper"] for d in found for c in d["claims"]):
+        table.add_column("paper", overflow="fold", max_width=14)
+    for name, width in (("here", 24), ("verdict", None), ("cost", None)):
+        table.add_column(name, overflow="fold", max_width=width)
     for d in found:
-        for i, c in enumerate(d["claims"]):
-            first = (d["id"], duration(d["seconds"])) if i == 0 else ("", "")
+        empty = [""] * (len(table.columns) - 2)
+        table.add_row(d["id"], *empty, duration(d["seconds"]), style="bold")
+        for c in d["claims"]:
             claim = f"{c['claim']}{' (control)' if c['control'] else ''}"
-            table.add_row(first[0], claim, c["paper"] or "", here(c), c["verdict"], first[1])
+            paper = [c["paper"] or ""] if len(table.columns) == _WITH_PAPER else []
+            table.add_row(Padding(claim, (0, 0, 0, 2)), *paper, here(c), c["verdict"], "")
         for run in d["runs"]:
             if "error" in run:
                 say(f"{d['id']}: a run failed: {run['config']}: {run['error']}")
