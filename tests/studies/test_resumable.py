@@ -95,6 +95,22 @@ def test_what_a_failed_run_had_kept_is_thrown_away(tmp_path):
     assert reproduce(study(trained, seeds=1), tmp_path)["missing"] == 0
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_from_what_it_had_kept(tmp_path):
+    seen = []
+
+    def exhausted(config, sources):
+        def at_epoch(epoch):
+            seen.append(epoch)
+            if seen == [0, 1, 2, 3]:
+                raise MemoryError
+
+        return trained(config, at_epoch=at_epoch)
+
+    assert "MemoryError" in reproduce(study(exhausted, seeds=1), tmp_path)["runs"][0]["error"]
+    assert reproduce(study(exhausted, seeds=1), tmp_path)["missing"] == 0
+    assert seen == [0, 1, 2, 3, 3, 4, 5]
+
+
 def test_a_damaged_checkpoint_costs_the_run_and_no_more(tmp_path):
     with pytest.raises(Killed):
         reproduce(study(killed_at(3, []), seeds=1), tmp_path)
@@ -119,6 +135,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_done_again(tmp_pat
     first = attempt(trained, work)
     shelf.put(config, first)
     assert attempt(trained, work) is None
+    assert not list(tmp_path.rglob("*.part"))
 
 
 SLOW = """

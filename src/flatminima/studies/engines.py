@@ -33,6 +33,7 @@ from flatminima.studies.study import Config, Result, Sources, Study
 
 ENGINES = ("local", "ray")
 _TRIES = 3  # of a run whose worker dies
+_PASSING = (MemoryError, OSError, torch.OutOfMemoryError)  # failures that another try may not meet
 _LOOK = 2.0  # seconds from one look at other processes' work to the next
 
 Told = Callable[[], None]
@@ -116,27 +117,30 @@ def execute(
 def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
     """One run as it is written down: its configuration, its result or its error, and how long it took.
 
-    Training that a kill cut short goes on; what a run that failed had kept is thrown away, as it would fail again.
+    Training that a kill cut short goes on. What a run that failed had kept is thrown away, as it would fail again from
+    there; not where memory or a disk failed, which may have more room next time.
     """
     if not work.file.parent.is_dir():  # a worker on another machine, that does not see the folder
-        return _attempt(run, work)
+        return _attempt(run, work)[0]
     folder = under_way(work.file)
     try:
         with claimed(folder):
             if succeeded(read(work.file)):
+                shutil.rmtree(folder, ignore_errors=True)
                 return None
             with resumable.keeping(folder, told) as kept:
-                outcome = _attempt(run, work)
+                outcome, of_use = _attempt(run, work)
             outcome["seconds"] += kept.before
-            if not succeeded(outcome):
+            if not of_use:
                 shutil.rmtree(folder, ignore_errors=True)
             return outcome
     except FolderInUse:
         return None
 
 
-def _attempt(run: Any, work: Work) -> Run:
-    started = time.perf_counter()
+def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
+    """What to write down, and whether what the run has kept is of use."""
+    started, of_use = time.perf_counter(), True
     outcome: Run
     try:
         with on(work.device):
@@ -145,8 +149,9 @@ def _attempt(run: Any, work: Work) -> Run:
         outcome = {"result": result}
     except Exception as error:  # recorded, and shown; the other runs go on
         outcome = {"error": f"{type(error).__name__}: {error}"}
+        of_use = isinstance(error, _PASSING)
     where = {} if work.device is None else {"device": work.device}
-    return {"config": work.config, **outcome, "seconds": time.perf_counter() - started, **where}
+    return {"config": work.config, **outcome, "seconds": time.perf_counter() - started, **where}, of_use
 
 
 def _with_pool(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None]]:

@@ -55,10 +55,11 @@ class Shelf:
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
 
     def put(self, config: Config, run: Run) -> None:
-        """Write a run down, and clear away what it kept while it was under way."""
+        """Write a run down; if it has a result, clear away what it kept while it was under way."""
         file = self.file(config)
         write_whole(file, json.dumps(run, indent=1, allow_nan=False) + "\n")
-        shutil.rmtree(under_way(file), ignore_errors=True)
+        if succeeded(run):
+            shutil.rmtree(under_way(file), ignore_errors=True)
 
     def committed(self, results: Path) -> Callable[[Config], Run | None]:
         """The runs of a results.json of these versions, by configuration: a clone has that file, and not the shelf."""
