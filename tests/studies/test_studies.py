@@ -130,6 +130,18 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
     assert not (tmp_path / "o").exists()
 
 
+def test_a_replication_has_other_seeds_and_whole_figures(tmp_path):
+    first = {json.dumps(c) for s in STUDIES.values() for c in s.list_runs("smoke")}
+    for study in STUDIES.values():
+        again = study.list_runs("smoke", 1)
+        assert not first & {json.dumps(c) for c in again} and len(again) == len(study.list_runs("smoke"))
+    found = reproduce(STUDIES["wang-toy"], tmp_path, seed=2)
+    assert found["replication"] == 2 and found["runs"][0]["config"]["seed"] == 2000
+    assert (tmp_path / "wang-toy" / "surface.html").exists() == found["runs"][0]["result"]["found"]
+    with pytest.raises(UsageError, match="replication"):
+        reproduce(_study(), tmp_path, seed=-1)
+
+
 def test_a_run_says_on_which_device_it_was_computed(tmp_path):
     found = reproduce(_study(2), tmp_path, device="cpu")
     assert [r["device"] for r in found["runs"]] == ["cpu", "cpu"]

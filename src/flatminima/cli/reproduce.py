@@ -31,6 +31,7 @@ Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")]
 Shard = Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-th.")]
 Engine = Annotated[str, typer.Option(help="local, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; else one is started here.")]
+Replication = Annotated[int, typer.Option("--seed", min=0, help="Replication: 1, 2, ... have other seeds.")]
 FailOnClaims = Annotated[bool, typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails.")]
 
 
@@ -44,6 +45,7 @@ def reproduce(
     shard: Shard = "1/1",
     engine: Engine = "local",
     address: Address = None,
+    seed: Replication = 0,
     device: Device = None,
     dry_run: DryRun = False,
     show: Annotated[bool, typer.Option("--show", help="Run nothing: table and page of the results there are.")] = False,
@@ -66,9 +68,10 @@ def reproduce(
         )
         return
     if dry_run:
-        _plan(chosen, output, scale, jobs, as_json)
+        _plan(chosen, output, scale, seed, jobs, as_json)
         return
-    _run(chosen, output, scale, data, jobs, shard, engine, address, usable(device), fail_on_claims, as_json)
+    how = {"scale": scale, "data": data, "jobs": jobs, "shard": _shard(shard), "engine": engine, "address": address}
+    _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
 
 
 def own_study(
@@ -80,6 +83,7 @@ def own_study(
     shard: Shard = "1/1",
     engine: Engine = "local",
     address: Address = None,
+    seed: Replication = 0,
     device: Device = None,
     dry_run: DryRun = False,
     fail_on_claims: FailOnClaims = False,
@@ -88,9 +92,10 @@ def own_study(
     """Run a study of your own, with the runner of the papers' studies. The file's code is executed."""
     chosen = [load(file)]
     if dry_run:
-        _plan(chosen, output, scale, jobs, as_json)
+        _plan(chosen, output, scale, seed, jobs, as_json)
         return
-    _run(chosen, output, scale, data, jobs, shard, engine, address, usable(device), fail_on_claims, as_json)
+    how = {"scale": scale, "data": data, "jobs": jobs, "shard": _shard(shard), "engine": engine, "address": address}
+    _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
 
 
 def load(file: Path) -> Study:
@@ -118,52 +123,27 @@ def load(file: Path) -> Study:
     return found
 
 
-def _run(
-    chosen: Sequence[Study],
-    output: Path,
-    scale: str,
-    data: str | None,
-    jobs: int,
-    shard: str,
-    engine: str,
-    address: str | None,
-    device: str | None,
-    fail_on_claims: bool,
-    as_json: bool,
-) -> None:
+def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_claims: bool, as_json: bool) -> None:
+    """Studies one after the other, `how` as `studies.reproduce` takes it; then the table and the page."""
     from flatminima import studies
 
-    part = _shard(shard)
     with bars():
-        found = [
-            studies.reproduce(
-                s,
-                output,
-                scale=scale,
-                data=data,
-                jobs=jobs,
-                shard=part,
-                engine=engine,
-                address=address,
-                device=device,
-            )
-            for s in chosen
-        ]
+        found = [studies.reproduce(s, output, **how) for s in chosen]
     _finish(found, output, as_json)
-    if any(document["missing"] and part == (1, 1) for document in found):
+    if any(document["missing"] and how["shard"] == (1, 1) for document in found):
         raise typer.Exit(1)
     if fail_on_claims and any(c["verdict"] == "fails" for document in found for c in document["claims"]):
         raise typer.Exit(_CLAIM_FAILED)
 
 
-def _plan(chosen: Sequence[Study], output: Path, scale: str, jobs: int, as_json: bool) -> None:
+def _plan(chosen: Sequence[Study], output: Path, scale: str, seed: int, jobs: int, as_json: bool) -> None:
     """What a call would do, and about how long, by the runs that are done; writes nothing."""
     from rich.table import Table
 
     from flatminima.report.studies import duration
     from flatminima.studies.runner import plan
 
-    plans = [plan(s, output, scale=scale, jobs=jobs) for s in chosen]
+    plans = [plan(s, output, scale=scale, jobs=jobs, seed=seed) for s in chosen]
     if as_json:
         typer.echo(json.dumps(plans, allow_nan=False))
         return

@@ -23,7 +23,7 @@ from flatminima.models import build
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train
-from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.study import Config, Result, Sources, Study, is_first
 from flatminima.studies.verdict import Verdict, trend
 from flatminima.training import TrainConfig, evaluate
 
@@ -120,7 +120,7 @@ class Variation:
     def figure(self, results: Sequence[Result]) -> Figure:
         """By epoch as in the papers, one seed; then the end of training by what varies."""
         figure, axes = panels(3, 2)
-        first = [r for r in results if not r["equal_loss"] and r["seed"] == 0]
+        first = [r for r in results if not r["equal_loss"] and is_first(r["seed"])]
         for index, r in enumerate(sorted(first, key=lambda r: float(r[self.vary]))):
             for panel, column in ((axes[0], 1), (axes[1], 2)):
                 epochs = [point[0] for point in r["curve"]]
@@ -177,7 +177,7 @@ def run(config: Config, sources: Sources) -> Result:
     psi = _psi(config, x, y)
 
     def follow(epoch: int, model: nn.Module) -> list[float] | None:
-        if config["target_loss"] is not None or config["seed"] != 0 or epoch not in marks:
+        if config["target_loss"] is not None or not is_first(config["seed"]) or epoch not in marks:
             return None
         gap = evaluate(model, *test).loss - evaluate(model, x, y).loss
         return [epoch + 1, gap, float(psi(model)[_PAPERS])]

@@ -32,6 +32,7 @@ def reproduce(
     engine: str = "local",
     address: str | None = None,
     device: str | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Run what of a study is not done yet, and write its verdicts to ``<output>/<id>/results.json``.
 
@@ -42,11 +43,12 @@ def reproduce(
         engine: "local", or "ray" with `jobs` processors of its own or the cluster at `address`; see `engines.execute`.
         device: where data and networks lie, e.g. "cuda"; None for the CPU. It is no part of a run's configuration:
             results differ by rounding, and each run says where it was computed.
+        seed: number of a replication: all its seeds are others; 0 is the one whose results are committed.
         shard: (i, N): only every N-th run from the i-th, 1 <= i <= N; whatever other shards left is read.
 
     Returns:
-        schema, id, paper, title, scale, data, reduction, runs (config, result or error, seconds), missing, claims,
-        seconds, versions. A failed run is recorded, is tried again by the next call, and ends nothing.
+        schema, id, paper, title, scale, replication, reduction, runs (config, result or error, seconds), missing,
+        claims, seconds, versions. A failed run is recorded, is tried again by the next call, and ends nothing.
 
     Raises:
         UsageError: jobs or a shard out of range, or a folder that cannot be written. UnknownName: no such scale or
@@ -55,7 +57,7 @@ def reproduce(
     index, shards = shard
     if jobs < 1 or not 1 <= index <= shards:
         raise UsageError(f"got jobs={jobs}, shard={index}/{shards}; need jobs >= 1 and 1 <= i <= N")
-    configs = study.list_runs(scale)
+    configs = study.list_runs(scale, seed)
     sources = find(study.datasets, data)
     shelf = Shelf(Path(output), study)
     folder = Path(output) / study.id
@@ -76,6 +78,7 @@ def reproduce(
         "paper": study.paper,
         "title": study.title,
         "scale": scale,
+        "replication": seed,
         "reduction": study.reduction[scale],
         "runs": runs,
         "missing": len(configs) - len(results),
@@ -89,14 +92,14 @@ def reproduce(
     return document
 
 
-def plan(study: Study, output: str | Path, *, scale: str = "smoke", jobs: int = 1) -> dict[str, Any]:
+def plan(study: Study, output: str | Path, *, scale: str = "smoke", jobs: int = 1, seed: int = 0) -> dict[str, Any]:
     """What `reproduce` would do; reads the folder, writes nothing.
 
     Returns:
         id, scale, reduction, runs, done, to_do, seconds_left: the mean of the runs that are done, on so many processes;
         0 if none is left, None if none is done.
     """
-    configs = study.list_runs(scale)
+    configs = study.list_runs(scale, seed)
     folder = Path(output)
     shelf = Shelf(folder, study)
     known = shelf.committed(folder / study.id / "results.json")

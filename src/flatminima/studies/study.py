@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatminima.errors import UnknownName
+from flatminima.errors import UnknownName, UsageError
 from flatminima.studies.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ Config = dict[str, Any]
 Result = dict[str, Any]
 Sources = Mapping[str, str]  # a data set's name, as in a configuration's "data", to what `load_tensors` takes
 SCALES = ("smoke", "cpu", "paper")
+_BLOCK = 1_000  # seeds of one replication, at most
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,20 @@ class Study:
     extra: Callable[[Sequence[Result], Path], None] | None = None
     runs_of: str | None = None
 
-    def list_runs(self, scale: str) -> list[Config]:
-        """The configurations at a scale.
+    def list_runs(self, scale: str, seed: int = 0) -> list[Config]:
+        """The configurations at a scale; with `seed`, of a replication: "seed" is 1000 `seed` higher in each.
 
         Raises:
-            UnknownName: no such scale.
+            UnknownName: no such scale. UsageError: a negative seed.
         """
         if scale not in SCALES:
             raise UnknownName("scale", scale, SCALES)
-        return self.configurations(scale)
+        if seed < 0:
+            raise UsageError(f"got seed={seed}; a replication is numbered 0, 1, ...")
+        configs = self.configurations(scale)
+        return [c | {"seed": c["seed"] + seed * _BLOCK} if "seed" in c else c for c in configs]
+
+
+def is_first(seed: int) -> bool:
+    """Whether a seed is the first of its replication: the one whose curves and surfaces a figure shows."""
+    return seed % _BLOCK == 0

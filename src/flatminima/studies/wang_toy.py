@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from flatminima.bounds import uniform_perturbation
 from flatminima.report.theme import PALETTE
-from flatminima.studies.study import Config, Result, Sources, Study
+from flatminima.studies.study import Config, Result, Sources, Study, is_first
 from flatminima.studies.verdict import Verdict, compare
 from flatminima.table import write_whole
 
@@ -211,7 +211,7 @@ def run(config: Config, sources: Sources) -> Result:
     test = samples(config["seed"], _TEST, threshold=float(x.sum(1).median()))
     result: Result = {"seed": config["seed"], "found": True, "fixed": list(fixed)}
     result["sharp"], result["flat"] = (_minimum(*pair, index, fixed, test) for index in (0, 1))
-    if config["seed"] == 0:
+    if is_first(config["seed"]):
         result["surfaces"] = _surfaces(at)
     return result
 
