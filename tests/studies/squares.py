@@ -21,6 +21,6 @@ def claims(results):
     return [trend("y rises", [r["x"] for r in results], [r["y"] for r in results])]
 
 
-def study(dies=None, count=6):
-    configs = [{"x": x} | ({"dies": dies} if dies and x == 2 else {}) for x in range(count)]
+def study(dies=None, count=6, fatal=2):
+    configs = [{"x": x} | ({"dies": dies} if dies and x == fatal else {}) for x in range(count)]
     return Study("squares", "-", "-", (), lambda scale: configs, square, claims, lambda r: Figure(), {"smoke": "-"})

@@ -41,6 +41,15 @@ def test_a_run_that_always_kills_its_worker_is_recorded_and_the_others_are_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fatal", [0, 7])
+def test_whoever_kills_a_worker_takes_no_other_run_with_it(tmp_path, fatal):
+    """A pool that gave up after three breaks lost whatever stood behind the fatal run."""
+    study = squares.study(dies="always", count=9, fatal=fatal)
+    found = reproduce(study, tmp_path, jobs=2)
+    assert sorted(x for x, _ in values(found)) == [x for x in range(9) if x != fatal] and found["missing"] == 1
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_gives_the_same_results_through_the_death_of_a_worker(tmp_path):
     """Two workers of a real local cluster; Ray's own warnings are none of ours."""

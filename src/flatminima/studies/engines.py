@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,27 +155,51 @@ def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
 
 
 def _with_pool(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None]]:
-    """Spawned, since a fork of a process with threads may hang; a pool that breaks is replaced."""
-    left, tries = list(todo), 0
-    while left and tries < _TRIES:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
-            waiting = {pool.submit(target, work): work for work in left}
-            while waiting:
-                done, _ = wait(waiting, _LOOK, FIRST_COMPLETED)
-                told()
-                for future in done:
-                    work = waiting.pop(future)
-                    try:
-                        outcome = future.result()
-                    except BrokenProcessPool:
-                        continue
-                    left.remove(work)
-                    yield work, outcome
-        tries += 1
-        if left and tries == _TRIES - 1:
-            jobs = 1  # one at a time: who kills the worker, and takes the others' runs with it, is then alone
-    yield from _lost(left)
+    """A pool whose worker dies is replaced; the runs that may have been under way are then tried again, each alone.
+
+    Processes are spawned, since a fork of a process with threads may hang. A pool takes work in the order given: who
+    killed the worker is among the first that have no result; a result each may be on its way besides.
+    """
+    left, suspects = list(todo), list[Work]()
+    while left:
+        unfinished: list[Work] = []
+        for work, outcome, died in _pooled(target, left, jobs, told):
+            if died:
+                unfinished.append(work)
+            else:
+                yield work, outcome
+        unfinished.sort(key=left.index)
+        suspects += unfinished[: 2 * jobs]
+        left = unfinished[2 * jobs :]
+    for work in suspects:
+        for _ in range(_TRIES - 1):
+            ((_, outcome, died),) = _pooled(target, [work], 1, told)
+            if not died:
+                yield work, outcome
+                break
+        else:
+            yield from _lost([work])
+
+
+def _pooled(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None, bool]]:
+    """Each work with its outcome, and whether the pool broke before it had one."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
+        waiting: dict[Future[Run | None], Work] = {}
+        for work in todo:
+            try:
+                waiting[pool.submit(target, work)] = work
+            except BrokenProcessPool:
+                yield work, None, True
+        while waiting:
+            done, _ = wait(waiting, _LOOK, FIRST_COMPLETED)
+            told()
+            for future in done:
+                work = waiting.pop(future)
+                try:
+                    yield work, future.result(), False
+                except BrokenProcessPool:
+                    yield work, None, True
 
 
 def _with_ray(
