@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _DECADES = 1e3  # of a logarithmic axis from which few numbers are enough
 PANEL = (3.4, 2.7)  # inches
-_APART = 0.13  # of the axis: the least distance of two numbers on it
+_APART, _DIGIT = 0.03, 0.035  # of an axis: the least gap between two numbers on it, and the width of a digit
 _CROWDED = 6  # entries of a legend that hides what is drawn
 _MARKED = 12  # points of a line with a marker
 
@@ -81,11 +81,12 @@ def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, l
 
 
 def _spread(places: Sequence[float]) -> list[float]:
-    """Positive places, rising, without those too near on a logarithmic axis to the one before; the last one stays."""
-    least = _APART * math.log(places[-1] / places[0])
+    """Positive places, rising, without those whose numbers would touch on a logarithmic axis; the last one stays."""
+    span = math.log(places[-1] / places[0])
     kept = [places[-1]]
     for place in reversed(places[:-1]):
-        if math.log(kept[0] / place) >= least:
+        width = _APART + _DIGIT * (len(f"{place:g}") + len(f"{kept[0]:g}")) / 2
+        if math.log(kept[0] / place) >= width * span:
             kept.insert(0, place)
     return kept
 
