@@ -47,6 +47,7 @@ _COARSE = 25  # points a side of the grid in the search
 _STATIONARY = 1e-6  # length of the gradient at a minimum
 _APART = 1e-2  # distance of two minima
 _SIZE = (10.8, 7.2)  # inches of the figure
+_DRAWN = 61  # points a side of a surface, at most
 _SHOWN = (0.02, 0.98)  # quantiles of pacGen between which colours are spread
 
 # points a side of the grid, seeds, fixed entries to choose from
@@ -293,7 +294,7 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
-    large = eta == ETAS[0]
+    large, stride = eta == ETAS[0], -(-len(grid["axis"]) // _DRAWN)
     one, two = np.meshgrid(grid["axis"], grid["axis"], indexing="ij")
     bound = np.array(r["surfaces"]["bounds"][f"{eta:g}"])
     height = grid["loss"] if large else bound
@@ -303,8 +304,8 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
         two,
         height,
         facecolors=colormaps["viridis"](scale(grid["pacgen"])),
-        rstride=1,
-        cstride=1,
+        rstride=stride,
+        cstride=stride,
         linewidth=0,
         antialiased=False,
         shade=True,
