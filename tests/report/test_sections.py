@@ -42,6 +42,7 @@ def test_the_page_has_both_and_loads_nothing(tmp_path):
     assert [p["title"] for p in pictures(tmp_path)] == ["The loss around the minimum"]
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("size", ["1200,900", "390,800"])
 def test_a_browser_renders_it_without_a_word_or_a_request(tmp_path, size):
     """Every host name fails to resolve, so that a request would be an error on the console."""
