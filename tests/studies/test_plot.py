@@ -5,17 +5,18 @@ from itertools import pairwise
 import pytest
 
 from flatminima.report.theme import style
+from flatminima.studies._jia import METRICS, figure
 from flatminima.studies.plot import label, lines, panels
 
 
 def drawn(x, entries=1, **how):
     with style("test"):
-        figure, (axes,) = panels(1)
+        whole, (axes,) = panels(1)
         for index in range(entries):
             lines(axes, x, [float(v) for v in x], label=f"entry {index}", index=index)
         label(axes, "epoch" if not how else "x", "y", **how)
-        figure.draw_without_rendering()
-    return figure, axes
+        whole.draw_without_rendering()
+    return whole, axes
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,14 @@ def test_numbers_of_a_logarithmic_axis_do_not_touch(x):
 def test_epochs_are_whole():
     _, axes = drawn(list(range(1, 13)))
     assert all(float(place).is_integer() for place in axes.get_xticks())
+
+
+@pytest.mark.parametrize("confusions", [(), tuple(range(9))])
+def test_metrics_are_drawn_of_no_network_and_of_more_than_there_are_colours(confusions):
+    """Where no network reached the loss there is nothing to put into a legend, which matplotlib warns of."""
+    run = {"reached": True, "test_error": 0.5, "train_loss": 0.1, **dict.fromkeys(METRICS, 2.0)}
+    with style("test"):
+        figure([run | {"confusion": c} for c in confusions], "confusion", "confusion set").draw_without_rendering()
 
 
 @pytest.mark.parametrize(("entries", "beside"), [(3, False), (9, True)])

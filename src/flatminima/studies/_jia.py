@@ -134,10 +134,12 @@ def figure(results: Sequence[Result], x: str, title: str) -> Figure:
         for index, value in enumerate(groups):
             points = [r for r in own if r[x] == value and r[name] is not None]
             places = [r["test_error"] for r in points], [r[name] for r in points]
-            panel.plot(*places, MARKERS[index], color=PALETTE[index], label=str(value), ms=5, alpha=0.8, ls="none")
+            marker, colour = MARKERS[index % len(MARKERS)], PALETTE[index % len(PALETTE)]
+            panel.plot(*places, marker, color=colour, label=str(value), ms=5, alpha=0.8, ls="none")
         log_y = name != "logdet" and bool(own)
         label(panel, "test error (share of samples)", _UNITS[name], said, log_y=log_y)
-        panel.legend(fontsize=7, frameon=False, title=title, title_fontsize=7)
+        if groups:  # none may have reached the loss
+            panel.legend(fontsize=7, frameon=False, title=title, title_fontsize=7)
     places_x = [float(_order(r[x])) for r in own]
     for panel, name, said, index in (
         (axes[4], "test_error", "test error (share of samples)", 0),
