@@ -72,8 +72,9 @@ def test_shards_together_are_the_whole(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"jobs": 0}, {"shard": (3, 2)}, {"shard": (0, 2)}, {"scale": "huge"}])
 def test_bad_arguments_are_refused(tmp_path, wrong):
-    with pytest.raises(UsageError):
-        reproduce(_study(), tmp_path, **wrong)
+    for call in (reproduce, plan):
+        with pytest.raises(UsageError):
+            call(_study(), tmp_path, **wrong)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -119,6 +120,8 @@ def test_the_time_left_is_that_of_the_runs_that_are_done(tmp_path):
     longer = replace(_study(), configurations=lambda scale: configs)
     found = plan(longer, tmp_path, jobs=2)
     assert (found["done"], found["to_do"], found["seconds_left"]) == (4, 6, 90.0)
+    part = plan(longer, tmp_path, shard=(2, 5))
+    assert (part["runs"], part["done"], part["to_do"]) == (2, 1, 1)  # 1, which is done, and 6
     reproduce(longer, tmp_path)
     assert plan(longer, tmp_path)["seconds_left"] == 0.0
 

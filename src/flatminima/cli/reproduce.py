@@ -68,7 +68,7 @@ def reproduce(
         )
         return
     if dry_run:
-        _plan(chosen, output, scale, seed, jobs, as_json)
+        _plan(chosen, output, scale, jobs, _shard(shard), seed, as_json)
         return
     how = {"scale": scale, "data": data, "jobs": jobs, "shard": _shard(shard), "engine": engine, "address": address}
     _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
@@ -92,7 +92,7 @@ def own_study(
     """Run a study of your own, with the runner of the papers' studies. The file's code is executed."""
     chosen = [load(file)]
     if dry_run:
-        _plan(chosen, output, scale, seed, jobs, as_json)
+        _plan(chosen, output, scale, jobs, _shard(shard), seed, as_json)
         return
     how = {"scale": scale, "data": data, "jobs": jobs, "shard": _shard(shard), "engine": engine, "address": address}
     _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
@@ -136,14 +136,16 @@ def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_cla
         raise typer.Exit(_CLAIM_FAILED)
 
 
-def _plan(chosen: Sequence[Study], output: Path, scale: str, seed: int, jobs: int, as_json: bool) -> None:
+def _plan(
+    chosen: Sequence[Study], output: Path, scale: str, jobs: int, shard: tuple[int, int], seed: int, as_json: bool
+) -> None:
     """What a call would do, and about how long, by the runs that are done; writes nothing."""
     from rich.table import Table
 
     from flatminima.report.studies import duration
     from flatminima.studies.runner import plan
 
-    plans = [plan(s, output, scale=scale, jobs=jobs, seed=seed) for s in chosen]
+    plans = [plan(s, output, scale=scale, jobs=jobs, shard=shard, seed=seed) for s in chosen]
     if as_json:
         typer.echo(json.dumps(plans, allow_nan=False))
         return

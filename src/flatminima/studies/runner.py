@@ -54,9 +54,7 @@ def reproduce(
         UsageError: jobs or a shard out of range, or a folder that cannot be written. UnknownName: no such scale or
             engine. MissingExtra: Ray is not installed.
     """
-    index, shards = shard
-    if jobs < 1 or not 1 <= index <= shards:
-        raise UsageError(f"got jobs={jobs}, shard={index}/{shards}; need jobs >= 1 and 1 <= i <= N")
+    ours = _part(jobs, shard)
     configs = study.list_runs(scale, seed)
     sources = find(study.datasets, data)
     shelf = Shelf(Path(output), study)
@@ -65,9 +63,9 @@ def reproduce(
     shelf.adopt(folder / "results.json", configs)
     files = [shelf.file(config) for config in configs]
     todo = [
-        Work(configs[i], sources, files[i], device)
-        for i in range(index - 1, len(configs), shards)
-        if not succeeded(read(files[i]))
+        Work(config, sources, file, device)
+        for config, file in zip(configs[ours], files[ours], strict=True)
+        if not succeeded(read(file))
     ]
     _run(study, shelf, todo, jobs, engine, address)
     runs = [run for file in files if (run := read(file)) is not None]
@@ -92,14 +90,22 @@ def reproduce(
     return document
 
 
-def plan(study: Study, output: str | Path, *, scale: str = "smoke", jobs: int = 1, seed: int = 0) -> dict[str, Any]:
+def plan(
+    study: Study,
+    output: str | Path,
+    *,
+    scale: str = "smoke",
+    jobs: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    seed: int = 0,
+) -> dict[str, Any]:
     """What `reproduce` would do; reads the folder, writes nothing.
 
     Returns:
         id, scale, reduction, runs, done, to_do, seconds_left: the mean of the runs that are done, on so many processes;
         0 if none is left, None if none is done.
     """
-    configs = study.list_runs(scale, seed)
+    configs = study.list_runs(scale, seed)[_part(jobs, shard)]
     folder = Path(output)
     shelf = Shelf(folder, study)
     known = shelf.committed(folder / study.id / "results.json")
@@ -116,6 +122,14 @@ def plan(study: Study, output: str | Path, *, scale: str = "smoke", jobs: int = 
         "to_do": left,
         "seconds_left": 0.0 if not left else None if each is None else each * left / jobs,
     }
+
+
+def _part(jobs: int, shard: tuple[int, int]) -> slice:
+    """The runs of a shard (i, N)."""
+    index, shards = shard
+    if jobs < 1 or not 1 <= index <= shards:
+        raise UsageError(f"got jobs={jobs}, shard={index}/{shards}; need jobs >= 1 and 1 <= i <= N")
+    return slice(index - 1, None, shards)
 
 
 def _run(study: Study, shelf: Shelf, todo: list[Work], jobs: int, engine: str, address: str | None) -> None:
