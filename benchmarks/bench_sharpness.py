@@ -10,7 +10,7 @@ import sys
 import torch
 
 from flatminima import Minimum
-from flatminima.perturbation import Gaussian, Relative
+from flatminima.core.perturbation import Gaussian, Relative
 from flatminima.statistics import Outputs, PerturbedLoss
 from networks import trained
 from timing import pin, publish, race

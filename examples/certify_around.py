@@ -20,10 +20,10 @@ from typing import Any
 
 from flatminima import Minimum
 from flatminima.certification import Certificate, Union, certify_around
+from flatminima.core.samples import TensorSamples
 from flatminima.data import load_tensors
 from flatminima.errors import FlatMinimaError, UsageError
 from flatminima.models import build
-from flatminima.samples import TensorSamples
 from flatminima.training import TrainConfig, train
 
 ROWS = (

@@ -16,7 +16,7 @@ import typer
 from flatminima import doctor
 from flatminima.cli.doctor import BROKEN
 from flatminima.cli.doctor import doctor as command
-from flatminima.minimum import Minimum
+from flatminima.core.minimum import Minimum
 from flatminima.statistics import Gram
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatminima.guard import differentiable, fingerprint, random_marks, same_randomness
-from flatminima.guard import untouched as guarded
+from flatminima.core.guard import differentiable, fingerprint, random_marks, same_randomness
+from flatminima.core.guard import untouched as guarded
 from mutation import Untouched
 
 

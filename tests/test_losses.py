@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from mpmath import mp
 from torch import Tensor
 
+from flatminima.core.losses import Loss
 from flatminima.errors import DataError, Undefined, UnknownName
-from flatminima.losses import Loss
 
 CE = Loss.of("cross_entropy")
 _GRID = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [30.0, 1.0, -4.0], [-90.0, 5.0, 4.0], [800.0, -300.0, 0.0]])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from cases import BY_NAME, LAYERS, Net
 from flatminima import Minimum
+from flatminima.core.perturbation import Gaussian, Relative
+from flatminima.core.statistic import Statistic
 from flatminima.errors import (
     DataError,
     FlatMinimaError,
@@ -24,8 +26,6 @@ from flatminima.errors import (
     Undefined,
     UsageError,
 )
-from flatminima.perturbation import Gaussian, Relative
-from flatminima.statistic import Statistic
 from flatminima.statistics import (
     FisherDiagonal,
     GaussNewtonDiagonal,
@@ -385,7 +385,7 @@ def test_a_refused_model_is_left_as_it_was(untouched: Untouched) -> None:
 
 def test_layer_rules_know_what_they_do_not_know() -> None:
     """A wrong rule is found by the comparison with autograd, and the slow path used: never a wrong number."""
-    from flatminima import layer_rules
+    from flatminima.core import layer_rules
 
     case = next(c for c in LAYERS if c.name == "batch_norm1d")
     expected = Minimum(*case.make())[Gram(3)].matrices()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import Minimum, measure
+from flatminima.core.minimum import out_of_memory
 from flatminima.errors import NumericalError
-from flatminima.minimum import out_of_memory
 
 NAMES = ["fisher_logdet", "fisher_trace", "pacgen", "expected_sharpness", "hessian_trace", "robustness", "sharpness"]
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flatminima.errors import UsageError
-from flatminima.parameters import Parameters
-from flatminima.perturbation import (
+from flatminima.core.parameters import Parameters
+from flatminima.core.perturbation import (
     Explicit,
     Gaussian,
     Perturbation,
@@ -21,6 +20,7 @@ from flatminima.perturbation import (
     generator,
     mix,
 )
+from flatminima.errors import UsageError
 from mutation import Untouched
 
 SIZE = 40_000

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from flatminima import Minimum, catalog, measure
+from flatminima.core.distributed import Ranks
 from flatminima.errors import DataError, Undefined, UsageError
-from flatminima.ranks import Ranks
 from flatminima.statistics import HessianProbes, Outputs, Products, TopEigenvalues
 
 OPTIONS = {
@@ -183,7 +183,7 @@ def test_the_command_under_torchrun():
 
 def test_undefined_survives_the_journey():
     """Exceptions with more than a message would not come back from a pickle."""
-    from flatminima.ranks import _sendable
+    from flatminima.core.distributed import _sendable
 
     assert isinstance(_sendable(Undefined("because")), Undefined)
     assert _sendable(None) is None

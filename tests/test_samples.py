@@ -24,8 +24,8 @@ from torch.utils.data import (
 
 from cases import Net
 from flatminima import Minimum
+from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import DataError
-from flatminima.samples import Samples, as_samples
 from flatminima.statistics import Outputs
 
 N = 11

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from flatminima import Minimum, measure, measures
-from flatminima.sharded import ShardedMinimum
+from flatminima.core.fsdp import ShardedMinimum
 from flatminima.statistics import HessianProbes, TopEigenvalues
 
 pytestmark = pytest.mark.skipif(

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from flatminima import Minimum
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.statistic import Fold, Reads
+from flatminima.core.sweep import rides, sweep
 from flatminima.errors import NumericalError
-from flatminima.statistic import Fold, Reads
 from flatminima.statistics import (
     BatchGradientSquares,
     FisherDiagonal,
@@ -23,7 +24,6 @@ from flatminima.statistics import (
     InputJacobian,
     Outputs,
 )
-from flatminima.sweep import rides, sweep
 
 N = 23
 

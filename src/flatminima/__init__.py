@@ -30,7 +30,7 @@ _HOME = {
     "Certificate": "certification",
     "Estimate": "estimate",
     "MeasureTable": "table",
-    "Minimum": "minimum",
+    "Minimum": "core.minimum",
     "RankTable": "ranking",
     "audit": "rescaling",
     "certify": "certification",
@@ -42,8 +42,8 @@ _HOME = {
 if TYPE_CHECKING:
     from flatminima import bounds, measures, optim
     from flatminima.certification import Certificate, certify
+    from flatminima.core.minimum import Minimum
     from flatminima.estimate import Estimate
-    from flatminima.minimum import Minimum
     from flatminima.ranking import RankTable, rank
     from flatminima.rescaling import Audit, audit
     from flatminima.rounds import measure, plan

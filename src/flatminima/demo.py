@@ -35,11 +35,11 @@ import flatminima
 from flatminima import budgets, catalog, progress
 from flatminima.certification import Certificate, Union, certify_gaussian, gibbs_error
 from flatminima.claim import claimed
+from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import Parameters
 from flatminima.data import corrupt_labels, load_tensors
 from flatminima.errors import FlatMinimaError
-from flatminima.minimum import Minimum
 from flatminima.models import build
-from flatminima.parameters import Parameters
 from flatminima.ranking import rank
 from flatminima.rounds import measure
 from flatminima.table import MeasureTable, write_whole

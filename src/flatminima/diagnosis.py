@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flatminima.core.minimum import Minimum
 from flatminima.estimate import Estimate
-from flatminima.minimum import Minimum
 
 Severity = Literal["problem", "caution"]
 

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from flatminima.core.guard import differentiable, same_randomness
+from flatminima.core.minimum import Minimum
 from flatminima.errors import FlatMinimaError
-from flatminima.guard import differentiable, same_randomness
-from flatminima.minimum import Minimum
 from flatminima.statistics import GaussNewtonDiagonal, Gram, HessianDiagonal
 
 Status = Literal["works", "absent", "caution", "broken"]

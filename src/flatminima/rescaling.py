@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from flatminima import progress
+from flatminima.core.minimum import Minimum
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.minimum import Minimum
 from flatminima.rounds import MeasureFunction, functions, measure
 
 FACTORS = (1e-2, 1e-1, 1.0, 1e1, 1e2)

@@ -15,11 +15,11 @@ from textwrap import fill
 from typing import Any
 
 from flatminima import budgets, catalog
+from flatminima.core.minimum import Minimum
+from flatminima.core.statistic import Cost, Fold, Reads, Statistic, Statistics
+from flatminima.core.sweep import rides
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.minimum import Minimum
-from flatminima.statistic import Cost, Fold, Reads, Statistic, Statistics
-from flatminima.sweep import rides
 from flatminima.table import MeasureTable
 
 MeasureFunction = Callable[[Statistics], Estimate]

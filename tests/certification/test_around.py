@@ -16,9 +16,9 @@ from flatminima.certification import Certificate, Scales, Union, certify, certif
 from flatminima.certification.draws import risk_of
 from flatminima.certification.families import NAMES, family
 from flatminima.certification.posteriors import DiagonalGaussian, Spectrum, UniformBox
+from flatminima.core.perturbation import Relative
 from flatminima.data import load_tensors
 from flatminima.errors import DataError, FlatMinimaError, ModelError, UnknownName, UsageError
-from flatminima.perturbation import Relative
 from flatminima.training import TrainConfig, train
 
 WIDE = Scales((0.1, 0.4, 1.6))

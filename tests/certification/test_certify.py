@@ -21,10 +21,10 @@ from flatminima.certification.divide import divide
 from flatminima.certification.head import Head, find_head, principal_basis
 from flatminima.certification.learned import learn
 from flatminima.certification.stochastic import Prior, StochasticNetwork, gibbs_risk
+from flatminima.core.samples import as_samples
 from flatminima.data import load_tensors
 from flatminima.errors import DataError, ModelError, UnknownName, UsageError
 from flatminima.models import build
-from flatminima.samples import as_samples
 from flatminima.training import TrainConfig, train
 
 SHORT = TrainConfig(lr=0.05, epochs=3, schedule="cosine", batch_size=50)

@@ -13,9 +13,9 @@ from two_blobs import blobs, linear
 
 from flatminima import bounds
 from flatminima.certification import Assumption, Union, certify_gaussian, gibbs_error
+from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import Parameters
 from flatminima.errors import DataError, FlatMinimaError, ModelError, UsageError
-from flatminima.minimum import Minimum
-from flatminima.parameters import Parameters
 
 
 def certify(model: nn.Module, data: tuple[Tensor, Tensor], prior: Tensor | None = None, **options: Any) -> Any:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flatminima import budgets, catalog, losses
+from flatminima import budgets, catalog
 from flatminima.cli import factory
 from flatminima.cli.app import app, main
 from flatminima.cli.options import LOSSES, SCALINGS
+from flatminima.core import losses
 from flatminima.errors import UsageError
 
 DIGITS = ["--data", "digits", "--limit", "150", "--model-arg", "widths=(64,16,10)", "--subset", "20"]

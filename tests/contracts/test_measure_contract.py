@@ -12,10 +12,10 @@ from measure_networks import NETWORKS, SMALL, generator, randomise
 from torch import nn
 
 from flatminima import Minimum, catalog, measure
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.rounds import _Known, _Missing
-from flatminima.statistic import Fixed
 
 MEASURES = sorted(catalog.MEASURES)
 FUNCTIONS = {name: catalog.MEASURES[name].load() for name in MEASURES}

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatminima import Minimum, bounds, measures
+from flatminima.core.perturbation import Gaussian, Relative
 from flatminima.errors import DataError, FlatMinimaError, ModelError, NumericalError, UsageError
-from flatminima.perturbation import Gaussian, Relative
 
 TESTS = Path(__file__).parents[1]
 ELSEWHERE = {

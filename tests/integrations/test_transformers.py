@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatminima.minimum import Minimum
-from flatminima.samples import map_tensors
+from flatminima.core.minimum import Minimum
+from flatminima.core.samples import map_tensors
 from flatminima.statistics import FisherDiagonal, Gram, HessianProbes
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'flatminima[hf]'")

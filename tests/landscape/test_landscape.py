@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from flatminima import Minimum, landscape
 from flatminima.cli import landscape as command
+from flatminima.core.parameters import Parameters
+from flatminima.core.perturbation import Gaussian, Relative, Uniform
 from flatminima.errors import Undefined, UsageError
 from flatminima.landscape import Ball, Direction, directions, filter_normalised
 from flatminima.landscape.figure import describe
-from flatminima.parameters import Parameters
-from flatminima.perturbation import Gaussian, Relative, Uniform
 
 
 def quadratic() -> tuple[nn.Linear, Minimum]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flatminima.core.statistic import Fixed
 from flatminima.measures import effective_dimension, hessian_top_eigenvalue, hessian_trace, negative_curvature
-from flatminima.statistic import Fixed
 from flatminima.statistics import (
     Eigenvalues,
     GroupTraces,

@@ -6,10 +6,10 @@ from measure_oracle import generator, randomise
 from torch import nn
 
 from flatminima import Minimum, measures
+from flatminima.core.perturbation import Explicit, Gaussian
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import MOST, until
-from flatminima.perturbation import Explicit, Gaussian
 from flatminima.statistics import InputJacobian
 
 REPETITIONS = 200

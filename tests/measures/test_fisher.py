@@ -8,9 +8,9 @@ from measure_oracle import blobs, cnn, generator, gradients, mlp
 from torch import nn
 
 from flatminima import Minimum
+from flatminima.core.statistic import Fixed
 from flatminima.errors import DataError
 from flatminima.measures import fisher_frobenius, fisher_logdet, fisher_spectral_radius, fisher_trace
-from flatminima.statistic import Fixed
 from flatminima.statistics import Gram, GramMatrices, InFloat64, Outputs, OutputSummary
 
 SUBSET, TRIALS, SEED = 10, 3, 5

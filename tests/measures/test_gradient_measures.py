@@ -9,9 +9,9 @@ from measure_oracle import blobs, cnn, generator, gradients, mlp, randomise
 from torch import nn
 
 from flatminima import Minimum, measures
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import fisher_rao_norm, gradient_noise_scale, gradient_signal_to_noise, gradient_variance
-from flatminima.statistic import Fixed
 from flatminima.statistics import FisherDiagonal, Gram, GramMatrices, MeanGradient, RadialGradients
 
 REPETITIONS = 200

@@ -6,9 +6,9 @@ from measure_oracle import blobs, hessian, landscape, mlp, vector
 from torch import nn
 
 from flatminima import Minimum
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import hessian_trace
-from flatminima.statistic import Fixed
 from flatminima.statistics import HessianProbes, ProbedHessian
 from flatminima.statistics.hessian import rademacher
 

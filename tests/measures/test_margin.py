@@ -8,9 +8,9 @@ from measure_oracle import blobs, generator, mlp, vector
 from torch import nn
 
 from flatminima import Minimum
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import margin, output_entropy
-from flatminima.statistic import Fixed
 from flatminima.statistics import Outputs, OutputSummary
 
 

@@ -10,9 +10,9 @@ from scipy.stats import norm
 from torch import nn
 
 from flatminima import Minimum
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import noise_complexity, noise_flatness
-from flatminima.statistic import Fixed
 from flatminima.statistics import FlatWeights, Level, NoiseLevel, SampleCount, Weights
 
 H = torch.tensor([3.0, 1.0, 2.0, 0.5], dtype=torch.float64)

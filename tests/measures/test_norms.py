@@ -10,9 +10,9 @@ from measure_oracle import blobs, cnn, fitted, generator, mlp, randomise
 from torch import nn
 
 from flatminima import Minimum
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import frobenius_norm, parameter_count, path_norm, spectral_norm
-from flatminima.statistic import Fixed
 from flatminima.statistics import (
     FeedForward,
     FeedForwardNetwork,

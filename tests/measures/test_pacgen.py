@@ -7,11 +7,11 @@ import torch
 from measure_oracle import Point, blobs, fitted, gradients, hessian, landscape, mlp, vector
 
 from flatminima import Minimum
+from flatminima.core.perturbation import Relative, TruncatedGaussian, Uniform
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import pacgen
 from flatminima.measures.pacgen import _slope
-from flatminima.perturbation import Relative, TruncatedGaussian, Uniform
-from flatminima.statistic import Fixed
 from flatminima.statistics import (
     BatchGradientSquares,
     Change,

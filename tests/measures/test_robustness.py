@@ -6,9 +6,9 @@ from measure_oracle import blobs, cnn, generator, mlp
 from torch import nn
 
 from flatminima import Minimum
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import robustness
-from flatminima.statistic import Fixed
 from flatminima.statistics import InputJacobian
 
 

@@ -7,10 +7,10 @@ import torch
 from measure_oracle import blobs, landscape, mlp, vector
 
 from flatminima import Minimum
+from flatminima.core.perturbation import Explicit, Gaussian, Relative, Uniform
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import expected_sharpness
-from flatminima.perturbation import Explicit, Gaussian, Relative, Uniform
-from flatminima.statistic import Fixed
 from flatminima.statistics import PerturbedLoss
 
 DRAWS = 3000

@@ -9,9 +9,9 @@ from torch import nn
 
 from flatminima import Minimum
 from flatminima.bounds import bicriteria_kl, hoeffding, kl_uniform, uniform_perturbation
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import bicriteria, expected_sharpness, pacgen, sharpness_divergence
-from flatminima.statistic import Fixed
 from flatminima.statistics import FlatWeights, GaussNewtonDiagonal, SampleCount, Weights
 
 W, H, N = [1.0, -2.0, 0.5, 0.1], [400.0, 1.0, 0.25, -3.0], 50
@@ -45,7 +45,7 @@ def test_the_sharpness_is_what_the_noise_costs_on_a_quadratic():
     found = sharpness_divergence(m, eta=20.0, diagonal="exact", samples=None)
     assert found.details["rho"] == pytest.approx(0.0, abs=1e-9)
     from flatminima.bounds import uniform_sigma
-    from flatminima.perturbation import Explicit, Uniform
+    from flatminima.core.perturbation import Explicit, Uniform
 
     kappa = [0.2, 0.15]
     sigma = torch.tensor(uniform_sigma([3.0, 8.0], 0.0, kappa, 20.0), dtype=torch.float64)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import Minimum, measures
+from flatminima.core.perturbation import Relative
+from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
-from flatminima.perturbation import Relative
-from flatminima.statistic import Fixed
 from flatminima.statistics import Worst, WorstCaseLoss
 
 

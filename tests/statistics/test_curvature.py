@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from cases import BY_NAME, CASES, Case, N, numbers
 from flatminima import Minimum
+from flatminima.core.perturbation import Gaussian, Relative
 from flatminima.errors import Undefined
-from flatminima.perturbation import Gaussian, Relative
 from flatminima.statistics import (
     BatchGradientSquares,
     FisherDiagonal,

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from cases import BY_NAME, CASES, Case, N, cast
 from flatminima import Minimum
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform
+from flatminima.core.statistic import Fold, Statistic
+from flatminima.core.sweep import _update
 from flatminima.errors import Undefined
-from flatminima.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform
-from flatminima.statistic import Fold, Statistic
 from flatminima.statistics import (
     At,
     BatchGradientSquares,
@@ -42,7 +43,6 @@ from flatminima.statistics import (
     RadialGradients,
     Weights,
 )
-from flatminima.sweep import _update
 from mutation import Untouched
 
 FOLDS: list[Fold[Any, Any]] = [

@@ -95,7 +95,7 @@ def test_a_network_whose_own_backward_pass_fails() -> None:
 
 def test_both_branches_of_sequences_are_taken() -> None:
     """The two sequence cases must exercise different code, or one of them tests nothing."""
-    from flatminima import layers
+    from flatminima.core import layers
 
     taken = {}
     for name in ("sequences, products of steps", "sequences, gradients formed"):
@@ -110,7 +110,7 @@ def test_both_branches_of_sequences_are_taken() -> None:
 
 def test_a_wide_convolution_in_blocks_of_channels() -> None:
     """More output channels than one block of memory holds: a block lost or repeated changes the sum."""
-    from flatminima import layer_rules
+    from flatminima.core import layer_rules
 
     case = Case("wide", lambda: conv_net(torch.nn.Conv2d(3, 40, 3), torch.nn.MaxPool2d(3), 40), numbers(3, 5, 5))
     minimum, order = _minimum(case)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import Minimum
+from flatminima.core.perturbation import Explicit, Gaussian, Perturbation, Relative, TruncatedGaussian, Uniform
 from flatminima.errors import Undefined, UsageError
-from flatminima.perturbation import Explicit, Gaussian, Perturbation, Relative, TruncatedGaussian, Uniform
 from flatminima.statistics import At, FisherDiagonal, Outputs, PerturbedLoss
 
 DRAWS = 2000

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flatminima.minimum import Minimum
+from flatminima.core.minimum import Minimum
 from flatminima.statistics import FisherDiagonal, Gram
 
 T, V, D = 5, 11, 6

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from cases import BY_NAME, CASES, Case
 from flatminima import Minimum
+from flatminima.core.losses import Loss
 from flatminima.errors import NumericalError, Undefined, UsageError
-from flatminima.losses import Loss
 from flatminima.statistics import Products
 from flatminima.statistics.curvature import residual
 from truth import Truth, rows_of

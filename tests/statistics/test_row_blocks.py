@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flatminima import layers
-from flatminima.minimum import Minimum
+from flatminima.core import layers
+from flatminima.core.minimum import Minimum
 from flatminima.statistics import FisherDiagonal, GaussNewtonDiagonal, Gram
 
 V, D, T, N = 13, 4, 6, 7

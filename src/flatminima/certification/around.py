@@ -26,10 +26,10 @@ from flatminima.certification.gaussian import Union
 from flatminima.certification.learned import split_delta
 from flatminima.certification.posteriors import Posterior
 from flatminima.certification.scales import DEFAULT, Scales
+from flatminima.core.minimum import Minimum
+from flatminima.core.perturbation import Relative, mix
+from flatminima.core.samples import as_samples
 from flatminima.errors import UsageError
-from flatminima.minimum import Minimum
-from flatminima.perturbation import Relative, mix
-from flatminima.samples import as_samples
 
 _PILOT_DRAWS, _PILOT_SAMPLES = 32, 32  # of each posterior that is tried, before one is frozen
 _TEST_DRAWS = 500

@@ -15,9 +15,9 @@ from torch import nn
 from flatminima.certification.divide import divide
 from flatminima.certification.problem import pose, tensors_at
 from flatminima.certification.recipe import Recipe
+from flatminima.core.guard import same_randomness
+from flatminima.core.samples import as_samples
 from flatminima.errors import UsageError
-from flatminima.guard import same_randomness
-from flatminima.samples import as_samples
 
 # Of the budget: the prior earns most, and evaluation needs draws of the order of ten passes.
 _PRIOR, _POSTERIOR, _EVALUATION = 0.6, 0.15, 0.1

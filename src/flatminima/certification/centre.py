@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.guard import same_randomness
+from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import Parameters, unwrap
+from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import ModelError, UsageError
-from flatminima.guard import same_randomness
-from flatminima.minimum import Minimum
-from flatminima.parameters import Parameters, unwrap
-from flatminima.samples import Samples, as_samples
 
 Origin = Literal["seed", "samples", "elsewhere", "stated"]
 

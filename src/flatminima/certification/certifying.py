@@ -18,9 +18,9 @@ from flatminima.certification.learned import learn
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
 from flatminima.claim import claimed
+from flatminima.core.minimum import Minimum
+from flatminima.core.samples import as_samples
 from flatminima.errors import UsageError
-from flatminima.minimum import Minimum
-from flatminima.samples import as_samples
 from flatminima.table import write_whole
 
 PLAN = "recipe.json"

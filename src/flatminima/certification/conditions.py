@@ -16,8 +16,8 @@ from flatminima.certification.certificate import Assumption
 from flatminima.certification.divide import DUPLICATES, shared
 from flatminima.certification.gaussian import Union
 from flatminima.certification.scales import DEFAULT, Scales
+from flatminima.core.minimum import Minimum
 from flatminima.errors import UsageError
-from flatminima.minimum import Minimum
 
 _SUSPICIOUS = 0.5  # of a constant guess's error: what hardly a network errs at that no data has touched
 _MANY = 8  # classes from which on that is not luck: clusters right by chance are about Poisson(1) many

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from flatminima.core.samples import Samples
 from flatminima.errors import DataError, UsageError
-from flatminima.samples import Samples
 
 FEWEST = 8  # samples that the PAC-Bayes-kl bound needs (Maurer 2004)
 DUPLICATES = 0.01  # share of samples that two real data sets may have in common

@@ -16,8 +16,8 @@ from torch import Tensor
 from flatminima import progress
 from flatminima.certification.posteriors import DiagonalGaussian, Posterior
 from flatminima.certification.stochastic import GibbsRisk, StochasticNetwork, clamped_cross_entropy, gibbs_risk
-from flatminima.minimum import Minimum
-from flatminima.samples import TensorSamples
+from flatminima.core.minimum import Minimum
+from flatminima.core.samples import TensorSamples
 
 _AT_ONCE, _MOST = 32, 1 << 24  # draws made together, and numbers in them
 

@@ -24,9 +24,9 @@ from flatminima.certification.posteriors import (
     TruncatedBox,
     UniformBox,
 )
+from flatminima.core.minimum import Minimum
+from flatminima.core.perturbation import Relative
 from flatminima.errors import UnknownName, UsageError
-from flatminima.minimum import Minimum
-from flatminima.perturbation import Relative
 from flatminima.statistics import FisherDiagonal, FisherFactor, GaussNewtonDiagonal, GaussNewtonFactor
 
 FloatArray = NDArray[np.float64]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from flatminima import bounds, progress
 from flatminima.certification.certificate import Assumption, Certificate
 from flatminima.certification.draws import mistakes_at
+from flatminima.core.minimum import Minimum
+from flatminima.core.perturbation import Explicit, Gaussian
+from flatminima.core.samples import TensorSamples, as_samples
 from flatminima.errors import DataError, UsageError
-from flatminima.minimum import Minimum
-from flatminima.perturbation import Explicit, Gaussian
-from flatminima.samples import TensorSamples, as_samples
 
 _FEWEST = 8  # samples that the PAC-Bayes-kl bound needs
 _DUPLICATES = 0.01  # share of bound samples that may also occur in the prior's data, as real data sets have duplicates

@@ -28,9 +28,9 @@ from flatminima.certification.learning import Checkpoint, stage_seed, train_post
 from flatminima.certification.problem import Problem, mistakes, pose, tensors_at, wrong
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import GibbsRisk, Prior, StochasticNetwork, gibbs_risk
+from flatminima.core.guard import same_randomness
+from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import UsageError
-from flatminima.guard import same_randomness
-from flatminima.samples import Samples, as_samples
 from flatminima.training import evaluate
 
 GRID_SCALE, GRID_PRECISION = 1e6, 100.0  # variances 1e6 e^(-j/100) of a prior whose sigma is chosen on the samples

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from flatminima import progress
 from flatminima.certification.objective import objective as objective_of
 from flatminima.certification.stochastic import Prior, StochasticNetwork
+from flatminima.core.perturbation import generator, mix
 from flatminima.errors import NumericalError, UsageError
-from flatminima.perturbation import generator, mix
 from flatminima.table import write_whole
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatminima import bounds
+from flatminima.core.perturbation import Explicit, Gaussian, Uniform, generator
 from flatminima.errors import UsageError
-from flatminima.perturbation import Explicit, Gaussian, Uniform, generator
 
 _NEGLIGIBLE = 1e-10  # of the largest eigenvalue; below it vectors would not be orthogonal in float64
 

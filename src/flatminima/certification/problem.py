@@ -12,8 +12,8 @@ from torch.func import functional_call
 from flatminima.certification.head import Head, find_head, principal_basis, turned
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import StochasticNetwork
+from flatminima.core.samples import Samples
 from flatminima.errors import DataError
-from flatminima.samples import Samples
 
 _BATCH = 500
 

@@ -22,9 +22,9 @@ from flatminima.certification.learning import stage_seed
 from flatminima.certification.problem import Problem, mistakes, tensors_at
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import Prior, StochasticNetwork, gibbs_risk
+from flatminima.core.guard import same_randomness
+from flatminima.core.samples import as_samples
 from flatminima.errors import CheckpointError, UsageError
-from flatminima.guard import same_randomness
-from flatminima.samples import as_samples
 from flatminima.table import write_whole
 from flatminima.training import read_weights, write_weights
 

@@ -18,9 +18,9 @@ from torch.func import functional_call
 
 from flatminima import bounds, progress
 from flatminima.certification.per_example import PerExample, SharedWeights
+from flatminima.core.parameters import Parameters
+from flatminima.core.perturbation import generator
 from flatminima.errors import DataError, ModelError, UsageError
-from flatminima.parameters import Parameters
-from flatminima.perturbation import generator
 
 _PROBE = 3  # examples of a probing pass
 _LARGEST_KERNEL = 1 << 20  # weights of a convolution drawn by the example; larger ones take one draw a batch

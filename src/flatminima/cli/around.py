@@ -57,7 +57,7 @@ class Around:
         """Read everything, then certify."""
         from flatminima.certification import certify_around
         from flatminima.certification.gaussian import Union
-        from flatminima.minimum import Minimum
+        from flatminima.core.minimum import Minimum
 
         minimum = Minimum(self.source.network().eval(), self.source.samples(self.source.split, device), device=device)
         prior: Any = replace(self.source, checkpoint=None).network

@@ -10,8 +10,8 @@ from flatminima.cli.terminal import say
 from flatminima.errors import Undefined
 
 if TYPE_CHECKING:
+    from flatminima.core.minimum import Minimum
     from flatminima.landscape import Landscape
-    from flatminima.minimum import Minimum
 
 MEASURES = ("bicriteria", "effective_dimension")  # the curve, and the Hessian's spectrum
 PICTURES = {
@@ -33,7 +33,7 @@ def with_more(names: Sequence[str]) -> list[str]:
 
 def part(minimum: Minimum) -> Minimum:
     """The same network on at most `AUDITED` samples of its data, drawn by its seed."""
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
     if len(minimum.samples) <= AUDITED:
         return minimum

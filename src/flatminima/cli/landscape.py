@@ -32,8 +32,8 @@ from flatminima.cli.terminal import bars, say
 from flatminima.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
+    from flatminima.core.minimum import Minimum
     from flatminima.landscape import Landscape
-    from flatminima.minimum import Minimum
 
 KINDS = ("filter", "eigenvectors")  # landscape.KINDS, written again so that a slip costs no import of torch
 FILES = ("landscape.json", "landscape.svg", "landscape.png")
@@ -102,7 +102,7 @@ def _check(source: Source, along: str, radius: float, alpha: float, loss: str) -
 
 
 def _minimum(source: Source, loss: str, batch_size: int, device: str | None) -> Minimum:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
     network = source.network()
     if source.checkpoint is None:
@@ -114,8 +114,8 @@ def _minimum(source: Source, loss: str, batch_size: int, device: str | None) -> 
 def _landscape(
     minimum: Minimum, along: str, dimensions: int, steps: int, radius: float, samples: int, alpha: float, seed: int
 ) -> Landscape:
+    from flatminima.core.perturbation import Gaussian, Relative
     from flatminima.landscape import directions, landscape
-    from flatminima.perturbation import Gaussian, Relative
 
     return landscape(
         minimum,

@@ -54,9 +54,9 @@ from flatminima.errors import CheckpointError, DataError, UnknownName, UsageErro
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flatminima.core.distributed import Ranks
+    from flatminima.core.minimum import Minimum
     from flatminima.landscape import Landscape
-    from flatminima.minimum import Minimum
-    from flatminima.ranks import Ranks
     from flatminima.rescaling import Audit
     from flatminima.rounds import MeasureFunction
 
@@ -304,7 +304,7 @@ def loaded(request: Request, split: str) -> tuple[Tensor, Tensor]:
 
 def stands(request: Request, network: nn.Module, data: tuple[Tensor, Tensor], shared: Ranks | None = None) -> Minimum:
     """The network at its weights on the data."""
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
     return Minimum(
         network,

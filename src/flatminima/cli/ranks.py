@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flatminima.ranks import Ranks
+    from flatminima.core.distributed import Ranks
 
 
 def first() -> bool:
@@ -21,7 +21,7 @@ def ranks() -> Ranks | None:
         return None
     import torch.distributed as dist
 
-    from flatminima.ranks import Ranks
+    from flatminima.core.distributed import Ranks
 
     if not dist.is_initialized():
         dist.init_process_group("gloo")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import Parameters
+from flatminima.core.perturbation import generator
 from flatminima.errors import Undefined, UsageError
-from flatminima.minimum import Minimum
-from flatminima.parameters import Parameters
-from flatminima.perturbation import generator
 from flatminima.statistics import Products, extreme_eigenvalues
 
 KINDS = ("filter", "eigenvectors")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.core.minimum import Minimum
+from flatminima.core.perturbation import Gaussian, Perturbation, Relative, describe
 from flatminima.errors import UsageError
 from flatminima.landscape.direction import Direction
-from flatminima.minimum import Minimum
-from flatminima.perturbation import Gaussian, Perturbation, Relative, describe
 
 EXPECTED_SHARPNESS = Gaussian(Relative(5e-4, 10.0, 1.0))  # Neyshabur et al. 2017: sigma_i = alpha (10 |w_i| + 1)
 _FEWEST = 3

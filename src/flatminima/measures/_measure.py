@@ -9,9 +9,9 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
 from flatminima import catalog
+from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.statistic import Statistics
 
 P = ParamSpec("P")
 Function = Callable[Concatenate[Statistics, P], Estimate]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
+from flatminima.core.statistic import Statistic, Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.measures.margin import margin
-from flatminima.statistic import Statistic, Statistics
 from flatminima.statistics import FeedForward, FeedForwardNetwork, Outputs
 
 Normalise = Literal["capacity", "figure"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from flatminima.core.perturbation import Gaussian, Relative
+from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.perturbation import Gaussian, Relative
-from flatminima.statistic import Statistics
 from flatminima.statistics import AdaptiveWorstLoss, PerturbedLoss
 
 Case = Literal["worst", "average"]

@@ -10,10 +10,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from flatminima.bounds import neyshabur_score
+from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistic import Statistics
 from flatminima.statistics import Conditions, SampleConditions, SampleCount
 
 _SCALES = (-30.0, 10.0)  # ln gamma that is searched

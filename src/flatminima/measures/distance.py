@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._initial import flat_initial
 from flatminima.measures._measure import measure
-from flatminima.statistic import Statistics
 from flatminima.statistics import FlatWeights, Weights
 
 

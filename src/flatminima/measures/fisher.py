@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 
+from flatminima.core.statistic import Statistic, Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistic import Statistic, Statistics
 from flatminima.statistics import FisherMatrix, Gram, GramMatrices, InFloat64, Outputs, RescaledLogits, TrainingGram
 from flatminima.statistics.outputs import OutputSummary
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from flatminima.core.statistic import Statistic, Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistic import Statistic, Statistics
 from flatminima.statistics import RadialCurvature, RadialGradients
 
 

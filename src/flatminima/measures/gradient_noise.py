@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistic import Statistics
 from flatminima.statistics import FisherDiagonal, Gram, MeanGradient
 
 _ROUNDING = 1e-12  # of the second moment; a variance below it is what float64 and cancellation leave

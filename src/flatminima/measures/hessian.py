@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._groups import mean_of_groups, of_repeats
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistic import Statistics
 from flatminima.statistics import Curvature, ExactTraces, HessianProbes, SketchedTraces, TopEigenvalues
 
 TraceEstimator = Literal["hutchinson", "hutch++", "xtrace", "exact"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
 from flatminima.measures._over_margin import Normalise, check_options, with_margin
-from flatminima.statistic import Statistics
 from flatminima.statistics import FeedForward, OperatorNorms
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.statistic import Statistics
 from flatminima.estimate import Estimate
 from flatminima.measures._initial import flat_initial
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistic import Statistics
 from flatminima.statistics import Level, NoiseLevel, SampleCount, Weights
 
 _EPSILON = 1e-3  # Jiang et al.: noise of weights that are 0

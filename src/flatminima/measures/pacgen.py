@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from flatminima.bounds import uniform_sigma
+from flatminima.core.perturbation import OneCoordinate, Perturbation, Relative, TruncatedGaussian, Uniform
+from flatminima.core.statistic import Fold, Statistic, Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.perturbation import OneCoordinate, Perturbation, Relative, TruncatedGaussian, Uniform
-from flatminima.statistic import Fold, Statistic, Statistics
 from flatminima.statistics import (
     At,
     BatchGradientSquares,

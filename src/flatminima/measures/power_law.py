@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
-from flatminima.statistic import Statistics
 from flatminima.statistics import WeightSpectra, fit_power_law
 
 

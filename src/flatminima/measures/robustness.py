@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flatminima.core.statistic import Statistics
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistic import Statistics
 from flatminima.statistics import InputJacobian
 
 

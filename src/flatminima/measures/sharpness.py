@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from flatminima.bounds import bicriteria_kl
+from flatminima.core.perturbation import Gaussian, Perturbation, Relative, Uniform, describe
+from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.perturbation import Gaussian, Perturbation, Relative, Uniform, describe
-from flatminima.statistic import Statistics
 from flatminima.statistics import PerturbedLoss, SampleCount, Weights, WorstCaseLoss
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
 from flatminima.measures._over_margin import check_options, with_margin
-from flatminima.statistic import Statistics
 from flatminima.statistics import FeedForward, LinearLayer, OperatorNorms
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import at_least_one, measure, seed_of
-from flatminima.statistic import Statistics
 from flatminima.statistics import Curvature, SpectralDensity, Spectrum
 
 _POINTS = 201  # of the density's grid

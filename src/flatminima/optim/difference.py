@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.guard import differentiable
 from flatminima.errors import UsageError
-from flatminima.guard import differentiable
 
 Gradients = list[Tensor | None]
 Step = Literal["auto", "alpha"] | float

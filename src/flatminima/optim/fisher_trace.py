@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
 from flatminima.optim import ranks
 from flatminima.optim.difference import (
@@ -31,7 +32,6 @@ from flatminima.optim.difference import (
 )
 from flatminima.optim.running_statistics import couples_the_batch, kept
 from flatminima.optim.sub_batches import cut, join
-from flatminima.perturbation import generator
 
 
 @dataclass(frozen=True)

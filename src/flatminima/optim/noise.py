@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatminima.perturbation import mix
+from flatminima.core.perturbation import mix
 
 HALF_RANGE = 1 << 15
 

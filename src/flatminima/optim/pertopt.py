@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatminima.core.perturbation import mix
 from flatminima.errors import UsageError
 from flatminima.optim.curvature import Curvature
 from flatminima.optim.diagnostics import Census, Diagnostics, choose_eta, threshold, warn
 from flatminima.optim.noise import NoiseStream
 from flatminima.optim.schedule import Clock, log_anneal
 from flatminima.optim.wrapper import Wrapper
-from flatminima.perturbation import mix
 
 _LOOK_EVERY = 1024  # steps between two looks at the noise, after the first at 1, 2, 4, 8, ...
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flatminima.core.minimum import Minimum
 from flatminima.errors import UsageError
-from flatminima.minimum import Minimum
 from flatminima.ranking.controlled import Controlled, Point, controlled
 from flatminima.ranking.correlation import Correlation, kendall
 from flatminima.rounds import MeasureFunction, measure

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.core.perturbation import generator
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
-from flatminima.perturbation import generator
-from flatminima.statistic import Cost, Statistic
 from flatminima.statistics.worst_case import Worst, mean_loss
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 Norm = Literal["2", "inf"]
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flatminima.core.samples import leaves
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import Undefined, UsageError
-from flatminima.samples import leaves
-from flatminima.statistic import Cost, Statistic
 from flatminima.statistics.feedforward import FeedForward
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 _AGREE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative, between the chain written out and the network
 _AGREE_DEFAULT = 5e-2

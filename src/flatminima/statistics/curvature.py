@@ -17,13 +17,13 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.losses import Loss
 from flatminima.errors import NumericalError, Undefined, UsageError
-from flatminima.losses import Loss
 from flatminima.statistics.krylov import Space
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 Curvature = Literal["hessian", "gauss_newton"]
 
@@ -60,7 +60,7 @@ class Products:
         Undefined: no second derivative; for Gauss-Newton, a loss that is not convex in the output.
 
     Examples:
-        >>> from flatminima.minimum import Minimum
+        >>> from flatminima.core.minimum import Minimum
         >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
         >>> m = Minimum(torch.nn.Linear(2, 1, bias=False).double(), (x, y), "mse")
         >>> Products(m)(torch.tensor([1.0, 0.0])).tolist()
@@ -154,7 +154,7 @@ def curvature_operator(
     """`Products` as a symmetric LinearOperator (W, W) float64, for any of scipy's solvers.
 
     Examples:
-        >>> from flatminima.minimum import Minimum
+        >>> from flatminima.core.minimum import Minimum
         >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
         >>> m = Minimum(torch.nn.Linear(2, 1, bias=False).double(), (x, y), "mse")
         >>> (curvature_operator(m, curvature="gauss_newton") @ np.eye(2)).tolist()

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
-from flatminima.layers import LayerGradient, Unit, outer_squares
-from flatminima.statistic import Cost, Fold, Reads, Statistic
+from flatminima.core.batch import Batch
+from flatminima.core.layers import LayerGradient, Unit, outer_squares
+from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
 from flatminima.statistics.piecewise_linear import refuse_unless_piecewise_linear
 from flatminima.statistics.sketch import xdiag
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import Undefined, UsageError
-from flatminima.statistic import Cost, Statistic
 from flatminima.statistics.curvature import Curvature, check_curvature, products_of
 from flatminima.statistics.hessian import group_edges
 from flatminima.statistics.krylov import BASIS, PRODUCTS, extreme_eigenvalues
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 GROUPS = 20  # parts of the samples whose spread is the standard error
 _TYPICAL = 30  # products until the largest has converged, for the plan

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from flatminima.core.perturbation import Perturbation
+from flatminima.core.samples import TensorSamples, map_tensors
+from flatminima.core.statistic import Cost, Fold, Statistic
 from flatminima.errors import NumericalError, Undefined
-from flatminima.perturbation import Perturbation
-from flatminima.samples import TensorSamples, map_tensors
-from flatminima.statistic import Cost, Fold, Statistic
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class InFloat64(Statistic[T]):
     fold: Fold[Any, T]
 
     def compute(self, minimum: Minimum) -> T:
-        from flatminima.minimum import Minimum
+        from flatminima.core.minimum import Minimum
 
         limit = self.fold.limit(minimum)
         seed = self.fold.order_seed

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.statistic import Fold
 from flatminima.errors import Undefined
-from flatminima.statistic import Fold
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.statistic import Statistic
 from flatminima.errors import Undefined
-from flatminima.statistic import Statistic
 from flatminima.statistics.network_graph import FeedForwardNetwork
 from flatminima.statistics.path_algebra import PathAlgebra
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass(frozen=True)

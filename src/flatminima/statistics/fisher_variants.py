@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatminima import progress
-from flatminima.batch import Batch, logits
+from flatminima.core.batch import Batch, logits
+from flatminima.core.layers import LayerGradient
+from flatminima.core.samples import map_tensors
+from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import Undefined, UsageError
-from flatminima.layers import LayerGradient
-from flatminima.samples import map_tensors
-from flatminima.statistic import Cost, Fold, Reads, Statistic
 from flatminima.statistics.gram import Gram, GramMatrices
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class RescaledLogits(Statistic[T]):
             raise UsageError(f"got a logit norm of {self.norm!r}; it must be positive and finite")
 
     def compute(self, minimum: Minimum) -> T:
-        from flatminima.minimum import Minimum
+        from flatminima.core.minimum import Minimum
 
         with minimum.open():
             inner = Minimum(

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.layers import LayerGradient
+from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import DataError, Undefined
-from flatminima.layers import LayerGradient
-from flatminima.statistic import Cost, Fold, Reads
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass(frozen=True)

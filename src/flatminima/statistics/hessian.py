@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.perturbation import generator
+from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import Undefined, UsageError
-from flatminima.perturbation import generator
-from flatminima.statistic import Cost, Fold, Reads
 from flatminima.statistics.curvature import Curvature, Graph, check_curvature
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 _PRODUCT_COST = 2.0  # forward-backward passes of one product, its share of the graph included
 _EXACT_LIMIT = 3_000  # parameters up to which a product per coordinate is reasonable

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch, frozen
+from flatminima.core.batch import Batch, frozen
+from flatminima.core.perturbation import generator
+from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import Undefined
-from flatminima.perturbation import generator
-from flatminima.statistic import Cost, Fold, Reads
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 CLASSES = 64  # above, products need fewer passes than classes do, and no memory for C gradients of every input
 TOLERANCE = 1e-4  # of a Ritz value's residual, relative; the value's own error goes with its square

@@ -15,8 +15,8 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
-from flatminima.perturbation import generator
 
 Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
-from flatminima.statistic import Cost, Fold, Reads
+from flatminima.core.batch import Batch
+from flatminima.core.statistic import Cost, Fold, Reads
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass(frozen=True)

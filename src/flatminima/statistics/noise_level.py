@@ -17,13 +17,13 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.core.perturbation import generator
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import Undefined, UsageError
-from flatminima.perturbation import generator
-from flatminima.statistic import Cost, Statistic
 from flatminima.statistics.outputs import Outputs, OutputSummary, margins
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 Kind = Literal["random", "worst"]
 Rise = Literal["error", "loss"]

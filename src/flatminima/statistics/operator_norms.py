@@ -16,13 +16,13 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
+from flatminima.core.statistic import Statistic
 from flatminima.errors import Undefined
-from flatminima.statistic import Statistic
 from flatminima.statistics.feedforward import FeedForward
 from flatminima.statistics.network_graph import Convolution, FeedForwardNetwork, LinearLayer, Node
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 _RESIDUAL = 1e-4  # ||A^T A v - s^2 v|| / s^2 allowed; a singular value is then within half of it, measured 2e-7
 _DENSE = 64  # inputs up to which the operator is written out as a matrix

@@ -123,12 +123,12 @@ class PathAlgebra(TorchFunctionMode):
 
     def end(self, output: Any) -> None:
         """Let the graph end with the output."""
-        from flatminima.batch import logits
+        from flatminima.core.batch import logits
 
         self._noted(Node("same", (self._nodes[id(logits(output))],)))
 
     def total(self, output: Any) -> float:
-        from flatminima.batch import logits
+        from flatminima.core.batch import logits
 
         value = float(logits(output).sum())
         if not math.isfinite(value):

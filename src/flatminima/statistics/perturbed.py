@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.core.perturbation import Perturbation
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
-from flatminima.perturbation import Perturbation
-from flatminima.statistic import Cost, Statistic
 from flatminima.statistics.outputs import Outputs
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass(frozen=True)

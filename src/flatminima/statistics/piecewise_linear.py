@@ -16,7 +16,7 @@ from flatminima.errors import Undefined
 from flatminima.statistics.feedforward import FeedForward
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 def refuse_unless_piecewise_linear(minimum: Minimum) -> None:

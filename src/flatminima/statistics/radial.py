@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
-from flatminima.layers import LayerGradient
-from flatminima.statistic import Fold, Reads
+from flatminima.core.batch import Batch
+from flatminima.core.layers import LayerGradient
+from flatminima.core.statistic import Fold, Reads
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
-from flatminima.perturbation import generator
 from flatminima.statistics.krylov import as_product
 
 _FEWEST = 6  # products: two or three probes and their images, so that they have a spread

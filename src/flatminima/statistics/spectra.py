@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.statistic import Statistic
+from flatminima.core.statistic import Statistic
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass(frozen=True)

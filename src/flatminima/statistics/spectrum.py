@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistic import Cost, Statistic
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
 from flatminima.statistics.hessian import group_edges, rademacher
 from flatminima.statistics.krylov import lanczos
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 GROUPS = 20  # parts of the samples whose spread is the standard error
 Function = Callable[[Tensor], Tensor]

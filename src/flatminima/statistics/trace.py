@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.layers import LayerGradient
+from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import UsageError
-from flatminima.layers import LayerGradient
-from flatminima.statistic import Cost, Fold, Reads, Statistic
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
 from flatminima.statistics.hessian import group_edges
 from flatminima.statistics.piecewise_linear import refuse_unless_piecewise_linear
 from flatminima.statistics.sketch import hutch_pp, xtrace
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 Sketch = Literal["hutch++", "xtrace"]
 

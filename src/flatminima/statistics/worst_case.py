@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.core.minimum import refuse_overflow
+from flatminima.core.perturbation import Relative, generator
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
-from flatminima.minimum import refuse_overflow
-from flatminima.perturbation import Relative, generator
-from flatminima.statistic import Cost, Statistic
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 _ASCENT_RATE, _ASCENT_MOMENTUM, _ASCENT_BATCH = 0.01, 0.9, 64  # Neyshabur et al. 2017, sec. 2.2
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from flatminima import measures
+from flatminima.core.minimum import Minimum
 from flatminima.data.augment import Augmentation
-from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.ranking import kendall
 from flatminima.report.theme import MARKERS, PALETTE

@@ -9,8 +9,8 @@ from itertools import product
 from typing import Any
 
 from flatminima import measures
+from flatminima.core.minimum import Minimum
 from flatminima.data import augmentation
-from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies.images import images
 from flatminima.studies.resumable import train

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from flatminima import measures
-from flatminima.minimum import Minimum
+from flatminima.core.minimum import Minimum
 from flatminima.studies.plot import label, lines, plain_numbers
 from flatminima.studies.resumable import train
 from flatminima.studies.study import Result

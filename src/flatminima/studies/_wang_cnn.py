@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from flatminima.core.minimum import Minimum
 from flatminima.estimate import Estimate
 from flatminima.measures import pacgen
-from flatminima.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from flatminima import measures
-from flatminima.minimum import Minimum
+from flatminima.core.minimum import Minimum
 from flatminima.models import build
 from flatminima.report.theme import PALETTE
 from flatminima.statistics import Conditions

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flatminima import measures
-from flatminima.minimum import Minimum
+from flatminima.core.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels

@@ -16,7 +16,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flatminima.batch import Batch, frozen, logits
+from flatminima.core.batch import Batch, frozen, logits
+from flatminima.core.distributed import Ranks
+from flatminima.core.guard import differentiable, fingerprint, random_marks, same_randomness, untouched
+from flatminima.core.layers import COPIES, LayerGradient, Tape, Unit, units_of
+from flatminima.core.losses import Loss
+from flatminima.core.parameters import Parameters, unwrap
+from flatminima.core.perturbation import Perturbation
+from flatminima.core.samples import Inputs, Samples, as_samples, leaves, map_tensors
+from flatminima.core.statistic import Fold, Statistic
+from flatminima.core.sweep import rides, sweep
 from flatminima.errors import (
     DataError,
     FlatMinimaError,
@@ -26,15 +35,6 @@ from flatminima.errors import (
     Undefined,
     UsageError,
 )
-from flatminima.guard import differentiable, fingerprint, random_marks, same_randomness, untouched
-from flatminima.layers import COPIES, LayerGradient, Tape, Unit, units_of
-from flatminima.losses import Loss
-from flatminima.parameters import Parameters, unwrap
-from flatminima.perturbation import Perturbation
-from flatminima.ranks import Ranks
-from flatminima.samples import Inputs, Samples, as_samples, leaves, map_tensors
-from flatminima.statistic import Fold, Statistic
-from flatminima.sweep import rides, sweep
 
 T = TypeVar("T")
 

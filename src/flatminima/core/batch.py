@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flatminima.core.layers import LayerGradient, NoLayerRule, Tape
+from flatminima.core.samples import Inputs, leaves, map_tensors
+from flatminima.core.statistic import Reads
 from flatminima.errors import DataError, ModelError, NumericalError, Undefined
-from flatminima.layers import LayerGradient, NoLayerRule, Tape
-from flatminima.samples import Inputs, leaves, map_tensors
-from flatminima.statistic import Reads
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
+    from flatminima.core.minimum import Minimum
 
 Listener = Callable[[LayerGradient], None]
 Backward = Callable[[Tensor, list[Listener], bool], list[Tensor]]  # seed, who hears, keep the graph -> input gradients

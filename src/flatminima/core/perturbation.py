@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatminima.core.parameters import Parameters
 from flatminima.errors import UsageError
-from flatminima.parameters import Parameters
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.batch import Batch
+from flatminima.core.batch import Batch
+from flatminima.core.layers import LayerGradient
+from flatminima.core.statistic import Fold, Reads
 from flatminima.errors import Undefined
-from flatminima.layers import LayerGradient
-from flatminima.statistic import Fold, Reads
 
 if TYPE_CHECKING:
-    from flatminima.minimum import Minimum
-    from flatminima.ranks import Ranks
+    from flatminima.core.distributed import Ranks
+    from flatminima.core.minimum import Minimum
 
 
 @dataclass(frozen=True)

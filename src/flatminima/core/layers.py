@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.errors import Undefined
-from flatminima.layer_rules import (
+from flatminima.core.layer_rules import (
     Rule,
     convolution,
     convolution_rows,
@@ -27,7 +26,8 @@ from flatminima.layer_rules import (
     vmapped,
     weight_rows,
 )
-from flatminima.parameters import Parameters
+from flatminima.core.parameters import Parameters
+from flatminima.errors import Undefined
 
 COPIES = 2  # the most that a tape copies
 _ROW_BYTES = 64 << 20  # of per-sample gradients of a block of weight rows

@@ -17,9 +17,9 @@ from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
-    from flatminima.batch import Batch
-    from flatminima.layers import LayerGradient
-    from flatminima.minimum import Minimum
+    from flatminima.core.batch import Batch
+    from flatminima.core.layers import LayerGradient
+    from flatminima.core.minimum import Minimum
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
