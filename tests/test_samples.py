@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.utils.data import (
 
 from cases import Net
 from flatminima import Minimum
-from flatminima.core.samples import Samples, as_samples
+from flatminima.core.samples import Samples, _splitmix, as_samples, hash_bytes
 from flatminima.errors import DataError
 from flatminima.statistics import Outputs
 
@@ -151,6 +152,46 @@ def test_reading_does_not_move_the_random_state(form: str) -> None:
     minimum = Minimum(model, data)
     assert len(minimum[Outputs()].losses) == N and minimum.samples.fingerprint
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- copies of a sample ----------------------------------------------------------------------------------------------
+
+
+def _plain_order(samples: Samples, seed: int) -> Tensor:
+    """The order by content alone, as it was before copies had keys of their own."""
+    salt = np.uint64(hash_bytes(seed.to_bytes(8, "little", signed=True)))
+    return torch.from_numpy(np.argsort(_splitmix(samples.hashes ^ salt), kind="stable"))
+
+
+def test_distinct_samples_keep_their_order() -> None:
+    """Committed numbers rest on it: the key of a first occurrence is the hash itself."""
+    samples = as_samples((X, Y))
+    assert np.array_equal(samples.keys, samples.hashes)
+    for seed in (0, 7, -2):
+        assert torch.equal(samples.order(seed), _plain_order(samples, seed))
+
+
+def test_copies_are_samples_of_their_own() -> None:
+    """Any order of data that repeats: the same fingerprint, keys and sequence of contents; no two keys are equal."""
+    repeats = torch.tensor([0, 0, 1, 5, 5, 5, 5, 2, 10])
+    mixed = repeats[torch.randperm(len(repeats), generator=torch.Generator().manual_seed(4))]
+    one, two = as_samples((X[repeats], Y[repeats])), as_samples((X[mixed], Y[mixed]))
+    assert len(set(one.keys.tolist())) == len(repeats) and len(set(one.hashes.tolist())) == 5
+    assert one.fingerprint == two.fingerprint and sorted(one.keys) == sorted(two.keys)
+    for seed in range(5):
+        assert torch.equal(repeats[one.order(seed)], mixed[two.order(seed)])
+
+
+def test_copies_fall_where_chance_puts_them() -> None:
+    """50 samples, each 10 times: a draw of 100 holds the number of distinct ones that a fair draw holds.
+
+    By content alone a draw would be ten whole clusters. The expectation is 50 (1 - C(490, 100) / C(500, 100)).
+    """
+    samples = as_samples((torch.arange(50.0).repeat(10)[:, None], torch.zeros(500, dtype=torch.int64)))
+    found = [len(set((samples.order(seed)[:100] % 50).tolist())) for seed in range(200)]
+    missing = math.prod((400 - i) / (500 - i) for i in range(10))
+    error = float(np.std(found)) / math.sqrt(len(found))
+    assert abs(float(np.mean(found)) - 50 * (1 - missing)) < 4 * error
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

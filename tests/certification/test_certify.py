@@ -110,10 +110,24 @@ def test_the_division_is_by_content() -> None:
     one = divide(as_samples((x, y)), 0.5, 3)
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     two = divide(as_samples((x[order], y[order])), 0.5, 3)
-    assert {tuple(r) for r in x[one.prior].tolist()} == {tuple(r) for r in x[order][two.prior].tolist()}
-    assert not {tuple(r) for r in x[one.prior].tolist()} & {tuple(r) for r in x[one.bound].tolist()}
+    assert sorted(x[one.prior].tolist()) == sorted(x[order][two.prior].tolist())
     assert not torch.equal(one.prior, divide(as_samples((x, y)), 0.5, 4).prior)
-    assert len(one.prior) + len(one.bound) == 100
+    assert len(one.prior) == len(one.bound) == 50
+
+
+def test_copies_are_divided_as_chance_divides_them() -> None:
+    """200 pairs of copies, 20 seeds: one on each side as often as in a fair draw, n / (2n - 1) of the pairs.
+
+    Copies kept together make the bound's samples depend on the prior's: certificates below the Bayes error.
+    """
+    x, y = torch.arange(200.0).repeat(2)[:, None], torch.zeros(400, dtype=torch.int64)
+    samples = as_samples((x, y))
+    torn = []
+    for seed in range(20):
+        division = divide(samples, 0.5, seed)
+        torn.append(int(torch.isin(division.prior % 200, division.bound % 200).sum()))
+    mean, right = sum(torn) / 20, 200 * 200 / 399
+    assert abs(mean - right) < 4 * math.sqrt(50 / 20), mean
 
 
 def test_the_model_is_not_changed() -> None:

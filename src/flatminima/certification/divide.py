@@ -1,7 +1,8 @@
 """Samples divided into the prior's and the bound's, by their contents.
 
-A keyed hash of each sample decides, so the division survives shuffling, needs no list of indices to be repeated, and
-copies of a sample are never on both sides. The key is a seed, which must not be chosen by its result.
+A keyed hash of each sample decides, so the division survives shuffling and needs no list of indices to be repeated.
+Copies of a sample are different samples, each divided by a hash of its own: kept together, the bound's samples would
+be no independent draw given the prior's. The key is a seed, which must not be chosen by its result.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DUPLICATES = 0.01  # share of samples that two real data sets may have in common
 
 @dataclass(frozen=True)
 class Division:
-    """Indices of the prior's samples and of the bound's, disjoint in content."""
+    """Indices of the prior's samples and of the bound's, disjoint."""
 
     prior: Tensor
     bound: Tensor
@@ -35,7 +36,7 @@ def divide(samples: Samples, fraction: float, seed: int) -> Division:
         seed: key of the hash.
 
     Returns:
-        Division; round(fraction n) samples for the prior, or a few more where copies would be torn apart.
+        Division; round(fraction n) samples for the prior.
 
     Raises:
         UsageError: fraction outside [0, 1). DataError: fewer than 8 samples left for the bound.
@@ -43,10 +44,7 @@ def divide(samples: Samples, fraction: float, seed: int) -> Division:
     if not 0 <= fraction < 1:
         raise UsageError(f"got prior_fraction={fraction!r}; expected a share in [0, 1), 0 for a data-free prior")
     order = samples.order(seed)
-    hashes = samples.hashes[order.numpy()]
     cut = round(fraction * len(order))
-    while 0 < cut < len(order) and hashes[cut] == hashes[cut - 1]:
-        cut += 1
     if len(order) - cut < FEWEST:
         raise DataError(
             f"{len(order) - cut} of {len(order)} samples are left for the bound, which needs at least {FEWEST}: "

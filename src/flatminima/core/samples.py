@@ -1,8 +1,9 @@
 """`Samples`: training data with random access, whatever it came as, in an order that does not depend on its order.
 
-Each sample has a content hash. The random order of a seed sorts by (hash, seed), so subsets, and therefore every
-sampled measure, stay the same when the data arrives shuffled or in other batches; and the sorted hashes identify the
-data set in the report.
+Each sample has a content hash, and a key made of it and of the number of equal samples before it. The random order of a
+seed sorts by (key, seed), so subsets, and therefore every sampled measure, stay the same when the data arrives shuffled
+or in other batches. Copies of a sample have keys of their own: by content alone they would be neighbours in every
+order, and a subset a draw of clusters. The sorted hashes identify the data set in the report.
 """
 
 from __future__ import annotations
@@ -50,11 +51,19 @@ class Samples(ABC):
         """Hash of the data set as a set: the same for any order."""
         return hashlib.blake2b(np.sort(self.hashes).tobytes(), digest_size=8).hexdigest()
 
+    @cached_property
+    def keys(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """hash(content, number of equal samples before it), (n,): the content hash for a first occurrence.
+
+        Copies are interchangeable, so the keys as a set depend on the contents alone, whatever the order of the data.
+        """
+        repeats = _earlier_copies(self.hashes)
+        return np.where(repeats == 0, self.hashes, _splitmix(self.hashes ^ _splitmix(repeats)))
+
     def order(self, seed: int) -> Tensor:
-        """A random permutation (n,) made from the samples' contents and the seed."""
+        """A random permutation (n,) made from the samples' keys and the seed: any part of it is a fair draw."""
         salt = np.uint64(hash_bytes(seed.to_bytes(8, "little", signed=True)))
-        keys = _splitmix(self.hashes ^ salt)
-        return torch.from_numpy(np.argsort(keys, kind="stable"))
+        return torch.from_numpy(np.argsort(_splitmix(self.keys ^ salt), kind="stable"))
 
 
 class TensorSamples(Samples):
@@ -252,6 +261,18 @@ def _bytes(tensor: Tensor) -> np.ndarray[Any, Any]:
     t = tensor.detach().cpu()
     t = (t.float() if t.is_floating_point() else t).contiguous()  # float64 copies of float32 data hash alike
     return t.view(len(t), -1).view(torch.uint8).numpy() if t.dim() > 1 else t.view(-1, 1).view(torch.uint8).numpy()
+
+
+def _earlier_copies(hashes: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """How many entries before each one are equal to it, (n,)."""
+    by_content = np.argsort(hashes, kind="stable")
+    ordered = hashes[by_content]
+    places = np.arange(len(hashes))
+    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    run = places - np.maximum.accumulate(np.where(first, places, 0))
+    earlier = np.empty(len(hashes), dtype=np.uint64)
+    earlier[by_content] = run
+    return earlier
 
 
 def _splitmix(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
