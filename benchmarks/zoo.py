@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from flatminima import Minimum, budgets, catalog, measure
 from flatminima.data import load_tensors
-from flatminima.table import write_whole
+from flatminima.io import write_whole
 from flatminima.training import TrainConfig, evaluate, train
 
 SAMPLES, TEST = 500, 5_000

@@ -11,7 +11,7 @@ ROOT = Path(flatminima.__file__).parent
 
 # From the ground up. A module may import its own row's packages only where the row says so, and every row below it.
 LAYERS = [
-    ("errors", "progress", "distributed", "claim"),
+    ("errors", "progress", "distributed", "io"),
     ("estimate", "parameters", "samples", "losses", "guard", "catalog"),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layers",),
@@ -144,7 +144,7 @@ def test_bounds_are_numbers_in_numbers_out():
         assert not top & HEAVY, path.name
 
 
-@pytest.mark.parametrize("name", ["__init__", "catalog", "errors", "estimate", "progress", "table"])
+@pytest.mark.parametrize("name", ["__init__", "catalog", "errors", "estimate", "progress", "table", "io"])
 def test_light_modules_import_nothing_heavy_when_they_are_imported(name):
     top = {n.split(".")[0] for n in imported((ROOT / f"{name}.py").read_text(), nested=False)}
     assert not top & (HEAVY | {"numpy", "scipy", "rich"})

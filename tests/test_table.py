@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from flatminima import Estimate, MeasureTable
-from flatminima.errors import UsageError
-from flatminima.table import write_whole
+from flatminima.errors import UsageError, WriteFailed
+from flatminima.io import write_whole
 
 LONG = "the margin is not positive (-0.751 at 5%): the capacity is infinite, and so on at some length " * 2
 
@@ -121,7 +121,7 @@ def test_a_rename_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(UsageError, match=r"cannot write .*Permission denied"):
+    with pytest.raises(WriteFailed, match=r"cannot write .*Permission denied"):
         make().to_json(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

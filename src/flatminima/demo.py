@@ -18,9 +18,7 @@ its own, named by the hash of its configuration and written whole, so an interru
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,18 +29,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import flatminima
 from flatminima import budgets, catalog, progress
 from flatminima.certification import Certificate, Union, certify_gaussian, gibbs_error
-from flatminima.claim import claimed
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import Parameters
 from flatminima.data import corrupt_labels, load_tensors
 from flatminima.errors import FlatMinimaError
+from flatminima.io import claimed, make_folder, run_key, versions, write_whole
 from flatminima.models import build
 from flatminima.ranking import rank
 from flatminima.rounds import measure
-from flatminima.table import MeasureTable, write_whole
+from flatminima.table import MeasureTable
 from flatminima.training import TrainConfig, evaluate, train
 
 SCHEMA = 1
@@ -107,7 +104,7 @@ def run_demo(output: str | Path, *, seed: int = 0, quick: bool = False, fresh: b
     """
     threads = torch.get_num_threads()
     with claimed(Path(output)) as folder:
-        (folder / "networks").mkdir(exist_ok=True)
+        make_folder(folder / "networks")
         torch.set_num_threads(1)  # faster for networks this small, and the same numbers on every machine's core count
         try:
             return _run(folder, seed, quick, fresh)
@@ -140,7 +137,7 @@ def _run(folder: Path, seed: int, quick: bool, fresh: bool) -> dict[str, Any]:
         "ranking": ranking.to_dict(),
         "best": networks[best]["name"],
         "certificate": certificate.to_dict() | errors | {"recipe": networks[best]["name"]},
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": time.perf_counter() - started,
     }
     write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
@@ -152,8 +149,7 @@ def _network(
 ) -> dict[str, Any]:
     """Train and measure one network, or read what an earlier run found."""
     identity = {"recipe": asdict(recipe), "quick": quick, "widths": WIDTHS, "measures": MEASURES}
-    text = json.dumps(identity | _versions(), sort_keys=True)
-    path = folder / "networks" / f"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+    path = folder / "networks" / f"{run_key(identity | versions())}.json"
     found = None if fresh else _read(path)
     if found is not None:
         return found
@@ -252,11 +248,3 @@ def _certify(
     on_test = Minimum(model, test)
     gibbs, _ = gibbs_error(on_test, certificate.sigma, 200, 64, recipe.seed + 2)
     return certificate, {"test_error": evaluate(model, *test).error, "gibbs_test_error": gibbs}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "flatminima": flatminima.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }

@@ -8,6 +8,7 @@ FlatMinimaError
 │   ├── CheckpointError   a file that does not hold the weights it should
 │   ├── FolderInUse       another process is writing there
 │   └── MissingExtra      an optional dependency that is not installed
+├── WriteFailed           a file that the system would not write: disk full, no permission
 ├── NumericalError        NaN or Inf where a number was due
 ├── StaleMinimum          the weights changed under a Minimum's feet
 └── Undefined             a statistic has no meaning for this network; measures turn it into an Estimate
@@ -41,6 +42,10 @@ class CheckpointError(UsageError):
 
 class FolderInUse(UsageError):
     """A folder that another process is writing to."""
+
+
+class WriteFailed(FlatMinimaError):
+    """A file that the system would not write, for want of space or permission (exit code 1)."""
 
 
 class UnknownName(UsageError):

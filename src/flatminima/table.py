@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
+from flatminima.io import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +111,7 @@ class MeasureTable(Mapping[str, Estimate]):
             Strict JSON (no NaN): an undefined measure has a null value and its reason.
 
         Raises:
-            UsageError: the path cannot be written.
+            UsageError, WriteFailed: the path cannot be written.
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         if path is not None:
@@ -162,31 +161,3 @@ def render(table: MeasureTable, console: Any) -> None:
     )
     for line in (cost, *(f"- {note}" for note in table.notes)):
         console.print(Text(line))
-
-
-def write_whole(path: str | os.PathLike[str], content: str | bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write to a temporary name, flush, rename: a reader sees all of it or nothing.
-
-    Args:
-        path: of the file. content: text, bytes, or a function that writes to an open file.
-
-    Raises:
-        UsageError: the folder cannot be written, or is full.
-    """
-    target = Path(path)
-    temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except (OSError, RuntimeError) as error:  # torch.save turns the one into the other
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise UsageError(f"cannot write {target}: {reason}; choose another folder") from None
-    finally:
-        with contextlib.suppress(OSError):  # after the rename there is nothing left to remove
-            temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from flatminima import progress
-from flatminima.claim import claimed
+from flatminima.io import claimed
 from flatminima.models import build
 from flatminima.studies import STUDIES, Study, reproduce, resumable
 from flatminima.studies.engines import Work, attempt

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from flatminima.errors import CheckpointError
+from flatminima.errors import CheckpointError, WriteFailed
 from flatminima.models import build
 from flatminima.training import load_checkpoint, read_weights, save_checkpoint, write_weights
 
@@ -283,7 +283,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(WriteFailed, match="No space left on device"):
         save_checkpoint(model(1), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     with pytest.raises(CheckpointError, match="No such file"):

@@ -17,11 +17,10 @@ from flatminima.certification.gaussian import Union
 from flatminima.certification.learned import learn
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
-from flatminima.claim import claimed
 from flatminima.core.minimum import Minimum
 from flatminima.core.samples import as_samples
 from flatminima.errors import UsageError
-from flatminima.table import write_whole
+from flatminima.io import claimed, write_whole
 
 PLAN = "recipe.json"
 

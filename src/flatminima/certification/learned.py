@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from flatminima.certification.stochastic import GibbsRisk, Prior, StochasticNetw
 from flatminima.core.guard import same_randomness
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import UsageError
+from flatminima.io import run_key
 from flatminima.training import evaluate
 
 GRID_SCALE, GRID_PRECISION = 1e6, 100.0  # variances 1e6 e^(-j/100) of a prior whose sigma is chosen on the samples
@@ -216,7 +216,7 @@ class _Run:
         }
 
     def _checkpoint(self, name: str, *made: Any) -> Checkpoint:
-        return Checkpoint(self.folder and self.folder / name, _key(*made))
+        return Checkpoint(self.folder and self.folder / name, run_key(made))
 
 
 def split_delta(delta: float, delta_mc: float | None) -> tuple[float, float]:
@@ -325,10 +325,6 @@ def _augmentation(name: str) -> Any:
     from flatminima.data.augment import random_shift
 
     return partial(random_shift, pixels=int(name.removeprefix("shift")))
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _checksum(model: nn.Module) -> str:

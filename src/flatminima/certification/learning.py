@@ -18,7 +18,7 @@ from flatminima.certification.objective import objective as objective_of
 from flatminima.certification.stochastic import Prior, StochasticNetwork
 from flatminima.core.perturbation import generator, mix
 from flatminima.errors import NumericalError, UsageError
-from flatminima.table import write_whole
+from flatminima.io import write_whole
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
 

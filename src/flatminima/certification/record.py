@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import flatminima
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.divide import divide
 from flatminima.certification.head import Head
@@ -25,7 +23,7 @@ from flatminima.certification.stochastic import Prior, StochasticNetwork, gibbs_
 from flatminima.core.guard import same_randomness
 from flatminima.core.samples import as_samples
 from flatminima.errors import CheckpointError, UsageError
-from flatminima.table import write_whole
+from flatminima.io import versions, write_whole
 from flatminima.training import read_weights, write_weights
 
 SCHEMA = 1
@@ -77,11 +75,6 @@ def save(certified: Certified, folder: Path, source: Mapping[str, Any] | None = 
     path = folder / CERTIFICATE
     write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return path
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers may depend on."""
-    return {"flatminima": flatminima.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def read_document(path: Path) -> dict[str, Any]:

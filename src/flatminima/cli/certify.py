@@ -137,10 +137,10 @@ def _show(found: Certificate, source: Source, output: Path | None, as_json: bool
     if output is None:
         say("\nNext: the same with --output FOLDER keeps the certificate, its weights and a plot")
         return
-    from flatminima.table import write_whole
+    from flatminima.io import make_folder, write_whole
 
     record, _, plot = (output / name for name in _WRITES)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     if "recipe" not in found.details:  # certify itself has written the others
         write_whole(record, json.dumps(document | {"kind": "certificate"}, indent=1, allow_nan=False) + "\n")
     _draw(found, plot)
@@ -233,9 +233,9 @@ def _text(c: Certificate) -> str:
 
 
 def _draw(c: Certificate, path: Path) -> None:
+    from flatminima.io import write_whole
     from flatminima.report.plots import certificate_terms
     from flatminima.report.theme import standalone
-    from flatminima.table import write_whole
 
     trained = c.details.get("prior_samples") != 0  # an untrained prior's hold-out bound says nothing
     beside = {"hold-out bound": c.holdout_bound if trained else None, "errors seen": c.empirical_risk}

@@ -152,12 +152,9 @@ def _words(planned: dict[str, Any]) -> str:
 
 
 def _save(found: Landscape, document: dict[str, Any], output: Path) -> list[Path]:
+    from flatminima.io import claimed, write_whole
     from flatminima.landscape import write
-    from flatminima.table import write_whole
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
-    write_whole(output / FILES[0], json.dumps(document, indent=1, allow_nan=False) + "\n")
-    return [output / FILES[0], *write(found, output)]
+    with claimed(output):
+        write_whole(output / FILES[0], json.dumps(document, indent=1, allow_nan=False) + "\n")
+        return [output / FILES[0], *write(found, output)]

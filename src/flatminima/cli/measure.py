@@ -363,34 +363,25 @@ def _audit(minimum: Minimum, wanted: list[MeasureFunction]) -> Audit | None:
 
 def _machine(minimum: Minimum) -> dict[str, Any]:
     """Where it was measured."""
-    import platform
-
     import torch
 
-    import flatminima
+    from flatminima.io import versions
 
     return {
         "device": str(minimum.device),
         "threads": torch.get_num_threads(),
-        "versions": {
-            "flatminima": flatminima.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 
 def _save(document: dict[str, Any], pictures: dict[str, Landscape], output: Path) -> None:
+    from flatminima.io import claimed, write_whole
     from flatminima.report import write_measures
-    from flatminima.table import write_whole
 
     numbers, page = (output / name for name in _WRITES)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
-    write_whole(numbers, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    explain.write(pictures, output)
-    write_measures(document, page)
+    with claimed(output):
+        write_whole(numbers, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        explain.write(pictures, output)
+        write_measures(document, page)
     say(f"\nReport:  {page}\nNumbers: {numbers}")
     say("Next:    flatminima list says what each measure is; measure another checkpoint to compare")

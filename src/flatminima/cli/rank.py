@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -92,7 +91,7 @@ def rank(
     if scores is not None:
         document["measures"] = scores.to_dict()
     if output is not None:
-        from flatminima.table import write_whole
+        from flatminima.io import write_whole
 
         write_whole(output / _RESULT, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if as_json:
@@ -205,15 +204,11 @@ def _one(
 def _key(request: Request, checkpoint: Path, test_split: str | None) -> str:
     """Of the weights' bytes and of everything asked for."""
     import flatminima
+    from flatminima.io import run_key
 
-    digest = hashlib.blake2b(digest_size=12)
-    with open(checkpoint, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     options = {name: budgets.options(request.budget, name) for name in request.names}
     asked = [request.document(), options, test_split, flatminima.__version__]
-    digest.update(json.dumps(asked, sort_keys=True).encode())
-    return digest.hexdigest()
+    return run_key(asked, digest_size=12, content=checkpoint)
 
 
 def _read(path: Path) -> tuple[MeasureTable, tuple[float, float] | None] | None:
@@ -229,9 +224,9 @@ def _read(path: Path) -> tuple[MeasureTable, tuple[float, float] | None] | None:
 
 
 def _keep(path: Path, found: tuple[MeasureTable, tuple[float, float] | None]) -> None:
-    from flatminima.table import write_whole
+    from flatminima.io import make_folder, write_whole
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, json.dumps({"table": found[0].to_dict(), "errors": found[1]}, indent=1, allow_nan=False) + "\n")
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatminima.claim import claimed
 from flatminima.cli import factory
 from flatminima.cli.device import usable
 from flatminima.cli.options import (
@@ -40,6 +39,7 @@ from flatminima.cli.options import (
 )
 from flatminima.cli.terminal import animated, bars, clock, say
 from flatminima.errors import CheckpointError, DataError, MissingExtra, UnknownName, UsageError
+from flatminima.io import claimed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -194,7 +194,7 @@ def _train(
     """Train, save, and say what came out."""
     import torch
 
-    from flatminima.table import write_whole
+    from flatminima.io import write_whole
     from flatminima.training import save_checkpoint
     from flatminima.training.loop import Training
     from flatminima.training.session import Session

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flatminima.io import write_whole
 from flatminima.landscape.surface import Landscape
 from flatminima.report.theme import GREY, PALETTE, WIDTH, standalone, style, svg
-from flatminima.table import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from flatminima.io import write_whole
 from flatminima.report import plots
 from flatminima.report.sections import heat_map, pictures
 from flatminima.report.theme import GLYPHS, PALETTE
-from flatminima.table import write_whole
 
 
 def write_report(results: dict[str, Any], path: str | Path) -> None:

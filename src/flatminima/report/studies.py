@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flatminima.io import write_whole
 from flatminima.report.page import render
-from flatminima.table import write_whole
 
 
 def write_studies(documents: Sequence[dict[str, Any]], folder: Path, command: str = "") -> Path:

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from flatminima.claim import claimed
-from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError
+from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError, WriteFailed
+from flatminima.io import claimed
 from flatminima.studies import resumable
 from flatminima.studies.images import on
 from flatminima.studies.shelf import Run, read, succeeded, under_way
@@ -33,7 +33,7 @@ from flatminima.studies.study import Config, Result, Sources, Study
 
 ENGINES = ("local", "ray")
 _TRIES = 3  # of a run whose worker dies
-_PASSING = (MemoryError, OSError, torch.OutOfMemoryError)  # failures that another try may not meet
+_PASSING = (MemoryError, OSError, WriteFailed, torch.OutOfMemoryError)  # failures that another try may not meet
 _LOOK = 2.0  # seconds from one look at other processes' work to the next
 
 Told = Callable[[], None]

@@ -9,13 +9,13 @@ from typing import Any
 
 from flatminima import progress
 from flatminima.errors import UsageError
+from flatminima.io import versions, write_whole
 from flatminima.report.theme import style
 from flatminima.studies.engines import Work, execute
 from flatminima.studies.images import find
 from flatminima.studies.resumable import share
-from flatminima.studies.shelf import Shelf, read, succeeded, under_way, versions
+from flatminima.studies.shelf import Shelf, read, succeeded, under_way
 from flatminima.studies.study import Result, Study
-from flatminima.table import write_whole
 
 SCHEMA = 1
 _PIXELS = 90  # an inch of figure.png
@@ -152,7 +152,8 @@ def _draw(study: Study, results: list[Result], folder: Path) -> None:
     with style(study.id):
         figure = study.figure(results)
         for kind in ("png", "svg"):
-            save = partial(figure.savefig, format=kind, dpi=_PIXELS, facecolor="white")
+            undated: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal runs, equal bytes
+            save = partial(figure.savefig, format=kind, dpi=_PIXELS, facecolor="white", **undated)
             write_whole(folder / f"figure.{kind}", save)
     if study.extra is not None:
         study.extra(results, folder)

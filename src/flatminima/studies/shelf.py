@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import flatminima
-from flatminima.errors import UsageError
+from flatminima.io import make_folder, run_key, versions, write_whole
 from flatminima.studies.study import Config, Study
-from flatminima.table import write_whole
 
 UNDER_WAY = ".part"
 Run = dict[str, Any]  # config, result or error, seconds
@@ -41,18 +35,15 @@ class Shelf:
         """Make the folders.
 
         Raises:
-            UsageError: they cannot be written.
+            UsageError, WriteFailed: they cannot be written.
         """
         for needed in (self.folder, self.output / self.study.id):
-            try:
-                needed.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"cannot write to {needed}: {error.strerror}; choose another folder") from None
+            make_folder(needed)
 
     def file(self, config: Config) -> Path:
         """Named by the hash of the study, the configuration and the versions that compute it."""
-        text = json.dumps({"study": self._name, "config": config, "versions": versions()}, sort_keys=True)
-        return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+        key = run_key({"study": self._name, "config": config, "versions": versions()})
+        return self.folder / f"{key}.json"
 
     def put(self, config: Config, run: Run) -> None:
         """Write a run down; if it has a result, clear away what it kept while it was under way."""
@@ -97,12 +88,3 @@ def succeeded(run: Run | None) -> bool:
 def under_way(file: Path) -> Path:
     """The folder of a run while it is computed."""
     return file.with_suffix(UNDER_WAY)
-
-
-def versions() -> dict[str, str]:
-    """What results may depend on beside the configuration."""
-    return {
-        "flatminima": flatminima.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from flatminima.bounds import uniform_perturbation
+from flatminima.io import write_whole
 from flatminima.report.theme import PALETTE
 from flatminima.studies.study import Config, Result, Sources, Study, is_first
 from flatminima.studies.verdict import Verdict, compare
-from flatminima.table import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flatminima.errors import CheckpointError, UsageError
-from flatminima.table import write_whole
+from flatminima.io import append_line, cannot_write, make_folder, write_whole
 from flatminima.training.loop import History, Training
 
 CONFIGURATION, STATE, METRICS = "run.json", "state.pt", "metrics.jsonl"
@@ -44,12 +44,12 @@ class Session:
         self.rows: list[Row] = []
         self._saved = time.monotonic()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             if fresh:
                 for name in (STATE, METRICS, CONFIGURATION):
                     (folder / name).unlink(missing_ok=True)
         except OSError as error:
-            raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
+            raise cannot_write(folder, error, to="to ") from None
         self._claim(dict(configuration))
 
     def run(
@@ -123,12 +123,7 @@ class Session:
 
     def _append(self, row: Row) -> None:
         self.rows.append(row)
-        metrics = self.folder / METRICS
-        try:
-            with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise UsageError(f"cannot write {metrics}: {error.strerror}; choose another --output") from None
+        append_line(self.folder / METRICS, json.dumps(row))
 
     def _save(self, training: Training) -> None:
         _sync(self.folder / METRICS)

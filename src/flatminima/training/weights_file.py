@@ -7,7 +7,7 @@ right name.
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import pickle
 import re
@@ -20,10 +20,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from flatminima.errors import CheckpointError
+from flatminima.errors import CheckpointError, UsageError
+from flatminima.io import write_whole
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 _HEAD_BYTES = 512
+_ALIGNED = 8  # bytes: where the tensors of a safetensors file begin
 _SAFETENSORS_HEADER = slice(8, 9)  # after the header's length comes its opening brace
 
 
@@ -62,34 +64,25 @@ def write_weights(
         metadata: strings kept in the file's header.
 
     Raises:
-        CheckpointError: the file cannot be written; nothing of it is left.
+        CheckpointError, WriteFailed: the file cannot be written; nothing of it is left.
     """
     file = Path(path).expanduser()
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = safetensors.torch.save(plain, {"format": "pt", **(metadata or {})})
-    temporary = file.with_name(f"{file.name}.tmp.{os.getpid()}")
     try:
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, file)
-        _sync_folder(file.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write weights to {file}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_whole(file, _in_order(content))
+    except UsageError as error:
+        raise CheckpointError(str(error)) from None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a crash, where the system lets a folder be opened."""
-    with contextlib.suppress(PermissionError):  # Windows
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _in_order(content: bytes) -> bytes:
+    """The same file with the entries of its header's metadata sorted: safetensors writes them in a random order."""
+    start = _SAFETENSORS_HEADER.start + int.from_bytes(content[: _SAFETENSORS_HEADER.start], "little")
+    header = json.loads(content[_SAFETENSORS_HEADER.start : start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return len(text).to_bytes(_SAFETENSORS_HEADER.start, "little") + text + content[start:]
 
 
 def _refuse_other_files(file: Path, head: bytes) -> None:
