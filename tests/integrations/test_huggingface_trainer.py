@@ -159,3 +159,70 @@ def test_what_cannot_work_is_refused(tmp_path):
     with pytest.raises(UsageError, match="got sub_batches=0"):
         arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
         FlatMinimaTrainer(bert(), arguments, method="fisher_trace", options={"sub_batches": 0})
+
+
+def language_model():
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_layer=1, n_head=2, n_embd=16, vocab_size=20, n_positions=LENGTH, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        )
+    )
+
+
+def padded():
+    """Texts whose unmasked labels are few or many; two of them have none at all."""
+    rows = []
+    for i, row in enumerate(data()):
+        labels = row["input_ids"].clone()
+        labels[1 if i in (2, 3) else 2 + (5 * i) % 5 :] = -100
+        rows.append({"input_ids": row["input_ids"], "labels": labels})
+    return rows
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("beta", [0.0, 1e-13])
+@pytest.mark.filterwarnings("error::UserWarning:flatminima")
+def test_fisher_trace_counts_the_items_that_the_trainer_counts(tmp_path, accumulate, beta):
+    """With no penalty to speak of it is the plain Trainer; with a mean of micro-batches' means it was 28 % off."""
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=accumulate, max_steps=2,
+        learning_rate=0.1, optim="sgd", save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, seed=1,
+        logging_strategy="no",
+    )  # fmt: skip
+    plain = transformers.Trainer(language_model(), arguments, train_dataset=padded())
+    before = torch.cat([p.detach().reshape(-1).clone() for p in plain.model.parameters()])
+    options = {"beta": beta, "sub_batches": 4}
+    ours = FlatMinimaTrainer(
+        language_model(), arguments, train_dataset=padded(), method="fisher_trace", options=options
+    )
+    plain_loss, our_loss = plain.train().training_loss, ours.train().training_loss
+    a, b = (torch.cat([p.detach().reshape(-1) for p in t.model.parameters()]) for t in (ours, plain))
+    assert float((a - b).norm() / (b - before).norm()) < 1e-4
+    assert our_loss == pytest.approx(plain_loss, rel=1e-5)
+
+
+def test_a_model_that_averages_over_its_own_labels(tmp_path):
+    """Token classification takes no count of items: its mean over unmasked labels is weighted all the same."""
+    config = bert().config
+    torch.manual_seed(0)
+    start = transformers.BertForTokenClassification(config).state_dict()
+    rows = [row | {"labels": row["labels"].clamp(max=2)} for row in padded()]
+    found = []
+    for method in (None, "fisher_trace"):
+        model = transformers.BertForTokenClassification(config)
+        model.load_state_dict(start)
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=8, max_steps=2, learning_rate=0.1, optim="sgd",
+            save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, seed=1, logging_strategy="no",
+        )  # fmt: skip
+        options = {"beta": 1e-13, "sub_batches": 4}
+        trained = (
+            transformers.Trainer(model, arguments, train_dataset=rows)
+            if method is None
+            else FlatMinimaTrainer(model, arguments, train_dataset=rows, method=method, options=options)
+        )
+        trained.train()
+        found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    before = torch.cat([start[name].reshape(-1) for name, _ in model.named_parameters()])
+    assert float((found[0] - found[1]).norm() / (found[0] - before).norm()) < 1e-4

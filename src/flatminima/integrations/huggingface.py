@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flatminima.errors import MissingExtra, UnknownName, UsageError
 from flatminima.optim import SAM, FisherTrace, PertOPT
+from flatminima.optim.sub_batches import size
 
 try:
     from transformers import Trainer
@@ -23,6 +24,7 @@ except ImportError:
 __all__ = ["FlatMinimaTrainer"]
 
 _METHODS = ("fisher_trace", "pertopt", "sam")
+_MASKED = -100  # the label that cross-entropy ignores
 
 
 class FlatMinimaTrainer(Trainer):
@@ -30,7 +32,8 @@ class FlatMinimaTrainer(Trainer):
 
     The optimizer is the one that the arguments ask for, or that `optimizers=` gives, wrapped. PertOPT's epoch is the
     Trainer's, from 1. Under gradient accumulation PertOPT keeps one perturbation a step, SAM repeats the micro-batches
-    of a step at w + e, and FisherTrace cuts each micro-batch, whose loss it takes as the mean over its own items.
+    of a step at w + e, and FisherTrace cuts each micro-batch. Where the Trainer counts a step's items (unmasked
+    labels), micro-batches and their parts weigh what they have of them.
 
     Args:
         args, kwargs: of `Trainer`.
@@ -84,7 +87,7 @@ class FlatMinimaTrainer(Trainer):
         """One micro-batch: its gradient where the method wants it."""
         wrapper = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate has wrapped it
         if self.method == "fisher_trace":
-            return self._fisher_step(model, inputs)
+            return self._fisher_step(model, inputs, num_items_in_batch)
         if isinstance(wrapper, PertOPT):
             wrapper.epoch = 1.0 + int(self.state.epoch or 0.0)
             with wrapper.perturbed():
@@ -102,14 +105,37 @@ class FlatMinimaTrainer(Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
-    def _fisher_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _fisher_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """One micro-batch, whose share of the step is the share of its items where the Trainer counts them."""
         model.train()
-        if self.fisher_trace is None or self.fisher_trace.model.model is not model:
-            self.fisher_trace = FisherTrace(_Loss(model, self), **self.method_options)
-        scale = 1.0 / self.current_gradient_accumulation_steps
+        train = getattr(self.optimizer, "train", None)
+        if callable(train):
+            train()
+        loss_of = None if self.fisher_trace is None else self.fisher_trace.model
+        if self.fisher_trace is None or not isinstance(loss_of, _Loss) or loss_of.model is not model:
+            loss_of = _Loss(model, self)
+            self.fisher_trace = FisherTrace(loss_of, **self.method_options)
         inputs = self._prepare_inputs(inputs)
-        loss: Tensor = scale * self.fisher_trace.backward(lambda loss, _: loss, inputs, {}, scale=scale)
+        by_items = num_items_in_batch is not None and (
+            self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        )
+        loss_of.by_items = by_items
+        scale = 1.0 / self.current_gradient_accumulation_steps
+        if by_items:
+            scale = self._items(inputs) / float(num_items_in_batch)
+        loss: Tensor = scale * self.fisher_trace.backward(
+            lambda loss, _: loss, inputs, {}, scale=scale, count=lambda part, _: self._items(part)
+        )
         return loss
+
+    def _items(self, inputs: dict[str, Any]) -> float:
+        """What the loss of these inputs divides by: labels that are not masked, or samples where there are no such."""
+        labels = inputs["shift_labels"] if "shift_labels" in inputs else inputs.get("labels")
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
+            return float(size(inputs))
+        if "shift_labels" not in inputs and getattr(self, "_loss_shifts_labels", False):
+            labels = labels[..., 1:]
+        return float((labels != _MASKED).sum())
 
 
 class _Loss(nn.Module):
@@ -118,8 +144,15 @@ class _Loss(nn.Module):
     def __init__(self, model: nn.Module, trainer: FlatMinimaTrainer) -> None:
         super().__init__()
         self.model = model
-        self._of = trainer.compute_loss
+        self.by_items = False  # whether the loss is a sum divided by a number of items that it is given
+        self._of, self._items, self._context = (
+            trainer.compute_loss,
+            trainer._items,
+            trainer.compute_loss_context_manager,
+        )
 
     def forward(self, inputs: dict[str, Any]) -> Tensor:
-        loss: Tensor = self._of(self.model, dict(inputs))
+        given = {"num_items_in_batch": max(self._items(inputs), 1.0)} if self.by_items else {}
+        with self._context():
+            loss: Tensor = self._of(self.model, dict(inputs), **given)
         return loss

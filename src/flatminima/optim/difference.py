@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from flatminima.core.guard import differentiable
 from flatminima.errors import UsageError
+from flatminima.optim.counts import Part, watched
+from flatminima.optim.running_statistics import Buffers
+from flatminima.optim.sub_batches import mapped
 
 Gradients = list[Tensor | None]
 Step = Literal["auto", "alpha"] | float
@@ -43,13 +46,17 @@ class DifferenceError:
 
 @dataclass(frozen=True)
 class Pass:
-    """One sub-batch at the weights w: loss, gradient g and its norm; H g and L(w) - L(w - d g) of a second pass."""
+    """One sub-batch at the weights w: loss, gradient g and its norm; H g and L(w) - L(w - d g) of a second pass.
+
+    `part` is what the loss was computed from, so that it can be asked what it counts.
+    """
 
     loss: Tensor
     gradient: Gradients
     norm: float
     product: Gradients
     fall: float
+    part: Part
 
 
 class Weights:
@@ -61,10 +68,12 @@ class Weights:
         if not self.all:
             raise UsageError("the model has no trainable parameter")
         self.originals: list[Tensor] = []
+        self.buffers = Buffers()
 
     def keep(self) -> None:
-        """Remember them for `displace` and `restore`."""
+        """Remember them for `displace` and `restore`, and the module's buffers."""
         self.originals = [p.detach().clone() for p in self.all]
+        self.buffers = Buffers(self.module.modules())
 
     def displace(self, direction: Gradients, by: float) -> None:
         """w + by * direction."""
@@ -77,20 +86,41 @@ class Weights:
         torch._foreach_copy_([p.detach() for p in self.all], self.originals)
         torch.clear_autocast_cache()
 
-    def gradient(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> tuple[Tensor, Gradients]:
-        """(loss, gradient) by backward(), which also works where activations are checkpointed; .grad must be None."""
+    def move_buffers(self, x: Any) -> None:
+        """A pass without gradients, for what it does to the buffers; the random numbers go on as they were."""
+        state = random_state(self.all)
+        try:
+            with torch.no_grad():
+                self.module(x)
+        finally:
+            set_random_state(state)
+
+    def gradient(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> tuple[Tensor, Gradients, Part]:
+        """(loss, gradient, what it was computed from) by backward(), which also works where activations are
+        checkpointed; .grad must be None."""
         with torch.enable_grad():
-            loss = mean_loss(loss_fn, self.module, x, y)
+            outputs = self.module(x)
+            watch = watched(outputs)
+            loss = mean_loss(loss_fn, outputs, y)
             loss.backward()
         found = [p.grad for p in self.all]
         for p in self.all:
             p.grad = None
-        return loss.detach(), found
+        loss = loss.detach()
+        return loss, found, _part(outputs, [t.grad for t in watch], y, loss)
 
 
-def mean_loss(loss_fn: Callable[[Any, Any], Tensor], module: nn.Module, x: Any, y: Any) -> Tensor:
-    """loss_fn(module(x), y), a scalar."""
-    loss = loss_fn(module(x), y)
+def _part(outputs: Any, gradients: Sequence[Tensor | None], y: Any, loss: Tensor) -> Part:
+    """What `Counts` needs of a pass; empty where its outputs are no tree of batches."""
+    if not gradients:
+        return Part(None, [], y, 0, float(loss))
+    bare = mapped(lambda t: t.detach().clone().requires_grad_(t.requires_grad), outputs)
+    return Part(bare, [None if g is None else g.detach() for g in gradients], y, 0, float(loss))
+
+
+def mean_loss(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, y: Any) -> Tensor:
+    """loss_fn(outputs, y), a scalar."""
+    loss = loss_fn(outputs, y)
     if loss.dim() != 0:
         raise UsageError(f"loss_fn returned shape {tuple(loss.shape)}; it must return the mean over the samples")
     return loss
@@ -111,24 +141,26 @@ def differenced(
     weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any, step: Step, alpha: float
 ) -> Pass:
     """Two passes: at w and at w - d g, with the same random numbers. `weights.keep()` was called."""
-    randomness = _random_state(weights.all)
-    loss, g = weights.gradient(loss_fn, x, y)
+    randomness = random_state(weights.all)
+    loss, g, part = weights.gradient(loss_fn, x, y)
+    weights.buffers.restore()
     length = float(norm(g))
     if not (0 < length < float("inf")):  # nothing to follow; an infinity is for the scaler to find
-        return Pass(loss, g, length, [None] * len(g), 0.0)
+        return Pass(loss, g, length, [None] * len(g), 0.0, part)
     d = alpha if step == "alpha" else (_auto(float(loss), length) if step == "auto" else float(step)) / length
     with torch.no_grad():
         weights.displace(g, -d)
     try:
-        _set_random_state(randomness)
-        there, product = weights.gradient(loss_fn, x, y)
+        set_random_state(randomness)
+        there, product, _ = weights.gradient(loss_fn, x, y)
     finally:
         with torch.no_grad():
             weights.restore()
+        weights.buffers.restore()
     for ours, theirs in zip(g, product, strict=True):
         if ours is not None and theirs is not None:
             theirs.neg_().add_(ours).div_(d)
-    return Pass(loss, g, length, product, float(loss - there))
+    return Pass(loss, g, length, product, float(loss - there), part)
 
 
 def _auto(loss: float, norm: float) -> float:
@@ -140,14 +172,19 @@ def exact(weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: An
     """Double backward. Kinks have no curvature here; compiled modules and fused attention are bypassed."""
     module = getattr(weights.module, "_orig_mod", weights.module)
     with torch.enable_grad(), differentiable(module):
-        loss = mean_loss(loss_fn, module, x, y)
-        g = torch.autograd.grad(loss, weights.all, create_graph=True, allow_unused=True)
+        outputs = module(x)
+        watch = watched(outputs)
+        loss = mean_loss(loss_fn, outputs, y)
+        both = torch.autograd.grad(loss, [*weights.all, *watch], create_graph=True, allow_unused=True)
+        g = both[: len(weights.all)]
         half = sum(((t * t).sum() for t in g if t is not None), torch.zeros(())) / 2
         product: Gradients = [None] * len(g)
         if half.requires_grad:
             product = list(torch.autograd.grad(half, weights.all, allow_unused=True))
     gradient: Gradients = [None if t is None else t.detach() for t in g]
-    return Pass(loss.detach(), gradient, float(norm(gradient)), product, 0.0)
+    weights.buffers.restore()
+    part = _part(outputs, both[len(weights.all) :], y, loss.detach())
+    return Pass(loss.detach(), gradient, float(norm(gradient)), product, 0.0, part)
 
 
 def check_precision(parameters: Sequence[Tensor], step: Step, alpha: float) -> None:
@@ -174,12 +211,14 @@ def compare(a: Gradients, b: Gradients) -> DifferenceError:
     return DifferenceError((apart / bb) ** 0.5, ab / (aa * bb) ** 0.5)
 
 
-def _random_state(parameters: Sequence[Tensor]) -> list[tuple[torch.device, Tensor]]:
+def random_state(parameters: Sequence[Tensor]) -> list[tuple[torch.device, Tensor]]:
+    """Of the generators that a pass over these weights may draw from."""
     devices = {p.device for p in parameters if p.is_cuda}
     return [(torch.device("cpu"), torch.get_rng_state()), *((d, torch.cuda.get_rng_state(d)) for d in devices)]
 
 
-def _set_random_state(state: list[tuple[torch.device, Tensor]]) -> None:
+def set_random_state(state: list[tuple[torch.device, Tensor]]) -> None:
+    """As `random_state` found them."""
     for device, value in state:
         if device.type == "cpu":
             torch.set_rng_state(value)

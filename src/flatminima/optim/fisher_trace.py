@@ -8,7 +8,8 @@ proportional to the trace of the Fisher only where the whole gradient vanishes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
 from flatminima.optim import ranks
+from flatminima.optim.combination import Count, LossFn, Piece, Sums, add, compared, pieces_of, scale, summed
 from flatminima.optim.difference import (
     DifferenceError,
     Gradients,
@@ -30,8 +32,8 @@ from flatminima.optim.difference import (
     exact,
     norm,
 )
-from flatminima.optim.running_statistics import couples_the_batch, kept
-from flatminima.optim.sub_batches import cut, join
+from flatminima.optim.running_statistics import couples_the_batch
+from flatminima.optim.sub_batches import cut
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class FisherTrace:
         beta: weight of the penalty, >= 0; may be set between steps. 0: the plain gradient, one pass. The authors' code
             leaves it 0 for the first 60 epochs, the paper does not say so.
         alpha: of R_alpha, > 0.
-        sub_batches: M, per batch over all ranks; contiguous parts, weighted by their samples.
+        sub_batches: M, per batch over all ranks; contiguous parts, weighted by what the loss counts in them.
         max_norm: clip the combined gradient to this norm, as the paper does and the authors' code does not.
         mode: "difference" of two gradients, or "exact": double backward, (alpha/2) grad mean ||g_i||^2.
         step: of the difference: "alpha": w - alpha g_i, the paper's; a number: the length of the displacement, the
             result scaled back to alpha; "auto": a tenth of L_i / ||g_i||, at most 0.2, which averages over ReLU
             kinks and stays on the near side of the minimum (see `error`).
-        main_gradient: "auto", or "batch" for three passes where a layer of another kind couples the batch.
+        main_gradient: "auto", or "batch" for three passes where a layer of another kind or the loss couples the batch.
         active: difference only so many sub-batches a step, drawn at random, and scale up: unbiased, not in the
             paper. None: all.
         seed: of that draw.
@@ -112,25 +114,39 @@ class FisherTrace:
         self.model, self.beta, self.alpha, self.sub_batches, self.max_norm = model, beta, alpha, sub_batches, max_norm
         self.mode, self.step, self.main_gradient, self.active, self.seed = mode, step, main_gradient, active, seed
         self.steps = 0
+        self.combined = 0  # backward calls whose main gradient was a mean over sub-batches
+        self._measured = False  # whether such a mean is known to weigh its parts as the loss does
         self.last: Penalty | None = None
 
-    def backward(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any, *, scale: float = 1.0) -> Tensor:
+    def backward(self, loss_fn: LossFn, x: Any, y: Any, *, scale: float = 1.0, count: Count | None = None) -> Tensor:
         """Add `scale` times the regularised gradient to `.grad`.
+
+        A sub-batch weighs what the loss counts in it, found from the loss itself where the model returns a tree of
+        tensors with a row a sample. One in which nothing counts is absent.
 
         Args:
             loss_fn: maps (model(x), y) to the *mean* loss, a scalar.
             x, y: tensors, or lists or dictionaries of them, with the samples along the first axis.
             scale: `scaler.get_scale()` with a GradScaler; 1 / steps when accumulating. Clipping comes before it.
+            count: maps (x, y) of a part to what its mean loss divides by, where the model itself returns the loss:
+                its unmasked tokens, the sum of its class weights.
+
+        Warns:
+            UserWarning: the mean over sub-batches is not the batch's gradient, so that `main_gradient` becomes "batch".
+                The two are compared at the first call, and also at the 2nd, 4th, 8th, ... where the counts are not
+                found from the loss.
 
         Returns:
             The mean loss over the batch, without the penalty, detached.
 
         Raises:
-            UsageError: a 16-bit difference; sizes that do not fit; ranks that do not divide the sub-batches.
+            UsageError: a 16-bit difference; sizes that do not fit; ranks that do not divide the sub-batches; weights
+                that FSDP has sharded.
         """
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise UsageError(f"got beta={self.beta!r}; the weight of the penalty is finite and >= 0")
         module = ranks.inner(self.model)
+        ranks.refuse_shards(module)
         weights = Weights(module)
         if self.mode == "difference" and self.beta > 0:
             check_precision(weights.all, self.step, self.alpha)
@@ -139,7 +155,7 @@ class FisherTrace:
         try:
             for p in weights.all:
                 p.grad = None
-            loss, total = self._combined(weights, loss_fn, x, y)
+            loss, total = self._combined(weights, loss_fn, x, y, count)
         finally:
             for p, before in zip(weights.all, accumulated, strict=True):
                 p.grad = before
@@ -152,8 +168,9 @@ class FisherTrace:
         self.steps += 1
         return loss
 
-    def error(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> DifferenceError:
+    def error(self, loss_fn: LossFn, x: Any, y: Any) -> DifferenceError:
         """The difference against double backward on the first sub-batch; about four passes over it, nothing changes."""
+        ranks.refuse_shards(ranks.inner(self.model))
         weights = Weights(ranks.inner(self.model))
         check_precision(weights.all, self.step, self.alpha)
         xi, yi, _ = cut(x, y, self.sub_batches)[0]
@@ -163,63 +180,88 @@ class FisherTrace:
             for p in weights.all:
                 p.grad = None
             weights.keep()
-            with kept(weights.module):
-                with torch.random.fork_rng(devices):
-                    ours = differenced(weights, loss_fn, xi, yi, self.step, self.alpha)
-                with torch.random.fork_rng(devices):
-                    truth = exact(weights, loss_fn, xi, yi)
+            with torch.random.fork_rng(devices):
+                ours = differenced(weights, loss_fn, xi, yi, self.step, self.alpha)
+            with torch.random.fork_rng(devices):
+                truth = exact(weights, loss_fn, xi, yi)
         finally:
+            weights.buffers.restore()
             for p, grad in zip(weights.all, before, strict=True):
                 p.grad = grad
         return compare(ours.product, truth.product)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the draw of active sub-batches needs to go on."""
-        return {"steps": self.steps, "seed": self.seed}
+        """What the draw of active sub-batches needs to go on, and what was found of the loss."""
+        found = {"combined": self.combined, "measured": self._measured, "main_gradient": self.main_gradient}
+        return {"steps": self.steps, "seed": self.seed, **found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.seed = int(state["steps"]), int(state["seed"])
+        self.combined, self._measured = int(state.get("combined", 0)), bool(state.get("measured", False))
+        self.main_gradient = state.get("main_gradient", self.main_gradient)
 
-    def _combined(self, weights: Weights, loss_fn: Callable[..., Tensor], x: Any, y: Any) -> tuple[Tensor, Gradients]:
+    def _combined(
+        self, weights: Weights, loss_fn: LossFn, x: Any, y: Any, count: Count | None
+    ) -> tuple[Tensor, Gradients]:
         if self.beta == 0:
             self.last = None
-            return weights.gradient(loss_fn, x, y)
+            return weights.gradient(loss_fn, x, y)[:2]
         parts = cut(x, y, ranks.local(self.model, self.sub_batches, "sub_batches"))
-        n = sum(count for *_, count in parts)
         chosen = self._chosen(len(parts))
         whole = self.main_gradient == "batch" or couples_the_batch(weights.module)
-        rest = [i for i in range(len(parts)) if i not in chosen]
+        pieces, total = pieces_of(parts, chosen, whole, count)
+        loss, main = weights.gradient(loss_fn, x, y)[:2] if whole else (torch.zeros(()), [])
         weights.keep()
-        loss: Tensor = torch.zeros(())
-        total: Gradients = [None] * len(weights.all)
-        if whole:
-            loss, total = weights.gradient(loss_fn, x, y)
-        elif rest:
-            loss, total = weights.gradient(
-                loss_fn, join([parts[i][0] for i in rest]), join([parts[i][1] for i in rest])
-            )
-            share = sum(parts[i][2] for i in rest) / n
-            loss, total = loss * share, [None if g is None else g.mul_(share) for g in total]
-        trace = value = 0.0
-        with kept(weights.module):
-            for i in chosen:
-                xi, yi, count = parts[i]
-                found = self._pass(weights, loss_fn, xi, yi)
-                share, upscale = count / n, len(parts) / len(chosen)
-                trace += share * upscale * found.norm**2
-                fall = found.fall if self.step == "alpha" and self.mode == "difference" else self.alpha * found.norm**2
-                value += share * upscale * fall
-                if not whole:
-                    loss = loss + share * found.loss
-                    total = _add(total, found.gradient, share)
-                total = _add(total, found.product, self.beta * self.alpha * share * upscale)
-        self.last = Penalty(trace, value, math.nan)
-        return loss, total
+        try:
+            sums = summed(weights, loss_fn, pieces, lambda p: self._pass(weights, loss_fn, p), main=not whole)
+            if sums.weight == 0:  # nothing counts in the whole batch: what the loss itself says of that
+                self.last = Penalty(0.0, 0.0, math.nan)
+                return (loss, main) if whole else weights.gradient(loss_fn, x, y)[:2]
+            if not whole:
+                loss, main = sums.loss / sums.weight, scale(sums.main, 1 / sums.weight)
+                sums.main = main
+                loss, main = self._checked(weights, loss_fn, pieces, sums, x, y, loss)
+        finally:
+            weights.buffers.restore()
+        if weights.buffers.moved and not whole:  # by the parts; now as a pass over the batch moves them, once
+            weights.move_buffers(x)
+        if total is None:  # of all parts, by those that were passed
+            total = sums.weight / sums.samples * sum(samples for *_, samples in parts)
+        upscale = len(parts) / len(chosen) / total
+        value = sums.falls if self.step == "alpha" and self.mode == "difference" else self.alpha * sums.squares
+        self.last = Penalty(sums.squares * upscale, value * upscale, math.nan)
+        return loss, add(main, sums.product, self.beta * self.alpha * upscale)
 
-    def _pass(self, weights: Weights, loss_fn: Callable[..., Tensor], x: Any, y: Any) -> Pass:
+    def _checked(
+        self, weights: Weights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any, loss: Tensor
+    ) -> tuple[Tensor, Gradients]:
+        """The parts' mean, or the whole batch's own where that is another: then from now on."""
+        self.combined += 1
+        due = self.combined == 1 or not (self._measured or self.combined & (self.combined - 1))
+        if not due:
+            return loss, sums.main
+        off, whole_loss, whole = compared(weights, loss_fn, pieces, sums, x, y)
+        found = sums.measured and all(piece.count is None for piece in pieces)
+        self._measured = ranks.every(self.model, found)
+        if ranks.every(self.model, off == 0):
+            return loss, sums.main
+        self.main_gradient = "batch"
+        warnings.warn(
+            f"the mean of the sub-batches' gradients is {off:.1%} off the gradient of the batch: the loss is no mean "
+            "over samples, or a layer couples them. From now on the main gradient takes a pass of its own, as with "
+            "main_gradient='batch'; where the loss counts something else than samples, give backward(..., count=)",
+            stacklevel=4,
+        )
+        return whole_loss, whole
+
+    def _pass(self, weights: Weights, loss_fn: LossFn, piece: Piece) -> Pass:
+        if not piece.penalised:
+            found = weights.gradient(loss_fn, piece.x, piece.y)
+            weights.buffers.restore()
+            return Pass(found[0], found[1], float(norm(found[1])), [], 0.0, found[2])
         if self.mode == "exact":
-            return exact(weights, loss_fn, x, y)
-        return differenced(weights, loss_fn, x, y, self.step, self.alpha)
+            return exact(weights, loss_fn, piece.x, piece.y)
+        return differenced(weights, loss_fn, piece.x, piece.y, self.step, self.alpha)
 
     def _chosen(self, count: int) -> list[int]:
         if self.active is None or self.active >= self.sub_batches:
@@ -235,11 +277,3 @@ class FisherTrace:
             for g in total:
                 if g is not None:
                     g.mul_(self.max_norm / length)
-
-
-def _add(total: Gradients, more: Gradients, factor: float) -> Gradients:
-    """total + factor * more, in place where there is something; `more` is used up."""
-    held = [(t, m) for t, m in zip(total, more, strict=True) if t is not None and m is not None]
-    if held:
-        torch._foreach_add_([t for t, _ in held], [m for _, m in held], alpha=factor)
-    return [m.mul_(factor) if t is None and m is not None else t for t, m in zip(total, more, strict=True)]

@@ -5,6 +5,8 @@ DDP's own reduction hangs on its forward pass, so the passes run on the module i
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -52,6 +54,35 @@ def mean(model: nn.Module, gradients: list[Tensor | None], like: list[nn.Paramet
         pieces = flat.split([g.numel() for g in held])
         torch._foreach_copy_(held, [piece.view(g.shape) for piece, g in zip(pieces, held, strict=True)])
     return list(dense)
+
+
+def every(model: nn.Module, true: bool) -> bool:
+    """Whether it is true on every rank."""
+    found = _wrapper(model)
+    if found is None:
+        return true
+    device = next(found.module.parameters()).device
+    flag = torch.tensor(1.0 if true else 0.0, device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MIN, group=found.process_group)
+    return bool(flag)
+
+
+def refuse_shards(model: nn.Module) -> None:
+    """Refuse weights of which this process holds a part only: their differences would need all of them.
+
+    Raises:
+        UsageError: naming what has cut them.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where it was never imported, nothing is wrapped in it
+    if fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules()):
+        kind = "FullyShardedDataParallel"
+    elif any(hasattr(p, "device_mesh") for p in model.parameters()):
+        kind = "fully_shard or a tensor-parallel plan"
+    else:
+        return
+    raise UsageError(
+        f"FisherTrace displaces whole weights, and {kind} has cut them into shards: use DistributedDataParallel"
+    )
 
 
 def _wrapper(model: nn.Module) -> DistributedDataParallel | None:

@@ -36,7 +36,7 @@ def cut(x: Any, y: Any, count: int) -> list[tuple[Any, Any, int]]:
     n = size((x, y))
     ends = [i * (n // count) + min(i, n % count) for i in range(count + 1)]
     return [
-        (_map(lambda t, a=a, b=b: t[a:b], x), _map(lambda t, a=a, b=b: t[a:b], y), b - a)
+        (mapped(lambda t, a=a, b=b: t[a:b], x), mapped(lambda t, a=a, b=b: t[a:b], y), b - a)
         for a, b in pairwise(ends)
         if b > a
     ]
@@ -48,13 +48,21 @@ def join(parts: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
     if isinstance(first, dict):
-        return {key: join([p[key] for p in parts]) for key in first}
-    return type(first)(join([p[i] for p in parts]) for i in range(len(first)))
+        return _like(first, {key: join([p[key] for p in parts]) for key in first})
+    return _like(first, [join([p[i] for p in parts]) for i in range(len(first))])
 
 
-def _map(f: Callable[..., Tensor], tree: Any) -> Any:
+def mapped(f: Callable[..., Tensor], tree: Any) -> Any:
+    """The tree with f of each of its tensors."""
     if isinstance(tree, Tensor):
         return f(tree)
     if isinstance(tree, dict):
-        return {key: _map(f, value) for key, value in tree.items()}
-    return type(tree)(_map(f, value) for value in tree)
+        return _like(tree, {key: mapped(f, value) for key, value in tree.items()})
+    return _like(tree, [mapped(f, value) for value in tree])
+
+
+def _like(tree: Any, values: Any) -> Any:
+    """The values in a container of the tree's own kind: named tuples and the outputs of transformers are such."""
+    if isinstance(tree, dict):
+        return values if type(tree) is dict else type(tree)(**values)
+    return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
