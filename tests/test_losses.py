@@ -71,7 +71,7 @@ def test_seeds_and_columns_are_first_and_second_derivatives(name: str) -> None:
     unit, log_norm = loss.seed(output, target)
     columns = loss.columns(output, target)
     for i in range(4):
-        one = lambda o, i=i: loss.per_sample(o[None], target[i : i + 1])[0]  # noqa: E731
+        one = lambda o, i=i: loss(o[None], target[i : i + 1])[0]  # noqa: E731
         gradient = torch.autograd.functional.jacobian(one, output[i])
         torch.testing.assert_close(unit[i] * log_norm[i].exp(), gradient)
         assert float(unit[i].norm()) == pytest.approx(1.0)

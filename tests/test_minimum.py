@@ -331,7 +331,7 @@ DATA: list[tuple[str, Any, Any, type[FlatMinimaError], str]] = [
     ("float labels", (X, Y.float()), "cross_entropy", DataError, "dtype torch.float32.*class indices"),
     ("one-hot labels", (X, F.one_hot(Y)), "cross_entropy", DataError, r"shape \(2, 2\)"),
     ("mse broadcasting", (X, torch.randn(N)), "mse", DataError, "broadcast in silence"),
-    ("scalar loss", (X, Y), F.cross_entropy, DataError, r"'cross_entropy' returned \(\) for 2 samples"),
+    ("scalar loss", (X, Y), lambda o, t: F.cross_entropy(o, t), DataError, r"'<lambda>' returned \(\) for 2 samples"),
     ("matrix loss", (X, Y), lambda o, t: o - t[:, None], DataError, r"returned \(2, 2\) for 2 samples"),
     ("NaN loss", (X, Y), lambda o, t: o[:, 0] * torch.nan, NumericalError, "the loss of sample 0 is not finite"),
     ("loss of a batch", (X, Y), _moving, DataError, "'_moving' of a sample changes with the others"),

@@ -248,6 +248,7 @@ def notes(minimum: Minimum) -> tuple[str, ...]:
         out.append(f"{minimum.parameters.frozen} frozen parameters left out")
     dtypes = {str(p.dtype).removeprefix("torch.") for p in minimum.parameters.tensors}
     out.append(f"weights in {', '.join(sorted(dtypes))}; sums in float64")
+    out += minimum.loss.notes
     if minimum.halvings:
         out.append(f"batches halved to {minimum.batch_size} samples, because memory ran out")
     if "_audit" in vars(minimum):

@@ -12,7 +12,6 @@ from flatminima import Minimum
 from flatminima.core.losses import Loss
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.statistics import Products
-from flatminima.statistics.curvature import residual
 from truth import Truth, rows_of
 
 TOLERANCE = 1e-8
@@ -149,8 +148,8 @@ def test_the_residual_is_the_gradient_of_the_loss(name: str) -> None:
         targets[0, 2], targets[3, 1:3] = -100, -100
     loss = Loss.of(name)
     (expected,) = torch.autograd.grad(loss(output, targets).sum(), output)
-    torch.testing.assert_close(residual(loss, output, targets), expected)
-    assert torch.autograd.gradcheck(lambda o: residual(loss, o, targets), output)
+    torch.testing.assert_close(loss.residual(output, targets), expected)
+    assert torch.autograd.gradcheck(lambda o: loss.residual(o, targets), output)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -372,6 +372,8 @@ class ShardedMinimum(Minimum):
         """One small forward pass: shapes, labels, finiteness."""
         with self.open(), torch.no_grad():
             batch = self.batch(torch.arange(min(2, len(self.samples))))
-            batch._receive(self.forward(batch.inputs))
+            output = self.forward(batch.inputs)
+            self.loss = self.loss.fitted(output, batch.targets)
+            batch._receive(output)
         self.passes = Passes()
         return batch.outputs[0].numel()

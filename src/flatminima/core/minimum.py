@@ -62,7 +62,8 @@ class Minimum:
             unwrapped.
         data: ``(x, y)`` tensors, a Dataset or a DataLoader that does not shuffle. ``x`` may be a tensor, tuple or dict.
         loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"token_cross_entropy"``, ``"causal_lm"``,
-            or a callable ``(output, target) -> losses`` of shape (batch,).
+            one of torch's losses (``nn.CrossEntropyLoss(weight=w, reduction="none")``, ``functional.mse_loss``), or a
+            callable ``(output, target) -> losses`` of shape (batch,).
         batch_size: samples at a time; results do not depend on it beyond rounding. Halved where memory runs out.
         device: where to compute; elsewhere than the model's, a copy of the model is used.
         seed: of every statistic that draws and is not given a seed of its own.
@@ -315,6 +316,7 @@ class Minimum:
             output = self._first(one)
             draws = random_marks(self.device) != before
             self._writes_inputs = [t._version for t in leaves(one.inputs)] != versions
+            self.loss = self.loss.fitted(output, one.targets)
             one._receive(output)
             for _ in range(_REPEATS if draws else 1):
                 again = self.forward(self.batch(one.indices).inputs)

@@ -1,9 +1,8 @@
 """Products with the Hessian and the Gauss-Newton matrix of the mean loss, as a function and as scipy's LinearOperator.
 
 The graph of a batch is made once and kept while it fits in memory: a product then costs one and a half to three
-forward-backward passes, where making the graph anew costs half as much again. For cross-entropy the residual
-(softmax minus label) and its derivative are made without cancellation: autograd's own come out as rounding noise, or
-exactly 0, once p_y -> 1, which is where interpolating networks live.
+forward-backward passes, where making the graph anew costs half as much again. The loss's own derivatives come from
+`core.losses`, without cancellation.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatminima.core.batch import Batch
-from flatminima.core.losses import Loss
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.statistics.krylov import Space
 
@@ -29,10 +27,6 @@ Curvature = Literal["hessian", "gauss_newton"]
 
 KEEP = 1 << 30  # bytes of graphs kept between products on the CPU; on a GPU, half of what is free
 PRODUCT_COST = 2  # backward passes that a product counts for
-_IGNORED = -100
-_COLUMNS = 1_000  # outputs up to which a user's loss is checked for convexity
-_ROWS = {"cross_entropy", "token_cross_entropy", "causal_lm"}
-_CONVEX = {*_ROWS, "mse", "binary_cross_entropy"}
 
 
 def check_curvature(curvature: str) -> None:
@@ -184,13 +178,13 @@ class Graph:
         self.cotangent: Tensor | None = None
         self.output, self.loss, self.targets = output, minimum.loss, batch.targets
         if curvature == "hessian":
-            seed = residual(minimum.loss, output, batch.targets)
+            seed = minimum.loss.residual(output, batch.targets)
             self.gradients = self._back([output], [seed], create_graph=True)
             _refuse_wrong_kernels(self.gradients)
         else:
-            _refuse_concave(minimum.loss, output, batch.targets)
+            minimum.loss.refuse_concave(output.detach(), batch.targets)
             leaf = output.detach().requires_grad_()
-            self.at = leaf, residual(minimum.loss, leaf, batch.targets)
+            self.at = leaf, minimum.loss.residual(leaf, batch.targets)
             self.cotangent = torch.zeros_like(output).requires_grad_()
             self.gradients = self._back([output], [self.cotangent], create_graph=True)  # J^T u, linear in u
 
@@ -269,60 +263,3 @@ def _refuse_wrong_kernels(gradients: tuple[Tensor | None, ...]) -> None:
                 "torch.nn.utils.parametrize.remove_parametrizations"
             )
         nodes += [following for following, _ in node.next_functions]
-
-
-# -- the loss at the output ------------------------------------------------------------------------------------------
-
-
-def residual(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
-    """Gradient of the summed losses by the output, in the output's shape and dtype; differentiable once more."""
-    if _built_in(loss) and loss.name in _ROWS:
-        return _row_residual(loss.name, output, targets)
-    total = loss(output, targets).sum()
-    if not total.requires_grad:
-        raise Undefined(f"loss {loss.name!r} has no gradient with respect to the parameters")
-    (gradient,) = torch.autograd.grad(total, output, create_graph=True, allow_unused=True, materialize_grads=True)
-    return gradient
-
-
-def _row_residual(name: str, output: Tensor, targets: Tensor) -> Tensor:
-    """Of cross-entropies: rows of logits with a label and a weight each."""
-    if name == "cross_entropy":
-        return _Softmax.apply(output, targets, torch.ones_like(targets, dtype=torch.float64))  # type: ignore[no-any-return,no-untyped-call]
-    logits, labels = (output[:, :-1], targets[:, 1:]) if name == "causal_lm" else (output, targets)
-    counted = labels != _IGNORED
-    weights = counted.double() / counted.sum(1, keepdim=True)
-    found: Tensor = _Softmax.apply(logits, labels.clamp_min(0), weights)  # type: ignore[no-untyped-call]
-    return torch.nn.functional.pad(found, (0, 0, 0, 1)) if name == "causal_lm" else found
-
-
-class _Softmax(torch.autograd.Function):
-    """(weights * (softmax - one-hot)) of the last dimension, and its derivative, without cancellation in p_y - 1."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        log_p = logits.double().log_softmax(-1)
-        at = labels.unsqueeze(-1)
-        rest = log_p.scatter(-1, at, -torch.inf).logsumexp(-1, keepdim=True).exp()  # 1 - p_y
-        ctx.save_for_backward(log_p, weights)
-        return (log_p.exp().scatter(-1, at, -rest) * weights.unsqueeze(-1)).to(logits.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        log_p, weights = ctx.saved_tensors
-        tangent = grads[0].double()
-        # (diag p - p p^T) 1 = 0: counted from the likeliest class, whose own entry is then 0, nothing cancels
-        centred = tangent - tangent.gather(-1, log_p.argmax(-1, keepdim=True))
-        p = log_p.exp()
-        found = p * (centred - (p * centred).sum(-1, keepdim=True)) * weights.unsqueeze(-1)
-        return found.to(grads[0].dtype), None, None
-
-
-def _built_in(loss: Loss) -> bool:
-    """Whether `loss` is the library's own of its name, and no user's."""
-    return loss.name in _CONVEX and Loss.of(loss.name) is loss
-
-
-def _refuse_concave(loss: Loss, output: Tensor, targets: Tensor) -> None:
-    if not _built_in(loss) and output[0].numel() <= _COLUMNS:
-        loss.columns(output.detach(), targets)  # raises Undefined

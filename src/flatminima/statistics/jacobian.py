@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.batch import Batch, frozen
+from flatminima.core.losses import Loss, has_softmax_columns
 from flatminima.core.perturbation import generator
 from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import Undefined
@@ -40,7 +41,8 @@ class InputJacobian(Fold[Tensor, Tensor]):
     reads = Reads.OUTPUTS | Reads.INPUTS
 
     def reads_at(self, minimum: Minimum) -> Reads:
-        return Reads.OUTPUTS if minimum.output_size > CLASSES else self.reads
+        shared = minimum.output_size <= CLASSES and has_softmax_columns(minimum.loss)
+        return self.reads if shared else Reads.OUTPUTS
 
     @property
     def order_seed(self) -> int:
@@ -109,7 +111,7 @@ def _by_products(batch: Batch, start: Tensor) -> Tensor:
         try:
             return _largest(_gram_of_jacobian(batch, output, leaves), start).clamp_min(0).sqrt()
         except NotImplementedError:  # no second derivative: a backward pass a class after all
-            factor, outputs = minimum.loss.columns(output.detach(), batch.targets), output.detach()
+            factor, outputs = Loss.of("cross_entropy").columns(output.detach(), batch.targets), output.detach()
             minimum.passes.backward += len(factor) * len(batch)
             return _from_columns(torch.stack([_send_back(output, leaves, column) for column in factor]), outputs)
 

@@ -1,0 +1,127 @@
+"""Softmax losses of rows of logits, sum_c a_c (-ln p_c), and their derivatives without cancellation.
+
+With t the likeliest class and A = sum_c a_c: the loss is A ln(1 + sum_{c != t} e^(z_c - z_t)) + sum_c a_c (z_t - z_c),
+its gradient A p_c - a_c for c != t, where p_c <= 1/2, and minus the sum of these for t (the entries add up to 0). One
+label has a_y = 1; class weights, label smoothing and soft labels are other a.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flatminima.core.losses.loss import accurate
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """a (samples, rows, classes): `at` at each row's label, plus what is spread over the classes.
+
+    Attributes:
+        total (samples, rows) float64: A, the sum of a over the classes.
+        labels, at (samples, rows): None where there are no labels.
+        spread (samples, rows, classes) float64: None where a is 0 but at the label.
+    """
+
+    total: Tensor
+    labels: Tensor | None = None
+    at: Tensor | None = None
+    spread: Tensor | None = None
+
+    def logarithm(self, like: Tensor) -> Tensor:
+        """ln a (samples, rows, classes) float64."""
+        a = torch.zeros(like.shape, dtype=torch.float64, device=like.device) if self.spread is None else self.spread
+        if self.labels is not None and self.at is not None:
+            a = a.scatter_add(-1, self.labels.unsqueeze(-1), self.at.unsqueeze(-1))
+        return a.log()
+
+
+def softmax_loss(logits: Tensor, a: Coefficients) -> Tensor:
+    """Losses (samples, rows) of logits (samples, rows, classes); twice differentiable by the logits."""
+    return _Loss.apply(logits, a)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, a: Coefficients) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.coefficients = a
+        z = accurate(logits)
+        likeliest = z.argmax(-1, keepdim=True)
+        top = z.gather(-1, likeliest)
+        others = z.scatter(-1, likeliest, -torch.inf).logsumexp(-1)
+        loss = a.total * torch.nn.functional.softplus(others - top.squeeze(-1))
+        if a.labels is not None and a.at is not None:
+            loss += a.at * (top - z.gather(-1, a.labels.unsqueeze(-1))).squeeze(-1)
+        if a.spread is not None:  # a class of logit -inf may have the coefficient 0
+            loss += torch.where(a.spread > 0, a.spread * (top - z), 0.0).sum(-1)
+        return torch.where(a.total > 0, loss, 0.0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (logits,) = ctx.saved_tensors
+        residual: Tensor = _Residual.apply(logits, ctx.coefficients)  # type: ignore[no-untyped-call]
+        return residual * grads[0].unsqueeze(-1), None
+
+
+class _Residual(torch.autograd.Function):
+    """A p - a, and its derivative A (diag p - p p^T)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, a: Coefficients) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.total = a.total
+        log_p = logits.double().log_softmax(-1)
+        likeliest = log_p.argmax(-1, keepdim=True)
+        residual = log_p.exp().mul_(a.total.unsqueeze(-1))
+        if a.labels is not None and a.at is not None:
+            residual.scatter_add_(-1, a.labels.unsqueeze(-1), -a.at.unsqueeze(-1))
+        if a.spread is not None:
+            residual -= a.spread
+        residual.scatter_(-1, likeliest, 0.0)
+        return residual.scatter_(-1, likeliest, -residual.sum(-1, keepdim=True)).to(logits.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (logits,) = ctx.saved_tensors
+        log_p, tangent = logits.double().log_softmax(-1), grads[0].double()
+        # (diag p - p p^T) 1 = 0: counted from the likeliest class, whose own entry is then 0, nothing cancels
+        centred = tangent - tangent.gather(-1, log_p.argmax(-1, keepdim=True))
+        p = log_p.exp()
+        product = p * (centred - (p * centred).sum(-1, keepdim=True)) * ctx.total.unsqueeze(-1)
+        return product.to(grads[0].dtype), None
+
+
+def softmax_seed(logits: Tensor, a: Coefficients) -> tuple[Tensor, Tensor]:
+    """Gradients (samples, rows, classes) float64 of the samples' losses over e^scale, and the scales (samples,).
+
+    The scale keeps the digits of gradients below float64's range, such as 1 - p_y = 1e-348.
+    """
+    log_p = logits.detach().double().log_softmax(-1)
+    likeliest = log_p.argmax(-1, keepdim=True)
+    up = (log_p + a.total.log().unsqueeze(-1)).scatter_(-1, likeliest, -torch.inf)
+    down = a.logarithm(log_p).scatter_(-1, likeliest, -torch.inf)
+    scale = torch.maximum(up, down).flatten(1).amax(1)
+    zero = torch.isneginf(scale)  # one class, or coefficients of 0
+    shift = torch.where(zero, 0.0, scale).view(-1, 1, 1)
+    gradient = (up - shift).exp() - (down - shift).exp()
+    return gradient.scatter_(-1, likeliest, -gradient.sum(-1, keepdim=True)), scale
+
+
+def softmax_columns(logits: Tensor, total: Tensor) -> Tensor:
+    """sqrt(A p_c) (e_c - p), c = 1..C: their outer products sum to A (diag p - p p^T). (C, ..., C) float64."""
+    log_p = logits.detach().double().log_softmax(-1)
+    p = log_p.exp()
+    likeliest = p.argmax(-1, keepdim=True)
+    rest = p.scatter(-1, likeliest, 0.0).sum(-1, keepdim=True)
+    own = (1 - p).scatter(-1, likeliest, rest)  # 1 - p_c without cancellation
+    classes = p.shape[-1]
+    eye = torch.eye(classes, dtype=torch.bool, device=p.device).view(classes, *[1] * (p.dim() - 1), classes)
+    columns = torch.where(eye, own, -p)
+    lengths = (0.5 * (log_p + total.log().unsqueeze(-1))).exp()  # (..., C)
+    return columns * lengths.movedim(-1, 0).unsqueeze(-1)
