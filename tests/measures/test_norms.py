@@ -8,11 +8,21 @@ import pytest
 import torch
 from measure_oracle import blobs, cnn, fitted, generator, mlp, randomise
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
+from cases import Net
 from flatminima import Minimum
 from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
-from flatminima.measures import frobenius_norm, parameter_count, path_norm, spectral_norm
+from flatminima.measures import (
+    frobenius_norm,
+    group_norm,
+    lipschitz,
+    parameter_count,
+    path_norm,
+    spectral_complexity,
+    spectral_norm,
+)
 from flatminima.statistics import (
     FeedForward,
     FeedForwardNetwork,
@@ -162,8 +172,112 @@ def test_a_batchnorm_of_its_own_is_a_diagonal_map():
     layer = LinearLayer("bn", torch.tensor([[0.5, -3.0, 1.0]]).double(), diagonal=True)
     given = _given([1.0], FeedForwardNetwork((layer,), 0.0, 0.0, 0, False))
     assert spectral_norm(given, normalise="figure").value == pytest.approx(math.log(9.0))
-    assert spectral_norm(given).value == pytest.approx(math.log(3 * 9.0))
-    assert path_norm(given, normalise="capacity").value == pytest.approx(math.log(4.0))  # no width of its own
+    assert spectral_norm(given).value == pytest.approx(math.log(9.0))  # no width of its own, in either
+    assert path_norm(given, normalise="capacity").value == pytest.approx(math.log(4.0))
+
+
+def test_a_convolution_has_one_width_in_every_capacity():
+    """Channels times positions, 4 x 4 x 3 and 3 x 3 x 1, also where tokens share a dense layer."""
+    minimum = fitted(cnn(), torch.randn(30, 2, 7, 6, generator=generator(8), dtype=torch.float64))
+    widths = [4 * 4 * 3, 3 * 3 * 1, 3]
+    log_widths = sum(map(math.log, widths))
+    for measure, exponent in ((spectral_norm, 1.0), (path_norm, 1.0)):
+        capacity, figure = measure(minimum, normalise="capacity"), measure(minimum, normalise="figure")
+        assert capacity.details["widths"] == widths
+        fours = 0.0 if measure is spectral_norm else 3 * math.log(4)
+        assert capacity.value - figure.value == pytest.approx(exponent * log_widths + fours, rel=1e-10)
+    capacity, figure = (group_norm(minimum, p=4.0, q=4.0, normalise=n) for n in ("capacity", "figure"))
+    expected = sum(map(math.log, widths[:2])) + 3 * math.log(4)  # 2 (1 - 1/4 - 1/4) = 1, hidden layers alone
+    assert capacity.value - figure.value == pytest.approx(expected, rel=1e-10)
+    assert spectral_norm(minimum, convolutions="kernel").details["widths"] == [4, 3, 3]
+    tokens = randomise(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2)), 1)
+    pointwise = nn.Sequential(nn.Conv1d(4, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2)).double()
+    x = torch.randn(20, 5, 4, generator=generator(3), dtype=torch.float64)
+    for net, inputs in ((tokens, x), (pointwise, x.transpose(1, 2))):
+        found = path_norm(Minimum(net, (inputs, torch.arange(20) % 2)), over_margin=False, normalise="capacity")
+        assert found.details["widths"] == [15, 2]
+
+
+class Scaled(nn.Module):
+    """A factor behind the first layer, or behind its ReLU."""
+
+    def __init__(self, model, factor, late):
+        super().__init__()
+        self.model, self.factor, self.late = model, factor, late
+
+    def forward(self, x):
+        first, relu, second = self.model
+        hidden = self.factor * relu(first(x)) if self.late else relu(first(x) * self.factor)
+        return second(hidden)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "measure", [frobenius_norm, spectral_norm, group_norm, path_norm, spectral_complexity, lipschitz]
+)
+def test_a_factor_multiplies_the_product_wherever_it_is_written(measure, late):
+    """The same function with the factor in the weights; the ratios of spectral complexity do not see it."""
+    model = mlp(4, 5, 3, bias=False)
+    scaled = fitted(Scaled(model, -0.3, late), blobs(40, 4, 3)[0])
+    with torch.no_grad():
+        inside = mlp(4, 5, 3, bias=False)
+        inside[0].weight *= 0.3
+    options = {"over_margin": False}
+    plain = Minimum(inside, (blobs(40, 4, 3)[0], torch.arange(40) % 3))
+    found = measure(scaled, **options)
+    assert found.value == pytest.approx(measure(plain, **options).value, rel=1e-10)
+    if "log_product" in found.details:
+        assert found.details["log_product"] == pytest.approx(measure(plain, **options).details["log_product"])
+
+
+def test_a_factor_of_zero_is_undefined_and_named():
+    minimum = Minimum(Scaled(mlp(4, 5, 3), 0.0, True), (blobs(9, 4, 3)[0], torch.arange(9) % 3))
+    assert frobenius_norm(minimum, over_margin=False).undefined == (
+        "activations are multiplied by 0 ('mul'): the product of norms is 0"
+    )
+
+
+class Written(nn.Module):
+    """Parameters in their own layouts: (in, out), a transpose, a kernel of a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6, 5))
+        self.up, self.normed = nn.ConvTranspose1d(5, 2, 3), weight_norm(nn.Linear(6, 3))
+
+    def forward(self, x):
+        x = torch.relu(torch.relu(x @ self.w) @ self.v)
+        return self.normed(torch.relu(self.up(x.unsqueeze(2))).flatten(1))
+
+
+def test_initial_weights_are_read_in_the_layout_of_the_layer():
+    """And through a parametrization where the network itself is given."""
+    trained, start = randomise(Written(), 1), randomise(Written(), 2)
+    minimum = Minimum(trained, (blobs(9, 4, 3)[0], torch.arange(9) % 3))
+    found = spectral_complexity(minimum, initial=start, over_margin=False).details["ratios"]
+    up = torch.autograd.functional.jacobian(lambda x: trained.up(x).flatten(), torch.zeros(1, 5, 1).double())
+    pairs = [
+        (trained.w, start.w, trained.w), (trained.v, start.v, trained.v),
+        (trained.up.weight, start.up.weight, up.reshape(6, 5)),
+        (trained.normed.weight, start.normed.weight, trained.normed.weight),
+    ]  # fmt: skip
+    for value, (a, b, operator) in zip(found.values(), pairs, strict=True):
+        expected = (a - b).square().sum() / torch.linalg.matrix_norm(operator, 2) ** 2
+        assert value == pytest.approx(float(expected.detach()))
+    assert list(found) == ["0: w", "1: v", "2: up", "3: normed"]
+    with pytest.raises(UsageError, match=r"lack 'normed.weight': give the network itself"):
+        spectral_complexity(minimum, initial=start.state_dict(), over_margin=False)
+
+
+def test_weights_made_from_several_parameters_have_no_initial_value():
+    net = randomise(
+        Net(lambda s, x: torch.nn.functional.linear(x, s.a.weight + s.b.weight), a=nn.Linear(4, 3), b=nn.Linear(4, 3)),
+        1,
+    )
+    minimum = Minimum(net, (blobs(9, 4, 3)[0], torch.arange(9) % 3))
+    assert spectral_complexity(minimum, over_margin=False).value is not None
+    with pytest.raises(UsageError, match="'a, b' are made from several parameters"):
+        spectral_complexity(minimum, initial=net, over_margin=False)
 
 
 @pytest.mark.parametrize("measure", [frobenius_norm, spectral_norm, path_norm])

@@ -69,7 +69,7 @@ SMOOTH = [
     ("raw parameters", "is not an operation of a ReLU network"),
     ("attention", "is not an operation of a ReLU network"),
     ("layer_norm", "is not an operation of a ReLU network"),
-    ("embedding", "not one tensor of real numbers"),
+    ("embedding", "not a tensor of real numbers"),
 ]
 
 

@@ -48,3 +48,15 @@ def with_margin(
     if gamma.value <= 0:
         raise Undefined(f"the margin is not positive ({gamma.value:.3g} at {fraction:.0%}): the capacity is infinite")
     return tuple(values), math.log(gamma.value)
+
+
+def log_factors(network: FeedForwardNetwork) -> dict[str, float]:
+    """ln |c| of each number that multiplies activations, in order.
+
+    Raises:
+        Undefined: a number is 0.
+    """
+    zero = next((name for name, value in network.factors if value == 0), None)
+    if zero is not None:
+        raise Undefined(f"activations are multiplied by 0 ({zero!r}): the product of norms is 0")
+    return {f"{i}: {name}": math.log(abs(value)) for i, (name, value) in enumerate(network.factors)}

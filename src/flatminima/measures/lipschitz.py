@@ -59,6 +59,7 @@ def lipschitz(
     layers = {f"{i}: {layer.name}": size for i, (layer, size) in enumerate(zip(norms.layers, sizes, strict=True))}
     value = (constant - (log_margin or 0.0)) * (network.inputs if normalise == "capacity" else 1)
     details: dict[str, Any] = {"log_constant": constant, "log_margin": log_margin, "layers": layers}
-    details["log_product"] = sum(map(math.log, sizes)) if all(sizes) else None
+    numbers = [abs(value) for _, value in network.factors]
+    details["log_product"] = sum(map(math.log, [*sizes, *numbers])) if all([*sizes, *numbers]) else None
     details |= {"folded": network.folded, "diagonal": network.diagonals, "branches": network.branches}
     return Estimate(value, details=details | {"residual": max((n.residual for n in norms.layers), default=0.0)})

@@ -2,7 +2,12 @@
 
 Values are natural logarithms, since products over layers overflow; ranking is the same. A margin that is not positive
 makes them undefined: its square would hide the sign. Each layer's matrix is that of the network with BatchNorm folded
-into the linear map before it; a BatchNorm that follows none is a diagonal layer of its own and named as such.
+into the linear map before it; a BatchNorm that follows none is a diagonal layer of its own and named as such. Numbers
+that multiply activations (residual scaling, LoRA's alpha / r) multiply the product, wherever they are written.
+
+Width h_i of a capacity has one meaning: the units of layer i, for a convolution channels times positions, as the
+paper's W_i are the unrolled maps of h_{i-1} to h_i units. A diagonal layer has the units of the layer it multiplies,
+which count once.
 """
 
 from __future__ import annotations
@@ -17,7 +22,14 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
-from flatminima.measures._over_margin import Normalise, Product, check_options, network_and_margin, with_margin
+from flatminima.measures._over_margin import (
+    Normalise,
+    Product,
+    check_options,
+    log_factors,
+    network_and_margin,
+    with_margin,
+)
 from flatminima.statistics import FeedForward, FeedForwardNetwork, OperatorNorms, ParameterCount, Weights
 
 
@@ -70,8 +82,9 @@ def frobenius_norm(
         over_margin: divide by the margin; without, any ReLU network will do.
 
     Returns:
-        Estimate in nats, exact for the data; details: log_margin, layers (each factor), folded BatchNorms, diagonal
-        (BatchNorms that are layers of their own), branches (the network is no chain, and the product no bound).
+        Estimate in nats, exact for the data; details: log_margin, layers (each factor), factors (of numbers that
+        multiply activations), folded BatchNorms, diagonal (BatchNorms and scales that are layers of their own), widths
+        (h_i), branches (the network is no chain, and the product no bound).
         Undefined: not a ReLU network, not a classifier, a margin that is not positive, a layer of zeros.
 
     Raises:
@@ -134,7 +147,7 @@ def group_norm(
         rows = layer.matrix.T if layer.diagonal else layer.matrix
         factor = 2 * _log(float(rows.norm(p, dim=1).norm(q)), layer.name)
         if normalise == "capacity":
-            factor += math.log(4.0) + (exponent * math.log(len(rows)) if i < last else 0.0)
+            factor += math.log(4.0) + (exponent * math.log(layer.width) if i < last else 0.0)
         factors[_key(i, layer.name)] = factor
     return _product(factors, log_margin, network).with_details(p=p, q=q)
 
@@ -148,15 +161,15 @@ def spectral_norm(
     fraction: float = 0.05,
     over_margin: bool = True,
 ) -> Estimate:
-    """ln of ``gamma^-2 prod_i h_i ||W_i||_2^2``, h_i the layer's outputs (N17, spectral).
+    """ln of ``gamma^-2 prod_i h_i ||W_i||_2^2``, h_i the layer's units (N17, spectral).
 
     Args:
         minimum: a Minimum.
         normalise: "capacity" keeps h_i; "figure" drops it; "balanced": ln of ``d (gamma^-2 prod_i ||W_i||^2)^{1/d}``,
             the sum over layers once all have the same norm (Jiang et al. 2020).
         convolutions: "operator": the linear map with its strides and padding on this network's images, h_i its
-            channels times positions; "kernel": the matrix (channels, channels * kernel), h_i its channels, which many
-            programs take and which bounds nothing.
+            units, channels times positions; "kernel": the matrix (channels, channels * kernel), h_i its rows, which
+            many programs take and which bounds nothing.
         fraction: of the margin.
         over_margin: divide by the margin; without, any ReLU network will do.
 
@@ -176,17 +189,18 @@ def spectral_norm(
         raise UsageError(f"got convolutions={convolutions!r}; expected 'operator' or 'kernel'")
     if convolutions == "operator":
         (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
-        found = [(norm.two, norm.outputs) for norm in norms.layers]
+        found = [(norm.two, layer.width) for norm, layer in zip(norms.layers, network.layers, strict=True)]
         residual = max((norm.residual for norm in norms.layers), default=0.0)
     else:
         network, log_margin = network_and_margin(minimum, fraction, over_margin)
         found = [_kernel(layer.matrix, layer.diagonal) for layer in network.layers]
         residual = 0.0
-    factors = {}
+    factors, widths = {}, [width for _, width in found]
     for i, (layer, (norm, outputs)) in enumerate(zip(network.layers, found, strict=True)):
         width = math.log(outputs) if normalise == "capacity" else 0.0
         factors[_key(i, layer.name)] = 2 * _log(norm, layer.name) + width
-    return _product(factors, log_margin, network, normalise).with_details(convolutions=convolutions, residual=residual)
+    estimate = _product(factors, log_margin, network, normalise)
+    return estimate.with_details(convolutions=convolutions, residual=residual, widths=widths)
 
 
 @measure
@@ -201,17 +215,19 @@ def path_norm(
     """ln of the lp path norm over margin: ``gamma^-2 sum_paths prod |W|^p`` for p = 2, squared for p = 1 (N17).
 
     Computed by one forward pass of ones through |w|^p; biases are edges from a constant 1, BatchNorm is folded,
-    max-pooling counts every path through its window.
+    max-pooling counts every path through its window. An activation of slopes up to L (leaky ReLU, PReLU, ReLU6, hard
+    tanh) has the factor max(1, L), and its value at 0 is an edge from a constant 1.
 
     Args:
         minimum: a Minimum.
         p: 1 or 2.
-        normalise: "figure" as in the paper's figures; "capacity" adds 4^d and, for p = 2, the product of widths h_i.
+        normalise: "figure" as in the paper's figures; "capacity" adds 4^d and, for p = 2, the product of widths h_i,
+            the layers' units (channels times positions).
         fraction: of the margin.
         over_margin: divide by the margin; without, any ReLU network will do.
 
     Returns:
-        Estimate in nats, exact for the data; details: log_path_norm (P_p itself), log_margin, depth.
+        Estimate in nats, exact for the data; details: log_path_norm (P_p itself), log_margin, depth, widths.
         Undefined: not a ReLU network, not a classifier, a margin that is not positive, no path from input or bias.
 
     Raises:
@@ -231,26 +247,33 @@ def path_norm(
     if normalise == "capacity":
         value += len(network.layers) * math.log(4.0)
         if p == 2:
-            value += sum(math.log(layer.matrix.shape[0]) for layer in network.layers if not layer.diagonal)
+            value += sum(math.log(layer.width) for layer in network.layers)
     details = {"p": p, "log_path_norm": log_norm, "log_margin": log_margin, "depth": len(network.layers)}
-    return Estimate(value, details=details | {"max_pooled": network.max_pooled})
+    return Estimate(value, details=details | {"max_pooled": network.max_pooled, "widths": _widths(network)})
 
 
 def _kernel(matrix: Tensor, diagonal: bool) -> tuple[float, int]:
     """2-norm and outputs of a layer as the matrix that holds its weights."""
     if diagonal:
-        return float(matrix.abs().max()), matrix.shape[1]
+        return float(matrix.abs().max()), 1
     return float(torch.linalg.matrix_norm(matrix, 2)), matrix.shape[0]
 
 
 def _product(
     factors: dict[str, float], log_margin: float | None, network: FeedForwardNetwork, normalise: Product = "figure"
 ) -> Estimate:
-    value = sum(factors.values()) - 2 * (log_margin or 0.0)
+    numbers = log_factors(network)
+    value = sum(factors.values()) + 2 * sum(numbers.values()) - 2 * (log_margin or 0.0)
     if normalise == "balanced":
         value = math.log(len(factors)) + value / len(factors)
-    details = {"log_margin": log_margin, "layers": factors, "folded": network.folded}
-    return Estimate(value, details=details | {"diagonal": network.diagonals, "branches": network.branches})
+    details: dict[str, object] = {"log_margin": log_margin, "layers": factors, "factors": numbers}
+    details["folded"] = network.folded
+    details |= {"diagonal": network.diagonals, "branches": network.branches, "widths": _widths(network)}
+    return Estimate(value, details=details)
+
+
+def _widths(network: FeedForwardNetwork) -> list[int]:
+    return [layer.width for layer in network.layers]
 
 
 def _log(norm: float, name: str) -> float:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._measure import measure
-from flatminima.measures._over_margin import check_options, with_margin
+from flatminima.measures._over_margin import check_options, log_factors, with_margin
 from flatminima.statistics import FeedForward, LinearLayer, OperatorNorms
 
 
@@ -49,12 +51,11 @@ def spectral_complexity(
     """
     check_options("figure", fraction)
     (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
-    state = initial.state_dict() if isinstance(initial, nn.Module) else initial
-    ratios, log_product = {}, 0.0
+    ratios, log_product = {}, 2 * sum(log_factors(network).values())
     for i, (layer, norm) in enumerate(zip(network.layers, norms.layers, strict=True)):
         if norm.two == 0:
             raise Undefined(f"layer {layer.name!r} is all zeros: the product of norms is 0")
-        moved = layer.matrix if state is None else layer.matrix - _initial(layer, state)
+        moved = layer.matrix if initial is None else layer.matrix - _initial(layer, initial)
         ratios[f"{i}: {layer.name}"] = float(moved.square().sum()) / norm.two**2
         log_product += 2 * math.log(norm.two)
     total = math.fsum(ratios.values())
@@ -65,15 +66,34 @@ def spectral_complexity(
     return Estimate(value, details=details)
 
 
-def _initial(layer: LinearLayer, state: Mapping[str, Tensor]) -> Tensor:
-    """The layer's matrix at the initial weights, with the trained network's BatchNorm."""
-    name = f"{layer.name}.weight"
-    if name not in state:
-        raise UsageError(f"the initial weights lack {name!r}: give those of the same network")
-    weight = state[name].detach().double().cpu()
-    matrix = weight.reshape(1, -1) if layer.diagonal else weight.flatten(1)
+def _initial(layer: LinearLayer, initial: nn.Module | Mapping[str, Tensor]) -> Tensor:
+    """The layer's matrix at the initial weights, with the trained network's BatchNorm and factors."""
+    name = layer.parameter
+    if name == "":
+        return layer.matrix  # constants do not move
+    if name is None or layer.arrange is None:
+        raise UsageError(f"the weights of layer {layer.name!r} are made from several parameters: initial=None alone")
+    weight = _weight(name, initial, made=layer.view is None).detach().double().cpu()
+    try:
+        matrix = layer.arrange(weight if layer.view is None else layer.view(weight))
+    except (RuntimeError, IndexError):
+        matrix = weight
     if matrix.shape != layer.matrix.shape:
         raise UsageError(f"initial {name!r} has the shape {tuple(weight.shape)}: give those of the same network")
     if layer.scale is None:
         return matrix
     return matrix * (layer.scale.unsqueeze(0) if layer.diagonal else layer.scale.unsqueeze(1))
+
+
+def _weight(name: str, initial: nn.Module | Mapping[str, Tensor], made: bool) -> Tensor:
+    """The parameter, or the weight that a parametrization makes from others."""
+    state = initial.state_dict() if isinstance(initial, nn.Module) else initial
+    if name in state:
+        return state[name]
+    path, _, attribute = name.rpartition(".")
+    modules = dict(initial.named_modules()) if isinstance(initial, nn.Module) else {}
+    if made and path in modules and is_parametrized(modules[path], attribute):
+        with torch.no_grad():
+            return getattr(modules[path], attribute)  # type: ignore[no-any-return]
+    what = "give the network itself, whose parametrization makes it" if made else "give those of the same network"
+    raise UsageError(f"the initial weights lack {name!r}: {what}")

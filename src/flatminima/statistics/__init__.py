@@ -21,7 +21,7 @@ from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, Probed
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
 from flatminima.statistics.mean_gradient import MeanGradient
-from flatminima.statistics.network_graph import Convolution, FeedForwardNetwork, LinearLayer, Node
+from flatminima.statistics.network_graph import FeedForwardNetwork, LinearLayer, Node, SampleOperator
 from flatminima.statistics.noise_level import Level, NoiseLevel
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
@@ -41,7 +41,6 @@ __all__ = [
     "BatchGradientSquares",
     "Change",
     "Conditions",
-    "Convolution",
     "Curvature",
     "DiagonalChange",
     "Eigenpairs",
@@ -84,6 +83,7 @@ __all__ = [
     "RescaledLogits",
     "SampleConditions",
     "SampleCount",
+    "SampleOperator",
     "SketchedDiagonal",
     "SketchedTraces",
     "SpectralDensity",

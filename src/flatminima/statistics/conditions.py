@@ -69,11 +69,13 @@ class Conditions(Statistic[SampleConditions]):
 
     def compute(self, minimum: Minimum) -> SampleConditions:
         network = minimum[FeedForward()]
-        if any(layer.convolution is not None or layer.diagonal for layer in network.layers) or network.branches:
+        if any(layer.operator is not None or layer.diagonal for layer in network.layers) or network.branches:
             raise Undefined("the conditions are of fully connected layers in a row, without convolutions or shortcuts")
         indices = minimum.samples.order(self.seed)[: self.samples]
         batch = minimum.batch(indices)
-        (inputs,) = leaves(batch.inputs)
+        inputs, *others = leaves(batch.inputs)
+        if others:
+            raise Undefined("the conditions are of a network of one input")
         with minimum.open(), torch.no_grad():
             outputs = minimum.forward(batch.inputs).double().cpu()
         x = inputs.detach().double().cpu().flatten(1)

@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution:
-    """How a kernel is applied to one sample: F.convN(x, kernel, None, *arguments, **options)."""
+class SampleOperator:
+    """How the weights of a layer act on one sample, where that is no plain product with its matrix.
 
-    function: Callable[..., Tensor]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-    kernel: tuple[int, ...]  # (out, in / groups, *size)
-    shape: tuple[int, ...]  # of the sample that comes in, (1, in, *size)
+    Attributes:
+        act: (matrix, x (n, *shape[1:])) -> the layer without its bias at x: a convolution, or a product in blocks.
+        shape: of the sample that comes in, (1, ...).
+    """
 
-    def apply(self, matrix: Tensor, x: Tensor) -> Tensor:
-        """The linear operator at x (n, in, *size), for the kernel as a matrix (out, in / groups * size)."""
-        return self.function(x, matrix.view(self.kernel), None, *self.arguments, **self.options)
+    act: Callable[[Tensor, Tensor], Tensor]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """One linear map of the network, BatchNorm folded in.
+    """One linear map of the network; the BatchNorm and the factors that follow it at once are folded in.
 
     Attributes:
-        name: of the parameter, or of the kind of layer where it has none.
-        matrix (out, in) float64; convolutions as (channels, channels * kernel); a BatchNorm that follows no linear
-            map is its diagonal (1, channels), flagged by `diagonal`.
+        name: of the module or parameter, or of the kind of layer where it has none.
+        matrix (out, in) float64; convolutions as (channels, channels * kernel), each output's weights in one row; a
+            map of its own that multiplies entry by entry is its diagonal (1, entries), flagged by `diagonal`.
         diagonal: the matrix is the diagonal of a map of its own.
-        convolution: its geometry, where the layer is one.
-        scale: what multiplies each row of the parameter (column of a diagonal) to give the matrix; None: nothing.
+        operator: how the matrix acts where weights are used at several places; None: as a matrix.
+        scale: what multiplies each row of the weights (column of a diagonal) to give the matrix; None: nothing.
+        units: values that the layer makes of one sample's, for a convolution channels times positions; None: rows.
+        parameter: name of the parameter, or of the parametrized weight, that holds the weights; None: several do;
+            "": none, they are constants.
+        arrange: weight -> matrix, before `scale`.
+        view: parameter -> weight, where the network transposes or reshapes it first.
     """
 
     name: str
     matrix: Tensor
     diagonal: bool = False
-    convolution: Convolution | None = None
+    operator: SampleOperator | None = None
     scale: Tensor | None = None
+    units: int | None = None
+    parameter: str | None = None
+    arrange: Callable[[Tensor], Tensor] | None = None
+    view: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def width(self) -> int:
+        """h_i of a capacity: the layer's units. A diagonal has those of the layer that it multiplies, and so 1."""
+        if self.diagonal:
+            return 1
+        return self.matrix.shape[0] if self.units is None else self.units
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Node:
 
     Attributes:
         kind: "same" (its one source, transformed), "add" or "cat" (of its sources); without sources a constant.
-        sources: earlier nodes, by position; -1 is the input.
+        sources: earlier nodes, by position; -1, -2, ... are the inputs.
         layer: the linear map applied to the source, if it is one.
         stretch_2, stretch_inf: the most that the step lengthens a change of its source, where it is no linear layer.
     """
@@ -66,7 +80,12 @@ class Node:
 class FeedForwardNetwork:
     """The linear layers in the order of execution, and the logarithms of the l1 and l2 path norms.
 
-    `graph` ends with the output; `inputs` is the number of values in one sample.
+    Attributes:
+        graph: ends with the output.
+        inputs: values in one sample, of all its inputs.
+        factors: numbers that multiply activations and are folded into no layer, by the name of the operation.
+        uses: how often each parameter enters the computation.
+        nonlinear: parameters from which weights are made by an operation that is not linear, with its name.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -76,6 +95,9 @@ class FeedForwardNetwork:
     max_pooled: bool
     graph: tuple[Node, ...] = ()
     inputs: int = 1
+    factors: tuple[tuple[str, float], ...] = ()
+    uses: Mapping[str, int] = field(default_factory=dict)
+    nonlinear: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def branches(self) -> bool:
@@ -84,5 +106,5 @@ class FeedForwardNetwork:
 
     @property
     def diagonals(self) -> list[str]:
-        """BatchNorms that follow no linear map and so are layers of their own."""
+        """Maps of their own that multiply entry by entry: BatchNorms and scales that follow no linear map."""
         return [layer.name for layer in self.layers if layer.diagonal]

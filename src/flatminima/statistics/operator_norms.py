@@ -19,7 +19,7 @@ from torch import Tensor
 from flatminima.core.statistic import Statistic
 from flatminima.errors import Undefined
 from flatminima.statistics.feedforward import FeedForward
-from flatminima.statistics.network_graph import Convolution, FeedForwardNetwork, LinearLayer, Node
+from flatminima.statistics.network_graph import FeedForwardNetwork, LinearLayer, Node, SampleOperator
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -35,14 +35,12 @@ class OperatorNorm:
     Attributes:
         name: of the layer.
         two: largest singular value.  infinity: largest sum of absolute values of a row.
-        outputs: values that it makes of one sample's; of a dense layer or diagonal the width.
         residual: of `two`, ||A^T A v - s^2 v|| / s^2; 0 where it is exact.
     """
 
     name: str
     two: float
     infinity: float
-    outputs: int
     residual: float = 0.0
 
 
@@ -76,6 +74,7 @@ class OperatorNorms(Statistic[NetworkNorms]):
 def norms_of(network: FeedForwardNetwork) -> NetworkNorms:
     """The norms of the layers, each computed once, and the bounds along the graph."""
     known: dict[int, OperatorNorm] = {}
+    inputs = {source for node in network.graph for source in node.sources if source < 0}
 
     def norm(layer: LinearLayer) -> OperatorNorm:
         if id(layer) not in known:
@@ -84,14 +83,17 @@ def norms_of(network: FeedForwardNetwork) -> NetworkNorms:
 
     layers = tuple(norm(layer) for layer in network.layers)
     needed = _ancestors(network.graph)
-    two: dict[int, float] = {-1: 0.0}
-    infinity: dict[int, float] = {-1: 0.0}
+    two = dict.fromkeys(inputs, 0.0)
+    infinity = dict.fromkeys(inputs, 0.0)
+    reads = {source: frozenset([source]) for source in inputs}
     for i, node in enumerate(network.graph):
         if i in needed:
+            reads[i] = frozenset().union(*(reads[source] for source in node.sources))
+            apart = len(reads[i]) == sum(len(reads[source]) for source in node.sources)
             found = norm(node.layer) if node.layer is not None else None
             own = (found.two, found.infinity) if found else (node.stretch_2, node.stretch_inf)
-            two[i] = _combined(node, two, 2) + _log(own[0])
-            infinity[i] = _combined(node, infinity, 1) + _log(own[1])
+            two[i] = _combined(node, two, apart) + _log(own[0])
+            infinity[i] = _combined_largest(node, infinity) + _log(own[1])
     last = len(network.graph) - 1
     return NetworkNorms(layers, two[last], infinity[last])
 
@@ -105,14 +107,24 @@ def _ancestors(graph: tuple[Node, ...]) -> set[int]:
     return needed
 
 
-def _combined(node: Node, logs: dict[int, float], power: int) -> float:
-    """ln of the constant of a node's sources together, in the norm `power` (2; 1 stands for the largest entry)."""
+def _combined(node: Node, logs: dict[int, float], apart: bool) -> float:
+    """ln of the constant of a node's sources together in the 2-norm; `apart`: no input reaches two of them."""
     parts = np.array([logs[source] for source in node.sources])
     if len(parts) == 0:
         return -math.inf
-    if node.kind == "cat":
-        return float(parts.max() if power == 1 else np.logaddexp.reduce(2 * parts) / 2)
+    if node.kind == "cat" and apart:
+        return float(parts.max())
+    if node.kind == "cat" or apart:
+        return float(np.logaddexp.reduce(2 * parts) / 2)
     return float(np.logaddexp.reduce(parts))
+
+
+def _combined_largest(node: Node, logs: dict[int, float]) -> float:
+    """The same for the largest entry."""
+    parts = np.array([logs[source] for source in node.sources])
+    if len(parts) == 0:
+        return -math.inf
+    return float(parts.max() if node.kind == "cat" else np.logaddexp.reduce(parts))
 
 
 def operator_norm(layer: LinearLayer) -> OperatorNorm:
@@ -120,50 +132,49 @@ def operator_norm(layer: LinearLayer) -> OperatorNorm:
 
     Examples:
         >>> found = operator_norm(LinearLayer("a", torch.tensor([[3.0, -4.0]]).double()))
-        >>> found.two, found.infinity, found.outputs
-        (5.0, 7.0, 1)
+        >>> found.two, found.infinity
+        (5.0, 7.0)
     """
     matrix = layer.matrix
     if layer.diagonal:
         top = float(matrix.abs().max())
-        return OperatorNorm(layer.name, top, top, matrix.shape[1])
-    if layer.convolution is None:
+        return OperatorNorm(layer.name, top, top)
+    if layer.operator is None:
         two = float(torch.linalg.matrix_norm(matrix, 2))
-        return OperatorNorm(layer.name, two, float(matrix.abs().sum(1).max()), matrix.shape[0])
-    geometry = layer.convolution
+        return OperatorNorm(layer.name, two, float(matrix.abs().sum(1).max()))
     with torch.no_grad():
-        rows = geometry.apply(matrix.abs(), torch.ones(geometry.shape, dtype=torch.float64))
-    two, residual = _largest_singular_value(matrix, geometry)
-    return OperatorNorm(layer.name, two, float(rows.max()), rows.numel(), residual)
+        rows = layer.operator.act(matrix.abs(), torch.ones(layer.operator.shape, dtype=torch.float64))
+    two, residual = _largest_singular_value(matrix, layer.operator)
+    return OperatorNorm(layer.name, two, float(rows.max()), residual)
 
 
-def _largest_singular_value(matrix: Tensor, geometry: Convolution) -> tuple[float, float]:
-    size = math.prod(geometry.shape)
+def _largest_singular_value(matrix: Tensor, operator: SampleOperator) -> tuple[float, float]:
+    size = math.prod(operator.shape)
 
     def normal(vector: np.ndarray) -> np.ndarray:
         """A^T A v."""
         with torch.enable_grad():
-            x = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float64)).view(geometry.shape).requires_grad_()
-            y = geometry.apply(matrix, x)
+            x = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float64)).view(operator.shape).requires_grad_()
+            y = operator.act(matrix, x)
             (out,) = torch.autograd.grad(y, x, y.detach())
         return np.asarray(out.reshape(-1).numpy())
 
     if size <= _DENSE:
         with torch.no_grad():
-            identity = torch.eye(size, dtype=torch.float64).view(size, *geometry.shape[1:])
-            return float(torch.linalg.matrix_norm(geometry.apply(matrix, identity).flatten(1), 2)), 0.0
-    operator = LinearOperator((size, size), matvec=normal, dtype=np.float64)
+            identity = torch.eye(size, dtype=torch.float64).view(size, *operator.shape[1:])
+            return float(torch.linalg.matrix_norm(operator.act(matrix, identity).flatten(1), 2)), 0.0
+    square_matrix = LinearOperator((size, size), matvec=normal, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(size)
     if not normal(start).any():
         return 0.0, 0.0
     try:
-        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=_RESIDUAL / 10)
+        values, vectors = eigsh(square_matrix, k=1, which="LA", v0=start, tol=_RESIDUAL / 10)
     except ArpackNoConvergence:
-        raise Undefined("the operator norm of a convolution did not converge") from None
+        raise Undefined("the operator norm of a layer did not converge") from None
     square = float(values[0])
     residual = float(np.linalg.norm(normal(vectors[:, 0]) - square * vectors[:, 0])) / square
     if residual > _RESIDUAL:
-        raise Undefined(f"the operator norm of a convolution has a residual of {residual:.2g}: it is not believed")
+        raise Undefined(f"the operator norm of a layer has a residual of {residual:.2g}: it is not believed")
     return math.sqrt(square), residual
 
 

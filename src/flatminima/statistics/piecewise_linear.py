@@ -7,10 +7,7 @@ errors of 47%, and so is a weight that is used twice.
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from flatminima.errors import Undefined
 from flatminima.statistics.feedforward import FeedForward
@@ -26,34 +23,20 @@ def refuse_unless_piecewise_linear(minimum: Minimum) -> None:
         Undefined: naming what is not piecewise linear, or the weight.
     """
     try:
-        minimum[FeedForward()]  # once a network
+        network = minimum[FeedForward()]
     except Undefined as reason:
         raise Undefined(
             f"the Hessian's exact diagonal needs a piecewise-linear network: {reason.reason}; "
             "use 'gauss_newton', 'hutchinson' or 'xdiag'"
         ) from None
-    for name, count in _uses(minimum).items():
-        if count > 1:
+    for name in minimum.parameters.names:
+        if name in network.nonlinear:
             raise Undefined(
-                f"the Hessian's exact diagonal needs each weight used once, and {name!r} is used {count} times: "
-                "use 'gauss_newton', 'hutchinson' or 'xdiag'"
+                f"the Hessian's exact diagonal needs a network linear in each weight, and {network.nonlinear[name]!r} "
+                f"makes weights from {name!r}: use 'gauss_newton', 'hutchinson' or 'xdiag'"
             )
-
-
-def _uses(minimum: Minimum) -> Counter[str]:
-    """How often each parameter's layers run in one forward pass."""
-    names = {id(p): name for name, p in minimum.parameters}
-    uses: Counter[str] = Counter()
-
-    def count(module: Any, _args: Any) -> None:
-        uses.update(names[id(p)] for p in module._parameters.values() if id(p) in names)
-
-    batch = minimum.batch(torch.arange(1))
-    with minimum.open(), torch.no_grad():
-        handles = [module.register_forward_pre_hook(count) for module in minimum.model.modules()]
-        try:
-            minimum.model(batch.inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-    return uses
+        if network.uses.get(name, 0) > 1:
+            raise Undefined(
+                f"the Hessian's exact diagonal needs each weight used once, and {name!r} is used {network.uses[name]} "
+                "times: use 'gauss_newton', 'hutchinson' or 'xdiag'"
+            )

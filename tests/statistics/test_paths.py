@@ -1,0 +1,400 @@
+"""Path norms of networks with factors, differences, raw parameters, parametrizations and other layers.
+
+The truth of each network is its paths, by explicit matrices of each linear map's weights to the power p (`paths`) or
+edge by edge; a wrong rule that leaves the number of paths alone is caught by p = 2.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+
+from cases import Net, _scatter
+from flatminima import Minimum
+from flatminima.errors import Undefined
+from flatminima.statistics import FeedForward, FeedForwardNetwork, OperatorNorms
+
+L = nn.Linear
+Paths = Callable[[nn.Module, int], Tensor]  # network, p -> sums over the paths to each output
+
+
+def found(model: nn.Module, *inputs: Tensor) -> FeedForwardNetwork:
+    return Minimum(model, (inputs if len(inputs) > 1 else inputs[0], torch.arange(3) % 2))[FeedForward()]
+
+
+def ready(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = make().double().eval()
+        _scatter(model)
+        for p in model.parameters():
+            p.data += 0.2 * torch.randn_like(p)
+    return model
+
+
+def dense(layer: Callable[[Tensor], Tensor], *shape: int) -> tuple[Tensor, Tensor]:
+    """Matrix and offset of an affine map, basis vector by basis vector."""
+    size = math.prod(shape)
+    with torch.no_grad():
+        offset = layer(torch.zeros(1, *shape).double())
+        columns = layer(torch.eye(size).double().view(size, *shape)) - offset
+    return columns.reshape(size, -1).T, offset.reshape(-1)
+
+
+def through(layer: Callable[[Tensor], Tensor], paths: Tensor, p: int) -> Tensor:
+    """Paths of an affine map no entry of which sums two weights."""
+    matrix, offset = dense(layer, *paths.shape)
+    return matrix.abs() ** p @ paths.reshape(-1) + offset.abs() ** p
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(*shape).double()
+
+
+class Raw(nn.Module):
+    """Parameters of its own, and what it does with them."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.use = use
+        self.w, self.v = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3, 3))
+        self.b, self.c, self.g = (
+            nn.Parameter(torch.randn(3)),
+            nn.Parameter(torch.randn(3)),
+            nn.Parameter(torch.ones(())),
+        )
+        self.register_buffer("shift", torch.tensor([0.5, -2.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self, x)
+
+
+def pw(t: Tensor, p: int) -> Tensor:
+    return t.detach().abs() ** p
+
+
+def _lora(s: Any, x: Tensor) -> Tensor:
+    return s.base(x) + 0.5 * s.up(s.down(x))
+
+
+def _deq(s: Any, x: Tensor) -> Tensor:
+    z = torch.zeros(len(x), 3, dtype=x.dtype)
+    for _ in range(3):
+        z = F.relu(0.5 * s.inner(z) + s.outer(x))
+    return z
+
+
+def _deq_paths(s: Any, p: int) -> Tensor:
+    w, b, x = pw(s.inner.weight, p), s.inner.bias.detach(), through(s.outer, ones(4), p)
+    first = pw(s.outer.weight, p) @ ones(4) + pw(0.5 * b + s.outer.bias.detach(), p)  # of zeros, one offset
+    z = first
+    for _ in range(2):
+        z = 0.5**p * (w @ z + pw(b, p)) + x
+    return z
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Paths]] = {
+    "scalar factor": (
+        lambda: Net(lambda s, x: s.b(F.relu(s.a(x) * 0.5)) / 3, a=L(4, 3), b=L(3, 3)), (4,),
+        lambda m, p: through(m.b, 0.5**p * through(m.a, ones(4), p), p) / 3**p),
+    "factor after ReLU": (
+        lambda: Net(lambda s, x: s.b(0.5 * F.relu(s.a(x))), a=L(4, 3), b=L(3, 3)), (4,),
+        lambda m, p: through(m.b, 0.5**p * through(m.a, ones(4), p), p)),
+    "LoRA": (
+        lambda: Net(_lora, base=L(4, 3), down=L(4, 2, bias=False), up=L(2, 3, bias=False)), (4,),
+        lambda m, p: through(m.base, ones(4), p)
+        + 0.5**p * through(m.up, through(m.down, ones(4), p), p)),
+    "LoRA merged": (
+        lambda: Raw(lambda s, x: F.linear(x, s.w.T + 0.5 * s.v @ s.w.T)), (4,),
+        lambda m, p: pw(m.w.T + 0.5 * m.v @ m.w.T, p) @ ones(4)),
+    "LayerScale": (
+        lambda: Raw(lambda s, x: x[:, :3] + s.c * F.linear(F.relu(x @ s.w), s.v, s.b)), (4,),
+        lambda m, p: 1 + pw(m.c, p) * (pw(m.v, p) @ (pw(m.w, p).T @ ones(4)) + pw(m.b, p))),
+    "LayerScale after ReLU": (
+        lambda: Raw(lambda s, x: F.linear(s.c * F.relu(x @ s.w), s.v)), (4,),
+        lambda m, p: pw(m.v, p) @ (pw(m.c, p) * (pw(m.w, p).T @ ones(4)))),
+    "0-dimensional scale": (
+        lambda: Raw(lambda s, x: x[:, :3] + s.g * F.linear(F.relu(x @ s.w), s.v, s.b)), (4,),
+        lambda m, p: 1 + pw(m.g, p) * (pw(m.v, p) @ (pw(m.w, p).T @ ones(4)) + pw(m.b, p))),
+    "DEQ": (lambda: Net(_deq, inner=L(3, 3), outer=L(4, 3)), (4,), _deq_paths),
+    "difference of two layers": (
+        lambda: Net(lambda s, x: s.a(x) - s.b(x), a=L(4, 3), b=L(4, 3)), (4,),
+        lambda m, p: through(m.a, ones(4), p) + through(m.b, ones(4), p)),
+    "constant minus": (
+        lambda: Net(lambda s, x: F.relu(1 - s.a(x)) - 2, a=L(4, 3, bias=False)), (4,),
+        lambda m, p: 1 + through(m.a, ones(4), p) + 2**p),
+    "add with alpha": (
+        lambda: Net(lambda s, x: torch.add(s.a(x), s.b(x), alpha=-3), a=L(4, 3), b=L(4, 3)), (4,),
+        lambda m, p: through(m.a, ones(4), p) + 3**p * through(m.b, ones(4), p)),
+    "x @ W + b": (
+        lambda: Raw(lambda s, x: F.relu(x @ s.w + s.b) @ s.v), (4,),
+        lambda m, p: pw(m.v, p).T @ (pw(m.w, p).T @ ones(4) + pw(m.b, p))),
+    "two offsets are one": (
+        lambda: Raw(lambda s, x: x @ s.w + s.b + s.shift), (4,),
+        lambda m, p: pw(m.w, p).T @ ones(4) + pw(m.b + m.shift, p)),
+    "addmm": (
+        lambda: Raw(lambda s, x: torch.addmm(s.b, x, s.w)), (4,),
+        lambda m, p: pw(m.w, p).T @ ones(4) + pw(m.b, p)),
+    "einsum": (
+        lambda: Raw(lambda s, x: torch.einsum("bi,io->bo", x, s.w).sub_(s.b)), (4,),
+        lambda m, p: pw(m.w, p).T @ ones(4) + pw(m.b, p)),
+    "einsum over tokens": (
+        lambda: Raw(lambda s, x: torch.einsum("t o, ...tc -> ...oc", s.w, x).sum(2)), (4, 5),
+        lambda m, p: 5 * pw(m.w, p).T @ ones(4)),
+    "einsum in blocks": (
+        lambda: Raw(lambda s, x: torch.einsum("bhi,hi->bh", x, s.w).mul(2)[:, :3]), (4, 3),
+        lambda m, p: (2**p * pw(m.w, p).sum(1))[:3]),
+    "W @ x": (
+        lambda: Raw(lambda s, x: (s.w.T @ x.unsqueeze(-1)).squeeze(-1)), (4,),
+        lambda m, p: pw(m.w, p).T @ ones(4)),
+    "tensordot": (
+        lambda: Raw(lambda s, x: torch.tensordot(x, s.w, dims=([2], [0])).sum(1)), (2, 4),
+        lambda m, p: 2 * pw(m.w, p).T @ ones(4)),
+    "weight_norm": (
+        lambda: nn.Sequential(weight_norm(L(4, 5)), nn.ReLU(), weight_norm(L(5, 3))), (4,),
+        lambda m, p: through(m[2], through(m[0], ones(4), p), p)),
+    "spectral_norm": (
+        lambda: nn.Sequential(spectral_norm(L(4, 5)), nn.ReLU(), L(5, 3)), (4,),
+        lambda m, p: through(m[2], through(m[0], ones(4), p), p)),
+    "orthogonal": (lambda: orthogonal(L(4, 3)), (4,), lambda m, p: through(m, ones(4), p)),
+    "ConvTranspose1d": (
+        lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 4, 2, 1, output_padding=1), nn.ReLU(), nn.Flatten()), (2, 3),
+        lambda m, p: through(m[0], ones(2, 3), p)),
+    "ConvTranspose2d": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2, dilation=2), nn.BatchNorm2d(4),
+                              nn.ReLU(), nn.Flatten()), (2, 3, 2),
+        lambda m, p: through(lambda x: m[1](m[0](x)), ones(2, 3, 2), p)),
+    "ConvTranspose3d": (
+        lambda: nn.Sequential(nn.ConvTranspose3d(1, 2, 2), nn.Flatten()), (1, 2, 2, 2),
+        lambda m, p: through(m[0], ones(1, 2, 2, 2), p)),
+    "nearest upsampling": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Upsample(scale_factor=2), nn.Flatten()), (1, 3, 4),
+        lambda m, p: 4 * through(m[0], ones(1, 3, 4), p)),
+    "nearest upsampling to a size": (
+        lambda: Net(lambda s, x: F.interpolate(s.c(x), size=(5, 3), mode="nearest").flatten(1), c=nn.Conv2d(1, 2, 1)),
+        (1, 3, 4),
+        lambda m, p: through(lambda h: F.interpolate(h, size=(5, 3)),
+                             through(m.c, ones(1, 3, 4), p).view(2, 3, 4), p)),
+    "bilinear upsampling": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Upsample(size=(5, 4), mode="bilinear"), nn.Flatten()), (1, 4, 3),
+        lambda m, p: through(lambda h: F.interpolate(h, size=(5, 4), mode="bilinear"),
+                             through(m[0], ones(1, 4, 3), p).view(2, 3, 2), p)),
+    "bicubic upsampling": (
+        lambda: nn.Sequential(nn.Upsample(size=(5, 7), mode="bicubic"), nn.Conv2d(1, 2, 1), nn.Flatten()), (1, 4, 3),
+        lambda m, p: through(m[1], through(m[0], ones(1, 4, 3), p).view(1, 5, 7), p)),
+    "PReLU": (
+        lambda: nn.Sequential(L(4, 3), nn.PReLU(), L(3, 2)), (4,),
+        lambda m, p: through(m[2], float(pw(m[1].weight, p).clamp_min(1)) * through(m[0], ones(4), p), p)),
+    "PReLU by channel": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.PReLU(3, 1.0), nn.Flatten()), (2, 4),
+        lambda m, p: (pw(m[1].weight, p).clamp_min(1)[:, None] * through(m[0], ones(2, 4), p).view(3, 3)).view(-1)),
+    "steep leaky ReLU": (
+        lambda: nn.Sequential(L(4, 3), nn.LeakyReLU(1.5), L(3, 2)), (4,),
+        lambda m, p: through(m[2], 1.5**p * through(m[0], ones(4), p), p)),
+    "leaky ReLU, RReLU": (
+        lambda: nn.Sequential(L(4, 3), nn.LeakyReLU(-0.5), L(3, 2), nn.RReLU()), (4,),
+        lambda m, p: through(m[2], through(m[0], ones(4), p), p)),
+    "ReLU6": (
+        lambda: nn.Sequential(L(4, 3), nn.ReLU6(), L(3, 2)), (4,),
+        lambda m, p: through(m[2], through(m[0], ones(4), p), p)),
+    "hard tanh, soft shrinkage, |x|": (
+        lambda: nn.Sequential(L(4, 3), nn.Hardtanh(-2, 1), nn.Softshrink(), Net(lambda s, x: x.abs()), L(3, 2)), (4,),
+        lambda m, p: through(m[4], through(m[0], ones(4), p), p)),
+    "clamps with a value at 0": (
+        lambda: Net(lambda s, x: s.b(s.a(x).clamp(0.5, 3.0)).clamp(max=-0.25), a=L(4, 3), b=L(3, 2)), (4,),
+        lambda m, p: through(m.b, through(m.a, ones(4), p) + 0.5**p, p) + 0.25**p),
+    "a threshold without a jump": (
+        lambda: nn.Sequential(L(4, 3), nn.Threshold(0.5, 0.5)), (4,), lambda m, p: through(m[0], ones(4), p) + 0.5**p),
+    "hard sigmoid": (
+        lambda: nn.Sequential(L(4, 3), nn.Hardsigmoid()), (4,),
+        lambda m, p: through(m[0], ones(4), p) / 6**p + 0.5**p),
+    "maxout": (
+        lambda: Net(lambda s, x: torch.maximum(s.a(x), s.b(x)), a=L(4, 3), b=L(4, 3)), (4,),
+        lambda m, p: through(m.a, ones(4), p) + through(m.b, ones(4), p)),
+    "a constant joined": (
+        lambda: Raw(lambda s, x: F.linear(torch.cat([x[:, :1], s.shift[:2].expand(len(x), 2)], 1), s.v)), (4,),
+        lambda m, p: pw(m.v, p) @ torch.cat([ones(1), pw(m.shift[:2], p)])),
+    "position embeddings": (
+        lambda: Raw(lambda s, x: F.relu(x + s.w).sum(1)), (4, 3), lambda m, p: (1 + pw(m.w, p)).sum(0)),
+    "normalised inputs": (
+        lambda: Net(lambda s, x: s.a((x - 0.5) / 0.25), a=L(4, 3)), (4,),
+        lambda m, p: through(m.a, (ones(4) + 0.5**p) * 4**p, p)),
+    "in place": (
+        lambda: Net(lambda s, x: s.b(s.a(x).mul_(0.5).add_(x[:, :3]).relu_()), a=L(4, 3), b=L(3, 2)), (4,),
+        lambda m, p: through(m.b, 0.5**p * through(m.a, ones(4), p) + 1, p)),
+    "written into zeros": (
+        lambda: Net(lambda s, x: _written(s, x), a=L(4, 3)), (4,),
+        lambda m, p: torch.cat([through(m.a, ones(4), p), ones(1)])),
+    "masked": (
+        lambda: Net(lambda s, x: s.a(x.masked_fill(torch.tensor([True, False, False, False]), 2.0)), a=L(4, 3)), (4,),
+        lambda m, p: through(m.a, torch.tensor([2.0**p, 1, 1, 1]).double(), p)),
+    "patches": (
+        lambda: Net(lambda s, x: s.a(F.unfold(x, 2, stride=2).transpose(1, 2)).mean(1), a=L(4, 3)), (1, 4, 4),
+        lambda m, p: 4 ** (1 - p) * through(m.a, ones(4), p)),
+    "nothing in eval mode": (
+        lambda: nn.Sequential(L(4, 3), nn.Dropout(), nn.Identity(), nn.AlphaDropout(), nn.BatchNorm1d(3)), (4,),
+        lambda m, p: through(lambda x: m[4](m[0](x)), ones(4), p)),
+}  # fmt: skip
+
+
+def _written(s: Any, x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 4, dtype=x.dtype)
+    out[:, :3] = s.a(x)
+    out[:, 3] = x[:, 0]
+    return out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_paths(name: str) -> None:
+    make, shape, paths = CASES[name]
+    model = ready(make)
+    network = found(model, torch.randn(3, *shape).double())
+    assert network.log_path_norm_1 == pytest.approx(math.log(float(paths(model, 1).sum())), rel=1e-10)
+    assert network.log_path_norm_2 == pytest.approx(0.5 * math.log(float(paths(model, 2).sum())), rel=1e-10, abs=1e-11)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_jacobian_exceeds_the_lipschitz_bound(name: str) -> None:
+    """Catches a factor, a branch or a layer that the graph forgets."""
+    make, shape, _ = CASES[name]
+    model = ready(make)
+    norms = Minimum(model, (torch.randn(3, *shape).double(), torch.arange(3) % 2))[OperatorNorms()]
+    for seed in range(4):
+        x = 2 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        jacobian = torch.autograd.functional.jacobian(model, x).reshape(-1, x.numel())
+        rounding = 1 + 1e-7  # torch's own slope of the hard sigmoid is 1/6 in float32
+        assert float(torch.linalg.svdvals(jacobian)[0]) <= math.exp(norms.log_lipschitz_2) * rounding
+        assert float(jacobian.abs().sum(1).max()) <= math.exp(norms.log_lipschitz_inf) * rounding
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_networks_have_the_same_paths(name: str) -> None:
+    """Catches weights that are made in another dtype than the activations, and path sums rounded to float32."""
+    make, shape, _ = CASES[name]
+    double = found(ready(make).float().double(), torch.randn(3, *shape).double())
+    single = found(ready(make).float(), torch.randn(3, *shape))
+    assert single.log_path_norm_2 == pytest.approx(double.log_path_norm_2, rel=1e-5, abs=1e-5)
+
+
+def test_the_old_weight_norm() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ready(lambda: nn.Sequential(nn.utils.weight_norm(L(4, 3))))
+    network = found(model, torch.randn(3, 4).double())
+    assert network.log_path_norm_1 == pytest.approx(math.log(float(through(model[0], ones(4), 1).sum())), rel=1e-10)
+    assert network.layers[0].name == "0" and network.layers[0].parameter == "0.weight"
+
+
+# -- several inputs --------------------------------------------------------------------------------------------------
+
+
+def joined(m: Any, image: Tensor, table: Tensor) -> Tensor:
+    return m.head(torch.cat([m.conv(image).relu().mean((2, 3)), m.table(table)], 1))
+
+
+def added(m: Any, image: Tensor, table: Tensor) -> Tensor:
+    return m.conv(image).mean((2, 3)) - m.table(table)
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+@pytest.mark.parametrize("use", [joined, added])
+def test_an_image_and_a_table(use: Any, form: str) -> None:
+    model = ready(
+        lambda: Net(use, conv=nn.Conv2d(1, 2, 2), table=L(4, 2), **({"head": L(4, 2)} if use is joined else {}))
+    )
+    image, table = torch.randn(3, 1, 3, 3).double(), torch.randn(3, 4).double()
+    data = (image, table) if form == "tuple" else {"image": image, "table": table}
+    minimum = Minimum(model, (data, torch.arange(3) % 2))
+    network = minimum[FeedForward()]
+    assert network.inputs == 9 + 4
+    for p in (1, 2):
+        a = through(model.conv, ones(1, 3, 3), p).view(2, 4).sum(1) / 4**p
+        b = through(model.table, ones(4), p)
+        total = float((through(model.head, torch.cat([a, b]), p) if use is joined else a + b).sum())
+        log = network.log_path_norm_1 if p == 1 else network.log_path_norm_2
+        assert log == pytest.approx(math.log(total) / p, rel=1e-10, abs=1e-12)
+    jacobian = torch.cat([j.reshape(2, -1) for j in
+                          torch.autograd.functional.jacobian(model, (image[:1], table[:1]))], 1)  # fmt: skip
+    norms = minimum[OperatorNorms()]
+    assert float(torch.linalg.svdvals(jacobian)[0]) <= math.exp(norms.log_lipschitz_2)
+    assert float(jacobian.abs().sum(1).max()) <= math.exp(norms.log_lipschitz_inf)
+
+
+def test_branches_of_different_inputs_do_not_add_up() -> None:
+    """||A dx + B dz|| <= sqrt(||A||^2 + ||B||^2) ||(dx, dz)||, attained; side by side the larger of the two."""
+    a, b = L(3, 3, bias=False), L(3, 3, bias=False)
+    a.weight.data, b.weight.data = 3 * torch.eye(3), 4 * torch.eye(3)
+    x = torch.randn(3, 3).double()
+    for use, expected in ((lambda s, x, z: s.a(x) + s.b(z), 5.0), (lambda s, x, z: torch.cat([s.a(x), s.b(z)], 1), 4.0),
+                          (lambda s, x, z: s.a(x) + s.b(x + z), 3 + 4 * math.sqrt(2))):  # fmt: skip
+        norms = Minimum(Net(use, a=a, b=b).double(), ((x, x), torch.arange(3) % 2))[OperatorNorms()]
+        assert math.exp(norms.log_lipschitz_2) == pytest.approx(expected, rel=1e-12)
+
+
+def test_categories_beside_an_image_are_named() -> None:
+    """A table of embeddings looked up for one sample would pass for a bias."""
+    model = Net(lambda s, x, ids: s.a(x) + s.e(ids), a=L(3, 2), e=nn.Embedding(5, 2)).double()
+    data = ((torch.randn(3, 3).double(), torch.tensor([0, 1, 2])), torch.arange(3) % 2)
+    with pytest.raises(Undefined, match=r"not a tensor of real numbers \(int64"):
+        Minimum(model, data)[FeedForward()]
+
+
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_layers_have_the_effective_weights_of_what_follows() -> None:
+    """Factor, BatchNorm, offset: one layer, and its matrix is that of the affine map."""
+    model = ready(lambda: Net(
+        lambda s, x: s.r.c * s.n(0.5 * (x @ s.r.w)) + s.r.b, r=Raw(lambda s, x: x), n=nn.BatchNorm1d(3)
+    ))  # fmt: skip
+    network = found(model, torch.randn(3, 4).double())
+    matrix, _ = dense(model, 4)
+    (layer,) = network.layers
+    torch.testing.assert_close(layer.matrix, matrix)
+    assert layer.name == "r.w" and not network.factors and network.folded == 1
+
+
+@pytest.mark.parametrize("name", ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "einsum in blocks"])
+def test_operator_norms_are_those_of_dense_matrices(name: str) -> None:
+    make, shape, _ = CASES[name]
+    model = ready(make)
+    first = model[:2] if name == "ConvTranspose2d" else model if isinstance(model, Raw) else model[:1]
+    matrix, _ = dense(first, *shape)
+    found = Minimum(model, (torch.randn(3, *shape).double(), torch.arange(3) % 2))[OperatorNorms()].layers[0]
+    if name == "einsum in blocks":  # the slice that follows leaves a row out
+        matrix = 2 * torch.block_diag(*model.w.detach().unsqueeze(1))
+    assert found.two == pytest.approx(float(torch.linalg.svdvals(matrix)[0]), rel=1e-9)
+    assert found.infinity == pytest.approx(float(matrix.abs().sum(1).max()), rel=1e-12)
+
+
+def test_a_large_transposed_convolution_by_lanczos() -> None:
+    layer = ready(lambda: nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1))
+    matrix, _ = dense(layer, 3, 6, 5)
+    norms = Minimum(nn.Sequential(layer, nn.Flatten()), (torch.randn(3, 3, 6, 5).double(), torch.arange(3) % 2))
+    assert norms[OperatorNorms()].layers[0].two == pytest.approx(float(torch.linalg.svdvals(matrix)[0]), rel=1e-9)
+
+
+def test_what_shares_storage_changes_with_it() -> None:
+    """A view written to changes the tensor under it: its graph, and what may still be folded into its layer."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = s.a(x)
+        h[:, :2].add_(x[:, :2])
+        return s.n(h)
+
+    model = ready(lambda: Net(forward, a=L(4, 3), n=nn.BatchNorm1d(3)))
+    network = found(model, torch.randn(3, 4).double())
+    for p in (1, 2):
+        h = through(model.a, ones(4), p) + torch.tensor([1, 1, 0]).double()
+        total = float(through(model.n, h, p).sum())
+        log = network.log_path_norm_1 if p == 1 else network.log_path_norm_2
+        assert log == pytest.approx(math.log(total) / p, rel=1e-10, abs=1e-12)
+    assert network.folded == 0
