@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from flatminima import bounds, certify, progress
 from flatminima.certification import Certificate, Recipe, certifying, recompute
 from flatminima.certification.budget import Cost, cost, within
-from flatminima.certification.divide import divide
 from flatminima.certification.head import Head, find_head, principal_basis
 from flatminima.certification.learned import learn
+from flatminima.certification.split import fair_draw as divide
 from flatminima.certification.stochastic import Prior, StochasticNetwork, gibbs_risk
 from flatminima.core.samples import as_samples
 from flatminima.data import load_tensors

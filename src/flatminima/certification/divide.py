@@ -1,56 +1,24 @@
-"""Samples divided into the prior's and the bound's, by their contents.
-
-A keyed hash of each sample decides, so the division survives shuffling and needs no list of indices to be repeated.
-Copies of a sample are different samples, each divided by a hash of its own: kept together, the bound's samples would
-be no independent draw given the prior's. The key is a seed, which must not be chosen by its result.
-"""
+"""The names that `split` had before."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from torch import Tensor
 
+from flatminima.certification.overlap import TOLERATED as DUPLICATES
+from flatminima.certification.overlap import refuse_overlap
+from flatminima.certification.split import FEWEST, Division, split
 from flatminima.core.samples import Samples
-from flatminima.errors import DataError, UsageError
+from flatminima.errors import DataError
 
-FEWEST = 8  # samples that the PAC-Bayes-kl bound needs (Maurer 2004)
-DUPLICATES = 0.01  # share of samples that two real data sets may have in common
-
-
-@dataclass(frozen=True)
-class Division:
-    """Indices of the prior's samples and of the bound's, disjoint."""
-
-    prior: Tensor
-    bound: Tensor
+__all__ = ["DUPLICATES", "FEWEST", "Division", "divide", "refuse_shared", "shared"]
 
 
 def divide(samples: Samples, fraction: float, seed: int) -> Division:
-    """The `fraction` of the samples with the smallest keyed hashes for the prior, the others for the bound.
-
-    Args:
-        samples: n of them.
-        fraction: share of the prior in [0, 1); 0 for a prior that no data has touched.
-        seed: key of the hash.
-
-    Returns:
-        Division; round(fraction n) samples for the prior.
-
-    Raises:
-        UsageError: fraction outside [0, 1). DataError: fewer than 8 samples left for the bound.
-    """
-    if not 0 <= fraction < 1:
-        raise UsageError(f"got prior_fraction={fraction!r}; expected a share in [0, 1), 0 for a data-free prior")
-    order = samples.order(seed)
-    cut = round(fraction * len(order))
-    if len(order) - cut < FEWEST:
-        raise DataError(
-            f"{len(order) - cut} of {len(order)} samples are left for the bound, which needs at least {FEWEST}: "
-            "give more samples or a smaller prior_fraction"
-        )
-    return Division(order[:cut].sort().values, order[cut:].sort().values)
+    """`split`, for callers that do not pay for what is left out: where something is, it is refused."""
+    found = split(samples, fraction, seed)
+    if len(found.left_out):
+        raise DataError(f"{found.evidence}: remove the copies")
+    return found
 
 
 def shared(samples: Samples, others: Samples) -> int:
@@ -59,12 +27,5 @@ def shared(samples: Samples, others: Samples) -> int:
 
 
 def refuse_shared(samples: Samples, others: Samples, what: str, remedy: str) -> int:
-    """The number of samples in common, as far as real data sets have duplicates.
-
-    Raises:
-        DataError: more than that.
-    """
-    found = shared(samples, others)
-    if found > max(1, DUPLICATES * min(len(samples), len(others))):
-        raise DataError(f"{found} of {len(samples)} samples of the bound are {what}: {remedy}")
-    return found
+    """The number of samples in common, as far as real data sets have duplicates."""
+    return len(refuse_overlap(samples, others, what, remedy).indices)

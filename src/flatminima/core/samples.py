@@ -46,6 +46,16 @@ class Samples(ABC):
             out[start : start + len(indices)] = content_hashes(*self.take(indices))
         return out
 
+    @cached_property
+    def input_hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """A 64-bit hash of each sample's inputs alone, (n,): equal where only the target differs."""
+        out = np.empty(len(self), dtype=np.uint64)
+        for start in range(0, len(self), _HASH_CHUNK):
+            inputs = self.take(torch.arange(start, min(start + _HASH_CHUNK, len(self))))[0]
+            count = min(_HASH_CHUNK, len(self) - start)
+            out[start : start + count] = content_hashes(inputs, torch.zeros(count, dtype=torch.int64))
+        return out
+
     @property
     def fingerprint(self) -> str:
         """Hash of the data set as a set: the same for any order."""

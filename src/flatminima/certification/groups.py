@@ -1,0 +1,87 @@
+"""Groups of samples that are not independent of each other: a patient's images, a document's paragraphs.
+
+The groups are the independent draws then, and everything counts them: a whole group is the prior's or the bound's, and
+of each of the bound's one sample is drawn, so that losses stay 0 or 1 and n is the number of groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatminima.certification.rows import Hashes
+from flatminima.core.samples import Samples, hash_bytes
+from flatminima.errors import DataError
+
+_PICK = b"one sample of a group"  # parts the draw of a group's sample from the draw of the groups
+
+
+def group_numbers(groups: Tensor | Sequence[Any] | np.ndarray[Any, Any], n: int) -> Tensor:
+    """Groups as numbers 0 .. G-1, (n,), in the order in which they occur.
+
+    Args:
+        groups: one identifier a sample, numbers or texts. n: samples.
+
+    Raises:
+        DataError: another length, or an identifier that is missing (None, NaN).
+    """
+    values = groups.detach().cpu().tolist() if isinstance(groups, Tensor) else list(groups)
+    if len(values) != n:
+        raise DataError(f"got {len(values)} groups for {n} samples; give one group identifier a sample")
+    numbers: dict[Any, int] = {}
+    out = []
+    for i, value in enumerate(values):
+        value = value.item() if isinstance(value, np.generic) else value
+        if value is None or value != value or isinstance(value, list):
+            raise DataError(
+                f"got group {value!r} for sample {i}; give every sample one identifier, its own if it is alone"
+            )
+        out.append(numbers.setdefault(value, len(numbers)))
+    return torch.tensor(out)
+
+
+def group_order(samples: Samples, numbers: Tensor, seed: int) -> Tensor:
+    """A random permutation (G,) of the groups, made from their contents and the seed: any part of it is a fair draw.
+
+    The key of a group is a hash of its samples' sorted content hashes and of the number of equal groups before it.
+    """
+    contents = _group_hashes(samples.hashes, numbers.numpy())
+    seen: dict[int, int] = {}
+    keys = []
+    for content in contents:
+        earlier = seen[content] = seen.get(content, -1) + 1
+        keys.append(hash_bytes(_eight(content), _eight(earlier), _signed(seed)))
+    return torch.from_numpy(np.argsort(np.array(keys, dtype=np.uint64), kind="stable"))
+
+
+def one_of_each(samples: Samples, numbers: Tensor, chosen: Tensor, seed: int) -> Tensor:
+    """Index of one sample of each chosen group, drawn by a keyed hash of contents, independently of `group_order`."""
+    wanted = set(chosen.tolist())
+    best: dict[int, tuple[int, int]] = {}
+    copies: dict[tuple[int, int], int] = {}
+    for i, (group, content) in enumerate(zip(numbers.tolist(), samples.hashes.tolist(), strict=True)):
+        if group not in wanted:
+            continue
+        earlier = copies[group, content] = copies.get((group, content), -1) + 1
+        key = hash_bytes(_PICK, _eight(content), _eight(earlier), _signed(seed))
+        if group not in best or key < best[group][0]:
+            best[group] = (key, i)
+    return torch.tensor([best[g][1] for g in chosen.tolist()], dtype=torch.int64)
+
+
+def _group_hashes(hashes: Hashes, numbers: np.ndarray[Any, Any]) -> list[int]:
+    order = np.lexsort((hashes, numbers))
+    cuts = np.flatnonzero(np.diff(numbers[order])) + 1
+    return [hash_bytes(part.tobytes()) for part in np.split(hashes[order], cuts)]
+
+
+def _eight(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+def _signed(seed: int) -> bytes:
+    return seed.to_bytes(8, "little", signed=True)

@@ -1,0 +1,186 @@
+"""Samples that repeat: how many, and whether independent draws could repeat so.
+
+Independent draws may repeat, where the inputs are categories, and then copies count in full. They cannot repeat as a
+table does whose rows were copied: with counts too much alike (every row a hundred times), or with rows that agree in
+everything or in nothing although their values are continuous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binom, poisson
+
+from flatminima.certification.rows import CHUNK, Floats, Hashes, counts_of, row_hashes, rows_of
+from flatminima.core.samples import Samples
+
+IMPROBABLE = 1e-3  # probability at most under which counts are said to be those of no independent draws
+
+_SPLITS = 4  # of the columns into two halves, at random
+_ALIKE = 0.05  # share of the repeated rows that may have a half in common with a row unlike them
+_MANY_HALVES = 3  # of 2 x 4 in which repeated rows must be alone, for their repetition to be copying
+_FEWEST_ROWS = 8  # distinct rows from which on halves say anything
+_LATTICE_ROWS = 1_000  # rows that a column is looked at
+_INJECTIVE = 0.9  # share of distinct values in a column that alone tells rows apart
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How samples repeat.
+
+    Attributes:
+        n: samples. distinct: unlike in input or target. inputs: unlike in input. most: copies of the most frequent.
+        p_value: of the counts, at most, whatever distribution the samples were drawn from independently.
+        whole: the rows that repeat are continuous values, which independent draws do not repeat.
+    """
+
+    n: int
+    distinct: int
+    inputs: int
+    most: int
+    p_value: float
+    whole: bool
+
+    @property
+    def even(self) -> bool:
+        """The counts are more alike than those of independent draws."""
+        return self.p_value < IMPROBABLE
+
+    @property
+    def evidence(self) -> str:
+        """What was counted, for the reader; "" where nothing repeats."""
+        if self.inputs == self.n:
+            return ""
+        text = f"{self.n} samples, {self.distinct} distinct ({self.inputs} inputs), the most frequent {self.most} times"
+        if self.even:
+            return f"{text}: counts more alike than independent draws give them (p <= {self.p_value:.1g})"
+        if self.whole:
+            return f"{text}: rows of continuous values, which are copies and no independent draws"
+        return text
+
+
+def find_repeats(samples: Samples) -> Repeats:
+    """Count what repeats, and test whether independent draws explain it; a second pass where inputs repeat."""
+    inputs = samples.input_hashes
+    pairs, rows = counts_of(samples.hashes), counts_of(inputs)
+    p_value = min(1.0, 2 * min(evenness(pairs), evenness(rows)))
+    whole = len(rows) < len(inputs) and repeat_whole(inputs, lambda at: rows_of(samples.take(torch.from_numpy(at))[0]))
+    return Repeats(len(samples), len(pairs), len(rows), int(rows.max()), p_value, whole)
+
+
+def evenness(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    """An upper bound on the probability that independent draws from any distribution repeat with counts so much alike.
+
+    Of n ~ Poisson draws, each distinct value occurs N ~ Poisson(lambda) times, independently. Among the m values that
+    occur at least t times, the number with a count in [a, b], a > t, is at most Binomial(m, q) in distribution, with
+    q = max over lambda of P(a <= N <= b) / P(N >= t). Fixing n costs a factor e sqrt(n), choosing t, a, b among all a
+    factor n^3.
+
+    Args:
+        counts: of each distinct value, positive.
+
+    Examples:
+        >>> evenness(np.full(60, 100)) < 1e-20
+        True
+        >>> evenness(np.random.default_rng(0).poisson(100.0, 60))
+        1.0
+    """
+    n = int(counts.sum())
+    if int(counts.max()) < 2:
+        return 1.0
+    choice = math.log(n) * 3 + 1 + 0.5 * math.log(n)
+    least = 0.0
+    for t in (1, 2, 4):
+        kept = np.sort(counts[counts >= t])
+        for share in (0.0, 0.02, 0.1, 0.25):
+            inner = kept[math.floor(share * len(kept)) : len(kept) - math.floor(share * len(kept))]
+            if len(inner) == 0 or int(inner[-1]) <= t:
+                continue
+            a, b = max(int(inner[0]), t + 1), int(inner[-1])
+            inside = int(((kept >= a) & (kept <= b)).sum())
+            least = min(least, float(binom.logsf(inside - 1, len(kept), _most_likely(t, a, b))) + choice)
+    return math.exp(least)
+
+
+def _most_likely(t: int, a: int, b: int) -> float:
+    """max over lambda of P(a <= N <= b) / P(N >= t), N ~ Poisson(lambda), on a grid that is refined twice."""
+    low, high, best = math.log(a / 4), math.log(4 * b), 0.0
+    for _ in range(3):
+        rates = np.exp(np.linspace(low, high, 100))
+        shares = (poisson.cdf(b, rates) - poisson.cdf(a - 1, rates)) / poisson.sf(t - 1, rates)
+        place = int(shares.argmax())
+        best = float(shares[place])
+        low, high = (math.log(rates[min(max(place + step, 0), 99)]) for step in (-1, 1))
+    return min(1.0, best * (1 + 1e-5))
+
+
+def repeat_whole(inputs: Hashes, read: Callable[[np.ndarray[Any, Any]], Floats]) -> bool:
+    """Whether the rows that repeat share no half with rows unlike them, as copies of continuous values do.
+
+    Args:
+        inputs: (n,) hashes of the rows. read: rows (k, d) at k indices.
+    """
+    _, first, counts = np.unique(inputs, return_index=True, return_counts=True)
+    if len(first) < _FEWEST_ROWS:
+        return False
+    repeated = counts > 1
+    columns = _columns_to_split(read, first)
+    if len(columns) == 0:
+        return False
+    masks = _halves(len(columns))
+    parts: list[list[Hashes]] = [[] for _ in masks]
+    for at in np.array_split(first, math.ceil(len(first) / CHUNK)):
+        rows = read(at)[:, columns]
+        for mask, part in zip(masks, parts, strict=True):
+            part.append(row_hashes(rows[:, mask]))
+    alone = 0
+    for half in (np.concatenate(part) for part in parts):
+        _, where, times = np.unique(half, return_inverse=True, return_counts=True)
+        alone += float((times[where] > 1)[repeated].mean()) <= _ALIKE
+    return alone >= _MANY_HALVES
+
+
+def _halves(d: int) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Random halves of d columns, and what they leave; the same ones in every run."""
+    generator = np.random.default_rng(0)
+    out = []
+    for _ in range(_SPLITS):
+        mask = np.zeros(d, dtype=bool)
+        mask[generator.permutation(d)[: (d + 1) // 2]] = True
+        out += [mask, ~mask]
+    return [mask for mask in out if mask.any()]
+
+
+def _columns_to_split(
+    read: Callable[[np.ndarray[Any, Any]], Floats], rows: np.ndarray[Any, Any]
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """All columns but those that number the rows: integers, or steps of one size, that alone tell rows apart."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), _LATTICE_ROWS)).astype(np.int64)
+    sample = read(rows[places])
+    ordered = np.sort(sample, axis=0)
+    distinct = 1 + (ordered[1:] != ordered[:-1]).sum(0)
+    kept = [
+        j
+        for j in range(sample.shape[1])
+        if distinct[j] < _INJECTIVE * len(sample) or not _lattice(np.unique(sample[:, j]).astype(np.float64))
+    ]
+    return np.array(kept, dtype=np.int64)
+
+
+def _lattice(values: np.ndarray[Any, Any]) -> bool:
+    """Whether sorted distinct values are decimals of at most three places, or steps of one size."""
+    for scale in (1.0, 10.0, 100.0, 1000.0):
+        scaled = values * scale
+        if np.abs(scaled - np.round(scaled)).max() < 1e-3 * min(1.0, scale / 10):
+            return True
+    gaps = np.diff(values)
+    step = gaps.min()
+    if values[-1] - values[0] > 100 * len(values) * step:
+        return False
+    ratios = gaps / step
+    return bool(np.abs(ratios - np.round(ratios)).max() < 0.02)

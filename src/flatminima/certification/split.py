@@ -1,0 +1,242 @@
+"""Samples divided into the prior's and the bound's: a fair draw by hashes of contents, whatever the order of the data.
+
+A keyed hash of each sample's content and of the number of equal samples before it decides. Copies are interchangeable,
+so given the data as a multiset every division into parts of these sizes is as likely as any other. The key is a seed,
+which must not be chosen by its result. What the bound's samples share with the prior's is left out and paid for, or
+refused (docs/certificates.md has the proofs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatminima.certification.copies import Copies, find_copies_within
+from flatminima.certification.groups import group_numbers, group_order, one_of_each
+from flatminima.certification.overlap import TOLERATED, find_overlap
+from flatminima.certification.repeats import Repeats, find_repeats
+from flatminima.core.samples import Samples
+from flatminima.errors import DataError, UsageError
+
+FEWEST = 8  # samples that the PAC-Bayes-kl bound needs (Maurer 2004)
+
+Repetition = Literal["tested", "independent"]
+Groups = Tensor | Sequence[Any] | np.ndarray[Any, Any]
+
+_REMEDY = (
+    "remove the copies, pass groups= (one identifier a sample, shared by its copies), or state that every row was "
+    "drawn anew with repetition='independent'"
+)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Indices of the prior's samples and of the bound's.
+
+    Attributes:
+        prior, bound: disjoint, ascending; with groups, an index of `bound` is one sample of a group.
+        left_out: of the bound, since copies of them are the prior's or others of the bound's; not in `bound`.
+        nats: what leaving them out costs, to be added to KL; 0.0 where none is.
+        repeats: what was counted. copies: pairs that were recognised in another form.
+        groups: how many the samples form, None where each is one.
+        stated: what the caller stated of repeated rows, "" for nothing.
+        shared: what was seen when the bound's samples were compared with the prior's, "" where there were none to.
+    """
+
+    prior: Tensor
+    bound: Tensor
+    left_out: Tensor
+    nats: float
+    repeats: Repeats
+    copies: Copies
+    groups: int | None = None
+    stated: str = ""
+    shared: str = ""
+
+    @property
+    def evidence(self) -> str:
+        """What was found of copies and groups, for the reader; "" for nothing."""
+        parts = [self.repeats.evidence, self.copies.evidence]
+        if self.groups is not None:
+            parts.append(f"{self.groups} groups, each whole on one side, one sample of each of the bound's")
+        if len(self.left_out):
+            parts.append(f"{len(self.left_out)} left out of the bound for {self.nats:.4g} nats")
+        return "; ".join(p for p in parts if p)
+
+
+def split(
+    samples: Samples,
+    fraction: float,
+    seed: int,
+    *,
+    groups: Groups | None = None,
+    repetition: Repetition = "tested",
+) -> Division:
+    """The `fraction` of samples, or of groups, with the smallest keyed hashes for the prior, the others for the bound.
+
+    Args:
+        samples: n of them.
+        fraction: share of the prior in [0, 1); 0 for a prior that no data has touched.
+        seed: key of the hash.
+        groups: an identifier a sample, of what was drawn independently: a patient, a document, an augmented original.
+        repetition: "tested", whether independent draws explain what repeats; or "independent", the caller's word that
+            every repeated row was drawn anew.
+
+    Returns:
+        Division; round(fraction n) samples, or groups, for the prior.
+
+    Raises:
+        UsageError: fraction outside [0, 1). DataError: fewer than 8 samples or groups for the bound, or samples that
+            repeat as independent draws do not.
+    """
+    if repetition not in ("tested", "independent"):
+        raise UsageError(f"got repetition={repetition!r}; expected 'tested', or 'independent' to state it")
+    numbers = None if groups is None else group_numbers(groups, len(samples))
+    drawn = fair_draw(samples, fraction, seed, numbers)
+    repeats, copies = find_repeats(samples), find_copies_within(samples)
+    stated = "every repeated row was drawn anew" if repetition == "independent" else ""
+    if repeats.even and numbers is None and not stated:
+        raise DataError(f"{repeats.evidence}; {_REMEDY}")
+    units = torch.arange(len(samples)) if numbers is None else numbers
+    lost = torch.zeros(len(drawn.bound), dtype=torch.bool)
+    if not stated:
+        equal = torch.from_numpy(samples.input_hashes.view(np.int64)) if repeats.whole else None
+        lost = _copied(units, drawn.order, drawn.cut, equal, copies.pairs)
+    why = "; ".join(e for e in (repeats.evidence, copies.evidence) if e)
+    bound, left, nats = _leave_out(drawn.bound, lost, why, _REMEDY)
+    count = None if numbers is None else len(drawn.order)
+    return Division(drawn.prior, bound, left, nats, repeats, copies, count, stated)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples, or groups, in the order of their keys; the first `cut` are the prior's.
+
+    Attributes:
+        prior: indices of the prior's samples, ascending. bound: one index for each of order[cut:].
+    """
+
+    order: Tensor
+    cut: int
+    prior: Tensor
+    bound: Tensor
+
+
+def fair_draw(samples: Samples, fraction: float, seed: int, numbers: Tensor | None = None) -> Draw:
+    """The division by keyed hashes alone, nothing examined.
+
+    Args:
+        numbers: (n,) of each sample's group, 0 .. G-1; None where each sample is one.
+
+    Raises:
+        UsageError: fraction outside [0, 1). DataError: fewer than 8 samples or groups for the bound.
+    """
+    if not 0 <= fraction < 1:
+        raise UsageError(f"got prior_fraction={fraction!r}; expected a share in [0, 1), 0 for a data-free prior")
+    order = samples.order(seed) if numbers is None else group_order(samples, numbers, seed)
+    cut = round(fraction * len(order))
+    if len(order) - cut < FEWEST:
+        what = "samples" if numbers is None else "groups"
+        raise DataError(
+            f"{len(order) - cut} of {len(order)} {what} are left for the bound, which needs at least {FEWEST}: "
+            f"give more {what} or a smaller prior_fraction"
+        )
+    if numbers is None:
+        return Draw(order, cut, order[:cut].sort().values, order[cut:])
+    inside = torch.isin(numbers, order[:cut]).nonzero()[:, 0]
+    return Draw(order, cut, inside, one_of_each(samples, numbers, order[cut:], seed))
+
+
+def hold_apart(
+    samples: Samples,
+    prior_data: Samples | None,
+    seed: int,
+    *,
+    groups: Groups | None = None,
+    repetition: Repetition = "tested",
+) -> Division:
+    """All samples for the bound, without what they have in common with those that a prior was trained on.
+
+    Args:
+        samples: n of the bound. prior_data: those of the prior; None for none.
+        seed: key of the hash that draws one sample of each group.
+        groups: an identifier a sample of the bound; none of them may be among the prior's, which is not checked here.
+        repetition: as for `split`.
+
+    Returns:
+        Division, its `prior` empty.
+
+    Raises:
+        DataError: more than 1% of the bound's samples are the prior's, in whatever form, or fewer than 8 remain;
+            samples that repeat as independent draws do not.
+    """
+    alone = split(samples, 0.0, seed, groups=groups, repetition=repetition)
+    if prior_data is None:
+        return alone
+    common = find_overlap(samples, prior_data)
+    remedy = "train the prior on samples of its own and make the Minimum of the others"
+    if common.alike:
+        raise DataError(f"the bound's samples are the prior's: {common.evidence}; {remedy}")
+    units = torch.arange(len(samples)) if groups is None else group_numbers(groups, len(samples))
+    bound = torch.cat([alone.bound, alone.left_out]).sort().values
+    lost = torch.isin(bound, alone.left_out) | torch.isin(units[bound], units[common.indices])
+    bound, left, nats = _leave_out(bound, lost, f"compared with the prior's: {common.evidence}", remedy)
+    return replace(alone, bound=bound, left_out=left, nats=nats, copies=common.copies, shared=common.evidence)
+
+
+def nats_left_out(n: int, k: int) -> float:
+    """ln C(n, k) + ln(4 k (k + 1)) for a bound on n - k of n samples, whichever k are left out; 0 for none.
+
+    A union over all subsets of all sizes k >= 1 with shares 1 / (4 k (k + 1)), which add up to 1/4. They are paid by
+    what the PAC-Bayes-kl bound has to spare: its ln(2 sqrt(n)) is at least ln(xi(n) / 0.7505) for n >= 8.
+
+    Examples:
+        >>> nats_left_out(100, 0)
+        0.0
+        >>> round(nats_left_out(30_000, 10), 1)
+        94.1
+    """
+    if k == 0:
+        return 0.0
+    subsets = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return subsets + math.log(4 * k * (k + 1))
+
+
+def _leave_out(bound: Tensor, lost: Tensor, why: str, remedy: str) -> tuple[Tensor, Tensor, float]:
+    """The bound's samples that are kept, ascending, those that are left out, and the price.
+
+    Raises:
+        DataError: more than 1% of them, or fewer than 8 kept.
+    """
+    n, k = len(bound), int(lost.sum())
+    if k > max(1, TOLERATED * n) or (k and n - k < FEWEST):
+        raise DataError(f"{k} of the bound's {n} samples are copies ({why}); {remedy}")
+    return bound[~lost].sort().values, bound[lost].sort().values, nats_left_out(n, k)
+
+
+def _copied(units: Tensor, order: Tensor, cut: int, equal: Tensor | None, pairs: Tensor) -> Tensor:
+    """Which of the bound's units, order[cut:], have copies elsewhere that count against them.
+
+    Equal inputs: all but the first of them in the order, where that is the bound's. Near-copies: each one.
+
+    Args:
+        units: of each sample, its group or its own index. order: of the units; the first `cut` are the prior's.
+        equal: (n,) equal for equal inputs; None where they are draws of their own. pairs: (m, 2) of near-copies.
+    """
+    rank = torch.empty(len(order), dtype=torch.int64)
+    rank[order] = torch.arange(len(order))
+    lost = torch.zeros(len(order), dtype=torch.bool)  # by rank
+    if equal is not None:
+        ranks = rank[units]
+        which = equal.unique(return_inverse=True)[1]
+        first = torch.full((int(which.max()) + 1,), len(order)).scatter_reduce(0, which, ranks, "amin")
+        lost[ranks[first[which] < ranks]] = True
+    near = rank[units[pairs]]
+    lost[near[near[:, 0] != near[:, 1]].reshape(-1)] = True
+    return lost[cut:]
