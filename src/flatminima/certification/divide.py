@@ -16,8 +16,8 @@ __all__ = ["DUPLICATES", "FEWEST", "Division", "divide", "refuse_shared", "share
 def divide(samples: Samples, fraction: float, seed: int) -> Division:
     """`split`, for callers that do not pay for what is left out: where something is, it is refused."""
     found = split(samples, fraction, seed)
-    if len(found.left_out):
-        raise DataError(f"{found.evidence}: remove the copies")
+    if found.doubt or len(found.left_out):
+        raise DataError(f"{found.doubt or found.evidence}; {found.remedy}")
     return found
 
 

@@ -26,10 +26,12 @@ from flatminima.errors import DataError, UsageError
 
 FEWEST = 8  # samples that the PAC-Bayes-kl bound needs (Maurer 2004)
 
+_NONE = torch.empty(0, dtype=torch.int64)
+
 Repetition = Literal["tested", "independent"]
 Groups = Tensor | Sequence[Any] | np.ndarray[Any, Any]
 
-_REMEDY = (
+REMEDY = (
     "remove the copies, pass groups= (one identifier a sample, shared by its copies), or state that every row was "
     "drawn anew with repetition='independent'"
 )
@@ -46,7 +48,10 @@ class Division:
         repeats: what was counted. copies: pairs that were recognised in another form.
         groups: how many the samples form, None where each is one.
         stated: what the caller stated of repeated rows, "" for nothing.
+        doubt: why the samples are no independent draws, "" for nothing that was found; no certificate can be given of
+            them. remedy: what to do about it.
         shared: what was seen when the bound's samples were compared with the prior's, "" where there were none to.
+        leak: why the prior depends on the bound's samples, "" for nothing that was found.
     """
 
     prior: Tensor
@@ -57,7 +62,10 @@ class Division:
     copies: Copies
     groups: int | None = None
     stated: str = ""
+    doubt: str = ""
     shared: str = ""
+    leak: str = ""
+    remedy: str = REMEDY
 
     @property
     def evidence(self) -> str:
@@ -80,6 +88,8 @@ def split(
 ) -> Division:
     """The `fraction` of samples, or of groups, with the smallest keyed hashes for the prior, the others for the bound.
 
+    At most 1% of the bound's samples that are copies are left out of it and paid for; more of them are a doubt.
+
     Args:
         samples: n of them.
         fraction: share of the prior in [0, 1); 0 for a prior that no data has touched.
@@ -92,8 +102,7 @@ def split(
         Division; round(fraction n) samples, or groups, for the prior.
 
     Raises:
-        UsageError: fraction outside [0, 1). DataError: fewer than 8 samples or groups for the bound, or samples that
-            repeat as independent draws do not.
+        UsageError: fraction outside [0, 1). DataError: fewer than 8 samples or groups for the bound.
     """
     if repetition not in ("tested", "independent"):
         raise UsageError(f"got repetition={repetition!r}; expected 'tested', or 'independent' to state it")
@@ -101,17 +110,19 @@ def split(
     drawn = fair_draw(samples, fraction, seed, numbers)
     repeats, copies = find_repeats(samples), find_copies_within(samples)
     stated = "every repeated row was drawn anew" if repetition == "independent" else ""
-    if repeats.even and numbers is None and not stated:
-        raise DataError(f"{repeats.evidence}; {_REMEDY}")
     units = torch.arange(len(samples)) if numbers is None else numbers
     lost = torch.zeros(len(drawn.bound), dtype=torch.bool)
     if not stated:
         equal = torch.from_numpy(samples.input_hashes.view(np.int64)) if repeats.whole else None
         lost = _copied(units, drawn.order, drawn.cut, equal, copies.pairs)
+    left = _leave_out(drawn.bound, lost)
     why = "; ".join(e for e in (repeats.evidence, copies.evidence) if e)
-    bound, left, nats = _leave_out(drawn.bound, lost, why, _REMEDY)
+    doubt = f"{int(lost.sum())} of the bound's {len(lost)} samples are copies ({why})" if left is None else ""
+    if repeats.even and numbers is None and not stated:
+        doubt = repeats.evidence
+    bound, out, nats = left or (drawn.bound.sort().values, _NONE, 0.0)
     count = None if numbers is None else len(drawn.order)
-    return Division(drawn.prior, bound, left, nats, repeats, copies, count, stated)
+    return Division(drawn.prior, bound, out, nats, repeats, copies, count, stated, doubt)
 
 
 @dataclass(frozen=True)
@@ -170,24 +181,23 @@ def hold_apart(
         repetition: as for `split`.
 
     Returns:
-        Division, its `prior` empty.
-
-    Raises:
-        DataError: more than 1% of the bound's samples are the prior's, in whatever form, or fewer than 8 remain;
-            samples that repeat as independent draws do not.
+        Division, its `prior` empty; with a leak where more than 1% of the bound's samples are the prior's, in whatever
+        form, or fewer than 8 would remain.
     """
     alone = split(samples, 0.0, seed, groups=groups, repetition=repetition)
     if prior_data is None:
         return alone
     common = find_overlap(samples, prior_data)
-    remedy = "train the prior on samples of its own and make the Minimum of the others"
-    if common.alike:
-        raise DataError(f"the bound's samples are the prior's: {common.evidence}; {remedy}")
     units = torch.arange(len(samples)) if groups is None else group_numbers(groups, len(samples))
     bound = torch.cat([alone.bound, alone.left_out]).sort().values
     lost = torch.isin(bound, alone.left_out) | torch.isin(units[bound], units[common.indices])
-    bound, left, nats = _leave_out(bound, lost, f"compared with the prior's: {common.evidence}", remedy)
-    return replace(alone, bound=bound, left_out=left, nats=nats, copies=common.copies, shared=common.evidence)
+    left = None if common.alike else _leave_out(bound, lost)
+    found = replace(alone, copies=common.copies, shared=common.evidence)
+    if left is None:
+        remedy = "train the prior on samples of its own and make the Minimum of the others"
+        return replace(found, leak=f"the bound's samples are the prior's: {common.evidence}", remedy=remedy)
+    bound, out, nats = left
+    return replace(found, bound=bound, left_out=out, nats=nats)
 
 
 def nats_left_out(n: int, k: int) -> float:
@@ -208,15 +218,11 @@ def nats_left_out(n: int, k: int) -> float:
     return subsets + math.log(4 * k * (k + 1))
 
 
-def _leave_out(bound: Tensor, lost: Tensor, why: str, remedy: str) -> tuple[Tensor, Tensor, float]:
-    """The bound's samples that are kept, ascending, those that are left out, and the price.
-
-    Raises:
-        DataError: more than 1% of them, or fewer than 8 kept.
-    """
+def _leave_out(bound: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, float] | None:
+    """The bound's samples that are kept, ascending, those that are left out, and the price; None for too many."""
     n, k = len(bound), int(lost.sum())
     if k > max(1, TOLERATED * n) or (k and n - k < FEWEST):
-        raise DataError(f"{k} of the bound's {n} samples are copies ({why}); {remedy}")
+        return None
     return bound[~lost].sort().values, bound[lost].sort().values, nats_left_out(n, k)
 
 
