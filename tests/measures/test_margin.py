@@ -11,11 +11,12 @@ from flatminima import Minimum
 from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import margin, output_entropy
-from flatminima.statistics import Outputs, OutputSummary
+from flatminima.statistics import Margins, Outputs, OutputSummary, SortedMargins
 
 
 def _given(margins, losses=(0.5, 1.5)):
-    return Fixed({Outputs(): OutputSummary(torch.tensor(losses).double(), margins)})
+    found = SortedMargins(margins.sort().values, "sample")
+    return Fixed({Margins(): found, Outputs(): OutputSummary(torch.tensor(losses).double(), margins)})
 
 
 def test_reference_vector():
@@ -39,7 +40,7 @@ def test_the_sign_is_kept_and_mistakes_are_counted():
     found = margin(_given(torch.tensor([-2.0, 0.0, 1.0, 3.0]).double()), fraction=0.25)
     assert found.value == -2.0
     assert found.direction == "higher"
-    assert found.details == {"n": 4, "k": 1, "train_error": 0.5, "train_loss": 1.0}
+    assert found.details == {"n": 4, "unit": "sample", "k": 1, "train_error": 0.5, "train_loss": 1.0}
     assert found.stderr is None
 
 
@@ -57,7 +58,9 @@ def test_a_networks_margins_one_sample_at_a_time():
 
 
 def test_regression_has_no_margin():
-    assert margin(_given(None)).undefined == "targets are not classes: there is no margin"
+    x, _ = blobs(9, 3, 2)
+    found = margin(Minimum(mlp(3, 4, 2), (x, x[:, :2]), "mse"))
+    assert found.undefined == "targets are not classes (integers beside an output of one logit a class)"
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, math.nan])

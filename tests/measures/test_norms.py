@@ -28,11 +28,13 @@ from flatminima.statistics import (
     FeedForwardNetwork,
     FlatWeights,
     LinearLayer,
+    Margins,
     Node,
     OperatorNorms,
     Outputs,
     OutputSummary,
     ParameterCount,
+    SortedMargins,
     Weights,
 )
 from flatminima.statistics.operator_norms import norms_of
@@ -150,9 +152,10 @@ NETWORK = FeedForwardNetwork(
 
 def _given(margins, network=NETWORK):
     outputs = OutputSummary(torch.zeros(len(margins)).double(), torch.tensor(margins).double())
+    found = SortedMargins(torch.tensor(sorted(margins)).double(), "sample")
     chain = tuple(Node("same", (i - 1,), layer) for i, layer in enumerate(network.layers))
     norms = norms_of(dataclasses.replace(network, graph=chain))
-    return Fixed({FeedForward(): network, Outputs(): outputs, OperatorNorms(): norms})
+    return Fixed({FeedForward(): network, Outputs(): outputs, Margins(): found, OperatorNorms(): norms})
 
 
 def test_closed_forms_from_given_numbers():

@@ -34,11 +34,14 @@ from flatminima.statistics import (
     HessianProbes,
     InFloat64,
     InputJacobian,
+    Margins,
     MeanGradient,
     OutputEntropies,
     Outputs,
     ParameterCount,
     PerturbedLoss,
+    PositionJacobian,
+    PositionSums,
     RadialCurvature,
     RadialGradients,
     Weights,
@@ -48,6 +51,9 @@ from mutation import Untouched
 FOLDS: list[Fold[Any, Any]] = [
     Outputs(),
     OutputEntropies(),
+    Margins(),
+    PositionJacobian(4, seed=2),
+    PositionJacobian(of="logits"),
     Gram(3),
     Gram(2, trials=2, seed=4),
     MeanGradient(),
@@ -182,8 +188,8 @@ def _compare(found: Minimum, expected: Minimum, rounding: float = 1e-10, back: T
         if back is not None and isinstance(statistic, Outputs):
             margins = None if one.margins is None else one.margins[back]
             one = dataclasses.replace(one, losses=one.losses[back], margins=margins)
-        if back is not None and isinstance(statistic, OutputEntropies) and isinstance(one, Tensor):
-            one = one[back]
+        if back is not None and isinstance(one, PositionSums) and isinstance(statistic, OutputEntropies):
+            one = dataclasses.replace(one, sums=one.sums[back], counts=one.counts[back])
         assert_alike(one, value(expected, statistic), rounding)
 
 

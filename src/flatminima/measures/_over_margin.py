@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from flatminima.core.statistic import Statistic, Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.measures.margin import margin
-from flatminima.statistics import FeedForward, FeedForwardNetwork, Outputs
+from flatminima.statistics import FeedForward, FeedForwardNetwork, Margins, Outputs
 
 Normalise = Literal["capacity", "figure"]
 Product = Literal["capacity", "figure", "balanced"]
@@ -41,7 +41,7 @@ def with_margin(
     everything: Any = minimum
     if not over_margin:
         return everything[keys], None
-    *values, _ = everything[(*keys, Outputs())]
+    *values, _, _ = everything[(*keys, Margins(), Outputs())]
     gamma = margin(minimum, fraction=fraction)
     if gamma.value is None:
         raise Undefined(str(gamma.undefined))

@@ -12,7 +12,7 @@ from flatminima.statistics.diagonal import (
 )
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
 from flatminima.statistics.elsewhere import At, Change, DiagonalChange, InFloat64
-from flatminima.statistics.entropy import OutputEntropies
+from flatminima.statistics.entropy import OutputEntropies, PositionSums
 from flatminima.statistics.factor import FisherFactor, GaussNewtonFactor
 from flatminima.statistics.feedforward import FeedForward
 from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
@@ -20,12 +20,14 @@ from flatminima.statistics.gram import Gram, GramMatrices
 from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, ProbedHessian
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
+from flatminima.statistics.margins import Margins, SortedMargins
 from flatminima.statistics.mean_gradient import MeanGradient
 from flatminima.statistics.network_graph import FeedForwardNetwork, LinearLayer, Node, SampleOperator
 from flatminima.statistics.noise_level import Level, NoiseLevel
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
 from flatminima.statistics.perturbed import PerturbedLoss
+from flatminima.statistics.position_jacobian import PositionJacobian
 from flatminima.statistics.power_law import PowerLaw, fit_power_law
 from flatminima.statistics.radial import RadialCurvature, RadialGradients
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
@@ -63,6 +65,7 @@ __all__ = [
     "InputJacobian",
     "Level",
     "LinearLayer",
+    "Margins",
     "MeanGradient",
     "NetworkNorms",
     "Node",
@@ -75,6 +78,8 @@ __all__ = [
     "ParameterCount",
     "PerturbedLoss",
     "PiecewiseLinearDiagonal",
+    "PositionJacobian",
+    "PositionSums",
     "PowerLaw",
     "ProbedHessian",
     "Products",
@@ -86,6 +91,7 @@ __all__ = [
     "SampleOperator",
     "SketchedDiagonal",
     "SketchedTraces",
+    "SortedMargins",
     "SpectralDensity",
     "Spectrum",
     "TopEigenvalues",

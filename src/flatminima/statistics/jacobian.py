@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 CLASSES = 64  # above, products need fewer passes than classes do, and no memory for C gradients of every input
 TOLERANCE = 1e-4  # of a Ritz value's residual, relative; the value's own error goes with its square
-_PRODUCT_COST = 3  # backward passes of one product: J^T u, and J v by differentiating J^T u by u
-_USUAL_PRODUCTS = 12
+PRODUCT_COST = 3  # backward passes of one product: J^T u, and J v by differentiating J^T u by u
+USUAL_PRODUCTS = 12
 _LEAST_NORM = torch.finfo(torch.float64).tiny
 
 
@@ -80,7 +80,7 @@ class InputJacobian(Fold[Tensor, Tensor]):
         if self.reads_at(minimum) & Reads.INPUTS:
             return super().cost(minimum)
         share = self.limit(minimum) / len(minimum.samples)
-        return Cost(forward=2 * share, backward=share * (1 + _PRODUCT_COST * _USUAL_PRODUCTS))
+        return Cost(forward=2 * share, backward=share * (1 + PRODUCT_COST * USUAL_PRODUCTS))
 
 
 def _from_columns(columns: Tensor, outputs: Tensor) -> Tensor:
@@ -103,43 +103,69 @@ def _from_columns(columns: Tensor, outputs: Tensor) -> Tensor:
 
 def _by_products(batch: Batch, start: Tensor) -> Tensor:
     """Norms (b,)."""
-    minimum, leaves = batch.minimum, batch.open_inputs()
+    minimum, inputs = batch.minimum, batch.open_inputs()
     with frozen(minimum):
-        output = minimum.forward(batch.inputs)
-        if not output.requires_grad:
-            return torch.zeros(len(batch), dtype=torch.float64)
-        try:
-            return _largest(_gram_of_jacobian(batch, output, leaves), start).clamp_min(0).sqrt()
-        except NotImplementedError:  # no second derivative: a backward pass a class after all
-            factor, outputs = Loss.of("cross_entropy").columns(output.detach(), batch.targets), output.detach()
-            minimum.passes.backward += len(factor) * len(batch)
-            return _from_columns(torch.stack([_send_back(output, leaves, column) for column in factor]), outputs)
+        return norms_of_softmax(minimum, minimum.forward(batch.inputs), inputs, start)
 
 
-def _gram_of_jacobian(batch: Batch, output: Tensor, leaves: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    """u -> J J^T u for each sample, (b, C) float64, with J = (diag(p) - p p^T) d output / d input."""
-    passes, p = batch.minimum.passes, output.detach().double().softmax(1)
+def norms_of_softmax(minimum: Minimum, logits: Tensor, inputs: list[Tensor], start: Tensor) -> Tensor:
+    """||d softmax(f) / dx||_2 (b,) of logits (b, C) with a graph to the inputs; `start` (b, C) float64, random."""
+    if not logits.requires_grad:
+        return torch.zeros(len(logits), dtype=torch.float64)
+    p = logits.detach().double().softmax(1)
     surest = p.argmax(1, keepdim=True)
-    cotangent = torch.zeros_like(output).requires_grad_()
-    sent = _send_back(output, leaves, cotangent, create_graph=True)  # (b, D), linear in the cotangent
-    passes.backward += len(batch)
 
     def softmax_jacobian(u: Tensor) -> Tensor:
         moved: Tensor = p * (u - (p * u).sum(1, keepdim=True))
         moved.scatter_(1, surest, 0.0)  # rows sum to zero; where p is nearly 1, u - (p * u).sum() would cancel
         return torch.scatter(moved, 1, surest, -moved.sum(1, keepdim=True))
 
+    if logits.shape[1] > CLASSES:
+        try:
+            return _largest(_gram_of_jacobian(minimum, logits, inputs, softmax_jacobian), start).clamp_min(0).sqrt()
+        except NotImplementedError:  # no second derivative: a backward pass a class after all
+            pass
+    factor = Loss.of("cross_entropy").columns(logits.detach(), surest.squeeze(1))
+    minimum.passes.backward += len(factor) * len(logits)
+    return _from_columns(torch.stack([_send_back(logits, inputs, column) for column in factor]), logits.detach())
+
+
+def norms_of_logits(minimum: Minimum, logits: Tensor, inputs: list[Tensor], start: Tensor) -> Tensor:
+    """||d f / dx||_2 (b,), as `norms_of_softmax`."""
+    if not logits.requires_grad:
+        return torch.zeros(len(logits), dtype=torch.float64)
+    if logits.shape[1] > CLASSES:
+        try:
+            return _largest(_gram_of_jacobian(minimum, logits, inputs, lambda u: u), start).clamp_min(0).sqrt()
+        except NotImplementedError:
+            pass
+    minimum.passes.backward += logits.shape[1] * len(logits)
+    seeds = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    rows = torch.stack([_send_back(logits, inputs, seed.expand_as(logits)) for seed in seeds], 1).double()
+    largest: Tensor = torch.linalg.eigvalsh(rows @ rows.mT)[:, -1]
+    return largest.clamp_min(0).sqrt()
+
+
+def _gram_of_jacobian(
+    minimum: Minimum, output: Tensor, leaves: list[Tensor], outer: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """u -> J J^T u for each sample, (b, C) float64, with J = A d output / d input and A = A^T given by `outer`."""
+    passes = minimum.passes
+    cotangent = torch.zeros_like(output).requires_grad_()
+    sent = _send_back(output, leaves, cotangent, create_graph=True)  # (b, D), linear in the cotangent
+    passes.backward += len(output)
+
     def product(u: Tensor) -> Tensor:
-        passes.backward += _PRODUCT_COST * len(batch)
-        u, inner = _unit(softmax_jacobian(u))
-        back, outer = _unit(_send_back(output, leaves, u.to(output.dtype)).double())
+        passes.backward += PRODUCT_COST * len(output)
+        u, inner = _unit(outer(u))
+        back, length = _unit(_send_back(output, leaves, u.to(output.dtype)).double())
         if not sent.requires_grad:
             return torch.zeros_like(u)
         ahead: Tensor
         (ahead,) = torch.autograd.grad(
             sent, cotangent, back.to(sent.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return softmax_jacobian(ahead.double()) * inner * outer
+        return outer(ahead.double()) * inner * length
 
     return product
 
