@@ -16,7 +16,7 @@ def mean_of_positions(found: PositionSums) -> Estimate:
     Examples:
         >>> import torch
         >>> print(mean_of_positions(PositionSums(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 1.0]), "token")))
-        1.333 +- 0.3333
+        1.333 +- 0.22
     """
     share = found.counts.double() / found.counts.double().mean()
     terms = found.sums.double() / found.counts.double().mean()
