@@ -275,7 +275,7 @@ def test_no_checkpoint_no_evaluation_no_step_inside(kind):
         "a part's": lambda: model[0].state_dict(),
         "a whole's": lambda: whole.state_dict(),
         "load": lambda: model.load_state_dict({}),
-        "eval": lambda: whole.eval(),
+        "eval": lambda: whole.eval()(x),
         "deepcopy": lambda: copy.deepcopy(model),
         "pickle": lambda: torch.save(model, io.BytesIO()),
         "pickle the optimizer": lambda: pickle.dumps(opt),
@@ -287,11 +287,12 @@ def test_no_checkpoint_no_evaluation_no_step_inside(kind):
         for name, call in inside.items():
             with pytest.raises(UsageError, match="perturbed"):
                 call()
-            assert not torch.equal(model[0].weight, opt._moved[0][1].view_as(model[0].weight)), name
+            whole.train()
+            assert not torch.equal(model[0].weight, opt._at.moved[0][1].view_as(model[0].weight)), name
         other.state_dict(), other.eval(), copy.deepcopy(other)
         model[1].eval(), model[1].train(), model.train()  # a part may be frozen
         cross_entropy(model(x), y).backward()
-    for call in (opt.state_dict, model.state_dict, whole.eval, lambda: copy.deepcopy(model)):
+    for call in (opt.state_dict, model.state_dict, lambda: whole.eval()(x), lambda: copy.deepcopy(model)):
         call()
     pickle.loads(pickle.dumps(opt))
 

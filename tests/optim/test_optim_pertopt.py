@@ -157,7 +157,7 @@ def test_memory_is_three_tensors_and_two_where_h_is_adams():
             opt.step()
         held = opt._curvature.live[w]
         assert len(held) == extra and sum(t.numel() for t in held.values()) == extra * 1000
-        assert not opt._moved
+        assert not opt._at.moved
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,6 @@ from flatminima.optim.diagnostics import Diagnostics, PerturbationWarning
 from flatminima.optim.difference import DifferenceError
 from flatminima.optim.fisher_trace import FisherTrace, Penalty
 from flatminima.optim.pertopt import PertOPT
-from flatminima.optim.sam import SAM
+from flatminima.optim.sam import SAM, Ascent
 
-__all__ = ["SAM", "Diagnostics", "DifferenceError", "FisherTrace", "Penalty", "PertOPT", "PerturbationWarning"]
+__all__ = ["SAM", "Ascent", "Diagnostics", "DifferenceError", "FisherTrace", "Penalty", "PertOPT", "PerturbationWarning"]

@@ -25,7 +25,7 @@ class Block:
         self.size = size
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(size,) flat; shares memory with a contiguous tensor if the block is a piece of one."""
+        """(size,) flat; shares memory with a contiguous tensor if the block is a piece of one, else a copy."""
         if self.span is not None:
             return tensors[self.members[0]].detach().reshape(-1)[self.span]
         return torch.cat([tensors[i].detach().reshape(-1) for i in self.members])

@@ -1,9 +1,9 @@
 """The arithmetic of PertOPT on one flat block (Wang et al. 2018, Algorithm 1); eager or through torch.compile.
 
 Written for memory traffic. `drift` holds |h_t - h_{t-1}| with infinity where the gradient gate is shut, until the
-noise of step t is drawn; then it holds sigma_t. The infinity makes sigma zero by itself. Comparisons are made in
-place on floats and NaN is replaced at the end, because `where` and `fmin` cost ten times an arithmetic operation on
-a CPU.
+noise of step t is drawn; then it holds -sigma_t, whose sign tells element by element what is drawn already. The
+infinity makes sigma zero by itself. Comparisons are made in place on floats and NaN is replaced at the end, because
+`where` and `fmin` cost ten times an arithmetic operation on a CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatminima.optim.noise import unit
+from flatminima.optim.noise import HALF_RANGE
 
 _TINY = 2e-38  # the smallest float32 that is not flushed: a shut gate gives x / 0 = inf, and never 0 / 0
 
@@ -31,44 +31,44 @@ def width(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta:
     rho_i = drift_i * pull, pull = 1 / ||w_t - w_{t-1}|| or 0 where nothing moved; anneal = 1 / ln(1 + epoch).
     """
     bound = kappa(previous, drift.dtype, gamma, eps)
-    curvature = (drift * bound).mul_(pull).add_(h)
+    if isinstance(pull, float):
+        curvature = torch.addcmul(h, drift, bound, value=pull)
+    else:
+        curvature = (drift * bound).mul_(pull).add_(h)
     by_curvature = curvature.mul_(eta).rsqrt_().mul_(anneal)
     return torch.minimum(by_curvature, bound).nan_to_num_(nan=0.0, posinf=0.0)  # inf * 0: gate shut, nothing moved
 
 
-def displace(w: Tensor, previous: Tensor, sigma: Tensor, levels: Tensor) -> None:
-    """previous = w; w = w + u with u_i ~ U(-sigma_i, sigma_i)."""
-    u = unit(levels, sigma.dtype).mul_(sigma)
-    previous.copy_(w)
-    w.add_(u)
-
-
-def settle_and_displace(
-    w: Tensor,
-    previous: Tensor,
-    h: Tensor,
-    drift: Tensor,
-    levels: Tensor,
-    gamma: Any,
-    eps: Any,
-    eta: Any,
-    anneal: Any,
-    pull: Any,
+def settle(
+    w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any
 ) -> None:
-    """drift becomes sigma_t, previous w_t, and w becomes w_t + u. Writes come last: an error changes nothing."""
+    """drift becomes -sigma_t and previous w_t. Writes come last: an error changes nothing."""
     sigma = width(previous, h, drift, gamma, eps, eta, anneal, pull)
-    u = unit(levels, sigma.dtype).mul_(sigma)
-    drift.copy_(sigma)
+    torch.neg(sigma, out=drift)
     previous.copy_(w)
-    w.add_(u)
+
+
+def settle_rest(
+    w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any
+) -> None:
+    """The same where some elements are settled already: in a step's next micro-batch, or after an interruption."""
+    done = torch.signbit(drift)
+    sigma = width(previous, h, drift.abs(), gamma, eps, eta, anneal, pull)
+    drift.copy_(torch.where(done, drift, -sigma))
+    previous.copy_(w)
+
+
+def displace(w: Tensor, drift: Tensor, levels: Tensor) -> None:
+    """w = w + u with u_i ~ U(-sigma_i, sigma_i); drift holds -sigma."""
+    w.addcmul_(levels.to(drift.dtype).add_(0.5), drift, value=-1.0 / HALF_RANGE)
 
 
 def follow(g: Tensor, h: Tensor, drift: Tensor, beta1: Any, beta2: Any) -> None:
     """h_{t+1} = beta1 h_t + (1 - beta1) g^2 and drift = |h_{t+1} - h_t| = (1 - beta1) |g^2 - h_t|."""
     g = g.to(h.dtype)
-    square = g * g
     is_open = g.abs().lt_(beta2)  # 1 or 0; NaN counts as shut
-    drift.copy_((square - h).abs_().mul_(1 - beta1).add_(_TINY).div_(is_open))
+    square = g * g
+    torch.div((square - h).abs_().mul_(1 - beta1).add_(_TINY), is_open, out=drift)
     h.mul_(beta1).add_(square.mul_(1 - beta1))
 
 
@@ -76,7 +76,7 @@ def follow_shared(g: Tensor, h: Tensor, drift: Tensor, beta1: Any, beta2: Any) -
     """The same drift from h_{t+1}, which the base optimizer has already made: (1 - beta1) / beta1 |g^2 - h_{t+1}|."""
     g = g.to(h.dtype)
     is_open = g.abs().lt_(beta2)
-    drift.copy_((g * g).sub_(h).abs_().mul_((1 - beta1) / beta1).add_(_TINY).div_(is_open))
+    torch.div((g * g).sub_(h).abs_().mul_((1 - beta1) / beta1).add_(_TINY), is_open, out=drift)
 
 
 def squared_distance(w: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,11 +86,10 @@ def squared_distance(w: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 _ALL: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (displace, settle_and_displace, follow, follow_shared, squared_distance)
+    f.__name__: f for f in (displace, settle, settle_rest, follow, follow_shared, squared_distance)
 }
 
 
-@lru_cache(maxsize=32)
 def kernel(name: str, backend: str | None) -> Callable[..., Any]:
     """A kernel by name, compiled if a backend is given.
 

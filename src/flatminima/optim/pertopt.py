@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.core.perturbation import mix
 from flatminima.errors import UsageError
-from flatminima.optim.curvature import Curvature
+from flatminima.optim.curvature import Curvature, Levels
 from flatminima.optim.diagnostics import Census, Diagnostics, choose_eta, threshold, warn
+from flatminima.optim.displacement import Gradients, Shared
 from flatminima.optim.noise import NoiseStream
 from flatminima.optim.schedule import Clock, log_anneal
+from flatminima.optim.shards import is_sharded
 from flatminima.optim.wrapper import Wrapper
 
 _LOOK_EVERY = 1024  # steps between two looks at the noise, after the first at 1, 2, 4, 8, ...
@@ -57,6 +60,8 @@ class PertOPT(Wrapper):
         anneal: epoch -> factor in place of 1 / ln(1 + epoch).
         auto_share: of the coordinates, in (0, 1); only for eta="auto".
         compile: fuse the arithmetic with torch.compile; a string names the backend.
+        model: that owns the parameters. Inside the block its `state_dict()`, copies and forward passes in eval mode
+            are refused; without it, from the block's first forward pass on.
 
     Source: Wang, Keskar, Xiong, Socher, arXiv 1809.07402, Algorithm 1.
 
@@ -73,6 +78,11 @@ class PertOPT(Wrapper):
     """
 
     name = "pertopt"
+    seed: Shared[int] = Shared()
+    noise: Shared[str] = Shared()
+    batch_size: Shared[int | None] = Shared()
+    anneal: Shared[Callable[[float], float]] = Shared()
+    auto_share: Shared[float] = Shared()
 
     def __init__(
         self,
@@ -91,6 +101,7 @@ class PertOPT(Wrapper):
         anneal: Callable[[float], float] = log_anneal,
         auto_share: float = 0.5,
         compile: bool | str = False,
+        model: nn.Module | None = None,
     ) -> None:
         if noise not in ("shared", "per_rank"):
             raise UsageError(f"got noise={noise!r}; it is 'shared' or 'per_rank'")
@@ -101,18 +112,18 @@ class PertOPT(Wrapper):
         if not 0 < auto_share < 1:
             raise UsageError(f"got auto_share={auto_share!r}; a share of the coordinates lies in (0, 1)")
         self.clock = Clock(steps_per_epoch)
+        self._warned: set[str] = set()
+        backend = None if compile is False else ("inductor" if compile is True else compile)
+        self._curvature = Curvature(base, backend)
+        own = {"perturb": True, "pert_eta": eta, "pert_gamma": gamma, "pert_eps": eps}
+        own |= {"pert_beta1": beta1, "pert_beta2": beta2}
+        numbers = {"pert_step": 0, "pert_epoch": 1.0, "pert_seed": seed, "pert_ready": 0, "pert_squared_distance": -1.0}
+        super().__init__(base, own, numbers=numbers, model=model)
         self.seed = seed
         self.noise = noise
         self.batch_size = batch_size
         self.anneal = anneal
         self.auto_share = auto_share
-        self._warned: set[str] = set()
-        self._ready = 0  # blocks whose buffer holds sigma_t and no longer the drift
-        own = {"perturb": True, "pert_eta": eta, "pert_gamma": gamma, "pert_eps": eps}
-        own |= {"pert_beta1": beta1, "pert_beta2": beta2}
-        super().__init__(base, own)
-        backend = None if compile is False else ("inductor" if compile is True else compile)
-        self._curvature = Curvature(base, backend)
 
     @property
     def epoch(self) -> float:
@@ -123,11 +134,6 @@ class PertOPT(Wrapper):
     def epoch(self, value: float) -> None:
         self.clock.epoch = value
 
-    def backward(self, closure: Callable[[], Any]) -> Any:
-        """Run the closure once at the perturbed weights; returns its loss."""
-        with self.perturbed(), torch.enable_grad():
-            return closure()
-
     def diagnostics(self) -> Diagnostics:
         """Of the coming step's noise; to be asked between `step()` and the next `perturbed()`. One pass over memory.
 
@@ -135,9 +141,10 @@ class PertOPT(Wrapper):
             UsageError: the noise of the coming step is drawn already, and with it what it came from is gone.
         """
         self._outside("diagnostics()")
-        if self._ready:
+        if self._curvature.settled:
             raise UsageError("the noise of this step is drawn already: ask for diagnostics() after step()")
         with torch.no_grad():
+            self._curvature.fit()
             return self._census()
 
     def _census(self) -> Diagnostics:
@@ -150,36 +157,61 @@ class PertOPT(Wrapper):
                 census.add(w, previous, h, drift, self._numbers_of(part.group, drift))
         return census.finish(self.clock.step)
 
+    def perturbed(self) -> AbstractContextManager[None]:
+        """Forward and backward in this block, at w + u; afterwards the weights are as they were, bit for bit."""
+        return self._block()
+
+    def _evaluate(self, closure: Callable[[], Any], before: Gradients) -> Any:
+        entered = self._at.entered
+        with self.perturbed(), torch.enable_grad():
+            loss = closure()
+        if not entered:
+            self._refuse_added(before)
+        return loss
+
+    def _micro_batch(self, closure: Callable[[], Any]) -> Any:
+        with self.perturbed(), torch.enable_grad():
+            return closure()
+
+    def _needs_block(self) -> bool:
+        return True
+
     def _displace(self) -> None:
-        if self._curvature.live and not self._ready and self._due():
+        curvature, step = self._curvature, self.clock.step
+        if step == 0 or not curvature.live:
+            return
+        curvature.fit()
+        if not curvature.settled and self._due():
             self._look()
-        streams: dict[torch.device, NoiseStream] = {}
-        done = 0
-        for part in self._curvature.parts(self.param_groups):
+        kernel = "settle_rest" if curvature.settled else "settle"
+        seed = self._noise_seed()
+        levels = Levels(lambda device: NoiseStream(seed, step, device), curvature.offsets(self.param_groups))
+        for part in curvature.parts(self.param_groups):
             numbers = self._numbers_of(part.group, part.drift[0])
-            stream = streams.setdefault(part.device, NoiseStream(self._noise_seed(), self.clock.step, part.device))
             for block in part.blocks:
-                levels = stream.take(block.size)
-                w, previous, drift = (block.gather(t) for t in (part.weights, part.previous, part.drift))
-                if done < self._ready:
-                    self._curvature.call("displace", w, previous, drift, levels)
-                else:
-                    h = block.gather(part.h)
-                    self._curvature.call("settle_and_displace", w, previous, h, drift, levels, *numbers)
-                    block.scatter(drift, part.drift)
+                w, previous, h, drift = (
+                    block.gather(tensors) for tensors in (part.weights, part.previous, part.h, part.drift)
+                )
+                noise = levels.of(part, block)
+                curvature.settled = True
+                curvature.call(kernel, w, previous, h, drift, *numbers)
+                block.scatter(drift, part.drift)
                 block.scatter(previous, part.previous)
-                self._moved.extend(block.pairs(part.weights, part.previous))
+                self._at.moved.extend(block.pairs(part.weights, part.previous))
+                curvature.call("displace", w, drift, noise)
                 block.scatter(w, part.weights)
-                done += 1
-                self._ready = max(self._ready, done)
 
     def _before_base(self) -> None:
+        if self.clock.step == 0:
+            self._curvature.live.clear()  # an empty checkpoint's
         self._curvature.before(self.param_groups)
 
     def _after_base(self) -> None:
         self._curvature.after(self.param_groups)
-        self._ready = 0
         self.clock.step += 1
+
+    def _blank(self) -> None:
+        self._curvature.blank(self.param_groups)
 
     def _due(self) -> bool:
         t = self.clock.step
@@ -216,21 +248,34 @@ class PertOPT(Wrapper):
         return self.batch_size / (1.0 - float(group["pert_beta1"]) ** max(self.clock.step, 1))
 
     def _noise_seed(self) -> int:
-        shared = self.noise == "shared" or not torch.distributed.is_initialized()
-        return self.seed if shared else mix(self.seed, 1 + torch.distributed.get_rank())
+        if self.noise == "shared" or not torch.distributed.is_initialized():
+            return self.seed
+        if any(is_sharded(p) for p in self._parameters()):
+            raise UsageError('got noise="per_rank" for sharded weights, which are one network: use "shared"')
+        return mix(self.seed, 1 + torch.distributed.get_rank())
 
     def _tensors(self) -> dict[Tensor, dict[str, Tensor]]:
-        return self._curvature.tensors()
+        self._curvature.fit()
+        return dict(self._curvature.live)
 
     def _numbers(self) -> dict[str, Any]:
         distance = self._curvature.distance
-        return {**self.clock.state(), "seed": self.seed, "ready": self._ready, "squared_distance": distance}
+        return {
+            "pert_step": self.clock.step,
+            "pert_epoch": self.clock.by_hand,
+            "pert_seed": self.seed,
+            "pert_ready": int(self._curvature.settled),
+            "pert_squared_distance": -1.0 if distance is None else float(distance),
+        }
 
-    def _load(self, tensors: dict[Tensor, dict[str, Tensor]], numbers: dict[str, Any] | None) -> None:
-        numbers = numbers or {"step": 0, "epoch": 1.0, "seed": self.seed, "ready": 0, "squared_distance": None}
-        self.clock.load(numbers)
-        self.seed, self._ready = int(numbers["seed"]), int(numbers["ready"])
-        self._curvature.load(tensors, numbers["squared_distance"])
+    def _load(self, tensors: dict[Tensor, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
+        self.clock.load(int(numbers["pert_step"]), float(numbers["pert_epoch"]))
+        self.seed = int(numbers["pert_seed"])
+        square = numbers["pert_squared_distance"]
+        distance = None if square is None or float(square) < 0 else torch.tensor(float(square), dtype=torch.float64)
+        home = next(iter(tensors)).device if tensors else torch.device("cpu")
+        ready = bool(numbers["pert_ready"])
+        self._curvature.load(tensors, None if distance is None else distance.to(home), ready)
 
     def _check(self, group: dict[str, Any]) -> None:
         eta, gamma, eps, beta1, beta2 = (group[f"pert_{key}"] for key in ("eta", "gamma", "eps", "beta1", "beta2"))

@@ -1,8 +1,7 @@
 """Sharpness-aware minimization (Foret et al. 2021, Algorithm 1) and its adaptive form (Kwon et al. 2021, eq. 8).
 
-e = rho g / ||g||_2 over all parameters; adaptive: e = rho T^2 g / ||T g||_2 with T = |w|. The step is taken from w
-with the gradient at w + e. A gradient of norm 0, infinity or NaN displaces nothing, so that no NaN is ours; the
-papers' codes add 1e-12 to the norm instead.
+e = rho g / ||g||_2 over all parameters; adaptive: e = rho T^2 g / ||T g||_2 with T = |w| + eta. The step is taken from
+w with the gradient at w + e. Where the base maximises, e has the other sign: the worst of the ball is its lowest.
 """
 
 from __future__ import annotations
@@ -10,15 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.errors import UsageError
+from flatminima.optim.ascent import Slope, climb, inverse_norm, slopes
+from flatminima.optim.displacement import Gradients, Shared
+from flatminima.optim.reuse import Reuse
 from flatminima.optim.running_statistics import kept
+from flatminima.optim.schedule import Clock
 from flatminima.optim.wrapper import Wrapper
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What SAM's two passes saw.
+
+    Args:
+        loss: L(w).
+        rise: L(w + e) - L(w), the sharpness that SAM minimises.
+    """
+
+    loss: float
+    rise: float
 
 
 class SAM(Wrapper):
@@ -28,17 +45,26 @@ class SAM(Wrapper):
     those gradients and a second backward pass fills them, then `opt.step()`. With a scaler, unscale after the block,
     once: the direction does not depend on the scale.
 
-    Under DistributedDataParallel the norm comes from synchronised gradients. For a displacement per rank, run the
-    first backward pass under `no_sync()`.
+    Under DistributedDataParallel the norm comes from synchronised gradients, under FSDP2 it is that of all shards. For
+    a displacement per rank, run DistributedDataParallel's first backward pass under `no_sync()`.
 
     Args:
         base: the optimizer that steps. Its groups may set `sam_rho` and `sam_adaptive` of their own.
         rho: radius, finite and >= 0. Where it is 0 for all groups the closure runs once: exactly the base.
-        adaptive: scale each coordinate by |w|.
-        model: whose running statistics the second pass must leave alone. Without it they are found as layers are
-            called, which a model compiled in place (`model.compile()`) hides.
+        adaptive: scale each coordinate by T = |w| + eta; "matrices": only of parameters with two axes or more, T = 1 for
+            biases and norm layers.
+        model: whose buffers the second pass must leave alone. Without it they are found as layers are called, which
+            costs a call a layer, and a model compiled in place (`model.compile()`) hides them.
+        eta: of T, finite and >= 0. The authors' code has 0.01.
+        every: steps from one ascent to the next; between them one pass a step. By hand, ask `due`.
+        reuse: alpha of LookSAM, >= 0: how much of the last ascent's direction the steps between add to their
+            gradient (one tensor a parameter). 0: plain steps. The paper has 0.7.
+        schedule: epoch -> factor of rho.
+        start_epoch: the first epoch with an ascent, from 1.
+        steps_per_epoch: advances `epoch`; None: set `opt.epoch` yourself.
 
-    Source: Foret, Kleiner, Mobahi, Neyshabur, arXiv 2010.01412; Kwon, Kim, Park, Choi, arXiv 2102.11600.
+    Source: Foret, Kleiner, Mobahi, Neyshabur, arXiv 2010.01412; Kwon, Kim, Park, Choi, arXiv 2102.11600; Liu, Mai, Chen,
+    Hsieh, You, arXiv 2203.02714 (`every`, `reuse`).
 
     Examples:
         >>> import torch
@@ -52,89 +78,171 @@ class SAM(Wrapper):
         >>> _ = opt.step(closure)        # gradient at w + 0.5 w / 5 is 1.1 w
         >>> [round(v, 4) for v in w.tolist()]
         [-0.3, -0.4]
+        >>> round(opt.last.rise, 4)      # (5.5^2 - 5^2) / 2
+        2.625
     """
 
     name = "sam"
+    eta: Shared[float] = Shared()
+    every: Shared[int] = Shared()
+    reuse: Shared[float] = Shared()
+    schedule: Shared[Callable[[float], float] | None] = Shared()
+    start_epoch: Shared[float] = Shared()
+    _losses: Shared[tuple[Any, Any] | None] = Shared()  # at w and at w + e
+    _since: Shared[int] = Shared()  # steps since the last ascent; -1: there was none
 
     def __init__(
-        self, base: Optimizer, rho: float = 0.05, adaptive: bool = False, *, model: nn.Module | None = None
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        adaptive: bool | Literal["matrices"] = False,
+        *,
+        model: nn.Module | None = None,
+        eta: float = 0.0,
+        every: int = 1,
+        reuse: float = 0.7,
+        schedule: Callable[[float], float] | None = None,
+        start_epoch: float = 1.0,
+        steps_per_epoch: int | None = None,
     ) -> None:
-        self.model = model
+        for key, value in (("eta", eta), ("reuse", reuse)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"got {key}={value!r}; it is finite and >= 0")
+        if not (isinstance(every, int) and every >= 1):
+            raise UsageError(f"got every={every!r}; an ascent every so many steps, from 1")
+        if not start_epoch >= 1:
+            raise UsageError(f"got start_epoch={start_epoch!r}; epochs count from 1")
+        self.clock = Clock(steps_per_epoch)
         self._backup: dict[Tensor, Tensor] = {}
-        super().__init__(base, {"sam_rho": rho, "sam_adaptive": adaptive})
+        self._reuse = Reuse()
+        numbers = {"sam_step": 0, "sam_epoch": 1.0, "sam_since": -1}
+        super().__init__(base, {"sam_rho": rho, "sam_adaptive": adaptive}, numbers=numbers, model=model)
+        self.eta, self.every, self.reuse = eta, every, reuse
+        self.schedule, self.start_epoch = schedule, start_epoch
+        self._losses, self._since = None, -1
 
-    def backward(self, closure: Callable[[], Any]) -> Any:
-        """Fill the gradients with those at w + e, running the closure at w and there; returns the loss at w."""
-        self._complete()
-        with torch.enable_grad():
-            loss = closure()
-        if all(group["sam_rho"] == 0 for group in self.param_groups):
-            self._entered = True
-            return loss
-        with self.perturbed(), torch.enable_grad():
-            closure()
-        return loss
+    @property
+    def epoch(self) -> float:
+        """Of the coming step, from 1. Set it at the start of each epoch, or give `steps_per_epoch`."""
+        return self.clock.epoch
+
+    @epoch.setter
+    def epoch(self, value: float) -> None:
+        self.clock.epoch = value
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming step wants a second pass, at w + e."""
+        return (self._since < 0 or self._since + 1 >= self.every) and any(self._rho(g) > 0 for g in self.param_groups)
+
+    @property
+    def last(self) -> Ascent | None:
+        """Of the last ascent whose losses were seen: `step(closure)` with a closure that returns its loss."""
+        if self._losses is None:
+            return None
+        here, there = (float(loss) for loss in self._losses)
+        return Ascent(here, there - here)
+
+    def note(self, here: Any, there: Any) -> None:
+        """Tell `last` the losses at w and at w + e, where someone else runs the passes."""
+        losses = [loss.detach() if isinstance(loss, Tensor) else loss for loss in (here, there)]
+        if all(isinstance(loss, int | float) or (isinstance(loss, Tensor) and loss.numel() == 1) for loss in losses):
+            self._losses = (losses[0], losses[1])
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """The second pass: weights w + e, gradients cleared, running statistics kept."""
-        with kept(self.model), super().perturbed():
+        """The second pass: weights w + e, gradients cleared, buffers kept."""
+        with kept(self.model), self._block():
             yield
 
+    def _evaluate(self, closure: Callable[[], Any], before: Gradients) -> Any:
+        self._complete()
+        entered, blocks = self._at.entered, self._at.blocks
+        with torch.enable_grad():
+            loss = closure()
+        if before.absent() or self._at.blocks > blocks:  # a skipped batch; or the closure has seen to the second pass
+            return loss
+        if before.untouched():  # it does nothing: the passes were made by hand
+            return loss
+        if not entered:
+            self._refuse_added(before)
+        if not self.due:
+            return loss
+        closures = [*self._at.micro_batches, closure]
+        here = [*self._at.micro_losses, loss]
+        with self.perturbed(), torch.enable_grad():
+            there = [again() for again in closures]
+        if all(x is not None for x in (*here, *there)):
+            self.note(sum(here) / len(here), sum(there) / len(there))
+        return loss
+
+    def _micro_batch(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            return closure()
+
+    def _needs_block(self) -> bool:
+        return self.due
+
     def _displace(self) -> None:
-        with_gradient = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if not with_gradient:
+        held = slopes(self.param_groups, self._rho, self.eta)
+        if not held:
             raise UsageError("no gradients, along which SAM displaces: call backward() before perturbed()")
-        lists: dict[torch.device, list[tuple[dict[str, Any], Tensor]]] = {}
-        for group, p in with_gradient:
-            if p.grad is not None and p.grad.layout != torch.strided:
-                raise UsageError("got a sparse gradient; make the embedding with sparse=False")
-            lists.setdefault(p.device, []).append((group, p))
-        norms = {device: _norm(held) for device, held in lists.items()}
-        home = next(iter(norms))
-        norm = torch.linalg.vector_norm(torch.stack([n.to(home) for n in norms.values()]))
-        inverse = torch.where(torch.isfinite(norm) & (norm > 0), 1.0 / norm, 0.0)
-        for device, held in lists.items():
-            self._move([(g, p) for g, p in held if g["sam_rho"] > 0], inverse.to(device))
+        inverse = inverse_norm(held)
+        for slope in held:
+            self._keep(slope)
+            climb(slope, inverse)
+        if self.every > 1 and self.reuse > 0:
+            self._reuse.remember([pair for s in held for pair in zip(s.parameters, s.gradients, strict=True)])
         for p in self._parameters():
             p.grad = None
 
-    def _move(self, held: list[tuple[dict[str, Any], Tensor]], inverse: Tensor) -> None:
-        if not held:
-            return
-        weights = [p.detach() for _, p in held]
-        directions = [_direction(group, p, 2) for group, p in held]
-        torch._foreach_mul_(directions, inverse)
-        torch._foreach_mul_(directions, [float(group["sam_rho"]) for group, _ in held])
-        originals = [self._original(p) for _, p in held]
-        torch._foreach_copy_(originals, weights)
-        self._moved = [*self._moved, *zip(weights, originals, strict=True)]
-        for w, e in zip(weights, directions, strict=True):
-            w.add_(e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))  # an infinite gradient times 0
+    def _keep(self, slope: Slope) -> None:
+        originals = []
+        for p, w in zip(slope.parameters, slope.weights, strict=True):
+            held = self._backup.get(p)
+            if held is None or held.shape != w.shape or held.device != w.device or held.dtype != w.dtype:
+                held = self._backup[p] = torch.empty_like(w)
+            originals.append(held)
+        torch._foreach_copy_(originals, slope.weights)
+        self._at.moved = [*self._at.moved, *zip(slope.weights, originals, strict=True)]
 
-    def _original(self, p: Tensor) -> Tensor:
-        held = self._backup.get(p)
-        if held is None or held.shape != p.shape or held.device != p.device or held.dtype != p.dtype:
-            held = self._backup[p] = torch.empty_like(p, requires_grad=False)
-        return held
+    def _rho(self, group: dict[str, Any]) -> float:
+        """Of the coming step."""
+        if self.epoch < self.start_epoch:
+            return 0.0
+        rho = float(group["sam_rho"])
+        return rho if self.schedule is None else rho * self.schedule(self.epoch)
+
+    def _before_base(self) -> None:
+        if self.every == 1 or self.reuse == 0:
+            return
+        if self._at.entered:
+            self._reuse.learn(list(self._parameters()))
+        elif self._since >= 0:
+            self._reuse.add(list(self._parameters()), self.reuse)
+
+    def _after_base(self) -> None:
+        self._since = 0 if self._at.entered else (self._since + 1 if self._since >= 0 else -1)
+        self.clock.step += 1
+
+    def _blank(self) -> None:
+        if self.every > 1 and self.reuse > 0:
+            self._reuse.blank(list(self._parameters()))
+
+    def _tensors(self) -> dict[Tensor, dict[str, Tensor]]:
+        return self._reuse.tensors()
+
+    def _numbers(self) -> dict[str, Any]:
+        return {"sam_step": self.clock.step, "sam_epoch": self.clock.by_hand, "sam_since": self._since}
+
+    def _load(self, tensors: dict[Tensor, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
+        self.clock.load(int(numbers["sam_step"]), float(numbers["sam_epoch"]))
+        self._since = int(numbers["sam_since"])
+        self._reuse.load(tensors)
 
     def _check(self, group: dict[str, Any]) -> None:
-        rho = group["sam_rho"]
+        rho, adaptive = group["sam_rho"], group["sam_adaptive"]
         if not (isinstance(rho, int | float) and math.isfinite(rho) and rho >= 0):
             raise UsageError(f"got sam_rho={rho!r}; the radius is finite and >= 0")
-
-
-def _direction(group: dict[str, Any], p: Tensor, power: int) -> Tensor:
-    """g, or |w|^power g if adaptive; at least float32, and a tensor of its own."""
-    assert p.grad is not None
-    g = p.grad.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
-    return g.mul_(p.detach().abs().to(g.dtype).pow_(power)) if group["sam_adaptive"] else g
-
-
-def _norm(held: list[tuple[dict[str, Any], Tensor]]) -> Tensor:
-    """Joint 2-norm of g, or of |w| g, on one device; summed in float32 at least."""
-    scaled = [_direction(g, p, 1) if g["sam_adaptive"] else p.grad.detach() for g, p in held if p.grad is not None]
-    double = any(t.dtype == torch.float64 for t in scaled)
-    parts = torch._foreach_norm(scaled, 2, dtype=torch.float64 if double else torch.float32)
-    found: Tensor = torch.linalg.vector_norm(torch.stack(list(parts)))
-    return found
+        if adaptive not in (True, False, "matrices"):
+            raise UsageError(f"got sam_adaptive={adaptive!r}; it is True, False or 'matrices'")

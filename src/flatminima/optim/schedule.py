@@ -1,4 +1,4 @@
-"""PertOPT's two clocks: steps t from 0, epochs from 1. Noise falls like 1 / ln(1 + epoch)."""
+"""An optimizer's two clocks: steps t from 0, epochs from 1. PertOPT's noise falls like 1 / ln(1 + epoch)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,14 @@ class Clock:
         if self.steps_per_epoch is not None:
             raise UsageError("the epoch is counted by steps_per_epoch; leave that out to set it yourself")
         if not (math.isfinite(value) and value >= 1):
-            raise UsageError(f"got epoch={value!r}; epochs count from 1, because noise falls like 1 / ln(1 + epoch)")
+            raise UsageError(f"got epoch={value!r}; epochs count from 1")
         self._epoch = value
 
-    def state(self) -> dict[str, Any]:
-        return {"step": self.step, "epoch": self._epoch}
+    @property
+    def by_hand(self) -> float:
+        """The epoch that was set, which steps_per_epoch overrules."""
+        return self._epoch
 
-    def load(self, numbers: dict[str, Any]) -> None:
-        self.step, self._epoch = int(numbers["step"]), numbers["epoch"]
+    def load(self, step: int, epoch: float) -> None:
+        """Both, from a checkpoint."""
+        self.step, self._epoch = step, epoch

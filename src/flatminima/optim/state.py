@@ -1,4 +1,8 @@
-"""What a wrapper adds to the checkpoint of its base, put in and taken out again; nothing is rounded on the way."""
+"""What a wrapper adds to the checkpoint of its base, put in and taken out again; nothing is rounded on the way.
+
+Tensors lie beside the base's state of each parameter and numbers in the groups, the two places that every tool keeps
+(torch.distributed.checkpoint drops other entries, and takes a dot in a name for a level of nesting).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_MARK = "flatminima."  # before the name of each tensor of ours
+_MARK = "flatminima_"  # before the name of each tensor of ours
+_EARLIER = "flatminima."  # the same in checkpoints of 0.1
 
 
 def merge(
@@ -23,30 +28,49 @@ def merge(
     return {**packed, "state": state}
 
 
-def split(packed: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[Any, dict[str, Tensor]]]:
-    """(the base's state_dict, our tensors by parameter number)."""
+def split(
+    packed: dict[str, Any], name: str, fresh: dict[str, Any]
+) -> tuple[dict[str, Any], dict[Any, dict[str, Tensor]], dict[str, Any]]:
+    """(the base's state_dict, our tensors by parameter number, our numbers).
+
+    Args:
+        name: of our entry in checkpoints of 0.1.
+        fresh: our numbers where the checkpoint has none.
+    """
     state: dict[Any, Any] = {}
     own: dict[Any, dict[str, Tensor]] = {}
     for number, held in packed["state"].items():
         if not isinstance(held, dict):
             state[number] = held
             continue
-        ours = {k.removeprefix(_MARK): v for k, v in held.items() if isinstance(k, str) and k.startswith(_MARK)}
-        theirs = {k: v for k, v in held.items() if not (isinstance(k, str) and k.startswith(_MARK))}
+        ours = {k[len(_MARK) :]: v for k, v in held.items() if isinstance(k, str) and k.startswith((_MARK, _EARLIER))}
+        theirs = {k: v for k, v in held.items() if not (isinstance(k, str) and k.startswith((_MARK, _EARLIER)))}
         if ours:
             own[number] = ours
         if theirs:  # an entry without content would keep Adam from making its own
             state[number] = theirs
-    return {**{k: v for k, v in packed.items() if k != name}, "state": state}, own
+    numbers = dict(fresh)
+    for group in packed["param_groups"][:1]:
+        numbers.update({key: group[key] for key in fresh if key in group})
+    if name in packed:
+        prefix = next(iter(fresh)).split("_")[0]
+        numbers.update({f"{prefix}_{key}": value for key, value in packed[name].items()})
+    return {**{k: v for k, v in packed.items() if k != name}, "state": state}, own, numbers
 
 
-def keep_dtypes(optimizer: Optimizer, packed: dict[str, Any]) -> None:
-    """Undo torch's cast of loaded state to the dtype of its parameter: float32 moments of bfloat16 weights stay."""
+def own_copies(optimizer: Optimizer, packed: dict[str, Any]) -> None:
+    """Make loaded state the optimizer's own, in the dtype that it was saved in.
+
+    torch casts it to the dtype of its parameter (float32 moments of bfloat16 weights would be lost), and otherwise takes
+    the very tensors of `packed`, which may be those of a living optimizer.
+    """
     for saved, group in zip(packed["param_groups"], optimizer.param_groups, strict=True):
         for number, p in zip(saved["params"], group["params"], strict=True):
             for key, value in packed["state"].get(number, {}).items():
                 loaded = optimizer.state[p].get(key)
-                if not (isinstance(value, Tensor) and isinstance(loaded, Tensor)) or key == "step":
+                if not (isinstance(value, Tensor) and isinstance(loaded, Tensor)):
                     continue
-                if loaded.dtype != value.dtype and torch.is_floating_point(value):
-                    optimizer.state[p][key] = value.to(loaded.device)
+                if loaded.dtype != value.dtype and torch.is_floating_point(value) and key != "step":
+                    optimizer.state[p][key] = value.to(loaded.device, copy=True)
+                elif loaded is value:
+                    optimizer.state[p][key] = value.clone()

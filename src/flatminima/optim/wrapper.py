@@ -1,4 +1,4 @@
-"""`Wrapper`: an optimizer around a base optimizer that looks at the gradient elsewhere than at the weights.
+"""`Wrapper`: an optimizer around a base optimizer that takes the gradient at displaced weights.
 
 It shares the base's groups and state, so schedulers, scalers and checkpoints meet a plain `torch.optim.Optimizer`. The
 displacement lives in `with opt.perturbed():` and not in `step`, because a GradScaler that found an infinity never
@@ -7,18 +7,21 @@ calls `step`: weights are back, bit for bit, when the block is left, also on an 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.errors import UsageError
-from flatminima.optim import displaced
-from flatminima.optim.state import keep_dtypes, merge, split
+from flatminima.optim.displacement import Displacement, Gradients, Shared
+from flatminima.optim.shards import check, gradient
+from flatminima.optim.state import merge, own_copies, split
 
 
 class Wrapper(Optimizer, ABC):
@@ -27,21 +30,25 @@ class Wrapper(Optimizer, ABC):
     Args:
         base: any optimizer whose `step()` needs no closure. Its groups may carry the keys of `own`.
         own: what a group gets where it does not say otherwise.
+        numbers: keys of ours in every group of a checkpoint, with what they are at the start.
+        model: that owns the parameters, or None.
     """
 
-    name: str  # key of what is ours in a state_dict
+    name: str  # of ours in a checkpoint of an earlier version
+    model: Shared[nn.Module | None] = Shared()
 
-    def __init__(self, base: Optimizer, own: dict[str, Any]) -> None:
+    def __init__(
+        self, base: Optimizer, own: dict[str, Any], *, numbers: dict[str, Any], model: nn.Module | None
+    ) -> None:
         if not isinstance(base, Optimizer) or isinstance(base, Wrapper):
             raise UsageError(f"got base={type(base).__name__}; give a plain torch optimizer, such as torch.optim.AdamW")
         if isinstance(base, torch.optim.LBFGS):
             raise UsageError("got base=LBFGS, which evaluates its closure many times a step; use a first-order method")
         self.base = base
         self._own = own
-        self._moved: list[tuple[Tensor, Tensor]] = []  # (weights, what they were)
-        self._inside = False
-        self._entered = False  # since the last step
-        self._checked = 0  # parameters
+        self._fresh_numbers = numbers
+        self._at = Displacement()
+        self.model = model
         # not Optimizer.__init__, which would make groups of its own
         Optimizer.__setstate__(self, {"defaults": {**base.defaults, **own}})
         self._complete()
@@ -55,80 +62,123 @@ class Wrapper(Optimizer, ABC):
     def state(self) -> Any:  # type: ignore[override]
         return self.base.state
 
+    def __getattr__(self, name: str) -> Any:
+        """What only the base has: `train()` and `eval()` of Schedule-Free, `consolidate_state_dict()`, ..."""
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        found = getattr(self.base, name)
+        return partial(self._switch, name) if name in ("train", "eval") else found
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        """Asked by accelerate, which would hide `perturbed()` behind a wrapper of its own."""
+        if "accelerate" not in sys.modules:
+            return False
+        from flatminima.integrations.accelerate import adopt
+
+        return adopt(self)
+
     @abstractmethod
     def _displace(self) -> None:
-        """Move the weights; append (weights, what they were) to `_moved` for each tensor moved."""
+        """Move the weights; append (weights, what they were) to `_at.moved` before each is moved."""
 
     @abstractmethod
     def _check(self, group: dict[str, Any]) -> None:
         """Refuse hyper-parameters that have no meaning."""
 
     @abstractmethod
-    def backward(self, closure: Callable[[], Any]) -> Any:
-        """Run the closure where the gradient is wanted; returns its loss."""
+    def _evaluate(self, closure: Callable[[], Any], before: Gradients) -> Any:
+        """Run the closure where the gradient is wanted; returns its loss. `before`: the gradients ahead of it."""
 
+    @abstractmethod
+    def _micro_batch(self, closure: Callable[[], Any]) -> Any:
+        """Run the closure of a micro-batch that does not end a step."""
+
+    @abstractmethod
+    def _needs_block(self) -> bool:
+        """Whether the coming step wants a perturbed pass."""
+
+    @abstractmethod
     def _before_base(self) -> None:
         """Called by `step` before the base's."""
 
+    @abstractmethod
     def _after_base(self) -> None:
         """Called by `step` after the base's."""
 
+    @abstractmethod
+    def _blank(self) -> None:
+        """State of every parameter as a checkpoint has it, for one to be read into."""
+
+    @abstractmethod
     def _tensors(self) -> dict[Tensor, dict[str, Tensor]]:
         """What a checkpoint must hold of each parameter."""
-        return {}
 
+    @abstractmethod
     def _numbers(self) -> dict[str, Any]:
-        """What else a checkpoint must hold."""
-        return {}
+        """What else a checkpoint must hold: int and float."""
 
-    def _load(self, tensors: dict[Tensor, dict[str, Tensor]], numbers: dict[str, Any] | None) -> None:
-        """The opposite of the two; `numbers` is None for a checkpoint of the base alone."""
+    @abstractmethod
+    def _load(self, tensors: dict[Tensor, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
+        """The opposite of the two."""
 
-    @contextmanager
-    def perturbed(self) -> Iterator[None]:
+    @abstractmethod
+    def perturbed(self) -> AbstractContextManager[None]:
         """Forward and backward in this block; afterwards the weights are as they were, bit for bit.
 
         The backward pass belongs inside: after the block the weights that it needs are gone, and torch says so.
         """
+
+    @contextmanager
+    def _block(self) -> Iterator[None]:
         self._outside("perturbed()")
         self._complete()
-        displaced.enter(self, (p for group in self.param_groups for p in group["params"]))
-        self._inside = True
+        at = self._at
         try:
+            at.inside = True
             with torch.no_grad():
                 self._displace()
+            at.guards.enter(list(self._parameters()), self.model)
+            at.guards.reshard()
             torch.clear_autocast_cache()  # it holds casts of the old weights
-            self._entered = True
+            at.entered = True
+            at.blocks += 1
             yield
         finally:
-            self.restore()
+            at.restore()
 
     def restore(self) -> None:
         """Put the weights back. Leaving the block does; by hand only after an interrupt in the middle of that."""
-        if self._moved:
-            weights, originals = zip(*self._moved, strict=True)
-            with torch.no_grad():
-                torch._foreach_copy_(list(weights), list(originals))
-            torch.clear_autocast_cache()
-        self._moved = []
-        self._inside = False
-        displaced.leave(self)
+        self._at.restore()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The base's step from the restored weights, with the gradient from the perturbed ones.
 
         Args:
-            closure: clears the gradients, computes the loss, calls backward and returns the loss. Without it, the
-                gradients must come from a `with perturbed():` block.
+            closure: clears the gradients, computes the loss, calls backward and returns the loss. Without it, or if
+                it does nothing, the gradients must come from a `with perturbed():` block. One that clears the
+                gradients and calls no backward skips the step.
 
         Raises:
-            UsageError: inside the block; without a block since the last step; sparse gradients.
+            UsageError: inside the block; without a block since the last step; sparse gradients; a closure that adds
+                to gradients from outside of a block.
         """
         self._outside("step()")
+        at = self._at
+        if at.complete is not None and not at.complete():
+            return None if closure is None else self._of_micro_batch(closure)
         loss = None
         if closure is not None:
-            loss = self.backward(closure)
-        elif not self._entered:
+            loss, has_gradient = self._run(closure)
+            if not has_gradient:
+                at.end()
+                return loss
+        if not at.entered and self._needs_block():
+            if closure is None and self._is_initial():
+                with torch.no_grad():
+                    self.base.step()
+                self._blank()
+                return None
             raise UsageError(
                 f"step() of {type(self).__name__} without a perturbed pass is the plain {type(self.base).__name__}'s: "
                 "run forward and backward in `with opt.perturbed():`, or give step() a closure"
@@ -143,10 +193,19 @@ class Wrapper(Optimizer, ABC):
             self._before_base()
             self.base.step()
             self._after_base()
-        self._entered = False
+        at.end()
         return loss
 
+    def backward(self, closure: Callable[[], Any]) -> Any:
+        """Run the closure where the gradient is wanted, without a step; returns its loss."""
+        self._outside("backward()")
+        return self._run(closure)[0]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
+        at = self._at
+        if at.complete is not None and (at.micro_batches or not at.complete()):
+            return  # in the middle of a step of several micro-batches
+        at.cleared = True
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -155,12 +214,14 @@ class Wrapper(Optimizer, ABC):
         self._complete()
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's, with what is ours of each parameter beside its state, and our numbers under our name."""
+        """The base's, with what is ours of each parameter beside its state, and our numbers in every group."""
         self._outside("state_dict()")
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
+        numbers = self._numbers()
+        for group in self.param_groups:
+            group.update(numbers)
         packed = merge(self.base.state_dict(), self.param_groups, self._tensors())
-        packed[self.name] = self._numbers()
         for after in self._optimizer_state_dict_post_hooks.values():
             packed = after(self, packed) or packed
         return packed
@@ -171,16 +232,17 @@ class Wrapper(Optimizer, ABC):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        bare, own = split(state_dict, self.name)
-        kept = [{key: g[key] for key in self._own if key in g} for g in self.param_groups]
+        bare, own, numbers = split(state_dict, self.name, self._fresh_numbers)
+        keys = {**self._own, **self._fresh_numbers}
+        kept = [{key: g[key] for key in keys if key in g} for g in self.param_groups]
         self.base.load_state_dict(bare)
-        keep_dtypes(self.base, bare)
+        own_copies(self.base, bare)
         for group, values in zip(self.param_groups, kept, strict=True):
             for key, value in values.items():
                 group.setdefault(key, value)
         numbering = dict(zip(_flat(bare["param_groups"]), _flat(self.param_groups), strict=True))
-        self._load({numbering[i]: held for i, held in own.items()}, state_dict.get(self.name))
-        self._entered = False
+        self._load({numbering[i]: held for i, held in own.items()}, numbers)
+        self._at.end()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -189,26 +251,67 @@ class Wrapper(Optimizer, ABC):
         # like torch, without hooks; and without the `step` that a scheduler has put on the instance
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_") and k != "step"}
 
+    def _of_micro_batch(self, closure: Callable[[], Any]) -> Any:
+        loss = self._micro_batch(closure)
+        self._at.micro_batches.append(closure)
+        self._at.micro_losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+        return loss
+
+    def _run(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
+        """(the closure's loss, whether there is a gradient to step with)."""
+        entered, before = self._at.entered, Gradients(list(self._parameters()))
+        self._at.cleared = False
+        loss = self._evaluate(closure, before)
+        if before.absent():
+            return loss, False
+        if not entered and before.untouched():
+            self._at.entered = False
+        return loss, True
+
+    def _refuse_added(self, before: Gradients) -> None:
+        """After a closure at the start of a step, of which no micro-batch was perturbed."""
+        if not self._at.cleared and not self._at.micro_batches and before.added_to():
+            raise UsageError(
+                f"the closure of {type(self).__name__} added to gradients of passes outside of a perturbed block: "
+                "run every micro-batch of a step in the block, or let the closure clear the gradients"
+            )
+
+    def _switch(self, name: str, *arguments: Any) -> Any:
+        """train() or eval() of a base such as Schedule-Free, which moves the weights."""
+        self._outside(f"{name}()")
+        return getattr(self.base, name)(*arguments)
+
+    def _is_initial(self) -> bool:
+        """A step of learning rate 0 along zeros, by which torch.distributed.checkpoint makes a base's state."""
+        with torch.no_grad():
+            return (
+                not self._tensors()
+                and all(float(group.get("lr", 0.0)) == 0 for group in self.param_groups)
+                and all(p.grad is None or not bool(gradient(p).any()) for p in self._parameters())
+            )
+
     def _complete(self) -> None:
         """Groups made behind our back get our defaults; new parameters and values are checked."""
         for group in self.param_groups:
             for key, value in self._own.items():
                 group.setdefault(key, value)
+            for key, value in self._fresh_numbers.items():
+                group.setdefault(key, value)
             self._check(group)
         parameters = list(self._parameters())
-        if len(parameters) != self._checked:
+        ids = tuple(map(id, parameters))
+        if ids != self._at.checked:
             for p in parameters:
                 if not p.is_floating_point():
                     raise UsageError(f"got a parameter of dtype {p.dtype}; perturbations need real floating point")
-                if hasattr(p, "device_mesh"):
-                    raise UsageError("got a sharded parameter (DTensor); use DistributedDataParallel instead of FSDP")
-            self._checked = len(parameters)
+                check(p)
+            self._at.checked = ids
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
 
     def _outside(self, what: str) -> None:
-        if self._inside:
+        if self._at.inside:
             raise UsageError(f"{what} while the weights are perturbed: leave the `with opt.perturbed():` block first")
 
 

@@ -1,0 +1,128 @@
+"""SAM's displacement e = rho T^2 g / ||T g||_2 and the norm in it, over all devices, dtypes and shards.
+
+A gradient of norm 0, infinity or NaN displaces nothing, so that no NaN is ours; the papers' codes add 1e-12 to the norm
+instead. Lists of tensors go through foreach kernels: on a small network the calls are what costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatminima.errors import UsageError
+from flatminima.optim.shards import gradient, local, spread, total
+
+_SMALL = 1 << 18  # elements that are rather copied side by side than looked at one tensor after the other
+
+
+@dataclass
+class Slope:
+    """Parameters of one device and dtype that have a gradient; this rank's parts, side by side."""
+
+    parameters: list[Tensor]
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    radii: list[float]  # rho, negative where the base maximises
+    scales: list[float | None]  # eta of T = |w| + eta, or None for T = 1
+
+    def scaled(self, power: int, copy: bool = False) -> list[Tensor]:
+        """T^power g, at least float32 where T is not 1; copies if asked, of what is not."""
+        if all(eta is None for eta in self.scales):
+            return [g.clone() for g in self.gradients] if copy else self.gradients
+        return [
+            (g.clone() if copy else g) if eta is None else _scaled(w, g, eta, power)
+            for w, g, eta in zip(self.weights, self.gradients, self.scales, strict=True)
+        ]
+
+
+def slopes(groups: list[dict[str, Any]], rho: Callable[[dict[str, Any]], float], eta: float) -> list[Slope]:
+    """Every parameter with a gradient.
+
+    Args:
+        rho: group -> radius of the coming step.
+        eta: of T = |w| + eta.
+    """
+    found: dict[tuple[Any, ...], Slope] = {}
+    for group in groups:
+        radius = -rho(group) if group.get("maximize", False) else rho(group)
+        adaptive = group["sam_adaptive"]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.layout != torch.strided:
+                raise UsageError("got a sparse gradient; make the embedding with sparse=False")
+            slope = found.setdefault((p.device, p.dtype, spread(p)), Slope([], [], [], [], []))
+            slope.parameters.append(p)
+            slope.weights.append(local(p))
+            slope.gradients.append(gradient(p))
+            slope.radii.append(radius)
+            slope.scales.append(None if not adaptive or (adaptive == "matrices" and p.dim() < 2) else eta)
+    return list(found.values())
+
+
+def inverse_norm(held: list[Slope]) -> float | Tensor:
+    """1 / ||T g||, or 0 where that is no number; a number where it costs no wait for an accelerator."""
+    norms = [(slope, _norm(slope.scaled(1))) for slope in held]
+    if len(norms) == 1 and not spread(held[0].parameters[0]):
+        norm = norms[0][1]
+    else:
+        norm = total([(slope.parameters[0], n.double().square()) for slope, n in norms]).sqrt()
+    if norm.device.type == "cpu":
+        value = float(norm)
+        return 1.0 / value if 0 < value < math.inf else 0.0
+    return torch.where(torch.isfinite(norm) & (norm > 0), 1.0 / norm, 0.0)
+
+
+def climb(slope: Slope, inverse: float | Tensor) -> None:
+    """w = w + e."""
+    if isinstance(inverse, float):
+        if inverse == 0.0:
+            return
+        directions = slope.scaled(2)
+        if len(set(slope.radii)) == 1 and all(d.dtype == slope.weights[0].dtype for d in directions):
+            torch._foreach_add_(slope.weights, directions, alpha=slope.radii[0] * inverse)
+            return
+        for w, e, radius in zip(slope.weights, directions, slope.radii, strict=True):
+            w.add_(e, alpha=radius * inverse)
+        return
+    directions = [d.to(torch.promote_types(d.dtype, torch.float32), copy=True) for d in slope.scaled(2)]
+    torch._foreach_mul_(directions, inverse.to(directions[0]))
+    torch._foreach_mul_(directions, slope.radii)
+    for w, e in zip(slope.weights, directions, strict=True):
+        w.add_(e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))  # an infinite gradient times 0
+
+
+def products(first: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """sum <a, b> over (parameter, its local a, its local b), on all ranks; () float64."""
+    kinds: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for p, a, b in first:
+        kinds.setdefault((p.device, spread(p)), []).append((p, a, b))
+    return total(
+        [
+            (held[0][0], torch.stack([(a.double() * b.double()).sum() for _, a, b in held]).sum())
+            for held in kinds.values()
+        ]
+    )
+
+
+def _scaled(w: Tensor, g: Tensor, eta: float, power: int) -> Tensor:
+    high = torch.promote_types(w.dtype, torch.float32)
+    return w.abs().to(high).add_(eta).pow_(power).mul_(g.to(high))
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Joint 2-norm, summed in float32 at least."""
+    double = any(t.dtype == torch.float64 for t in gradients)
+    dtype = torch.float64 if double else torch.float32
+    if len(gradients) > 1 and sum(t.numel() for t in gradients) <= _SMALL:
+        found: Tensor = torch.linalg.vector_norm(torch.cat([t.reshape(-1) for t in gradients]), dtype=dtype)
+        return found
+    parts = torch._foreach_norm(gradients, 2, dtype=dtype)
+    joint: Tensor = torch.linalg.vector_norm(torch.stack(list(parts)))
+    return joint
+

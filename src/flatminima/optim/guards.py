@@ -1,0 +1,141 @@
+"""While weights are displaced, whoever would take them for the real ones is refused: no checkpoint holds noise.
+
+Hooks of the modules that own the weights, put on with a block and taken off with it. A hook that cannot be copied or
+pickled refuses copies of its module too. An optimizer knows parameters and not modules: those come from the model that
+was given, or from the first forward pass within a block.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from flatminima.errors import UsageError
+from flatminima.optim.shards import is_sharded, reshard
+
+_REMEDY = "leave the `with ....perturbed():` block first"
+
+
+class _Refusal:
+    """A hook before `state_dict` or `load_state_dict`."""
+
+    def __init__(self, guards: Guards, what: str) -> None:
+        self.guards = guards
+        self.what = what
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        if self.guards.active:  # an interrupt may have left the hook behind
+            self._refuse(module)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.guards.active:
+            raise UsageError(f"a copy or pickle of a module while its weights are perturbed: {_REMEDY}")
+        return _nothing, ()
+
+    def _refuse(self, module: nn.Module) -> None:
+        raise UsageError(f"{self.what} of {type(module).__name__} while its weights are perturbed: {_REMEDY}")
+
+
+def _nothing() -> Any:
+    return lambda *_: None
+
+
+class Guards:
+    """The modules that own an optimizer's parameters, and the hooks they carry during a block."""
+
+    def __init__(self) -> None:
+        self._clear(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._clear(())
+
+    def _training_only(self, module: nn.Module, _: Any) -> None:
+        """A hook before `forward`: a network in training mode at the block's start must not be evaluated within."""
+        if self.active and not module.training:
+            raise UsageError(
+                f"a forward pass of {type(module).__name__} in eval() mode while its weights are perturbed: {_REMEDY}"
+            )
+
+    def enter(self, parameters: list[Tensor], model: nn.Module | None) -> None:
+        """From now on the parameters are displaced."""
+        key = (id(model), *map(id, parameters))
+        if key != self._key:
+            self._clear(key)
+            self._unknown = {id(p) for p in parameters}
+            self._any_sharded = any(is_sharded(p) for p in parameters)
+            if model is not None:
+                self._meet(model)
+                self._unknown = set()
+        self.active = True
+        if self._unknown:
+            self._handles.append(register_module_forward_pre_hook(lambda module, _: self._meet_called(module)))
+        for module in _alive(self._whole):
+            self._guard_whole(module)
+        for module in _alive(self._owners):
+            self._guard(module)
+
+    def leave(self) -> None:
+        """The parameters are themselves again; harmless if they were."""
+        self.active = False
+        while self._handles:
+            self._handles.pop().remove()
+
+    def reshard(self) -> None:
+        """Let the next pass gather the weights of now, where FSDP2 has gathered those of before."""
+        if self._any_sharded:
+            reshard(list(_alive(self._sharded)))
+
+    def _clear(self, key: tuple[int, ...]) -> None:
+        self._key = key
+        self.active = False
+        self._saving, self._loading = _Refusal(self, "state_dict()"), _Refusal(self, "load_state_dict()")
+        self._unknown: set[int] = set()  # parameters whose module was not met yet
+        self._any_sharded = False
+        self._owners: list[weakref.ref[nn.Module]] = []
+        self._whole: list[weakref.ref[nn.Module]] = []
+        self._sharded: list[weakref.ref[nn.Module]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def _meet_called(self, module: nn.Module) -> None:
+        if self._unknown:
+            for new in self._meet(module):
+                self._guard(new)
+            self.reshard()
+
+    def _meet(self, module: nn.Module) -> list[nn.Module]:
+        """Its modules that own parameters of ours, unless they are known."""
+        ids = set(self._key[1:])
+        parts = list(module.modules())
+        owners = [m for m in parts if any(id(p) in ids for p in m._parameters.values())]
+        if not owners:
+            return []
+        self._unknown -= {id(p) for m in owners for p in m._parameters.values()}
+        known = {id(m) for m in _alive(self._owners)}
+        new = [m for m in (module, *owners) if id(m) not in known]
+        self._owners += [weakref.ref(m) for m in dict.fromkeys(new)]
+        self._whole.append(weakref.ref(module))
+        if self._any_sharded:
+            from torch.distributed.fsdp import FSDPModule
+
+            self._sharded += [weakref.ref(m) for m in parts if isinstance(m, FSDPModule)]
+        return list(dict.fromkeys(new))
+
+    def _guard(self, module: nn.Module) -> None:
+        self._handles.append(module.register_state_dict_pre_hook(self._saving))
+        self._handles.append(module.register_load_state_dict_pre_hook(self._loading))
+
+    def _guard_whole(self, module: nn.Module) -> None:
+        if module.training and not hasattr(module, "_orig_mod"):
+            self._handles.append(module.register_forward_pre_hook(self._training_only))
+
+
+def _alive(references: Iterable[weakref.ref[nn.Module]]) -> Iterable[nn.Module]:
+    return (module for reference in references if (module := reference()) is not None)
