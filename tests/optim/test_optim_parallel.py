@@ -206,7 +206,7 @@ def test_compiled_models(kind):
             x, y = images(0)
             assert reg.error(cross_entropy, x.detach(), y).cosine > 0.5, "double backward bypasses the compiler"
         else:
-            image_steps(model, wrapped(kind, model, **({"model": model} if kind == "sam" else {"beta2": 9.0})))
+            image_steps(model, wrapped(kind, model, model=model, **({} if kind == "sam" else {"beta2": 9.0})))
     for p, q in zip(plain.state_dict().values(), inner.state_dict().values(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -59,7 +59,7 @@ class FlatMinimaTrainer(Trainer):
             raise UnknownName("method", method, _METHODS)
         self.method, self.method_options = method, dict(options or {})
         self.fisher_trace: FisherTrace | None = None
-        self._repeated: list[tuple[dict[str, Any], Any]] = []  # the step's micro-batches, for SAM's second pass
+        self._repeated: list[tuple[dict[str, Any], Any, Tensor]] = []  # the step's micro-batches, for SAM's second pass
         super().__init__(*args, **kwargs)
         if method == "fisher_trace":
             if self.args.fp16 or self.args.bf16:
@@ -73,13 +73,14 @@ class FlatMinimaTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's own, wrapped."""
         base: torch.optim.Optimizer = super().create_optimizer(model)
-        if isinstance(base, PertOPT | SAM) or self.method == "fisher_trace":
-            return base
+        self._repeated = []
+        if isinstance(getattr(base, "optimizer", base), PertOPT | SAM) or self.method == "fisher_trace":
+            return base  # wrapped already: an earlier call of train(), or the user's own
         found: PertOPT | SAM
         if self.method == "pertopt":
-            found = PertOPT(base, **self.method_options)
+            found = PertOPT(base, **{"model": self.model, **self.method_options})
         else:
-            found = SAM(base, model=self.model, **self.method_options)
+            found = SAM(base, **{"model": self.model, **self.method_options})
         self.optimizer = found
         return found
 
@@ -88,17 +89,21 @@ class FlatMinimaTrainer(Trainer):
         wrapper = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate has wrapped it
         if self.method == "fisher_trace":
             return self._fisher_step(model, inputs, num_items_in_batch)
-        if isinstance(wrapper, PertOPT):
+        if wrapper.clock.steps_per_epoch is None:
             wrapper.epoch = 1.0 + int(self.state.epoch or 0.0)
+        if isinstance(wrapper, PertOPT):
             with wrapper.perturbed():
                 return self._plain_step(model, inputs, num_items_in_batch)
         loss = self._plain_step(model, inputs, num_items_in_batch)
-        self._repeated.append((inputs, num_items_in_batch))
+        self._repeated.append((inputs, num_items_in_batch, loss))
         if self.accelerator.sync_gradients:
             again, self._repeated = self._repeated, []
-            with wrapper.perturbed():
-                for some, count in again:
-                    self._plain_step(model, some, count)
+            if wrapper.due:
+                there: list[Tensor] = []
+                with wrapper.perturbed():
+                    for some, count, _ in again:
+                        there.append(self._plain_step(model, some, count))
+                wrapper.note(torch.stack([here for *_, here in again]).sum(), torch.stack(there).sum())
         return loss
 
     def _plain_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:

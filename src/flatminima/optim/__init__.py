@@ -6,4 +6,13 @@ from flatminima.optim.fisher_trace import FisherTrace, Penalty
 from flatminima.optim.pertopt import PertOPT
 from flatminima.optim.sam import SAM, Ascent
 
-__all__ = ["SAM", "Ascent", "Diagnostics", "DifferenceError", "FisherTrace", "Penalty", "PertOPT", "PerturbationWarning"]
+__all__ = [
+    "SAM",
+    "Ascent",
+    "Diagnostics",
+    "DifferenceError",
+    "FisherTrace",
+    "Penalty",
+    "PertOPT",
+    "PerturbationWarning",
+]

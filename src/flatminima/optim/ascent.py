@@ -30,14 +30,18 @@ class Slope:
     radii: list[float]  # rho, negative where the base maximises
     scales: list[float | None]  # eta of T = |w| + eta, or None for T = 1
 
-    def scaled(self, power: int, copy: bool = False) -> list[Tensor]:
-        """T^power g, at least float32 where T is not 1; copies if asked, of what is not."""
+    def scaled(self, power: int) -> list[Tensor]:
+        """T^power g, at least float32 where T is not 1; the gradients themselves where it is."""
         if all(eta is None for eta in self.scales):
-            return [g.clone() for g in self.gradients] if copy else self.gradients
+            return self.gradients
         return [
-            (g.clone() if copy else g) if eta is None else _scaled(w, g, eta, power)
+            g if eta is None else _scaled(w, g, eta, power)
             for w, g, eta in zip(self.weights, self.gradients, self.scales, strict=True)
         ]
+
+    def is_small(self) -> bool:
+        """Whether calls cost more than elements."""
+        return sum(map(Tensor.numel, self.weights)) <= _SMALL
 
 
 def slopes(groups: list[dict[str, Any]], rho: Callable[[dict[str, Any]], float], eta: float) -> list[Slope]:
@@ -52,11 +56,15 @@ def slopes(groups: list[dict[str, Any]], rho: Callable[[dict[str, Any]], float],
         radius = -rho(group) if group.get("maximize", False) else rho(group)
         adaptive = group["sam_adaptive"]
         for p in group["params"]:
-            if p.grad is None:
+            g = p.grad
+            if g is None:
                 continue
-            if p.grad.layout != torch.strided:
+            if g.layout != torch.strided:
                 raise UsageError("got a sparse gradient; make the embedding with sparse=False")
-            slope = found.setdefault((p.device, p.dtype, spread(p)), Slope([], [], [], [], []))
+            key = (p.device, p.dtype, spread(p))
+            slope = found.get(key)
+            if slope is None:
+                slope = found[key] = Slope([], [], [], [], [])
             slope.parameters.append(p)
             slope.weights.append(local(p))
             slope.gradients.append(gradient(p))
@@ -97,17 +105,23 @@ def climb(slope: Slope, inverse: float | Tensor) -> None:
         w.add_(e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))  # an infinite gradient times 0
 
 
-def products(first: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """sum <a, b> over (parameter, its local a, its local b), on all ranks; () float64."""
+def product(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> float | Tensor:
+    """sum <a, b> over (parameter, its local a, its local b), on all ranks; a number where the processor has it."""
     kinds: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for p, a, b in first:
-        kinds.setdefault((p.device, spread(p)), []).append((p, a, b))
-    return total(
-        [
-            (held[0][0], torch.stack([(a.double() * b.double()).sum() for _, a, b in held]).sum())
-            for held in kinds.values()
-        ]
-    )
+    for p, a, b in pairs:
+        kinds.setdefault((p.device, p.dtype, spread(p)), []).append((p, a, b))
+    sums = [(held[0][0], _dot([a for _, a, _ in held], [b for _, _, b in held])) for held in kinds.values()]
+    found = sums[0][1] if len(sums) == 1 and not spread(sums[0][0]) else total(sums)
+    return float(found) if found.device.type == "cpu" else found
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """<a, b> of two lists, in float32 at least."""
+    high = torch.promote_types(a[0].dtype, torch.float32)
+    if sum(map(Tensor.numel, a)) <= _SMALL:
+        a, b = ([torch.cat([t.reshape(-1).to(high) for t in tensors])] for tensors in (a, b))
+    parts = [torch.dot(x.reshape(-1).to(high), y.reshape(-1).to(high)) for x, y in zip(a, b, strict=True)]
+    return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 
 def _scaled(w: Tensor, g: Tensor, eta: float, power: int) -> Tensor:
@@ -125,4 +139,3 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     parts = torch._foreach_norm(gradients, 2, dtype=dtype)
     joint: Tensor = torch.linalg.vector_norm(torch.stack(list(parts)))
     return joint
-

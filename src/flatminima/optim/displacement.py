@@ -30,6 +30,7 @@ class Displacement:
         self.guards = Guards()
         self.checked: tuple[int, ...] = ()  # ids of the parameters that were looked at
         self.complete: Callable[[], bool] | None = None  # whether this micro-batch ends a step, if a framework knows
+        self.scaled_by = ""  # what scales a closure's gradients behind our back
         self.micro_batches: list[Callable[[], Any]] = []  # closures of the step so far
         self.micro_losses: list[Any] = []  # and what they returned
 

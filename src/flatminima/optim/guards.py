@@ -48,6 +48,12 @@ def _nothing() -> Any:
 class Guards:
     """The modules that own an optimizer's parameters, and the hooks they carry during a block."""
 
+    _unknown: set[int]  # parameters whose module was not met yet
+    _owners: list[weakref.ref[nn.Module]]
+    _whole: list[weakref.ref[nn.Module]]
+    _sharded: list[weakref.ref[nn.Module]]  # whose weights FSDP2 gathers
+    _handles: list[RemovableHandle]
+
     def __init__(self) -> None:
         self._clear(())
 
@@ -80,7 +86,7 @@ class Guards:
         for module in _alive(self._whole):
             self._guard_whole(module)
         for module in _alive(self._owners):
-            self._guard(module)
+            self._handles.append(module.register_state_dict_pre_hook(self._saving))
 
     def leave(self) -> None:
         """The parameters are themselves again; harmless if they were."""
@@ -97,17 +103,14 @@ class Guards:
         self._key = key
         self.active = False
         self._saving, self._loading = _Refusal(self, "state_dict()"), _Refusal(self, "load_state_dict()")
-        self._unknown: set[int] = set()  # parameters whose module was not met yet
-        self._any_sharded = False
-        self._owners: list[weakref.ref[nn.Module]] = []
-        self._whole: list[weakref.ref[nn.Module]] = []
-        self._sharded: list[weakref.ref[nn.Module]] = []
-        self._handles: list[RemovableHandle] = []
+        self._unknown, self._any_sharded = set(), False
+        self._owners, self._whole, self._sharded, self._handles = [], [], [], []
 
     def _meet_called(self, module: nn.Module) -> None:
         if self._unknown:
             for new in self._meet(module):
-                self._guard(new)
+                self._handles.append(new.register_state_dict_pre_hook(self._saving))
+            self._guard_whole(module)
             self.reshard()
 
     def _meet(self, module: nn.Module) -> list[nn.Module]:
@@ -128,11 +131,8 @@ class Guards:
             self._sharded += [weakref.ref(m) for m in parts if isinstance(m, FSDPModule)]
         return list(dict.fromkeys(new))
 
-    def _guard(self, module: nn.Module) -> None:
-        self._handles.append(module.register_state_dict_pre_hook(self._saving))
-        self._handles.append(module.register_load_state_dict_pre_hook(self._loading))
-
     def _guard_whole(self, module: nn.Module) -> None:
+        self._handles.append(module.register_load_state_dict_pre_hook(self._loading))
         if module.training and not hasattr(module, "_orig_mod"):
             self._handles.append(module.register_forward_pre_hook(self._training_only))
 

@@ -51,8 +51,8 @@ class SAM(Wrapper):
     Args:
         base: the optimizer that steps. Its groups may set `sam_rho` and `sam_adaptive` of their own.
         rho: radius, finite and >= 0. Where it is 0 for all groups the closure runs once: exactly the base.
-        adaptive: scale each coordinate by T = |w| + eta; "matrices": only of parameters with two axes or more, T = 1 for
-            biases and norm layers.
+        adaptive: scale each coordinate by T = |w| + eta; "matrices": only of parameters with two axes or more, T = 1
+            for biases and norm layers.
         model: whose buffers the second pass must leave alone. Without it they are found as layers are called, which
             costs a call a layer, and a model compiled in place (`model.compile()`) hides them.
         eta: of T, finite and >= 0. The authors' code has 0.01.
@@ -63,8 +63,8 @@ class SAM(Wrapper):
         start_epoch: the first epoch with an ascent, from 1.
         steps_per_epoch: advances `epoch`; None: set `opt.epoch` yourself.
 
-    Source: Foret, Kleiner, Mobahi, Neyshabur, arXiv 2010.01412; Kwon, Kim, Park, Choi, arXiv 2102.11600; Liu, Mai, Chen,
-    Hsieh, You, arXiv 2203.02714 (`every`, `reuse`).
+    Source: Foret, Kleiner, Mobahi, Neyshabur, arXiv 2010.01412; Kwon, Kim, Park, Choi, arXiv 2102.11600; Liu, Mai,
+    Chen, Hsieh, You, arXiv 2203.02714 (`every`, `reuse`).
 
     Examples:
         >>> import torch
@@ -197,6 +197,11 @@ class SAM(Wrapper):
             p.grad = None
 
     def _keep(self, slope: Slope) -> None:
+        """Copies to restore from; large ones keep their memory from step to step."""
+        originals = [w.clone() for w in slope.weights] if slope.is_small() else self._copied(slope)
+        self._at.moved = [*self._at.moved, *zip(slope.weights, originals, strict=True)]
+
+    def _copied(self, slope: Slope) -> list[Tensor]:
         originals = []
         for p, w in zip(slope.parameters, slope.weights, strict=True):
             held = self._backup.get(p)
@@ -204,7 +209,7 @@ class SAM(Wrapper):
                 held = self._backup[p] = torch.empty_like(w)
             originals.append(held)
         torch._foreach_copy_(originals, slope.weights)
-        self._at.moved = [*self._at.moved, *zip(slope.weights, originals, strict=True)]
+        return originals
 
     def _rho(self, group: dict[str, Any]) -> float:
         """Of the coming step."""
@@ -217,9 +222,9 @@ class SAM(Wrapper):
         if self.every == 1 or self.reuse == 0:
             return
         if self._at.entered:
-            self._reuse.learn(list(self._parameters()))
+            self._reuse.learn(self._parameters())
         elif self._since >= 0:
-            self._reuse.add(list(self._parameters()), self.reuse)
+            self._reuse.add(self._parameters(), self.reuse)
 
     def _after_base(self) -> None:
         self._since = 0 if self._at.entered else (self._since + 1 if self._since >= 0 else -1)
@@ -227,7 +232,7 @@ class SAM(Wrapper):
 
     def _blank(self) -> None:
         if self.every > 1 and self.reuse > 0:
-            self._reuse.blank(list(self._parameters()))
+            self._reuse.blank(self._parameters())
 
     def _tensors(self) -> dict[Tensor, dict[str, Tensor]]:
         return self._reuse.tensors()

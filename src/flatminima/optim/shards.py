@@ -24,9 +24,9 @@ def is_sharded(t: Tensor) -> bool:
 
 
 def local(t: Tensor) -> Tensor:
-    """This rank's part, sharing memory; an ordinary tensor as it is. Without a gradient."""
+    """This rank's part, sharing memory, to be used under no_grad; an ordinary tensor as it is."""
     if not is_sharded(t):
-        return t.detach()
+        return t
     with torch.no_grad():
         found: Tensor = t.to_local()  # type: ignore[attr-defined]
     return found
@@ -36,7 +36,7 @@ def gradient(p: Tensor) -> Tensor:
     """This rank's part of p.grad, laid out over the ranks as p is."""
     assert p.grad is not None
     if not is_sharded(p):
-        return p.grad.detach()
+        return p.grad
     g: Any = p.grad
     if is_sharded(g) and g.placements != p.placements:  # type: ignore[attr-defined]
         g = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]

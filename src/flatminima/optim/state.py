@@ -61,8 +61,8 @@ def split(
 def own_copies(optimizer: Optimizer, packed: dict[str, Any]) -> None:
     """Make loaded state the optimizer's own, in the dtype that it was saved in.
 
-    torch casts it to the dtype of its parameter (float32 moments of bfloat16 weights would be lost), and otherwise takes
-    the very tensors of `packed`, which may be those of a living optimizer.
+    torch casts it to the dtype of its parameter (float32 moments of bfloat16 weights would be lost), and otherwise
+    takes the very tensors of `packed`, which may be those of a living optimizer.
     """
     for saved, group in zip(packed["param_groups"], optimizer.param_groups, strict=True):
         for number, p in zip(saved["params"], group["params"], strict=True):

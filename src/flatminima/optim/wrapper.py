@@ -7,7 +7,6 @@ calls `step`: weights are back, bit for bit, when the block is left, also on an 
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.errors import UsageError
+from flatminima.optim.adoption import adopt
 from flatminima.optim.displacement import Displacement, Gradients, Shared
 from flatminima.optim.shards import check, gradient
 from flatminima.optim.state import merge, own_copies, split
@@ -72,11 +72,11 @@ class Wrapper(Optimizer, ABC):
     @property
     def _is_accelerate_prepared(self) -> bool:
         """Asked by accelerate, which would hide `perturbed()` behind a wrapper of its own."""
-        if "accelerate" not in sys.modules:
-            return False
-        from flatminima.integrations.accelerate import adopt
-
         return adopt(self)
+
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, value: bool) -> None:
+        """accelerate notes what it has prepared."""
 
     @abstractmethod
     def _displace(self) -> None:
@@ -138,7 +138,7 @@ class Wrapper(Optimizer, ABC):
             at.inside = True
             with torch.no_grad():
                 self._displace()
-            at.guards.enter(list(self._parameters()), self.model)
+            at.guards.enter(self._parameters(), self.model)
             at.guards.reshard()
             torch.clear_autocast_cache()  # it holds casts of the old weights
             at.entered = True
@@ -168,6 +168,11 @@ class Wrapper(Optimizer, ABC):
         if at.complete is not None and not at.complete():
             return None if closure is None else self._of_micro_batch(closure)
         loss = None
+        if closure is not None and at.scaled_by:
+            raise UsageError(
+                f"got a closure, whose gradients {at.scaled_by} would leave scaled: run forward and backward in "
+                "`with opt.optimizer.perturbed():` and call step() without one"
+            )
         if closure is not None:
             loss, has_gradient = self._run(closure)
             if not has_gradient:
@@ -183,10 +188,10 @@ class Wrapper(Optimizer, ABC):
                 f"step() of {type(self).__name__} without a perturbed pass is the plain {type(self.base).__name__}'s: "
                 "run forward and backward in `with opt.perturbed():`, or give step() a closure"
             )
-        for p in self._parameters():
-            if p.grad is not None and p.grad.layout != torch.strided:
+        for g in (p.grad for group in self.param_groups for p in group["params"]):
+            if g is not None and g.layout != torch.strided:
                 raise UsageError(
-                    f"got a sparse gradient of a parameter of shape {tuple(p.shape)}; "
+                    f"got a sparse gradient of a parameter of shape {tuple(g.shape)}; "
                     "make the embedding with sparse=False"
                 )
         with torch.no_grad():
@@ -259,7 +264,7 @@ class Wrapper(Optimizer, ABC):
 
     def _run(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
         """(the closure's loss, whether there is a gradient to step with)."""
-        entered, before = self._at.entered, Gradients(list(self._parameters()))
+        entered, before = self._at.entered, Gradients(self._parameters())
         self._at.cleared = False
         loss = self._evaluate(closure, before)
         if before.absent():
@@ -298,7 +303,7 @@ class Wrapper(Optimizer, ABC):
             for key, value in self._fresh_numbers.items():
                 group.setdefault(key, value)
             self._check(group)
-        parameters = list(self._parameters())
+        parameters = self._parameters()
         ids = tuple(map(id, parameters))
         if ids != self._at.checked:
             for p in parameters:
@@ -307,8 +312,8 @@ class Wrapper(Optimizer, ABC):
                 check(p)
             self._at.checked = ids
 
-    def _parameters(self) -> Iterator[Tensor]:
-        return (p for group in self.param_groups for p in group["params"])
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def _outside(self, what: str) -> None:
         if self._at.inside:
