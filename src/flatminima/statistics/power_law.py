@@ -30,6 +30,11 @@ class PowerLaw:
     distance: float
     error: float
 
+    @property
+    def relative_error(self) -> float:
+        """error / (alpha - 1) = 1 / sqrt(tail)."""
+        return float(self.tail**-0.5)
+
 
 def fit_power_law(values: NDArray[np.float64]) -> PowerLaw | None:
     """The power law in the tail of positive `values` (n,); None where fewer than two differ.
