@@ -83,7 +83,7 @@ class LayerGradient:
                 return _products(embedding_rows(unit.module, a, e), groups)  # type: ignore[arg-type]
         if not self.summed and _rowwise(self.uses):
             return _total(_products(rows.flatten(1), groups) for _, rows in _row_blocks(self.uses))
-        return _total(_products(g.flatten(1), groups) for g in self.per_sample().values())
+        return _total(_products(g, groups) for g in self.per_sample().values())
 
     def along(self, vector: Mapping[str, Tensor]) -> Tensor:
         """Inner products <g_i, v> of the batch, (batch,) float64, for v by parameter name in the model."""
@@ -164,7 +164,7 @@ def _row_blocks(uses: list[Use]) -> Iterator[tuple[str, Tensor]]:
 
 def _inner(rows: Tensor, vector: Tensor) -> Tensor:
     """(batch, *shape) with (*shape), (batch,) float64."""
-    return torch.mv(rows.flatten(1).double(), vector.double().reshape(-1))
+    return torch.mv(rows.reshape(len(rows), -1).double(), vector.double().reshape(-1))
 
 
 def _along(unit: Unit, a: Tensor, e: Tensor, vector: Mapping[str, Tensor]) -> Tensor:

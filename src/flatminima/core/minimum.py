@@ -23,7 +23,16 @@ from flatminima.core.layers import COPIES, LayerGradient, Tape, Unit, units_of
 from flatminima.core.losses import Loss
 from flatminima.core.parameters import Parameters, unwrap
 from flatminima.core.perturbation import Perturbation
-from flatminima.core.samples import Inputs, Samples, as_samples, leaves, map_tensors
+from flatminima.core.samples import (
+    Inputs,
+    Samples,
+    as_samples,
+    check_every_target,
+    leaves,
+    map_tensors,
+    refuse_extra_entries,
+    spread,
+)
 from flatminima.core.statistic import Fold, Statistic
 from flatminima.core.sweep import rides, sweep
 from flatminima.errors import (
@@ -60,13 +69,15 @@ class Minimum:
     Args:
         model: an `nn.Module` in eval mode (or without dropout and BatchNorm); compiled and DDP-wrapped ones are
             unwrapped.
-        data: ``(x, y)`` tensors, a Dataset or a DataLoader that does not shuffle. ``x`` may be a tensor, tuple or dict.
+        data: ``(x, y)`` tensors or arrays, a Dataset, a DataLoader that does not shuffle, a list of batches or a
+            stream. ``x`` may be a tensor, tuple or dict.
         loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"token_cross_entropy"``, ``"causal_lm"``,
             one of torch's losses (``nn.CrossEntropyLoss(weight=w, reduction="none")``, ``functional.mse_loss``), or a
             callable ``(output, target) -> losses`` of shape (batch,).
         batch_size: samples at a time; results do not depend on it beyond rounding. Halved where memory runs out.
         device: where to compute; elsewhere than the model's, a copy of the model is used.
         seed: of every statistic that draws and is not given a seed of its own.
+        limit: the first so many samples of the data; needed for streams without an end.
         ranks: of several processes that share the passes, each a part of the samples; weights, data and options are
             the same on all of them, and so are the results (those of one process, to rounding).
 
@@ -89,6 +100,7 @@ class Minimum:
         batch_size: int = 256,
         device: str | torch.device | None = None,
         seed: int = 0,
+        limit: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -99,7 +111,8 @@ class Minimum:
         refuse_training_mode(model)
         self.loss = Loss.of(loss)
         with same_randomness():  # a loader draws a seed when it is read
-            self.samples: Samples = as_samples(data)
+            self.samples: Samples = as_samples(data, limit=limit)
+            refuse_extra_entries(self.samples, model)
         self.batch_size, self.seed = batch_size, seed
         self.halvings = 0  # of the batch size, because memory ran out
         self._source = model
@@ -273,7 +286,7 @@ class Minimum:
     @cached_property
     def _audit(self) -> tuple[bool, int]:
         """Compare the tape with autograd once: the Gram matrix of a few samples, each with its own backward pass."""
-        indices = torch.linspace(0, len(self.samples) - 1, min(_AUDIT_SAMPLES, len(self.samples))).long()
+        indices = spread(len(self.samples), _AUDIT_SAMPLES)
         with self.open():
             batch = self.batch(indices)
             for p in self.parameters.tensors:
@@ -326,9 +339,7 @@ class Minimum:
                         "with training=True?) or keeps state; measures need a deterministic network"
                     )
             self._refuse_mixing(one)
-        targets = getattr(self.samples, "targets", None)
-        if isinstance(targets, Tensor):
-            self.loss.check_targets(targets, one.outputs.cpu(), torch.arange(len(targets)))
+            check_every_target(self.samples, self.loss, one.outputs)
         self.passes = Passes()
         return one.outputs[0].numel()
 

@@ -75,7 +75,9 @@ class _Factor(Fold[_Rows, Tensor]):
 
     def hear(self, state: _Rows, layer: LayerGradient, batch: Batch) -> None:
         for name, gradients in layer.per_sample().items():
-            state.current.setdefault(name, []).append(gradients.flatten(1).to(state.dtype, copy=True).cpu())
+            state.current.setdefault(name, []).append(
+                gradients.reshape(len(gradients), -1).to(state.dtype, copy=True).cpu()
+            )
 
     def weights(self, batch: Batch) -> Tensor | None:
         """Lengths (batch,) float64 of the gradients heard, where they were heard as unit vectors."""

@@ -1,0 +1,96 @@
+"""Samples of a map-style Dataset, read by index each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from flatminima.core.samples.base import Samples, spread
+from flatminima.core.samples.collate import collate_entries, longest_mask
+from flatminima.core.samples.content import content_hashes
+from flatminima.core.samples.structure import Inputs, leaves, map_tensors, split_batch
+from flatminima.core.samples.tensors import EMPTY
+from flatminima.errors import DataError
+
+_PROBE = 8  # samples read more than once to detect augmentation
+_READS = 4  # times that they are read: a flip that happens half of the time hides in none of 8 x 3 comparisons
+Collate = Callable[[list[Any]], Any]
+
+
+@final
+class DatasetSamples(Samples):
+    """A map-style Dataset.
+
+    Args:
+        dataset: with ``len`` and an item for every index below it; an item is a pair, a tuple that ends with the
+            target, or a mapping with labels.
+        collate: of a DataLoader. One that pads is given the longest samples with every batch, so that all are padded
+            alike and no number depends on the batches.
+
+    Raises:
+        DataError: no samples; a sample that differs when it is read twice; items that are no tensors, or differ in
+            shape where nothing says how to pad.
+    """
+
+    def __init__(self, dataset: Any, collate: Collate = default_collate) -> None:
+        self.dataset = dataset
+        if len(dataset) == 0:
+            raise DataError(EMPTY)
+        own = collate is not default_collate
+        self._collate = collate if own else partial(collate_entries, length=longest_mask(dataset))
+        self._rulers: list[Any] = []  # the longest samples
+        self.flat_entries = self._entries()
+        self._refuse_changing()
+        if own:
+            self._rulers = [dataset[i] for i in self._longest()]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        items = [self.dataset[i] for i in indices.tolist()]
+        inputs, targets = split_batch(self._collate(items + self._rulers))
+        if not self._rulers:
+            return inputs, targets
+        return map_tensors(lambda t: t[: len(items)], inputs), targets[: len(items)]
+
+    def _entries(self) -> int:
+        item = self.dataset[0]
+        flat = isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 2
+        if not flat:
+            return 0
+        batch = self._collate([item])
+        return len(batch) - 1 if isinstance(batch, Sequence) and len(batch) > 2 else 0
+
+    def _refuse_changing(self) -> None:
+        """Raise DataError where a sample differs when it is read twice."""
+        probe = spread(len(self), _PROBE)
+        one = content_hashes(*self.take(probe))
+        for _ in range(_READS - 1):
+            two = content_hashes(*self.take(probe))
+            if not np.array_equal(one, two):
+                i = int(probe[int(np.flatnonzero(one != two)[0])])
+                raise DataError(
+                    f"sample {i} differs when read twice: the data is augmented or random; pass it without augmentation"
+                )
+
+    def _longest(self) -> list[int]:
+        """For every dimension of every tensor whose length differs between samples, one that is longest there."""
+        longest: dict[tuple[int, int], tuple[int, int]] = {}
+        differs = set()
+        for i in range(len(self)):
+            inputs, targets = self.take(torch.tensor([i]))
+            for k, tensor in enumerate([*leaves(inputs), targets]):
+                for d, size in enumerate(tensor.shape[1:]):
+                    best, _ = longest.setdefault((k, d), (size, i))
+                    if size != best:
+                        differs.add((k, d))
+                    if size > best:
+                        longest[k, d] = (size, i)
+        return sorted({longest[place][1] for place in differs})
