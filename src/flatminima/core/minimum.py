@@ -77,9 +77,9 @@ class Minimum:
         batch_size: samples at a time; results do not depend on it beyond rounding. Halved where memory runs out.
         device: where to compute; elsewhere than the model's, a copy of the model is used.
         seed: of every statistic that draws and is not given a seed of its own.
-        limit: the first so many samples of the data; needed for streams without an end.
         ranks: of several processes that share the passes, each a part of the samples; weights, data and options are
             the same on all of them, and so are the results (those of one process, to rounding).
+        limit: the first so many samples of the data; needed for streams without an end.
 
     Raises:
         ModelError, DataError, NumericalError: what was seen, what was expected, what to do.
@@ -100,8 +100,8 @@ class Minimum:
         batch_size: int = 256,
         device: str | torch.device | None = None,
         seed: int = 0,
-        limit: int | None = None,
         ranks: Ranks | None = None,
+        limit: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(f"got a model of type {type(model).__name__}; expected a torch.nn.Module")
