@@ -10,7 +10,13 @@ from torch import nn
 
 from flatminima import Minimum
 from flatminima.errors import UsageError
-from flatminima.measures import fisher_frobenius, fisher_logdet, fisher_logdet_full, fisher_trace
+from flatminima.measures import (
+    fisher_frobenius,
+    fisher_logdet,
+    fisher_logdet_full,
+    fisher_spectral_radius,
+    fisher_trace,
+)
 from flatminima.statistics import FisherMatrix, TrainingGram
 
 
@@ -140,27 +146,62 @@ def normed():
     return randomise(net, 8)
 
 
-def test_batch_statistics_run_through_the_whole_subset():
-    """Row i of J is d loss_i / d w of a batch in training mode; dense, by one backward pass a sample."""
+def by_chunks(net, x, y, subset, chunk):
+    """ln det J J^T, row i of J from one backward pass through sample i's chunk in training mode."""
+    training = copy.deepcopy(net).train()
+    rows = []
+    for part in subset.split(chunk):
+        for v in nn.functional.cross_entropy(training(x[part]), y[part], reduction="none"):
+            grads = torch.autograd.grad(v, list(training.parameters()), retain_graph=True)
+            rows.append(torch.cat([g.reshape(-1) for g in grads]))
+    jacobian = torch.stack(rows)
+    return float(torch.linalg.slogdet(jacobian @ jacobian.T).logabsdet)
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 6, 100])
+def test_batch_statistics_run_through_chunks(chunk):
+    """Row i of J is d loss_i / d w of its chunk in training mode; a larger chunk than the subset is the subset."""
     net, (x, y) = normed(), blobs(30, 3, 3)
     m = Minimum(net, (x, y), batch_size=4)
     before = copy.deepcopy(net.state_dict())
     order = m.samples.order(5)
-    training = copy.deepcopy(net).train()
-    expected = []
-    for part in (order[:6], order[6:12]):
-        losses = nn.functional.cross_entropy(training(x[part]), y[part], reduction="none")
-        grads = [torch.autograd.grad(v, list(training.parameters()), retain_graph=True) for v in losses]
-        jacobian = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in grads])
-        expected.append(float(torch.linalg.slogdet(jacobian @ jacobian.T).logabsdet))
+    expected = [by_chunks(net, x, y, part, chunk) for part in (order[:6], order[6:12])]
     options = {"subset": 6, "trials": 2, "seed": 5}
-    found = fisher_logdet(m, **options, batchnorm="batch")
+    found = fisher_logdet(m, **options, batchnorm="batch", chunk=chunk)
     assert found.value == pytest.approx(sum(expected) / 2, rel=1e-8)
     assert abs(found.value - fisher_logdet(m, **options).value) > 1e-3
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()), "running statistics moved"
     assert not net.training
-    wide = m[TrainingGram(6, 2, 5)]
+    wide = m[TrainingGram(6, 2, 5, chunk)]
     assert found.value == pytest.approx(float(wide.log_determinants().values.mean()), rel=1e-12)
+
+
+def test_the_authors_chunks_are_the_default():
+    """Ten samples share their statistics; the whole subset as one batch is another score."""
+    net = randomise(nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)), 8)
+    x, y = blobs(40, 3, 3)
+    m = Minimum(net, (x, y))
+    part = m.samples.order(0)[:20]
+    found = fisher_logdet(m, subset=20, trials=1, batchnorm="batch")
+    assert found.value == pytest.approx(by_chunks(net, x, y, part, 10), rel=1e-8)
+    whole = fisher_logdet(m, subset=20, trials=1, batchnorm="batch", chunk=20)
+    assert whole.value == pytest.approx(by_chunks(net, x, y, part, 20), rel=1e-8)
+    assert abs(whole.value - found.value) > 1
+    for measure in (fisher_trace, fisher_frobenius, fisher_spectral_radius):
+        options = {"subset": 20, "trials": 1, "batchnorm": "batch"}
+        assert (
+            measure(m, **options).value
+            == measure(m, **options, chunk=10).value
+            != measure(m, **options, chunk=20).value
+        )
+
+
+def test_chunks_that_do_not_make_up_a_subset_are_refused():
+    m = Minimum(normed(), blobs(30, 3, 3))
+    with pytest.raises(UsageError, match=r"got subset=15 and a chunk of 10; .*chunk=15 takes it whole"):
+        fisher_trace(m, subset=15, batchnorm="batch")
+    with pytest.raises(UsageError, match="at least 2"):
+        fisher_trace(m, subset=15, batchnorm="batch", chunk=1)
 
 
 def test_batch_statistics_need_a_batchnorm():

@@ -24,6 +24,7 @@ BatchNorm = Literal["running", "batch"]
 
 _FLOAT32_CONDITION = 1e5  # row-normalised; above it float32 products lose the small eigenvalues
 _POOL = 100  # disjoint subsets
+AUTHORS_CHUNK = 10  # samples that share batch statistics, InfoMCR's chunk_size
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -35,6 +36,7 @@ def fisher_logdet(
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
+    chunk: int = AUTHORS_CHUNK,
     rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
@@ -48,8 +50,10 @@ def fisher_logdet(
         subset: N'. Values for different N' are not comparable (erratum J-c).
         trials: T at most; fewer where the data has fewer than T N' samples.
         logit_norm: every logit vector rescaled to this norm first (the authors' code, Table 2: 25); None: as it is.
-        batchnorm: "running" statistics, or those of each subset as a "batch" in training mode (the authors' code;
-            N' backward passes a subset; undefined without BatchNorm). A score of that batch, not of the network.
+        batchnorm: "running" statistics, or those of each "batch" of `chunk` samples in training mode (the authors'
+            code; undefined without BatchNorm). A score of those batches, not of the network.
+        chunk: for batchnorm="batch", a divisor of `subset`, or at least as many: the whole subset. It takes `chunk`
+            backward passes over the samples.
         rtol: raise T until the 95% interval is value (1 +- rtol).
         seed: of the subsets; None: the Minimum's.
 
@@ -76,7 +80,7 @@ def fisher_logdet(
         >>> round(float(measures.fisher_logdet(m, subset=2)), 6) == round(2 * math.log(0.5), 6)
         True
     """
-    key = partial(_key, minimum, subset, seed=seed, logit_norm=logit_norm, batchnorm=batchnorm)
+    key = partial(_key, minimum, subset, seed=seed, logit_norm=logit_norm, batchnorm=batchnorm, chunk=chunk)
     return until(rtol, trials, lambda k: _logdet(minimum, subset, key(k), key(k, precise=True)))
 
 
@@ -115,6 +119,7 @@ def _key(
     seed: int | None,
     logit_norm: float | None,
     batchnorm: str,
+    chunk: int,
     precise: bool = False,
 ) -> Statistic[GramMatrices]:
     """The Gram matrices that were asked for; `precise`: in float64, where they are not already."""
@@ -123,7 +128,7 @@ def _key(
     found = seed_of(minimum, seed)
     key: Statistic[GramMatrices] = Gram(subset, trials, found)
     if batchnorm == "batch":
-        key = TrainingGram(subset, trials, found)
+        key = TrainingGram(subset, trials, found, chunk)
     elif precise:
         key = InFloat64(Gram(subset, trials, found))
     return key if logit_norm is None else RescaledLogits(key, logit_norm)
@@ -191,6 +196,7 @@ def fisher_trace(
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
+    chunk: int = AUTHORS_CHUNK,
     rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
@@ -199,7 +205,7 @@ def fisher_trace(
     Args:
         minimum: a Minimum.
         subset, trials, seed: of the Gram matrix that it shares; n = subset x trials samples.
-        logit_norm, batchnorm: as for `fisher_logdet`.
+        logit_norm, batchnorm, chunk: as for `fisher_logdet`.
         rtol: raise `trials` until the 95% interval is value (1 +- rtol).
 
     Returns:
@@ -212,7 +218,7 @@ def fisher_trace(
     Source:
         Jia & Su, arXiv 1911.08192, sec. 6; the trace of eq. 2 at hard labels.
     """
-    key = partial(_key, minimum, subset, seed=seed, logit_norm=logit_norm, batchnorm=batchnorm)
+    key = partial(_key, minimum, subset, seed=seed, logit_norm=logit_norm, batchnorm=batchnorm, chunk=chunk)
     return until(rtol, trials, lambda k: Estimate.mean(minimum[key(k)].squared_norms()))
 
 
@@ -224,6 +230,7 @@ def fisher_frobenius(
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
+    chunk: int = AUTHORS_CHUNK,
     rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
@@ -235,7 +242,7 @@ def fisher_frobenius(
     Args:
         minimum: a Minimum.
         subset, trials, seed: of the Gram matrix. Values for different `subset` are not comparable.
-        logit_norm, batchnorm: as for `fisher_logdet`.
+        logit_norm, batchnorm, chunk: as for `fisher_logdet`.
         rtol: raise `trials` until the 95% interval is value (1 +- rtol).
 
     Returns:
@@ -250,7 +257,7 @@ def fisher_frobenius(
     """
 
     def estimate(trials: int) -> Estimate:
-        gram = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm)]
+        gram = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm, chunk)]
         squared = gram.matrices().square().sum((1, 2)) / subset**2
         return Estimate.mean(squared, subset=subset, paper=float(gram.squared_norms().square().mean()))
 
@@ -265,6 +272,7 @@ def fisher_spectral_radius(
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
+    chunk: int = AUTHORS_CHUNK,
     rtol: float | None = None,
     seed: int | None = None,
 ) -> Estimate:
@@ -273,7 +281,7 @@ def fisher_spectral_radius(
     Args:
         minimum: a Minimum.
         subset, trials, seed: of the Gram matrix. Values for different `subset` are not comparable.
-        logit_norm, batchnorm: as for `fisher_logdet`.
+        logit_norm, batchnorm, chunk: as for `fisher_logdet`.
         rtol: raise `trials` until the 95% interval is value (1 +- rtol).
 
     Returns:
@@ -288,7 +296,7 @@ def fisher_spectral_radius(
     """
 
     def estimate(trials: int) -> Estimate:
-        matrices = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm)].matrices()
+        matrices = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm, chunk)].matrices()
         overflowed = int((~matrices.isfinite()).any(2).any(1).sum())
         if overflowed:  # the solver would not converge
             return Estimate.missing(f"{overflowed} of {len(matrices)} Gram matrices are not finite")

@@ -1,7 +1,7 @@
 """What the Fisher log-determinant's authors compute beside the paper's formula, and the full matrix.
 
 Their code rescales every logit vector to one norm before it compares regularised minima, and leaves BatchNorm in
-training mode, so that a sample's gradient runs through the statistics of its whole subset.
+training mode on chunks of 10 samples, so that a sample's gradient runs through the statistics of its chunk.
 """
 
 from __future__ import annotations
@@ -78,10 +78,15 @@ class _Rescaled(nn.Module):
 
 @dataclass(frozen=True)
 class TrainingGram(Statistic[GramMatrices]):
-    """`Gram` with BatchNorm in training mode, each subset a batch: a score of the authors' code, not of the network.
+    """`Gram` with BatchNorm in training mode on chunks: a score of the authors' code, not of the network.
 
-    Row i is the gradient of sample i's loss through the statistics of all N' samples, so that it takes N' backward
-    passes over each subset; computed by a float64 copy. Running statistics are neither used nor changed.
+    Each subset of N' samples is cut into chunks, which go through the network as batches of their own (InfoMCR's
+    ``chunk_size``, 10). Row i is the gradient of sample i's loss through the statistics of its chunk, so that it takes
+    chunk x N' backward passes a subset; computed by a float64 copy. Running statistics are neither used nor changed.
+
+    Args:
+        subset, trials, seed: as of `Gram`.
+        chunk: samples that share statistics; a divisor of `subset`, or at least as many: the whole subset.
 
     Raises:
         Undefined: the network has no BatchNorm.
@@ -90,6 +95,16 @@ class TrainingGram(Statistic[GramMatrices]):
     subset: int = 100
     trials: int = 100
     seed: int = 0
+    chunk: int = 10
+
+    def __post_init__(self) -> None:
+        if self.chunk < 2:
+            raise UsageError(f"got a chunk of {self.chunk} for batch statistics; they need at least 2 samples")
+        if self.chunk < self.subset and self.subset % self.chunk:
+            raise UsageError(
+                f"got subset={self.subset} and a chunk of {self.chunk}; chunks of one size must make up a subset: "
+                f"chunk={self.subset} takes it whole"
+            )
 
     def compute(self, minimum: Minimum) -> GramMatrices:
         if not any(isinstance(m, _BatchNorm) for m in minimum.model.modules()):
@@ -98,32 +113,38 @@ class TrainingGram(Statistic[GramMatrices]):
         state = plain.init(minimum)  # checks the number of samples
         with minimum.open():
             model = copy.deepcopy(minimum.model).double()
-        tensors = [p.requires_grad_() for p in _trainable(model, minimum)]
+        tensors: list[Tensor] = [p.requires_grad_() for p in _trainable(model, minimum)]
         order = minimum.samples.order(self.seed)[: plain.limit(minimum)]
         with _batch_statistics(model):
-            for t, part in enumerate(order.split(self.subset)):
-                batch = minimum.batch(part)
-                inputs = map_tensors(lambda x: x.double() if x.is_floating_point() else x, batch.inputs)
-                output = logits(_call(model, inputs))
-                minimum.passes.forward += len(part)
-                unit, log_norms = minimum.loss.seed(output.detach(), batch.targets)
-                rows = []
-                for i in range(len(part)):
-                    seed = torch.zeros_like(unit)
-                    seed[i] = unit[i]
-                    grads = torch.autograd.grad(
-                        output, tensors, seed, retain_graph=True, allow_unused=True, materialize_grads=True
-                    )
-                    rows.append(torch.cat([g.reshape(-1) for g in grads]))
-                minimum.passes.backward += len(part) ** 2
-                jacobian = torch.stack(rows)
-                state.normalized[t], state.log_norms[t] = jacobian @ jacobian.T, log_norms
+            for t, subset in enumerate(order.split(self.subset)):
+                parts = [_jacobian(minimum, model, tensors, chunk) for chunk in subset.split(self.chunk)]
+                jacobian = torch.cat([rows for rows, _ in parts])
+                state.normalized[t] = jacobian @ jacobian.T
+                state.log_norms[t] = torch.cat([log_norms for _, log_norms in parts])
                 progress.report("Gram matrices of batches", t + 1, len(order) // self.subset)
         return plain.finish(state)
 
     def cost(self, minimum: Minimum) -> Cost:
         plain = Gram(self.subset, self.trials, self.seed).cost(minimum)
-        return Cost(plain.forward, self.subset * plain.backward, 8 * self.subset * len(minimum.parameters))
+        chunk = min(self.chunk, self.subset)
+        return Cost(plain.forward, chunk * plain.backward, 8 * self.subset * len(minimum.parameters))
+
+
+def _jacobian(minimum: Minimum, model: nn.Module, tensors: list[Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (b, W) of the losses for unit-norm output gradients, through one batch, and ln of the norms (b,)."""
+    batch = minimum.batch(indices)
+    inputs = map_tensors(lambda x: x.double() if x.is_floating_point() else x, batch.inputs)
+    output = logits(_call(model, inputs))
+    minimum.passes.forward += len(indices)
+    unit, log_norms = minimum.loss.seed(output.detach(), batch.targets)
+    rows = []
+    for i in range(len(indices)):
+        seed = torch.zeros_like(unit)
+        seed[i] = unit[i]
+        grads = torch.autograd.grad(output, tensors, seed, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([g.reshape(-1) for g in grads]))
+    minimum.passes.backward += len(indices) ** 2
+    return torch.stack(rows), log_norms
 
 
 def _trainable(model: nn.Module, minimum: Minimum) -> list[nn.Parameter]:
