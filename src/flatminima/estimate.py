@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 Direction = Literal["lower", "higher"]
 Kind = Literal["score", "bound", "certificate"]
 
+# details["error_of"]: over what the standard error is
+ERRORS = {
+    "exact": "nothing was drawn: the value of these samples",
+    "rounding": "nothing was drawn: what rounding leaves of a difference of losses",
+    "draws": "noise or probes drawn anew, for the same samples",
+    "data": "which of the samples were looked at; for the value of all of them",
+    "both": "draws, and which of the samples were looked at",
+    "new data": "another sample of this size from where the data came",
+}
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -25,7 +35,9 @@ class Estimate:
     Attributes:
         value: the number, finite; None when `undefined`.
         stderr: one standard error of `value` where it was sampled, else None.
-        details: what the number was made from (plain types; per-layer values under ``"layers"``).
+        details: what the number was made from (plain types). Common keys: ``"error_of"``, over what the standard error
+            is (`ERRORS`); ``"n"``, whose n - 1 are its degrees of freedom; ``"layers"``, the share of each parameter by
+            name, and ``"layer_stderrs"``; ``"note"``, what a reader of the value must know.
         undefined: why the measure has no value for this network, else None.
         direction: ``"lower"`` if a lower value goes with better generalization, else ``"higher"``.
         kind: ``"score"`` (for ranking only), ``"bound"`` or ``"certificate"``.

@@ -11,7 +11,7 @@ from flatminima.core.perturbation import Explicit, Gaussian, Relative, Uniform
 from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import expected_sharpness
-from flatminima.statistics import PerturbedLoss
+from flatminima.statistics import LossRises, PerturbedLoss
 
 DRAWS = 3000
 
@@ -78,21 +78,30 @@ def test_each_draw_is_the_rise_on_its_own_block(samples, uniform):
 
 
 def test_no_noise_no_rise():
+    """What is left is the rounding of a loss of 5."""
     found = expected_sharpness(landscape(lambda w: w.square().sum(1), [1.0, 2.0]), alpha=0.0, draws=3)
-    assert (found.value, found.stderr) == (0.0, 0.0)
+    assert found.value == 0.0 and found.stderr == pytest.approx(5 * torch.finfo(torch.float64).eps)
 
 
 NOISE = Gaussian(Relative(0.002, slope=10.0, offset=1.0))
 
 
-def _given(rises):
-    return Fixed({PerturbedLoss(NOISE, 3, 64, False, 1): torch.tensor(rises, dtype=torch.float64)})
+def _given(rises, resolution=0.0, whole=False):
+    found = LossRises(torch.tensor(rises, dtype=torch.float64), resolution, whole)
+    return Fixed({PerturbedLoss(NOISE, 3, 64, False, 1): found})
 
 
 def test_it_is_the_mean_of_the_given_draws():
     found = expected_sharpness(_given([1.0, 2.0, 6.0]), alpha=0.002, draws=3, samples=64, seed=1)
     assert found.value == 3.0
     assert found.stderr == pytest.approx(math.sqrt(7 / 3))
+    assert found.details["error_of"] == "both"
+
+
+def test_no_standard_error_is_below_the_resolution_of_the_loss():
+    options = {"alpha": 0.002, "draws": 3, "samples": 64, "seed": 1}
+    found = expected_sharpness(_given([1e-9, 2e-9, 3e-9], resolution=1e-7, whole=True), **options)
+    assert found.stderr == pytest.approx(1e-7, rel=1e-3) and found.details["error_of"] == "draws"
 
 
 def test_overflow_is_undefined_and_counted():

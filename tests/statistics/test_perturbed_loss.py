@@ -45,15 +45,15 @@ def noise(kind: type[Perturbation], factor: float = 1.0) -> Perturbation:
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_expected_rise_of_a_quadratic(kind: type[Perturbation], antithetic: bool) -> None:
     """Away from the minimum too: the linear term has mean zero. A scale 1.3 times too wide is seen."""
-    found = quadratic()[PerturbedLoss(noise(kind), DRAWS, antithetic=antithetic)]
+    found = quadratic()[PerturbedLoss(noise(kind), DRAWS, antithetic=antithetic)].values
     assert score(found, EXPECTED[kind]) < 4
-    wide = quadratic()[PerturbedLoss(noise(kind, 1.3), DRAWS, antithetic=True)]
+    wide = quadratic()[PerturbedLoss(noise(kind, 1.3), DRAWS, antithetic=True)].values
     assert score(wide, EXPECTED[kind]) > 4
 
 
 def test_truncated_noise() -> None:
     around = TruncatedGaussian(Explicit(torch.tensor(SIGMA).double()), bound=1.0)
-    found = quadratic()[PerturbedLoss(around, DRAWS, antithetic=True)]
+    found = quadratic()[PerturbedLoss(around, DRAWS, antithetic=True)].values
     assert score(found, EXPECTED[Gaussian] * around.second_moment) < 4
     assert score(found, EXPECTED[Gaussian]) > 4
 
@@ -69,8 +69,8 @@ def test_each_draw_is_the_loss_at_its_weights(kind: type[Perturbation]) -> None:
         return 0.5 * (at - centre) @ H @ (at - centre)
 
     us = [around.draw(w, 3, k) for k in range(4)]
-    single = minimum[PerturbedLoss(around, 4, seed=3)]
-    both = minimum[PerturbedLoss(around, 4, antithetic=True, seed=3)]
+    single = minimum[PerturbedLoss(around, 4, seed=3)].values
+    both = minimum[PerturbedLoss(around, 4, antithetic=True, seed=3)].values
     for k, u in enumerate(us):
         assert float(single[k]) == pytest.approx(float(loss(w + u) - loss(w)), rel=1e-12)
         assert float(both[k]) == pytest.approx(float(0.5 * u @ H @ u), rel=1e-9)
@@ -91,9 +91,9 @@ def test_the_control_is_of_the_same_samples() -> None:
         minimum = Minimum(model, (x, target), scaled)
         if known:
             minimum[Outputs()]
-        found = minimum[PerturbedLoss(around, draws=50, samples=5)]
+        found = minimum[PerturbedLoss(around, draws=50, samples=5)].values
         assert float(found.abs().max()) < 2.0
-        unpaired = Minimum(model, (x, target), scaled)[PerturbedLoss(around, draws=2, samples=5)]
+        unpaired = Minimum(model, (x, target), scaled)[PerturbedLoss(around, draws=2, samples=5)].values
         assert torch.allclose(unpaired, found[:2], rtol=1e-9)
 
 
@@ -104,13 +104,25 @@ def test_blocks_follow_each_other_through_the_order() -> None:
     model = nn.Linear(2, 1, bias=False).double()
     minimum = Minimum(model, (x, torch.zeros(7, 1).double()), "mse", batch_size=2)
     around = Uniform(Relative(0.1))
-    found = minimum[PerturbedLoss(around, draws=3, samples=3, seed=5)]
+    found = minimum[PerturbedLoss(around, draws=3, samples=3, seed=5)].values
     order = minimum.samples.order(5)
     w = model.weight.detach()[0]
     for k, block in enumerate((order[:3], order[3:6], torch.cat([order[6:], order[:2]]))):
         u = around.draw(w, 5, k)
         expected = ((x[block] @ (w + u)) ** 2 - (x[block] @ w) ** 2).mean()
         assert float(found[k]) == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_resolution_of_a_difference_of_losses(dtype: torch.dtype) -> None:
+    """eps times the mean loss of what was looked at, in the dtype of the weights."""
+    model = nn.Linear(1, 1, bias=False).to(dtype)
+    model.weight.data.fill_(3.0)
+    minimum = Minimum(model, (torch.ones(6, 1, dtype=dtype), torch.zeros(6, 1, dtype=dtype)), "mse")
+    for samples, whole in ((2, False), (6, True), (100, True)):
+        found = minimum[PerturbedLoss(Uniform(Relative(0.1)), draws=2, samples=samples)]
+        assert found.resolution == pytest.approx(9 * torch.finfo(dtype).eps, rel=1e-6)
+        assert found.whole == whole
 
 
 def test_at_perturbed_weights() -> None:
@@ -129,7 +141,7 @@ def test_an_overflow_elsewhere_is_undefined() -> None:
     minimum = quadratic()
     with pytest.raises(Undefined, match="at perturbed weights"):
         minimum[At(FisherDiagonal(), huge)]
-    assert not minimum[PerturbedLoss(huge, draws=2)].isfinite().any()
+    assert not minimum[PerturbedLoss(huge, draws=2)].values.isfinite().any()
 
 
 @pytest.mark.parametrize("counts", [{"draws": 0}, {"samples": 0}])

@@ -80,6 +80,10 @@ class Parameters:
         """Whether something is so for the entries of every process that holds some."""
         return here
 
+    def total(self, sums: Tensor) -> Tensor:
+        """Sum of a tensor over the processes that hold entries: here it is whole."""
+        return sums
+
     @torch.no_grad()
     def assign(self, vector: Tensor) -> None:
         """Copy a flat vector (W,) into the parameters."""

@@ -10,9 +10,13 @@ sampling without replacement, sec. 2.6 and 10.4).
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from torch import Tensor
 
 from flatminima.estimate import Estimate
+from flatminima.statistics import LossRises, Worst
 
 
 def mean_of_groups(values: Tensor, sizes: Tensor, population: int, variances: Tensor | None) -> Estimate:
@@ -63,3 +67,39 @@ def of_repeats(traces: Tensor, sizes: Tensor, population: int) -> Estimate:
     if repeats == 1 or int(sizes.sum()) < population or found.value is None:
         return found
     return found.with_details(n=groups * (repeats - 1) + 1)  # of all the data, only probes vary
+
+
+def of_rises(found: LossRises) -> Estimate:
+    """Mean rise over draws; no standard error is below the rounding of the losses whose difference it is."""
+    mean = Estimate.mean(found.values, error_of="draws" if found.whole else "both")
+    if mean.stderr is None:
+        return mean
+    return replace(mean, stderr=math.hypot(mean.stderr, found.resolution))
+
+
+def of_search(found: Worst) -> Estimate:
+    """The rise of the loss that a search found, at least 0, with its standard error.
+
+    Of all the data: nothing was drawn, and the standard error is the rounding of the loss. Of two halves of a draw of
+    samples, f_ab the value at half a's point over half b: the mean of the four, and
+
+        stderr^2 = (1 - s/n) B / G + (f_a - f_b)^2 / 4,     f_a the mean over b,
+
+    B the variance between the G parts of the samples, the second term for the points, each of which is a draw of the
+    search. details: samples; and of a draw in_sample and held_out, the means of the f_aa and of the f_ab, a != b.
+    """
+    rounding = found.resolution
+    if found.rises is None or found.sizes is None:
+        details = {"samples": found.population, "error_of": "rounding"}
+        return Estimate(found.highest - found.loss, rounding, details)
+    sizes = found.sizes.double()
+    parts = mean_of_groups(found.rises.mean(0).flatten(), found.sizes.flatten(), found.population, sizes.flatten() * 0)
+    if parts.value is None or parts.stderr is None:
+        return parts
+    means = (found.rises * sizes).sum(2) / sizes.sum(1)  # (points, halves)
+    weights = sizes.sum(1) / sizes.sum()
+    apart = float((means[0] - means[1]) @ weights) / 2
+    stderr = math.hypot(parts.stderr, apart, rounding)
+    own = float(means.diagonal() @ weights)
+    details = {**parts.details, "in_sample": own, "held_out": float(means.flip(0).diagonal() @ weights)}
+    return Estimate(max(parts.value, 0.0), stderr, details | {"error_of": "data"})

@@ -24,11 +24,18 @@ def measure(function: Function[P]) -> Function[P]:
     @wraps(function)
     def measured(minimum: Statistics, /, *args: P.args, **kwargs: P.kwargs) -> Estimate:
         try:
-            return replace(function(minimum, *args, **kwargs), direction=direction)
+            return replace(_told(function(minimum, *args, **kwargs)), direction=direction)
         except Undefined as reason:
             return Estimate.missing(reason.reason, direction=direction)
 
     return measured
+
+
+def _told(found: Estimate) -> Estimate:
+    """A value without a standard error is exact for its samples, unless the measure says otherwise."""
+    if found.value is None or found.stderr is not None or "error_of" in found.details:
+        return found
+    return found.with_details(error_of="exact")
 
 
 def seed_of(minimum: Statistics, seed: int | None) -> int:

@@ -8,6 +8,7 @@ from flatminima.core.perturbation import Gaussian, Relative
 from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
+from flatminima.measures._groups import of_rises, of_search
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistics import AdaptiveWorstLoss, PerturbedLoss
 
@@ -42,14 +43,16 @@ def adaptive_sharpness(
         rho: radius; None: 0.5 for "2" (Kwon et al.), 0.002 for "inf", 0.05 for the average.
         eta: added to |w_i|; 0.01 in the optimizer ASAM, where weights of 0 must move.
         steps: gradients of the search, at most.
-        samples: of the data, drawn by seed (for the average: that each draw looks at); None: all.
+        samples: of the data, drawn by seed, at least 2 for the worst case (for the average: that each draw looks at);
+            None: all.
         draws: of the noise, for the average.
         rtol: raise `draws` until the average's 95% interval is value (1 +- rtol).
         seed: of samples and draws; None: the Minimum's.
 
     Returns:
-        Estimate. The worst case is what a search found, a lower bound and at least 0, for the samples looked at (no
-        standard error); details: loss, highest, gradients. The average has a stderr over draws; details: n.
+        Estimate. The worst case is what a search finds on all the data, a lower bound of the maximum and at least 0;
+        from `samples` of them an estimate of that, stderr over samples, as for `sharpness`; details: loss, highest,
+        gradients, samples, in_sample, held_out. The average has a stderr over draws; details: n.
         Undefined: the loss overflows within the ball.
 
     Raises:
@@ -70,14 +73,14 @@ def adaptive_sharpness(
     if case == "worst":
         found = minimum[AdaptiveWorstLoss(radius, norm, eta, steps, samples, seed)]
         details |= {"norm": norm, "loss": found.loss, "highest": found.highest, "gradients": found.gradients}
-        return Estimate(found.highest - found.loss, details=details)
+        return of_search(found).with_details(**details)
     noise = Gaussian(Relative(radius, 1.0, eta))
 
     def average(draws: int) -> Estimate:
         rises = minimum[PerturbedLoss(noise, draws, samples or _EVERYTHING, False, seed)]
-        overflowed = int((~rises.isfinite()).sum())
+        overflowed = int((~rises.values.isfinite()).sum())
         if overflowed:
             return Estimate.missing(f"the loss overflowed in {overflowed} of {draws} draws: use a smaller rho")
-        return Estimate.mean(rises).with_details(**details)
+        return of_rises(rises).with_details(**details)
 
     return until(rtol, draws, average)

@@ -1,6 +1,7 @@
 """What measures are made of; each is computed once and shared."""
 
 from flatminima.statistics.adaptive import AdaptiveWorstLoss
+from flatminima.statistics.around import Worst
 from flatminima.statistics.conditions import Conditions, SampleConditions
 from flatminima.statistics.curvature import Curvature, Products, curvature_operator
 from flatminima.statistics.diagonal import (
@@ -26,8 +27,8 @@ from flatminima.statistics.network_graph import FeedForwardNetwork, LinearLayer,
 from flatminima.statistics.noise_level import Level, NoiseLevel
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
-from flatminima.statistics.perturbed import PerturbedLoss
 from flatminima.statistics.position_jacobian import PositionJacobian
+from flatminima.statistics.perturbed import LossRises, PerturbedLoss
 from flatminima.statistics.power_law import PowerLaw, fit_power_law
 from flatminima.statistics.radial import RadialCurvature, RadialGradients
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
@@ -35,7 +36,7 @@ from flatminima.statistics.spectra import WeightSpectra
 from flatminima.statistics.spectrum import SpectralDensity, Spectrum
 from flatminima.statistics.trace import ExactTraces, GroupTraces, SketchedTraces
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
-from flatminima.statistics.worst_case import Worst, WorstCaseLoss
+from flatminima.statistics.worst_case import WorstCaseLoss
 
 __all__ = [
     "AdaptiveWorstLoss",
@@ -65,6 +66,7 @@ __all__ = [
     "InputJacobian",
     "Level",
     "LinearLayer",
+    "LossRises",
     "Margins",
     "MeanGradient",
     "NetworkNorms",

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from flatminima import progress
 from flatminima.core.perturbation import generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistics.worst_case import Worst, mean_loss
+from flatminima.statistics.around import Around, Point, Worst, climb, cost_of, highest
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -52,31 +51,16 @@ class AdaptiveWorstLoss(Statistic[Worst]):
             raise UsageError(f"got steps={self.steps}; at least one gradient is needed")
 
     def compute(self, minimum: Minimum) -> Worst:
-        n = len(minimum.samples)
-        indices = minimum.samples.order(self.seed)[: n if self.samples is None else min(self.samples, n)]
-        weights = minimum.parameters.flat()
-        size = weights.abs() + self.eta
-        losses: list[float] = []
-        with minimum.open():
-            try:
-                change = torch.zeros_like(weights)
-                for step in range(self.steps):
-                    minimum.parameters.assign(weights + change)
-                    loss, found = minimum.mean_gradient(indices)
-                    gradient = found.to(weights.dtype)
-                    losses.append(loss)
-                    if step == 0 and not bool(gradient.any()):  # a minimum to the last bit points nowhere
-                        gradient = torch.randn(len(size), generator=generator(self.seed, 0)).to(size)
-                    following = self._furthest(size, gradient)
-                    progress.report("adaptive sharpness", step + 1, self.steps)
-                    if torch.equal(following, change):
-                        return Worst(losses[0], max(losses), step + 1)
-                    change = following
-                minimum.parameters.assign(weights + change)
-                losses.append(mean_loss(minimum, indices))
-            finally:
-                minimum.parameters.assign(weights)
-        return Worst(losses[0], max(losses), self.steps)
+        size = minimum.parameters.flat().abs() + self.eta
+
+        def search(around: Around) -> Point:
+            gradient = around.gradient
+            if not bool(gradient.any()):  # a minimum to the last bit points nowhere
+                gradient = torch.randn(len(size), generator=generator(self.seed, 0)).to(size)
+            first = self._furthest(size, gradient)
+            return climb(around, first, lambda g: self._furthest(size, g), self.steps, "adaptive sharpness")
+
+        return highest(minimum, self.samples, self.seed, search)
 
     def _furthest(self, size: Tensor, gradient: Tensor) -> Tensor:
         """argmax <gradient, nu> over the ball."""
@@ -87,6 +71,5 @@ class AdaptiveWorstLoss(Statistic[Worst]):
         return (self.rho * size.double() * scaled / length).to(size) if length > 0 else torch.zeros_like(size)
 
     def cost(self, minimum: Minimum) -> Cost:
-        n = len(minimum.samples)
-        looked = min(self.samples or n, n) / n
-        return Cost((self.steps + 1) * looked, self.steps * looked, 12 * len(minimum.parameters))
+        share = min(self.samples or math.inf, len(minimum.samples)) / len(minimum.samples)
+        return cost_of(share, (self.steps - 1) * share, len(minimum.parameters))

@@ -16,6 +16,7 @@ from flatminima import progress
 from flatminima.core.perturbation import Perturbation
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
+from flatminima.statistics.around import resolution_of
 from flatminima.statistics.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -23,8 +24,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PerturbedLoss(Statistic[Tensor]):
-    """Draws of L(w + u) - L(w), (draws,) float64, each on its own block of samples.
+class LossRises:
+    """Draws of L(w + u) - L(w).
+
+    Attributes:
+        values (draws,) float64.
+        resolution: what rounding leaves of such a difference, eps of the weights' dtype times the mean loss at w.
+        whole: whether each draw saw all the data.
+    """
+
+    values: Tensor
+    resolution: float = 0.0
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class PerturbedLoss(Statistic[LossRises]):
+    """Draws of L(w + u) - L(w), each on its own block of samples.
 
     Args:
         perturbation: distribution of u.
@@ -44,7 +60,7 @@ class PerturbedLoss(Statistic[Tensor]):
         if self.draws < 1 or self.samples < 1:
             raise UsageError(f"got draws={self.draws}, samples={self.samples}; both must be at least 1")
 
-    def compute(self, minimum: Minimum) -> Tensor:
+    def compute(self, minimum: Minimum) -> LossRises:
         n = len(minimum.samples)
         block = min(self.samples, n)
         order = minimum.samples.order(self.seed)
@@ -52,23 +68,26 @@ class PerturbedLoss(Statistic[Tensor]):
         base = minimum[Outputs()].losses if everything else None
         ranks = minimum.ranks
         if ranks is None:
-            return self._differences(minimum, range(self.draws), order, base)
-        mine = range(ranks.rank, self.draws, ranks.size)
-        return ranks.total(lambda: self._differences(minimum, mine, order, base))
+            found = self._differences(minimum, range(self.draws), order, base)
+        else:
+            mine = range(ranks.rank, self.draws, ranks.size)
+            found = ranks.total(lambda: self._differences(minimum, mine, order, base))
+        differences, before = found
+        return LossRises(differences, resolution_of(minimum, float(before.mean())), block == n)
 
     def _differences(self, minimum: Minimum, draws: range, order: Tensor, base: Tensor | None) -> Tensor:
-        """Of the draws that are this process's; 0 for the others."""
+        """Differences and losses at w (2, draws), of the draws that are this process's; 0 for the others."""
         n = len(minimum.samples)
         block = min(self.samples, n)
-        out = torch.zeros(self.draws, dtype=torch.float64)
+        out = torch.zeros(2, self.draws, dtype=torch.float64)
         signs = (1.0, -1.0) if self.antithetic else (1.0,)
         with minimum.open(), torch.no_grad():
             for k in draws:
                 indices = order[(torch.arange(block) + k * block) % n]
-                control = self._mean(minimum, indices) if base is None else float(base[indices].mean())
+                out[1, k] = self._mean(minimum, indices) if base is None else float(base[indices].mean())
                 for sign in signs:
                     with self.perturbation.applied(minimum.parameters, self.seed, k, sign):
-                        out[k] += (self._mean(minimum, indices) - control) / len(signs)
+                        out[0, k] += (self._mean(minimum, indices) - out[1, k]) / len(signs)
                 progress.report("expected sharpness", k + 1, self.draws)
         return out
 

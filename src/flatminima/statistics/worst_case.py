@@ -2,11 +2,13 @@
 
 Two searches. "vertex" goes to the corner that the gradient's signs point to, again and again, keeping the highest loss
 seen: five steps found more than the paper's 2,000 ascent steps on an MLP (performance-notes E). "ascent" is the
-paper's projected stochastic ascent. Either is a lower bound of the maximum.
+paper's projected stochastic ascent. What either finds is a lower bound of the maximum; where samples are drawn, an
+estimate of one (see `around`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,29 +16,15 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.core.minimum import refuse_overflow
 from flatminima.core.perturbation import Relative, generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
+from flatminima.statistics.around import Around, Point, Worst, climb, cost_of, highest
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
 _ASCENT_RATE, _ASCENT_MOMENTUM, _ASCENT_BATCH = 0.01, 0.9, 64  # Neyshabur et al. 2017, sec. 2.2
-
-
-@dataclass(frozen=True)
-class Worst:
-    """What the search found.
-
-    Attributes:
-        loss: mean loss at w.  highest: the highest mean loss seen in the box, at least `loss`.
-        gradients: full gradients ("vertex") or mini-batch gradients ("ascent") spent.
-    """
-
-    loss: float
-    highest: float
-    gradients: int
 
 
 @dataclass(frozen=True)
@@ -64,67 +52,33 @@ class WorstCaseLoss(Statistic[Worst]):
             raise UsageError(f"got steps={self.steps}; at least one gradient is needed")
 
     def compute(self, minimum: Minimum) -> Worst:
-        n = len(minimum.samples)
-        indices = minimum.samples.order(self.seed)[: n if self.samples is None else min(self.samples, n)]
-        weights = minimum.parameters.flat()
-        box = self.scale.of(weights)
-        with minimum.open():
-            try:
-                return (
-                    self._vertex(minimum, indices, weights, box)
-                    if self.method == "vertex"
-                    else self._ascent(minimum, indices, weights, box)
-                )
-            finally:
-                minimum.parameters.assign(weights)
+        box = self.scale.of(minimum.parameters.flat())
+        search = self._vertex if self.method == "vertex" else self._ascent
+        return highest(minimum, self.samples, self.seed, lambda around: search(around, box))
 
-    def _vertex(self, minimum: Minimum, indices: Tensor, weights: Tensor, box: Tensor) -> Worst:
-        parameters = minimum.parameters
-        losses: list[float] = []
-        corner = torch.zeros_like(weights)
-        for step in range(self.steps):
-            minimum.parameters.assign(weights + corner)
-            loss, found = minimum.mean_gradient(indices)
-            gradient = found.to(weights.dtype)
-            losses.append(loss)
-            if step == 0 and parameters.agree(not bool(gradient.any())):  # a minimum to the last bit: start anywhere
-                gradient = parameters.part(torch.randn(len(parameters), generator=generator(self.seed, 0))).to(box)
-            following = box * gradient.sign()
-            progress.report("worst-case sharpness", step + 1, self.steps)
-            if parameters.agree(torch.equal(following, corner)):  # the corner points at itself
-                return Worst(losses[0], max(losses), step + 1)
-            corner = following
-        minimum.parameters.assign(weights + corner)
-        losses.append(mean_loss(minimum, indices))
-        return Worst(losses[0], max(losses), self.steps)
+    def _vertex(self, around: Around, box: Tensor) -> Point:
+        parameters, gradient = around.minimum.parameters, around.gradient
+        if parameters.agree(not bool(gradient.any())):  # a minimum to the last bit: start anywhere
+            gradient = parameters.part(torch.randn(len(parameters), generator=generator(self.seed, 0))).to(box)
 
-    def _ascent(self, minimum: Minimum, indices: Tensor, weights: Tensor, box: Tensor) -> Worst:
-        start = mean_loss(minimum, indices)
-        nu, velocity = torch.zeros_like(weights), torch.zeros_like(weights)
+        def corner(gradient: Tensor) -> Tensor:
+            return box * gradient.to(box.dtype).sign()
+
+        return climb(around, corner(gradient), corner, self.steps, "worst-case sharpness")
+
+    def _ascent(self, around: Around, box: Tensor) -> Point:
+        nu, velocity = torch.zeros_like(box), torch.zeros_like(box)
+        batches = len(around.indices)
         for step in range(self.steps):
-            part = torch.randint(len(indices), (_ASCENT_BATCH,), generator=generator(self.seed, step))
-            minimum.parameters.assign(weights + nu)
-            _, gradient = minimum.mean_gradient(indices[part])
-            velocity = _ASCENT_MOMENTUM * velocity + gradient.to(weights.dtype)
+            chosen = torch.randint(batches, (_ASCENT_BATCH,), generator=generator(self.seed, step))
+            gradient = around.of_batch(nu, around.indices[chosen])
+            velocity = _ASCENT_MOMENTUM * velocity + gradient.to(box.dtype)
             nu = torch.clamp(nu + _ASCENT_RATE * velocity, -box, box)
             progress.report("worst-case sharpness", step + 1, self.steps)
-        minimum.parameters.assign(weights + nu)
-        return Worst(start, max(start, mean_loss(minimum, indices)), self.steps)
+        rise = around.rise(nu)
+        return Point(nu if rise > 0 else torch.zeros_like(nu), max(rise, 0.0), self.steps)
 
     def cost(self, minimum: Minimum) -> Cost:
-        n = len(minimum.samples)
-        looked = min(self.samples or n, n) if self.method == "vertex" else _ASCENT_BATCH
-        passes = self.steps * looked / n
-        return Cost(passes + looked / n, passes, 12 * len(minimum.parameters))
-
-
-def mean_loss(minimum: Minimum, indices: Tensor) -> float:
-    """Mean loss over the samples at `indices`."""
-    total = 0.0
-    with torch.no_grad():
-        for part in indices.split(minimum.batch_size):
-            batch = minimum.batch(part)
-            losses = minimum.loss(minimum.forward(batch.inputs), batch.targets)
-            refuse_overflow(losses)
-            total += float(losses.double().sum())
-    return total / len(indices)
+        share = min(self.samples or math.inf, len(minimum.samples)) / len(minimum.samples)
+        steps = self.steps - 1 if self.method == "vertex" else self.steps * _ASCENT_BATCH / len(minimum.samples)
+        return cost_of(share, steps * share if self.method == "vertex" else steps, len(minimum.parameters))
