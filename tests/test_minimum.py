@@ -360,10 +360,8 @@ def test_a_far_label_in_a_dataset_is_named_by_its_place() -> None:
 
 
 def test_fewer_samples_than_the_gram_matrix() -> None:
-    with pytest.raises(
-        DataError, match="got 7 samples; a Gram matrix of subset=8 needs as many: pass subset=7 or less"
-    ):
-        minimum()[Gram(8)]
+    """One matrix of them all; the measures refuse where the caller asked for more."""
+    torch.testing.assert_close(minimum()[Gram(8)].matrices(), minimum()[Gram(7)].matrices())
     with pytest.raises(DataError, match="subset=0"):
         Gram(0)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import UsageError
-from flatminima.estimate import Estimate
+from flatminima.estimate import ERRORS, Estimate
 from flatminima.io import write_whole
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _WIDTH = 80
-_NAME = 30  # columns of a measure's name before it folds; what is left holds the reason
+_NAME = 24  # columns of a measure's name before it folds; what is left holds the reason
+_BESIDE = 3  # measures in one table by parameter
+_CELL = 19  # columns of one of them
 
 
 @dataclass(frozen=True)
@@ -143,21 +145,63 @@ def render(table: MeasureTable, console: Any) -> None:
     grid.add_column("measure", no_wrap=True)
     grid.add_column("value", justify="right", no_wrap=True)
     grid.add_column("+- stderr", justify="right", no_wrap=True)
+    grid.add_column("over", no_wrap=True)
     grid.add_column("better", no_wrap=True)
     grid.add_column("note", overflow="fold", ratio=1)
     for full, e in table.items():
         name = "\n".join(full[i : i + _NAME] for i in range(0, len(full), _NAME))
         if e.value is None:
-            grid.add_row(Text(name), "-", "-", e.direction, Text(f"undefined: {e.undefined}"))
+            grid.add_row(Text(name), "-", "-", "", e.direction, Text(f"undefined: {e.undefined}"))
         else:
-            # none: exact, or sampled once; which of them a measure's docstring says
-            error = "-" if e.stderr is None else f"{e.stderr:.2g}"
-            grid.add_row(Text(name), f"{e.value:.5g}", error, e.direction, e.kind)
+            note = "; ".join(str(part) for part in (e.kind, e.details.get("note")) if part)
+            grid.add_row(Text(name), f"{e.value:.5g}", *_error(e), e.direction, Text(note))
     console.print(grid)
     cost = (
         f"{table.samples} samples, {table.parameters} parameters, loss {table.loss}; "
         f"{table.forward_passes:.1f} forward and {table.backward_passes:.1f} backward passes, "
         f"{table.seconds:.1f} s"
     )
-    for line in (cost, *(f"- {note}" for note in table.notes)):
+    for line in (cost, *(f"- {note}" for note in (*table.notes, *_legend(table)))):
         console.print(Text(line))
+
+
+def _error(e: Estimate) -> tuple[str, str]:
+    """The standard error, and over what it is; a value of which nothing was drawn is exact."""
+    over = str(e.details.get("error_of", ""))
+    if over == "exact":
+        return "exact", ""
+    return "-" if e.stderr is None else f"{e.stderr:.2g}", over
+
+
+def _legend(table: MeasureTable) -> list[str]:
+    """What the words of the column "over" say, of those in the table."""
+    seen = {str(e.details.get("error_of")) for e in table.values() if e.value is not None}
+    said = [f"{word}: {meaning}" for word, meaning in ERRORS.items() if word in seen]
+    return [f"stderr over {'; '.join(said)}"] if said else []
+
+
+def render_layers(table: MeasureTable, console: Any) -> None:
+    """What each parameter adds to the measures that add over parameters, a few measures beside each other."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = {name: e.details for name, e in table.items() if e.value is not None and e.details.get("layers")}
+    if not found:
+        console.print(Text("no measure here is told by parameter"))
+    for start in range(0, len(found), _BESIDE):
+        shown = dict(list(found.items())[start : start + _BESIDE])
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        grid.add_column("parameter", overflow="fold", ratio=1)
+        for name in shown:
+            grid.add_column(Text(name, overflow="fold"), justify="right", max_width=_CELL)
+        for layer in dict.fromkeys(layer for details in shown.values() for layer in details["layers"]):
+            grid.add_row(Text(layer), *(_share(details, layer) for details in shown.values()))
+        console.print(grid)
+
+
+def _share(details: Mapping[str, Any], layer: str) -> str:
+    value, error = details["layers"].get(layer), (details.get("layer_stderrs") or {}).get(layer)
+    if value is None:
+        return "-"
+    return f"{value:.3g}" + ("" if error is None else f" +- {error:.1g}")

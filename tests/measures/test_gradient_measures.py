@@ -96,7 +96,8 @@ def test_noise_and_signal_from_explicit_gradients(case):
     found = gradient_signal_to_noise(minimum)
     assert found.value == pytest.approx(float(ratio), rel=1e-6)
     assert found.direction == "higher"
-    assert found.details == {"parameters": int(varies.sum()), "constant": int((~varies).sum())}
+    expected = {"parameters": int(varies.sum()), "constant": int((~varies).sum()), "error_of": "exact"}
+    assert found.details == expected
 
 
 def test_by_hand():

@@ -7,7 +7,7 @@ summed over their uses before anything quadratic is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.layer_grams import convolution_grams, inner_products, linear_grams, sum_by_name, sum_of
 from flatminima.core.layer_rules import (
     Rule,
     convolution,
-    convolution_rows,
     embedding,
     embedding_rows,
     linear,
@@ -70,20 +70,23 @@ class LayerGradient:
 
     def gram(self, groups: int = 1) -> Tensor:
         """Inner products <g_i, g_j> within each of `groups` equal runs of the batch, (groups, n, n) float64."""
+        return sum_of(self.grams(groups).values())
+
+    def grams(self, groups: int = 1) -> dict[str, Tensor]:
+        """`gram` of each parameter's part of the gradients, by name; made on the way to their sum."""
         if not self.summed and len(self.uses) == 1:
             unit, a, e = self.uses[0]
             if unit.rule is linear:
-                products = _linear_gram(unit, a, e, groups)
-                if products is not None:
-                    return products
+                found = linear_grams(unit.names, a, e, groups)
+                if found is not None:
+                    return found
             if unit.rule is convolution:
-                blocks = convolution_rows(unit.module, a, e, unit.names)  # type: ignore[arg-type]
-                return _total(_products(rows, groups) for rows in blocks)
+                return convolution_grams(unit.module, unit.names, a, e, groups)
             if unit.rule is embedding:
-                return _products(embedding_rows(unit.module, a, e), groups)  # type: ignore[arg-type]
+                return {unit.names["weight"]: inner_products(embedding_rows(unit.module, a, e), groups)}  # type: ignore[arg-type]
         if not self.summed and _rowwise(self.uses):
-            return _total(_products(rows.flatten(1), groups) for _, rows in _row_blocks(self.uses))
-        return _total(_products(g, groups) for g in self.per_sample().values())
+            return sum_by_name((name, inner_products(rows.flatten(1), groups)) for name, rows in _row_blocks(self.uses))
+        return {name: inner_products(g, groups) for name, g in self.per_sample().items()}
 
     def along(self, vector: Mapping[str, Tensor]) -> Tensor:
         """Inner products <g_i, v> of the batch, (batch,) float64, for v by parameter name in the model."""
@@ -99,7 +102,7 @@ class LayerGradient:
                 done[name] = start + rows.shape[1]
                 total = total + _inner(rows, vector[name][start : done[name]])
             return total  # type: ignore[no-any-return]
-        return _total(_inner(g, vector[name]) for name, g in self.per_sample().items())
+        return sum_of(_inner(g, vector[name]) for name, g in self.per_sample().items())
 
     def factors(self) -> Use | None:
         """Of one use of a linear layer on vectors: layer, input a_i and output gradient e_i, g_i = e_i a_i^T."""
@@ -159,7 +162,7 @@ def _row_blocks(uses: list[Use]) -> Iterator[tuple[str, Tensor]]:
     for start in range(0, len(weight), step):
         stop = min(start + step, len(weight))
         parts = (weight_rows(unit.rule, unit.module, a, e, start, stop) for unit, a, e in uses if unit.rule)
-        yield first.names["weight"], _total(parts)
+        yield first.names["weight"], sum_of(parts)
 
 
 def _inner(rows: Tensor, vector: Tensor) -> Tensor:
@@ -189,32 +192,6 @@ def _sum_forms(uses: list[Use]) -> dict[str, Tensor]:
         for name, g in _form(*use).items():
             total[name] = total[name] + g if name in total else g
     return total
-
-
-def _linear_gram(unit: Unit, a: Tensor, e: Tensor, groups: int) -> Tensor | None:
-    """(A A^T + 1[bias]) * (E E^T); for sequences only where cheaper than forming the gradients."""
-    a, e = a.reshape(len(a), -1, a.shape[-1]), e.reshape(len(e), -1, e.shape[-1])
-    n, steps, width, out = len(a) // groups, a.shape[1], a.shape[2], e.shape[2]
-    if steps > 1 and n * steps * steps * (width + out) > (steps + n) * width * out:
-        return None
-    a, e = a.reshape(groups, n * steps, width), e.reshape(groups, n * steps, out)
-    inner = torch.bmm(e, e.transpose(1, 2)).double()
-    outer = torch.bmm(a, a.transpose(1, 2)).double() if "weight" in unit.names else torch.zeros_like(inner)
-    if "bias" in unit.names:
-        outer += 1.0
-    return (outer * inner).view(groups, n, steps, n, steps).sum((2, 4))
-
-
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    first, *rest = parts
-    for part in rest:
-        first = first + part
-    return first
-
-
-def _products(rows: Tensor, groups: int) -> Tensor:
-    rows = rows.reshape(groups, len(rows) // groups, -1)
-    return torch.bmm(rows, rows.transpose(1, 2)).double()
 
 
 def _form(unit: Unit, a: Any, e: Tensor | None) -> dict[str, Tensor]:
@@ -334,7 +311,7 @@ class Tape:
         ):  # summed as they come, so that inputs need not be kept
             gradients = [pending.summed, _sum_forms(pending.uses)]
             pending.summed = {
-                n: _total(g[n] for g in gradients if n in g) for n in dict.fromkeys([k for g in gradients for k in g])
+                n: sum_of(g[n] for g in gradients if n in g) for n in dict.fromkeys([k for g in gradients for k in g])
             }
             pending.uses.clear()
         self._heard[group] = self._heard.get(group, 0) + 1

@@ -16,7 +16,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from flatminima.estimate import Estimate
-from flatminima.statistics import LossRises, Worst
+from flatminima.measures._layers import of_moments
+from flatminima.statistics import GroupTraces, LossRises, ProbedHessian, Worst
 
 
 def mean_of_groups(values: Tensor, sizes: Tensor, population: int, variances: Tensor | None) -> Estimate:
@@ -75,6 +76,31 @@ def of_rises(found: LossRises) -> Estimate:
     if mean.stderr is None:
         return mean
     return replace(mean, stderr=math.hypot(mean.stderr, found.resolution))
+
+
+def traces_of_layers(found: ProbedHessian) -> dict[str, Estimate]:
+    """`of_repeats` of each parameter's block, by name."""
+    if found.layers is None:
+        return {}
+    parts = zip(found.names, found.layers, strict=True)
+    return {name: of_repeats(traces, found.sizes, found.population) for name, traces in parts}
+
+
+def groups_of_layers(found: GroupTraces) -> dict[str, Estimate]:
+    """`mean_of_groups` of each parameter's block, by name."""
+    if found.moments is not None:
+        return of_moments(found.moments, found.population)
+    if found.layers is None:
+        return {}
+    spread = [None] * len(found.names) if found.layer_variances is None else list(found.layer_variances)
+    parts = zip(found.names, found.layers, spread, strict=True)
+    return {name: mean_of_groups(values, found.sizes, found.population, own) for name, values, own in parts}
+
+
+def error_of(found: Estimate, population: int, exact: bool = False) -> str:
+    """Over what a mean of groups of samples errs: probes (unless exact), and the samples where some are left out."""
+    whole = found.details.get("samples") == population
+    return ("exact" if whole else "data") if exact else ("draws" if whole else "both")
 
 
 def of_search(found: Worst) -> Estimate:

@@ -38,6 +38,12 @@ def _told(found: Estimate) -> Estimate:
     return found.with_details(error_of="exact")
 
 
+def with_note(found: Estimate, note: str) -> Estimate:
+    """The estimate with one more thing that its reader must know, in details["note"]."""
+    before = found.details.get("note")
+    return found.with_details(note=f"{before}; {note}" if before else note)
+
+
 def seed_of(minimum: Statistics, seed: int | None) -> int:
     """`seed`, or where it is None the Minimum's own (0 for numbers handed over by `Fixed`)."""
     return int(getattr(minimum, "seed", 0)) if seed is None else seed

@@ -11,7 +11,7 @@ from flatminima.statistics import PositionSums
 
 
 def mean_of_positions(found: PositionSums) -> Estimate:
-    """The mean; details: n (samples), positions, unit.
+    """The mean; details: n (samples), positions, unit, error_of.
 
     Examples:
         >>> import torch
@@ -25,4 +25,5 @@ def mean_of_positions(found: PositionSums) -> Estimate:
         return value
     spread = Estimate.mean(terms - value.value * share).stderr
     positions = int(found.counts.sum())
-    return Estimate(value.value, spread, {"n": len(terms), "positions": positions, "unit": found.unit})
+    details = {"n": len(terms), "positions": positions, "unit": found.unit, "error_of": "new data"}
+    return Estimate(value.value, spread, details)

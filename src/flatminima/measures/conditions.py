@@ -57,6 +57,7 @@ def conditions(
 def _mean(found: SampleConditions) -> Estimate:
     return Estimate.mean(
         found.inverse_mu.log(),
+        error_of="new data",
         inverse_mu=float(found.inverse_mu.max()),
         c2=float(found.c2.max()),
         c3=float(found.c3.max()),

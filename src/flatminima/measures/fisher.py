@@ -16,7 +16,9 @@ import torch
 from flatminima.core.statistic import Statistic, Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._layers import of_moments, with_layers
+from flatminima.measures._measure import at_least_one, measure, seed_of, until, with_note
+from flatminima.measures._subset import SUBSET, of_subset
 from flatminima.statistics import FisherMatrix, Gram, GramMatrices, InFloat64, Outputs, RescaledLogits, TrainingGram
 from flatminima.statistics.outputs import OutputSummary
 
@@ -32,7 +34,7 @@ _EPS = torch.finfo(torch.float64).eps
 def fisher_logdet(
     minimum: Statistics,
     *,
-    subset: int = 100,
+    subset: int | None = None,
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
@@ -47,7 +49,8 @@ def fisher_logdet(
 
     Args:
         minimum: a Minimum.
-        subset: N'. Values for different N' are not comparable (erratum J-c).
+        subset: N'; None: 100, or all the samples where there are fewer. Values for different N' are not comparable
+            (erratum J-c).
         trials: T at most; fewer where the data has fewer than T N' samples.
         logit_norm: every logit vector rescaled to this norm first (the authors' code, Table 2: 25); None: as it is.
         batchnorm: "running" statistics, or those of each "batch" of `chunk` samples in training mode (the authors'
@@ -61,11 +64,13 @@ def fisher_logdet(
         Estimate in nats; stderr over subsets (for the distribution that the data came from; another choice of subsets
         of the same data moves the value far less); details: condition (worst, row-normalised), effective_rank (mean),
         train_loss (the value follows it when labels are fitted without smoothing, erratum J-e), parameters,
-        log_det_fisher (the full matrix's estimate (W/N') value - W ln W, an upper bound in expectation).
-        Undefined: fewer parameters than N', a zero gradient, a matrix that is singular to float64's precision.
+        log_det_fisher (the full matrix's estimate (W/N') value - W ln W, an upper bound in expectation), trials,
+        singular (subsets left out, because copies of a sample or a zero gradient made their determinant 0: the value is
+        the mean over those that have one). Undefined: fewer parameters than N'; fewer than half of the subsets have a
+        determinant to float64's precision.
 
     Raises:
-        DataError: fewer samples than `subset`.
+        DataError: fewer samples than the `subset` that was given.
         UsageError: an option outside its range.
 
     Source:
@@ -85,36 +90,39 @@ def fisher_logdet(
 
 
 def _logdet(
-    minimum: Statistics, subset: int, key: Statistic[GramMatrices], precise: Statistic[GramMatrices]
+    minimum: Statistics, asked: int | None, key: Statistic[GramMatrices], precise: Statistic[GramMatrices]
 ) -> Estimate:
     found_both: tuple[GramMatrices, OutputSummary] = minimum[key, Outputs()]
     gram, outputs = found_both
+    told = of_subset(gram, asked)
     found = gram.log_determinants()
-    doubled = False
-    if not bool(found.positive.all()) or float(found.condition.max()) > _FLOAT32_CONDITION:
+    doubled = not bool(found.positive.all()) or float(found.condition.max()) > _FLOAT32_CONDITION
+    if doubled:
         found = minimum[precise].log_determinants()
-        doubled = True
-    # rounding can leave a tiny positive pivot where two rows agree: what is left is noise, not a determinant
-    if not bool(found.positive.all()) or float(found.condition.max()) * subset * _EPS > 1:
-        rank = float(found.effective_rank.min())
-        return Estimate.missing(
-            f"the Gram matrix is singular (effective rank {rank:.1f} of {subset}): duplicate samples?"
-        )
-    estimate = Estimate.mean(found.values, subset=subset, trials=gram.trials)
+    singular = found.singular()
+    left = ~singular
+    out, trials = int(singular.sum()), gram.trials
+    if 2 * out > trials:
+        rank = float(found.effective_rank[singular].min())
+        which = "the Gram matrix is singular" if trials == 1 else f"{out} of {trials} Gram matrices are singular"
+        return Estimate.missing(f"{which} (effective rank {rank:.1f} of {gram.subset}): duplicate samples?")
+    estimate = Estimate.mean(found.values[left], **told, trials=trials - out, singular=out)
+    if out:
+        estimate = with_note(estimate, f"{out} of {trials} subsets are singular and left out")
     w = gram.parameters
     return estimate.with_details(
-        condition=float(found.condition.max()),
-        effective_rank=float(found.effective_rank.mean()),
+        condition=float(found.condition[left].max()),
+        effective_rank=float(found.effective_rank[left].mean()),
         float64=doubled,
         train_loss=float(outputs.losses.mean()),
         parameters=w,
-        log_det_fisher=w / subset * float(estimate) - w * math.log(w),
+        log_det_fisher=w / gram.subset * float(estimate) - w * math.log(w),
     )
 
 
 def _key(
     minimum: Statistics,
-    subset: int,
+    subset: int | None,
     trials: int,
     seed: int | None,
     logit_norm: float | None,
@@ -125,12 +133,12 @@ def _key(
     """The Gram matrices that were asked for; `precise`: in float64, where they are not already."""
     if batchnorm not in ("running", "batch"):
         raise UsageError(f"got batchnorm={batchnorm!r}; expected 'running' or 'batch'")
-    found = seed_of(minimum, seed)
-    key: Statistic[GramMatrices] = Gram(subset, trials, found)
+    found, size = seed_of(minimum, seed), SUBSET if subset is None else subset
+    key: Statistic[GramMatrices] = Gram(size, trials, found)
     if batchnorm == "batch":
-        key = TrainingGram(subset, trials, found, chunk)
+        key = TrainingGram(size, trials, found, chunk)
     elif precise:
-        key = InFloat64(Gram(subset, trials, found))
+        key = InFloat64(Gram(size, trials, found))
     return key if logit_norm is None else RescaledLogits(key, logit_norm)
 
 
@@ -192,7 +200,7 @@ def fisher_logdet_full(
 def fisher_trace(
     minimum: Statistics,
     *,
-    subset: int = 100,
+    subset: int | None = None,
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
@@ -209,24 +217,33 @@ def fisher_trace(
         rtol: raise `trials` until the 95% interval is value (1 +- rtol).
 
     Returns:
-        Estimate; stderr over samples.
+        Estimate; stderr over samples; details: n, subset, layers and layer_stderrs (the trace of each parameter's
+        block, by name; they add up to the value).
 
     Raises:
-        DataError: fewer samples than `subset`.
+        DataError: fewer samples than the `subset` that was given.
         UsageError: an option outside its range.
 
     Source:
         Jia & Su, arXiv 1911.08192, sec. 6; the trace of eq. 2 at hard labels.
     """
-    key = partial(_key, minimum, subset, seed=seed, logit_norm=logit_norm, batchnorm=batchnorm, chunk=chunk)
-    return until(rtol, trials, lambda k: Estimate.mean(minimum[key(k)].squared_norms()))
+
+    def estimate(trials: int) -> Estimate:
+        gram = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm, chunk)]
+        found = Estimate.mean(gram.squared_norms(), **of_subset(gram, subset))
+        parts = of_moments(gram.layers)
+        if logit_norm is not None:  # the network is inside of another there
+            parts = {name.removeprefix("model."): part for name, part in parts.items()}
+        return with_layers(found, parts)
+
+    return until(rtol, trials, estimate)
 
 
 @measure
 def fisher_frobenius(
     minimum: Statistics,
     *,
-    subset: int = 100,
+    subset: int | None = None,
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
@@ -249,7 +266,7 @@ def fisher_frobenius(
         Estimate; mean and stderr over subsets.
 
     Raises:
-        DataError: fewer samples than `subset`.
+        DataError: fewer samples than the `subset` that was given.
         UsageError: an option outside its range.
 
     Source:
@@ -258,8 +275,9 @@ def fisher_frobenius(
 
     def estimate(trials: int) -> Estimate:
         gram = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm, chunk)]
-        squared = gram.matrices().square().sum((1, 2)) / subset**2
-        return Estimate.mean(squared, subset=subset, paper=float(gram.squared_norms().square().mean()))
+        squared = gram.matrices().square().sum((1, 2)) / gram.subset**2
+        paper = float(gram.squared_norms().square().mean())
+        return Estimate.mean(squared, **of_subset(gram, subset), paper=paper)
 
     return until(rtol, trials, estimate)
 
@@ -268,7 +286,7 @@ def fisher_frobenius(
 def fisher_spectral_radius(
     minimum: Statistics,
     *,
-    subset: int = 100,
+    subset: int | None = None,
     trials: int = _POOL,
     logit_norm: float | None = None,
     batchnorm: BatchNorm = "running",
@@ -288,7 +306,7 @@ def fisher_spectral_radius(
         Estimate; mean and stderr over subsets; details: ``paper``, the mean without the division by N'.
 
     Raises:
-        DataError: fewer samples than `subset`.
+        DataError: fewer samples than the `subset` that was given.
         UsageError: an option outside its range.
 
     Source:
@@ -296,11 +314,12 @@ def fisher_spectral_radius(
     """
 
     def estimate(trials: int) -> Estimate:
-        matrices = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm, chunk)].matrices()
+        gram = minimum[_key(minimum, subset, trials, seed, logit_norm, batchnorm, chunk)]
+        told, matrices = of_subset(gram, subset), gram.matrices()
         overflowed = int((~matrices.isfinite()).any(2).any(1).sum())
         if overflowed:  # the solver would not converge
             return Estimate.missing(f"{overflowed} of {len(matrices)} Gram matrices are not finite")
         top = torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
-        return Estimate.mean(top / subset, subset=subset, paper=float(top.mean()))
+        return Estimate.mean(top / gram.subset, **told, paper=float(top.mean()))
 
     return until(rtol, trials, estimate)

@@ -63,7 +63,7 @@ def fisher_rao_norm(
 
     def estimate(samples: int | None) -> Estimate:
         key: Statistic[Tensor] = kind(samples, seed_of(minimum, seed))
-        squared = Estimate.mean(minimum[key])
+        squared = Estimate.mean(minimum[key], error_of="new data")
         if squared.value is None:
             return squared
         value = math.sqrt(squared.value)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined
 from flatminima.estimate import Estimate
+from flatminima.measures._layers import of_moments, with_layers
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistics import FisherDiagonal, Gram, MeanGradient
+from flatminima.measures._subset import SUBSET, of_subset
+from flatminima.statistics import FisherDiagonal, Gram, GramMatrices, MeanGradient
 
 _ROUNDING = 1e-12  # of the second moment; a variance below it is what float64 and cancellation leave
 
@@ -17,7 +20,7 @@ _ROUNDING = 1e-12  # of the second moment; a variance below it is what float64 a
 def gradient_noise_scale(
     minimum: Statistics,
     *,
-    subset: int = 100,
+    subset: int | None = None,
     trials: int = 100,
     rtol: float | None = None,
     seed: int | None = None,
@@ -29,23 +32,26 @@ def gradient_noise_scale(
 
     Args:
         minimum: a Minimum.
-        subset, trials: subset * trials samples for the trace, shared with the Fisher measures.
+        subset, trials: subset * trials samples for the trace, shared with the Fisher measures; subset None: 100, or all
+            the samples where there are fewer.
         rtol: raise `trials` until the 95% interval is value (1 +- rtol).
         seed: of the samples; None: the Minimum's.
 
     Returns:
         Estimate; stderr over samples; details: n, variance (tr Sigma), squared_gradient (||G||^2).
-        Undefined: the mean gradient is 0 to rounding.
+        Undefined: the mean gradient is 0 to rounding, one sample.
 
     Raises:
-        UsageError, DataError: an option outside its range, fewer samples than `subset`.
+        UsageError, DataError: an option outside its range, fewer samples than the `subset` that was given.
 
     Source:
         McCandlish, Kaplan, Amodei et al. 2018, arXiv 1812.06162, eq. 2.9 (B_simple).
     """
 
     def estimate(trials: int) -> Estimate:
-        variance, signal = _moments(minimum, subset, trials, seed)
+        gram, gradient = _gradients(minimum, subset, trials, seed)
+        signal = float(gradient.square().sum())
+        variance = Estimate.mean(gram.squared_norms() - signal)
         if variance.value is None:
             return variance
         if signal <= _ROUNDING * (variance.value + signal):
@@ -54,6 +60,7 @@ def gradient_noise_scale(
             )
         stderr = None if variance.stderr is None else variance.stderr / signal
         details = {"n": variance.details["n"], "variance": variance.value, "squared_gradient": signal}
+        details |= of_subset(gram, subset)
         return Estimate(max(variance.value, 0.0) / signal, stderr, details)
 
     return until(rtol, trials, estimate)
@@ -63,7 +70,7 @@ def gradient_noise_scale(
 def gradient_variance(
     minimum: Statistics,
     *,
-    subset: int = 100,
+    subset: int | None = None,
     trials: int = 100,
     rtol: float | None = None,
     seed: int | None = None,
@@ -72,38 +79,47 @@ def gradient_variance(
 
     Args:
         minimum: a Minimum.
-        subset, trials: subset * trials samples for the first term, shared with the Fisher measures.
+        subset, trials: subset * trials samples for the first term, shared with the Fisher measures; subset None: 100,
+            or all the samples where there are fewer.
         rtol: raise `trials` until the 95% interval is value (1 +- rtol).
         seed: of the samples; None: the Minimum's.
 
     Returns:
-        Estimate; stderr over samples; details: n, squared_gradient (||G||^2 of all the data).
-        Undefined: a gradient overflows.
+        Estimate; stderr over samples; details: n, subset, squared_gradient (||G||^2 of all the data), layers and
+        layer_stderrs (of each parameter, by name; they add up to the value). Undefined: a gradient overflows, one
+        sample.
 
     Raises:
-        UsageError, DataError: an option outside its range, fewer samples than `subset`.
+        UsageError, DataError: an option outside its range, fewer samples than the `subset` that was given.
 
     Source:
         Jiang et al. 2020, arXiv 1912.02178, appendix C, gradient noise at the end of training.
     """
 
     def estimate(trials: int) -> Estimate:
-        variance, signal = _moments(minimum, subset, trials, seed)
+        gram, gradient = _gradients(minimum, subset, trials, seed)
+        signal = float(gradient.square().sum())
+        variance = Estimate.mean(gram.squared_norms() - signal)
         if variance.value is None:
             return variance
-        return Estimate(
-            max(variance.value, 0.0), variance.stderr, {"n": variance.details["n"], "squared_gradient": signal}
-        )
+        details = {"n": variance.details["n"], "squared_gradient": signal} | of_subset(gram, subset)
+        parts = of_moments(gram.layers)
+        if parts:
+            shares = zip(parts.items(), gradient.split(list(gram.sizes)), strict=True)
+            parts = {k: Estimate(float(e) - float(own.square().sum()), e.stderr) for (k, e), own in shares}
+        return with_layers(Estimate(max(variance.value, 0.0), variance.stderr, details), parts)
 
     return until(rtol, trials, estimate)
 
 
-def _moments(minimum: Statistics, subset: int, trials: int, seed: int | None) -> tuple[Estimate, float]:
-    """mean ||g_i||^2 - ||G||^2 with its error, and ||G||^2."""
+def _gradients(minimum: Statistics, subset: int | None, trials: int, seed: int | None) -> tuple[GramMatrices, Tensor]:
+    """Gram matrices of the samples' gradients, and G (W,) of all the data."""
     at_least_one(subset=subset, trials=trials)
-    gram, gradient = minimum[Gram(subset, trials, seed_of(minimum, seed)), MeanGradient()]
-    signal = float(gradient.square().sum())
-    return Estimate.mean(gram.squared_norms() - signal), signal
+    size = SUBSET if subset is None else subset
+    gram, gradient = minimum[Gram(size, trials, seed_of(minimum, seed)), MeanGradient()]
+    if gram.trials * gram.subset == 1:
+        raise Undefined("one sample was looked at: a single gradient has no variance")
+    return gram, gradient
 
 
 @measure

@@ -8,9 +8,10 @@ from typing import Literal, get_args
 from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._groups import mean_of_groups, of_repeats
+from flatminima.measures._groups import error_of, groups_of_layers, mean_of_groups, of_repeats, traces_of_layers
+from flatminima.measures._layers import with_layers, without_error
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
-from flatminima.statistics import Curvature, ExactTraces, HessianProbes, SketchedTraces, TopEigenvalues
+from flatminima.statistics import Curvature, ExactTraces, GroupTraces, HessianProbes, SketchedTraces, TopEigenvalues
 
 TraceEstimator = Literal["hutchinson", "hutch++", "xtrace", "exact"]
 
@@ -46,7 +47,8 @@ def hessian_trace(
 
     Returns:
         Estimate of the trace over all the data; stderr covers the draw of samples and of probes (None with one probe
-        in one group, or one group of part of the data; of xtrace, the groups' spread alone). details: samples, groups.
+        in one group, or one group of part of the data; of xtrace, the groups' spread alone). details: samples, groups,
+        layers and layer_stderrs (the trace of each parameter's diagonal block, by name; they add up to the value).
         Undefined: "exact" for the Hessian of a network that is not piecewise linear.
 
     Raises:
@@ -66,15 +68,24 @@ def hessian_trace(
         if estimator == "hutch++" or estimator == "xtrace":
             sketched = minimum[SketchedTraces(estimator, repeats, wanted, parts, seed, curvature)]
             population = sketched.population
-            return mean_of_groups(sketched.values, sketched.sizes, sketched.population, sketched.variances)
+            return _told(sketched)
         probed = minimum[HessianProbes(repeats, wanted, seed, curvature, parts)]
         population = probed.population
-        return of_repeats(probed.traces, probed.sizes, probed.population)
+        trace = of_repeats(probed.traces, probed.sizes, probed.population)
+        trace = trace.with_details(error_of=error_of(trace, probed.population))
+        return with_layers(trace, traces_of_layers(probed))
 
     if estimator == "exact":
-        found = minimum[ExactTraces(samples, seed, curvature)]
-        return mean_of_groups(found.values, found.sizes, found.population, found.variances)
+        return _told(minimum[ExactTraces(samples, seed, curvature)], exact=True)
     return until(rtol, groups, estimate)
+
+
+def _told(found: GroupTraces, exact: bool = False) -> Estimate:
+    """The mean of the groups, with that of each parameter's block."""
+    trace = mean_of_groups(found.values, found.sizes, found.population, found.variances)
+    trace = trace.with_details(error_of=error_of(trace, found.population, exact))
+    trace = with_layers(trace, groups_of_layers(found))
+    return without_error(trace) if trace.details["error_of"] == "exact" else trace
 
 
 def _check_estimator(estimator: str, rtol: float | None) -> None:
@@ -116,7 +127,7 @@ def hessian_top_eigenvalue(
         seed: of samples and starting vector; None: the Minimum's.
 
     Returns:
-        Estimate; stderr over samples to first order, from v^T C_g v of the eigenvector v over groups g of samples (0
+        Estimate; stderr over samples to first order, from v^T C_g v of the eigenvector v over groups g of samples (none
         where all were looked at). The largest eigenvalue of a part is larger than that of the whole in the mean.
         details: eigenvalues, residuals (||C v - lambda v||, never assumed), unconverged (how many of the k have no
         number), products. Undefined: the largest has not converged.
@@ -130,10 +141,12 @@ def hessian_top_eigenvalue(
     at_least_one(samples=samples, k=k)
     found = minimum[TopEigenvalues(k, samples, tolerance, seed_of(minimum, seed), curvature)]
     spread = mean_of_groups(found.forms, found.sizes, found.population, found.forms * 0)
+    whole = int(found.sizes.sum()) == found.population
     return Estimate(
         float(found.values[0]),
-        spread.stderr,
+        None if whole else spread.stderr,
         details={
+            "error_of": "exact" if whole else "data",
             "eigenvalues": found.values.tolist(),
             "residuals": found.residuals.tolist(),
             "unconverged": len(found.missing),

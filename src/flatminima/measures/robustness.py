@@ -52,7 +52,7 @@ def robustness(
     def estimate(n: int) -> Estimate:
         if of == "probabilities":
             try:
-                return Estimate.mean(minimum[InputJacobian(n, found)].square(), of=of)
+                return Estimate.mean(minimum[InputJacobian(n, found)].square(), of=of, error_of="new data")
             except Undefined:  # targets are not one class a sample
                 pass
         return mean_of_positions(minimum[PositionJacobian(n, of, found)]).with_details(of=of)

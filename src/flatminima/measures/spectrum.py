@@ -118,6 +118,7 @@ def _estimate(found: Spectrum, value: float, variances: tuple[float, float]) -> 
         details={
             "n": _freedom(variances, len(found.nodes), len(found.sizes)) + 1,
             "samples": int(found.sizes.sum()),
+            "error_of": "draws" if int(found.sizes.sum()) == found.population else "both",
             "parameters": found.parameters,
             "largest": float(_seen(found).max()),
             "smallest": float(_seen(found).min()),

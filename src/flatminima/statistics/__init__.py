@@ -23,6 +23,7 @@ from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
 from flatminima.statistics.margins import Margins, SortedMargins
 from flatminima.statistics.mean_gradient import MeanGradient
+from flatminima.statistics.moments import Moments
 from flatminima.statistics.network_graph import FeedForwardNetwork, LinearLayer, Node, SampleOperator
 from flatminima.statistics.noise_level import Level, NoiseLevel
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
@@ -69,6 +70,7 @@ __all__ = [
     "LossRises",
     "Margins",
     "MeanGradient",
+    "Moments",
     "NetworkNorms",
     "Node",
     "NoiseLevel",

@@ -23,6 +23,7 @@ from flatminima.core.samples import map_tensors
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.gram import Gram, GramMatrices
+from flatminima.statistics.moments import Moments
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -110,18 +111,21 @@ class TrainingGram(Statistic[GramMatrices]):
         if not any(isinstance(m, _BatchNorm) for m in minimum.model.modules()):
             raise Undefined("the network has no BatchNorm: batch statistics are those of no layer")
         plain = Gram(self.subset, self.trials, self.seed)
-        state = plain.init(minimum)  # checks the number of samples
+        state = plain.init(minimum)
         with minimum.open():
             model = copy.deepcopy(minimum.model).double()
         tensors: list[Tensor] = [p.requires_grad_() for p in _trainable(model, minimum)]
         order = minimum.samples.order(self.seed)[: plain.limit(minimum)]
         with _batch_statistics(model):
-            for t, subset in enumerate(order.split(self.subset)):
+            for t, subset in enumerate(order.split(state.normalized.shape[1])):
                 parts = [_jacobian(minimum, model, tensors, chunk) for chunk in subset.split(self.chunk)]
                 jacobian = torch.cat([rows for rows, _ in parts])
-                state.normalized[t] = jacobian @ jacobian.T
-                state.log_norms[t] = torch.cat([log_norms for _, log_norms in parts])
-                progress.report("Gram matrices of batches", t + 1, len(order) // self.subset)
+                log_norms = torch.cat([log_norms for _, log_norms in parts])
+                state.normalized[t], state.log_norms[t] = jacobian @ jacobian.T, log_norms
+                own = zip(state.layers.names, jacobian.split(state.sizes, 1), strict=True)
+                squares = {name: rows.square().sum(1) * (2 * log_norms).exp() for name, rows in own}
+                state.layers += Moments.of(state.layers.names, squares, len(subset))
+                progress.report("Gram matrices of batches", t + 1, len(state.normalized))
         return plain.finish(state)
 
     def cost(self, minimum: Minimum) -> Cost:

@@ -6,7 +6,7 @@ minimum the norms underflow while the directions are well conditioned (performan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ from flatminima.core.batch import Batch
 from flatminima.core.layers import LayerGradient
 from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import DataError, Undefined
+from flatminima.statistics.moments import Moments
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -29,11 +30,15 @@ class GramMatrices:
         normalized (T, n, n) float64: G^, inner products for unit-norm output gradients.
         log_norms (T, n) float64: ln of the output gradients' norms.
         parameters: W, the length of each gradient.
+        sizes: of the parameters that make it up, in order.
+        layers: moments of ||g_i||^2 by parameter; None: not known.
     """
 
     normalized: Tensor
     log_norms: Tensor
     parameters: int
+    sizes: tuple[int, ...] = ()
+    layers: Moments | None = None
 
     @property
     def trials(self) -> int:
@@ -56,17 +61,19 @@ class GramMatrices:
         """ln det G_t by row normalisation and float64 Cholesky, with how far to trust it.
 
         Raises:
-            Undefined: fewer parameters than samples, a zero gradient, or a singular matrix.
+            Undefined: fewer parameters than samples, or a zero gradient in every subset.
         """
         if self.parameters < self.subset:
             raise Undefined(
                 f"{self.parameters} parameters cannot give {self.subset} independent gradients: the determinant is 0"
             )
         diagonal = self.normalized.diagonal(dim1=1, dim2=2)
-        zero = int(((diagonal <= 0) | ~torch.isfinite(self.log_norms)).sum())
-        if zero:
-            raise Undefined(f"{zero} samples have a zero gradient: the determinant is 0")
-        scale = diagonal.rsqrt()
+        none = (diagonal <= 0) | ~torch.isfinite(self.log_norms)  # (T, n): samples without a gradient
+        whole = ~none.any(1)
+        if not bool(whole.any()):
+            raise Undefined(f"{int(none.sum())} samples have a zero gradient: the determinant is 0")
+        diagonal = torch.where(none, 1.0, diagonal)
+        scale = torch.where(none, 0.0, diagonal.rsqrt())
         correlation = self.normalized * scale.unsqueeze(2) * scale.unsqueeze(1)
         eigenvalues = torch.linalg.eigvalsh(correlation)  # (T, n), ascending
         factor, info = torch.linalg.cholesky_ex(correlation)
@@ -76,25 +83,36 @@ class GramMatrices:
         share = positive / positive.sum(1, keepdim=True)
         rank = torch.special.entr(share).sum(1).exp()  # exponential of the spectrum's entropy
         condition = eigenvalues[:, -1] / eigenvalues[:, 0].clamp_min(torch.finfo(torch.float64).tiny)
-        return LogDeterminants(log_det, condition, rank, info == 0)
+        return LogDeterminants(log_det, condition, rank, (info == 0) & whole, self.subset)
 
 
 @dataclass(frozen=True)
 class LogDeterminants:
-    """ln det of T Gram matrices; `condition` and `effective_rank` (T,) are of the row-normalised matrices."""
+    """ln det of T Gram matrices; `condition` and `effective_rank` (T,) are of the row-normalised matrices.
+
+    `positive` (T,): whether a matrix has a determinant at all.
+    """
 
     values: Tensor
     condition: Tensor
     effective_rank: Tensor
     positive: Tensor
+    subset: int
+
+    def singular(self) -> Tensor:
+        """(T,): matrices whose determinant is 0 to rounding: what is left of a small pivot there is noise."""
+        eps = torch.finfo(torch.float64).eps
+        return ~self.positive | (self.condition * self.subset * eps > 1)
 
 
 @dataclass
 class _State:
     normalized: Tensor
     log_norms: Tensor
-    current: Tensor | None = None
-    parameters: int = 0
+    layers: Moments
+    sizes: tuple[int, ...]
+    current: dict[str, Tensor] = field(default_factory=dict)  # diagonals of the batch that is being heard
+    total: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +120,12 @@ class Gram(Fold[_State, GramMatrices]):
     """Gram matrices of the gradients of the loss on disjoint subsets (Jia & Su 2020, eq. 4: xi_t = J_t J_t^T).
 
     Args:
-        subset: N', samples a matrix.
+        subset: N', samples a matrix; where the data has fewer, one matrix of them all.
         trials: T, matrices at most; fewer where the data has fewer than T N' samples.
         seed: of the random order of the samples.
 
     Raises:
-        DataError: the data has fewer than `subset` samples.
+        DataError: a count below 1.
     """
 
     subset: int = 100
@@ -129,38 +147,50 @@ class Gram(Fold[_State, GramMatrices]):
         return self.subset
 
     def limit(self, minimum: Minimum) -> int:
-        return min(self.trials, len(minimum.samples) // self.subset) * self.subset
+        size = self._size(minimum)
+        return min(self.trials, len(minimum.samples) // size) * size
+
+    def _size(self, minimum: Minimum) -> int:
+        """Samples a matrix."""
+        return min(self.subset, len(minimum.samples))
 
     def init(self, minimum: Minimum) -> _State:
-        n = len(minimum.samples)
-        if n < self.subset:
-            raise DataError(
-                f"got {n} samples; a Gram matrix of subset={self.subset} needs as many: pass subset={n} or less"
-            )
-        trials = self.limit(minimum) // self.subset
-        zeros = torch.zeros(trials, self.subset, self.subset, dtype=torch.float64, device=minimum.device)
-        return _State(zeros, zeros.new_zeros(trials, self.subset), None, len(minimum.parameters))
+        size = self._size(minimum)
+        trials = self.limit(minimum) // size
+        zeros = torch.zeros(trials, size, size, dtype=torch.float64, device=minimum.device)
+        layers = Moments.of(minimum.parameters.names, {}, 0)
+        sizes = tuple(p.numel() for p in minimum.parameters.tensors)
+        return _State(zeros, zeros.new_zeros(trials, size), layers, sizes)
 
     def hear(self, state: _State, layer: LayerGradient, batch: Batch) -> None:
-        groups = len(batch) // self.subset
-        products = layer.gram(groups)
-        state.current = products if state.current is None else state.current.add_(products)
+        grams = layer.grams(len(batch) // self._size(batch.minimum))
+        for name, products in grams.items():
+            own = products.diagonal(dim1=1, dim2=2)
+            state.current[name] = state.current[name] + own if name in state.current else own.clone()
+            state.total = products if state.total is None else state.total.add_(products)
 
     def update(self, state: _State, batch: Batch) -> _State:
-        first, groups = batch.start // self.subset, len(batch) // self.subset
-        if state.current is not None:
-            state.normalized[first : first + groups] = state.current
-            state.current = None
-        state.log_norms[first : first + groups] = batch.log_norms.view(groups, self.subset)
+        size = self._size(batch.minimum)
+        first, groups = batch.start // size, len(batch) // size
+        if state.total is not None:
+            state.normalized[first : first + groups] = state.total
+        state.log_norms[first : first + groups] = batch.log_norms.view(groups, size)
+        scale = (2 * batch.log_norms).exp()
+        squares = {name: own.flatten() * scale.to(own) for name, own in state.current.items()}
+        state.layers += Moments.of(state.layers.names, squares, len(batch))
+        state.total, state.current = None, {}
         return state
 
     def merge(self, left: _State, right: _State) -> _State:
         """Parts hold different subsets; what a part has not seen is zero."""
-        return _State(left.normalized + right.normalized, left.log_norms + right.log_norms, None, left.parameters)
+        layers = left.layers + right.layers
+        return _State(left.normalized + right.normalized, left.log_norms + right.log_norms, layers, left.sizes)
 
     def finish(self, state: _State) -> GramMatrices:
-        return GramMatrices(state.normalized.cpu(), state.log_norms.cpu(), state.parameters)
+        return GramMatrices(
+            state.normalized.cpu(), state.log_norms.cpu(), sum(state.sizes), state.sizes, state.layers
+        )  # fmt: skip
 
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)
-        return Cost(share, share, 8 * self.limit(minimum) * self.subset)
+        return Cost(share, share, 8 * self.limit(minimum) * self._size(minimum))

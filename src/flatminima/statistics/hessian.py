@@ -34,6 +34,8 @@ class ProbedHessian:
     Attributes:
         diagonal (W,) float64: mean over samples and probes of v * (C v).
         traces (groups, probes) float64: v^T C_g v of each probe, C_g the mean over group g.
+        layers (P, groups, probes) float64: the share of each parameter in it; None: not known.
+        names: of the P parameters.
         sizes (groups,): samples of each.
         population: samples there are.
     """
@@ -42,10 +44,22 @@ class ProbedHessian:
     traces: Tensor
     sizes: Tensor
     population: int
+    layers: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass
+class _Sums:
+    diagonal: Tensor
+    layers: Tensor  # v^T C v by parameter, summed over samples
+    counts: Tensor  # samples of each group
+    population: int
+    names: tuple[str, ...]
+    parts: tuple[int, ...]  # entries of each parameter
 
 
 @dataclass(frozen=True)
-class HessianProbes(Fold["list[Tensor]", ProbedHessian]):
+class HessianProbes(Fold[_Sums, ProbedHessian]):
     """Hutchinson's diagonal and trace from Rademacher probes: E[v * Cv] = diag C, E[v^T C v] = tr C.
 
     Args:
@@ -83,25 +97,28 @@ class HessianProbes(Fold["list[Tensor]", ProbedHessian]):
         n = len(minimum.samples)
         return n if self.samples is None else min(self.samples, n)
 
-    def init(self, minimum: Minimum) -> list[Tensor]:
+    def init(self, minimum: Minimum) -> _Sums:
         groups = len(group_edges(self.limit(minimum), self.groups)) - 1
-        return [
-            torch.zeros(len(minimum.parameters), dtype=torch.float64, device=minimum.device),
-            torch.zeros(groups, self.probes, dtype=torch.float64),
+        parameters = minimum.parameters
+        zeros = torch.zeros(len(parameters), dtype=torch.float64, device=minimum.device)
+        return _Sums(
+            zeros,
+            torch.zeros(len(parameters.names), groups, self.probes, dtype=torch.float64),
             torch.zeros(groups, dtype=torch.float64),
-            torch.tensor(len(minimum.samples)),
-        ]
+            len(minimum.samples),
+            parameters.names,
+            tuple(p.numel() for p in parameters.tensors),
+        )
 
-    def update(self, state: list[Tensor], batch: Batch) -> list[Tensor]:
-        diagonal, traces, sizes, _ = state
+    def update(self, state: _Sums, batch: Batch) -> _Sums:
         for g, part in self._parts(batch):
             graph = Graph(part, self.curvature)
             for k in range(self.probes):
                 probe = rademacher(graph.zeros(), self.seed, g * self.probes + k)
                 found = probe.double() * graph.product(probe)
-                diagonal += found
-                traces[g, k] += float(found.sum())
-            sizes[g] += len(part)
+                state.diagonal += found
+                state.layers[:, g, k] += torch.stack([own.sum() for own in found.split(state.parts)]).cpu()
+            state.counts[g] += len(part)
         return state
 
     def _parts(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
@@ -115,13 +132,18 @@ class HessianProbes(Fold["list[Tensor]", ProbedHessian]):
             elif start < end:
                 yield g, batch.minimum.batch(batch.indices[start - batch.start : end - batch.start], start)
 
-    def merge(self, left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-        return [*(a + b for a, b in zip(left[:3], right[:3], strict=True)), left[3]]
+    def merge(self, left: _Sums, right: _Sums) -> _Sums:
+        return _Sums(
+            left.diagonal + right.diagonal, left.layers + right.layers, left.counts + right.counts, left.population,
+            left.names, left.parts,
+        )  # fmt: skip
 
-    def finish(self, state: list[Tensor]) -> ProbedHessian:
-        diagonal, traces, sizes, population = state
-        count = float(sizes.sum()) * self.probes
-        return ProbedHessian(diagonal.cpu() / count, traces / sizes.unsqueeze(1), sizes.long(), int(population))
+    def finish(self, state: _Sums) -> ProbedHessian:
+        count = float(state.counts.sum()) * self.probes
+        layers = state.layers / state.counts.unsqueeze(1)
+        return ProbedHessian(
+            state.diagonal.cpu() / count, layers.sum(0), state.counts.long(), state.population, layers, state.names
+        )
 
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)

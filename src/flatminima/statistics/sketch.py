@@ -7,6 +7,7 @@ exponentially in the number of products, where Hutchinson's falls with its squar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,15 +43,38 @@ def hutch_pp(matrix: Any, size: int, products: int, seed: int = 0, index: int = 
         >>> [round(x, 9) for x in hutch_pp(torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])), 4, 12)]
         [4.0, 0.0]
     """
+    means, variances = hutch_pp_blocks(matrix, [size], products, seed, index)
+    return float(means[0]), float(variances[0])
+
+
+def hutch_pp_blocks(
+    matrix: Any, sizes: Sequence[int], products: int, seed: int = 0, index: int = 0
+) -> tuple[Tensor, Tensor]:
+    """`hutch_pp` of the whole and of the trace of each diagonal block, from the same products.
+
+    With P = QQ^T the sums over a block's coordinates of ``diag(P A)`` and of ``r_k * (A r_k)``, r_k = (I - P) g_k,
+    whose mean is ``diag((I - P) A)``.
+
+    Args:
+        matrix, products, seed, index: as for `hutch_pp`.
+        sizes: rows of each block, in order.
+
+    Returns:
+        the estimates and their variances given Q, (1 + blocks,) float64 each: the whole, then the blocks, which add up
+        to it.
+
+    Raises:
+        UsageError: too few products.
+    """
     _refuse_few(products)
     product, third = as_product(matrix), products // 3
-    signs = _signs(size, 2 * third, seed, index)
+    signs = _signs(sum(sizes), 2 * third, seed, index)
     sketch, probes = signs[:third], signs[third:]
     basis = _orthonormal(_images(product, sketch))
-    inside = float((basis * _images(product, basis)).sum())
+    inside = _blocks((basis * _images(product, basis)).sum(0, keepdim=True), sizes)
     rest = probes - (probes @ basis.T) @ basis
-    forms = (rest * _images(product, rest)).sum(1)
-    return inside + float(forms.mean()), float(forms.var()) / third
+    forms = _blocks(rest * _images(product, rest), sizes)
+    return _of_terms(inside + forms)
 
 
 def xtrace(matrix: Any, size: int, products: int, seed: int = 0, index: int = 0) -> tuple[float, float]:
@@ -75,14 +99,25 @@ def xtrace(matrix: Any, size: int, products: int, seed: int = 0, index: int = 0)
         >>> [round(x, 9) for x in xtrace(torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])), 4, 8)]
         [4.0, 0.0]
     """
-    s = _Sketch(matrix, size, products, seed, index)
-    h = s.basis @ s.images.T  # Q^T A Q
+    means, variances = xtrace_blocks(matrix, [size], products, seed, index)
+    return float(means[0]), float(variances[0])
+
+
+def xtrace_blocks(
+    matrix: Any, sizes: Sequence[int], products: int, seed: int = 0, index: int = 0
+) -> tuple[Tensor, Tensor]:
+    """`xtrace` of the whole and of the trace of each diagonal block, from the same products; see `hutch_pp_blocks`."""
+    s = _Sketch(matrix, sum(sizes), products, seed, index)
     inside = s.basis @ s.probes.T
-    x = inside - s.apart * (s.apart * inside).sum(0)  # Q_i^T w_i in Q's coordinates
-    removed = (s.apart * (h @ s.apart)).sum(0)
-    mixed = (x * (s.images @ s.probes.T)).sum(0)
-    terms = h.trace() - removed + (s.probes * s.products).sum(1) - 2 * mixed + (x * (h @ x)).sum(0)
-    return float(terms.mean()), float(terms.var()) / len(terms)
+    x = inside - s.apart * (s.apart * inside).sum(0)  # Q_i^T w_i in Q's coordinates, (r, m)
+    terms, rows = [], list(sizes)
+    parts = (each.split(rows, 1) for each in (s.basis, s.images, s.probes, s.products))
+    for basis, images, probes, products_ in zip(*parts, strict=True):  # a block at a time: less memory
+        shared = (basis * images).sum()
+        removed = ((s.apart.T @ basis) * (s.apart.T @ images)).sum(1)  # of Q_i Q_i^T = Q (I - s_i s_i^T) Q^T
+        rest = ((probes - x.T @ basis) * (products_ - x.T @ images)).sum(1)
+        terms.append(shared - removed + rest)
+    return _of_terms(torch.stack(terms, 1))
 
 
 def xdiag(matrix: Any, size: int, products: int, seed: int = 0, index: int = 0) -> tuple[Tensor, Tensor]:
@@ -126,6 +161,17 @@ class _Sketch:
         dual = right[:rank] / sizes[:rank].unsqueeze(1)  # column i: across all A w_j but A w_i
         alone = right[:rank].square().sum(0) > 1 - _LEVERAGE  # else A w_i is a combination of the others: s_i = 0
         self.apart = torch.where(alone, dual / dual.norm(dim=0).clamp_min(1e-300), 0.0)  # (r, m)
+
+
+def _blocks(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sums of the columns of each block, (rows, blocks)."""
+    return torch.stack([part.sum(1) for part in rows.split(list(sizes), 1)], 1)
+
+
+def _of_terms(terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over the rows of (m, blocks) and their variances, of the whole in front of the blocks."""
+    terms = torch.cat([terms.sum(1, keepdim=True), terms], 1)
+    return terms.mean(0).cpu(), terms.var(0).cpu() / len(terms)
 
 
 def _refuse_few(products: int) -> None:

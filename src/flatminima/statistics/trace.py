@@ -15,8 +15,9 @@ from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import UsageError
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
 from flatminima.statistics.hessian import group_edges
+from flatminima.statistics.moments import Moments
 from flatminima.statistics.piecewise_linear import refuse_unless_piecewise_linear
-from flatminima.statistics.sketch import hutch_pp, xtrace
+from flatminima.statistics.sketch import hutch_pp_blocks, xtrace_blocks
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -33,12 +34,20 @@ class GroupTraces:
         variances (G,) float64: of each value given its samples; None where no trustworthy one is known.
         sizes (G,): samples of each group.
         population: samples there are.
+        layers (P, G) float64: the share of each parameter's block in `values`; None: not known.
+        layer_variances (P, G) float64: of these, as `variances`.
+        names: of the P parameters.
+        moments: in place of the last three, where groups are single samples.
     """
 
     values: Tensor
     variances: Tensor | None
     sizes: Tensor
     population: int
+    layers: Tensor | None = None
+    layer_variances: Tensor | None = None
+    names: tuple[str, ...] = ()
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -73,15 +82,24 @@ class SketchedTraces(Statistic[GroupTraces]):
         n = len(minimum.samples)
         order = minimum.samples.order(self.seed)[: self.samples]
         edges = group_edges(len(order), self.groups)
-        trace = hutch_pp if self.method == "hutch++" else xtrace
+        sketch = hutch_pp_blocks if self.method == "hutch++" else xtrace_blocks
+        parts = [p.numel() for p in minimum.parameters.tensors]
         found = []
         with minimum.open():
             for g, (start, stop) in enumerate(itertools.pairwise(edges)):
                 products = Products(minimum, order[start:stop], self.curvature)
-                found.append(trace(products, products.size, self.products, self.seed, g))
-        values, variances = torch.tensor(found, dtype=torch.float64).unbind(1)
-        sizes = torch.tensor(edges).diff()
-        return GroupTraces(values, variances if self.method == "hutch++" else None, sizes, n)
+                found.append(torch.stack(sketch(products, parts, self.products, self.seed, g)))
+        means, variances = torch.stack(found, 2).unbind(0)  # (1 + P, G) each: the whole, then its blocks
+        seen = variances if self.method == "hutch++" else None
+        return GroupTraces(
+            means[0],
+            None if seen is None else seen[0],
+            torch.tensor(edges).diff(),
+            n,
+            means[1:],
+            None if seen is None else seen[1:],
+            minimum.parameters.names,
+        )
 
     def cost(self, minimum: Minimum) -> Cost:
         n = len(minimum.samples)
@@ -122,29 +140,35 @@ class ExactTraces(Fold["_Traces", GroupTraces]):
     def init(self, minimum: Minimum) -> _Traces:
         if self.curvature == "hessian":
             refuse_unless_piecewise_linear(minimum)
-        return _Traces(torch.zeros(self.limit(minimum), dtype=torch.float64), None, len(minimum.samples))
+        names = minimum.parameters.names
+        zeros = torch.zeros(self.limit(minimum), dtype=torch.float64)
+        return _Traces(zeros, {}, Moments.of(names, {}, 0), len(minimum.samples))
 
     def hear(self, state: _Traces, layer: LayerGradient, batch: Batch) -> None:
-        found = layer.gram(len(batch)).reshape(-1)
-        state.now = found if state.now is None else state.now + found
+        for name, products in layer.grams(len(batch)).items():
+            found = products.reshape(-1)
+            state.now[name] = found if name not in state.now else state.now[name] + found
 
     def update(self, state: _Traces, batch: Batch) -> _Traces:
-        if state.now is not None:
-            part = state.values[batch.start : batch.start + len(batch)]
-            part += state.now[: len(part)].cpu()
-        state.now = None
+        part = state.values[batch.start : batch.start + len(batch)]
+        own = {name: found[: len(part)].cpu() for name, found in state.now.items()}
+        for found in own.values():
+            part += found
+        state.layers += Moments.of(state.layers.names, own, len(part))
+        state.now = {}
         return state
 
     def merge(self, left: _Traces, right: _Traces) -> _Traces:
-        return _Traces(left.values + right.values, None, left.population)
+        return _Traces(left.values + right.values, {}, left.layers + right.layers, left.population)
 
     def finish(self, state: _Traces) -> GroupTraces:
-        sizes = torch.ones(len(state.values), dtype=torch.int64)
-        return GroupTraces(state.values, torch.zeros_like(state.values), sizes, state.population)
+        sizes, zeros = torch.ones(len(state.values), dtype=torch.int64), torch.zeros_like(state.values)
+        return GroupTraces(state.values, zeros, sizes, state.population, moments=state.layers)
 
 
 @dataclass
 class _Traces:
     values: Tensor  # at their positions in the order
-    now: Tensor | None  # of the batch that is being heard
+    now: dict[str, Tensor]  # of the batch that is being heard, by parameter
+    layers: Moments
     population: int
