@@ -14,6 +14,7 @@ LAYERS = [
     ("errors", "progress", "distributed", "io"),
     ("estimate", "parameters", "samples", "losses", "guard", "catalog"),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
+    ("layer_grams",),
     ("layers",),
     ("batch",),
     ("sweep",),

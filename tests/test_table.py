@@ -172,3 +172,41 @@ def test_reasons_are_text_and_not_markup():
 def test_show_prints_it(capsys):
     make().show()
     assert capsys.readouterr().out == str(make()) + "\n"
+
+
+def test_the_column_tells_exact_from_sampled_and_over_what():
+    estimates = {
+        "a": Estimate(1.0, details={"error_of": "exact"}),
+        "b": Estimate(2.0, 0.5, {"error_of": "both", "note": "subset 7, of fewer than 100 samples"}),
+        "c": Estimate(2.0, 1e-7, {"error_of": "rounding"}),
+        "d": Estimate(3.0, None, {"error_of": "draws"}),
+    }
+    text = str(make(estimates))
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["a"][1:] == ["1", "exact", "lower", "score"]
+    assert rows["b"][1:4] == ["2", "0.5", "lower"] and "over data and draws; subset 7, of" in " ".join(text.split())
+    assert rows["c"][2] == "1e-07" and rows["d"][2] == "-"
+    for said in ("exact: nothing was drawn", "over draws:", "over data and draws:", "of rounding:"):
+        assert said in " ".join(text.split())
+    assert "over new data:" not in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_layers_in_a_table_of_80_columns():
+    import io
+
+    from rich.console import Console
+
+    from flatminima.table import render_layers
+
+    names = ["encoder.layers.11.attention.output.dense.weight" * 2, "head.bias"]
+    details = {"layers": dict.fromkeys(names, -1.23456e-100), "layer_stderrs": {names[0]: 2e-101, names[1]: None}}
+    estimates = {f"measure_number_{i}_of_many": Estimate(1.0, 0.1, details) for i in range(4)}
+    buffer = io.StringIO()
+    render_layers(make(estimates), Console(file=buffer, width=80))
+    text = buffer.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("-1.23e-100 +- 2e-101") == 4 and text.count("head.bias") == 2
+    assert "..." not in text and "\u2026" not in text
+    buffer.truncate(0)
+    render_layers(make({"margin": Estimate(1.0)}), Console(file=buffer, width=80))
+    assert "no measure here is told by parameter" in buffer.getvalue()

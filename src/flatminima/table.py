@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _WIDTH = 80
-_NAME = 24  # columns of a measure's name before it folds; what is left holds the reason
+_NAME = 30  # columns of a measure's name before it folds; what is left holds the reason
 _BESIDE = 3  # measures in one table by parameter
-_CELL = 19  # columns of one of them
+_OVER = {
+    "rounding": "of rounding",
+    "draws": "over draws",
+    "data": "over data",
+    "both": "over data and draws",
+    "new data": "over new data",
+}
+_CELL = 20  # columns of one of them
 
 
 @dataclass(frozen=True)
@@ -145,16 +152,17 @@ def render(table: MeasureTable, console: Any) -> None:
     grid.add_column("measure", no_wrap=True)
     grid.add_column("value", justify="right", no_wrap=True)
     grid.add_column("+- stderr", justify="right", no_wrap=True)
-    grid.add_column("over", no_wrap=True)
     grid.add_column("better", no_wrap=True)
     grid.add_column("note", overflow="fold", ratio=1)
     for full, e in table.items():
-        name = "\n".join(full[i : i + _NAME] for i in range(0, len(full), _NAME))
+        name = _folded(full, _NAME)
         if e.value is None:
-            grid.add_row(Text(name), "-", "-", "", e.direction, Text(f"undefined: {e.undefined}"))
+            grid.add_row(Text(name), "-", "-", e.direction, Text(f"undefined: {e.undefined}"))
         else:
-            note = "; ".join(str(part) for part in (e.kind, e.details.get("note")) if part)
-            grid.add_row(Text(name), f"{e.value:.5g}", *_error(e), e.direction, Text(note))
+            error, over = _error(e)
+            note = e.kind + (f", {over}" if over else "")
+            note += f"; {e.details['note']}" if "note" in e.details else ""
+            grid.add_row(Text(name), f"{e.value:.5g}", error, e.direction, Text(note))
     console.print(grid)
     cost = (
         f"{table.samples} samples, {table.parameters} parameters, loss {table.loss}; "
@@ -170,14 +178,13 @@ def _error(e: Estimate) -> tuple[str, str]:
     over = str(e.details.get("error_of", ""))
     if over == "exact":
         return "exact", ""
-    return "-" if e.stderr is None else f"{e.stderr:.2g}", over
+    return "-" if e.stderr is None else f"{e.stderr:.2g}", _OVER.get(over, "")
 
 
 def _legend(table: MeasureTable) -> list[str]:
-    """What the words of the column "over" say, of those in the table."""
+    """What the words beside the standard errors say, of those in the table."""
     seen = {str(e.details.get("error_of")) for e in table.values() if e.value is not None}
-    said = [f"{word}: {meaning}" for word, meaning in ERRORS.items() if word in seen]
-    return [f"stderr over {'; '.join(said)}"] if said else []
+    return [f"{_OVER.get(word, word)}: {said}" for word, said in ERRORS.items() if word in seen]
 
 
 def render_layers(table: MeasureTable, console: Any) -> None:
@@ -189,15 +196,28 @@ def render_layers(table: MeasureTable, console: Any) -> None:
     found = {name: e.details for name, e in table.items() if e.value is not None and e.details.get("layers")}
     if not found:
         console.print(Text("no measure here is told by parameter"))
-    for start in range(0, len(found), _BESIDE):
-        shown = dict(list(found.items())[start : start + _BESIDE])
+    todo = list(found.items())
+    while todo:
+        shown = dict(todo[:_BESIDE])
+        layers = list(dict.fromkeys(layer for details in shown.values() for layer in details["layers"]))
+        columns = [[_folded(name, _CELL), *(_share(d, layer) for layer in layers)] for name, d in shown.items()]
+        widths = [3 + max(len(line) for cell in column for line in cell.splitlines()) for column in columns]
+        while len(columns) > 1 and console.width - sum(widths) < _CELL:
+            columns.pop(), widths.pop()
+        todo = todo[len(columns) :]
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        grid.add_column("parameter", overflow="fold", ratio=1)
-        for name in shown:
-            grid.add_column(Text(name, overflow="fold"), justify="right", max_width=_CELL)
-        for layer in dict.fromkeys(layer for details in shown.values() for layer in details["layers"]):
-            grid.add_row(Text(layer), *(_share(details, layer) for details in shown.values()))
+        grid.add_column("parameter", no_wrap=True)
+        for column in columns:
+            grid.add_column(Text(column[0]), justify="right", no_wrap=True)
+        for i, layer in enumerate(layers, 1):
+            name = _folded(layer, max(_CELL // 2, console.width - sum(widths) - 3))
+            grid.add_row(Text(name), *(Text(column[i]) for column in columns))
         console.print(grid)
+
+
+def _folded(text: str, width: int) -> str:
+    """In lines of this many letters."""
+    return "\n".join(text[i : i + width] for i in range(0, len(text), width))
 
 
 def _share(details: Mapping[str, Any], layer: str) -> str:

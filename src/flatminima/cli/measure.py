@@ -160,6 +160,9 @@ def measure(
     explained: Annotated[
         bool, typer.Option("--explain", help="Also the audit, spectrum, bi-criteria curve and loss landscapes.")
     ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also what each parameter adds to the measures that add over them.")
+    ] = False,
     fail_if: Annotated[
         list[str] | None, typer.Option(help="'MEASURE>VALUE' or 'MEASURE<VALUE': exit with 3 if so; repeat.")
     ] = None,
@@ -210,9 +213,11 @@ def measure(
     if as_json:
         typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
-        from flatminima.table import render
+        from flatminima.table import render, render_layers
 
         render(table, out())
+        if layers:
+            render_layers(table, out())
         for finding in findings:
             out().print(f"{finding.severity}: {finding}", markup=False, highlight=False)
         if audit is not None:

@@ -27,5 +27,5 @@ def of_subset(gram: GramMatrices, asked: int | None) -> dict[str, Any]:
         )
     details: dict[str, Any] = {"subset": size, "error_of": "new data"}
     if asked is None and size < SUBSET:
-        details["note"] = f"subset {size}: there are fewer than {SUBSET} samples"
+        details["note"] = f"subset {size}, of fewer than {SUBSET} samples"
     return details

@@ -61,7 +61,7 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
         UsageError: the path cannot be written.
     """
     layered = [
-        _layers(name, e["details"]["layers"])
+        _layers(name, e["details"]["layers"], e["details"].get("layer_stderrs"))
         for name, e in document["measures"].items()
         if e["value"] is not None and isinstance(e["details"].get("layers"), dict) and e["details"]["layers"]
     ]
@@ -100,14 +100,15 @@ def _curve(measures: dict[str, Any]) -> Markup | None:
     return None
 
 
-def _layers(name: str, values: dict[str, float]) -> dict[str, Any]:
+def _layers(name: str, values: dict[str, float], errors: dict[str, float | None] | None = None) -> dict[str, Any]:
     """A figure and its table."""
     label = plots.unit(name)
     return {
         "name": name,
         "label": label,
         "values": values,
-        "figure": Markup(plots.layers(values, label, name)),
+        "errors": errors or {},
+        "figure": Markup(plots.layers(values, label, name, errors)),
         "cut": plots.BARS if len(values) > plots.BARS else None,
     }
 

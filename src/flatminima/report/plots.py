@@ -155,15 +155,19 @@ def certificate_terms(bound: float, terms: dict[str, float], beside: dict[str, f
         return svg(figure, "The certificate as the sum of its terms, and the observed errors")
 
 
-def layers(values: dict[str, float], label: str, name: str) -> str:
-    """One bar a layer of a measure that adds over layers; of many, the largest."""
+def layers(values: dict[str, float], label: str, name: str, errors: dict[str, float | None] | None = None) -> str:
+    """One bar a layer of a measure that adds over layers, with its standard error where known; of many, the largest."""
     from matplotlib.figure import Figure
 
     kept = sorted(sorted(values, key=lambda layer: -abs(values[layer] or 0.0))[:BARS], key=list(values).index)
     with style(f"layers-{name}"):
         figure = Figure(figsize=(WIDTH, 0.28 * len(kept) + 0.8))
         axes = figure.add_subplot()
-        axes.barh(range(len(kept)), [values[layer] or 0.0 for layer in kept], color=PALETTE[0], height=0.6)
+        spread = [(errors or {}).get(layer) or 0.0 for layer in kept]
+        bars = [values[layer] or 0.0 for layer in kept]
+        axes.barh(
+            range(len(kept)), bars, xerr=spread if any(spread) else None, color=PALETTE[0], ecolor=GREY, height=0.6
+        )
         axes.set_yticks(range(len(kept)), kept)
         axes.invert_yaxis()
         axes.set_xlabel(label)
