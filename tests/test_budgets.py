@@ -40,7 +40,8 @@ def test_a_fast_table_is_the_direct_calls_with_its_counts():
     assert list(table) == budgets.names("fast")
     for name, found in table.items():
         direct = catalog.measure(name).load()(minimum(), **budgets.options("fast", name))
-        assert found.value == direct.value, name
+        # batches differ, and so the rounding of float32 losses, whose differences sharpness is
+        assert found.value == pytest.approx(direct.value, rel=1e-4), name
 
 
 def test_names_get_the_budgets_counts_and_functions_keep_their_own():

@@ -252,7 +252,7 @@ def test_a_measure_that_never_stops_asking_is_stopped():
 
 def test_bad_data_stops_the_table_and_is_named():
     with pytest.raises(DataError, match=r"got 9 samples.*subset=100 needs as many"):
-        measure(_minimum(9), ["fisher_trace"])
+        measure(_minimum(9), [partial(measures.fisher_trace, subset=100)])
     net, x, y = _network(20)
     minimum = Minimum(net, (x, y), lambda output, target: output.sum(1) / (target - 3).double())
     assert bool((y == 3).any())
