@@ -40,7 +40,8 @@ def test_the_sign_is_kept_and_mistakes_are_counted():
     found = margin(_given(torch.tensor([-2.0, 0.0, 1.0, 3.0]).double()), fraction=0.25)
     assert found.value == -2.0
     assert found.direction == "higher"
-    assert found.details == {"n": 4, "unit": "sample", "k": 1, "train_error": 0.5, "train_loss": 1.0}
+    expected = {"n": 4, "unit": "sample", "k": 1, "train_error": 0.5, "train_loss": 1.0, "error_of": "exact"}
+    assert found.details == expected
     assert found.stderr is None
 
 

@@ -28,8 +28,8 @@ from flatminima.statistics.network_graph import FeedForwardNetwork, LinearLayer,
 from flatminima.statistics.noise_level import Level, NoiseLevel
 from flatminima.statistics.operator_norms import NetworkNorms, OperatorNorm, OperatorNorms
 from flatminima.statistics.outputs import Outputs, OutputSummary
-from flatminima.statistics.position_jacobian import PositionJacobian
 from flatminima.statistics.perturbed import LossRises, PerturbedLoss
+from flatminima.statistics.position_jacobian import PositionJacobian
 from flatminima.statistics.power_law import PowerLaw, fit_power_law
 from flatminima.statistics.radial import RadialCurvature, RadialGradients
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
