@@ -11,7 +11,7 @@ ROOT = Path(flatminima.__file__).parent
 
 # From the ground up. A module may import its own row's packages only where the row says so, and every row below it.
 LAYERS = [
-    ("errors", "progress", "distributed", "io"),
+    ("errors", "progress", "distributed", "io", "interrupts"),
     ("estimate", "parameters", "samples", "losses", "guard", "catalog"),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layer_grams",),

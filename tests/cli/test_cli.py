@@ -209,7 +209,7 @@ def test_output_writes_a_report_and_the_numbers(cli, tmp_path: Path) -> None:
     assert "report.html" in err
     assert json.loads((tmp_path / "made" / "measures.json").read_text())["measures"]["pacgen"]["value"] is not None
     assert "<svg" in (tmp_path / "made" / "report.html").read_text()
-    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["measures.json", "report.html"]
+    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == [".lock", "measures.json", "report.html"]
     document = json.loads((tmp_path / "made" / "measures.json").read_text())
     assert document["versions"]["torch"] == str(torch.__version__)
     page = (tmp_path / "made" / "report.html").read_text()

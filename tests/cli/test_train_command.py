@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flatminima import data
-from flatminima.cli import train as command
+from flatminima.cli import train_options as command
 from flatminima.cli.app import main
 from flatminima.data import corrupt_labels, load_tensors
 from flatminima.models import build
@@ -132,6 +132,14 @@ BAD = [
     (["--init", "/no/such.pt"], "no file /no/such.pt for --init"),
     (["--app-dir", "/no/such"], "no folder /no/such for --app-dir"),
     (["--test-split", "tset"], "tset"),
+    (["--test-split", "train"], "got 'train' for both --split and --test-split"),
+    (["--validation-split", "test", "--test-split", "test"], "what chooses the weights is no test of them"),
+    (["--keep-best"], "--keep-best and --stop-after go by --validation-split"),
+    (["--stop-after", "2"], "--keep-best and --stop-after go by --validation-split"),
+    (["--keep-best", "--average-from", "2", "--validation-split", "test"], "each decide the final weights"),
+    (["--precision", "float16"], "unknown precision 'float16'"),
+    (["--precision", "bfloat16", "--method", "fisher_trace"], "differences that need float32"),
+    (["--channels-last", "--data", "digits", "--model", "flatminima.models:nothing"], "has no 'nothing'"),
     (["--device", "gpu"], "device 'gpu' cannot be used here"),
 ]
 
@@ -156,6 +164,8 @@ def test_names_known_without_torch_are_torchs():
     assert set(command.AUGMENTATIONS) == set(data.augment._SCHEMES)
     for schedule in command.SCHEDULES:
         TrainConfig(schedule=schedule)
+    for precision in command.PRECISIONS:
+        TrainConfig(precision=precision)
 
 
 def test_tensorboard_reads_what_is_written(cli, tmp_path):
@@ -172,3 +182,138 @@ def test_tensorboard_that_is_not_there_is_named(cli, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, _, err = cli(*MLP, "--output", tmp_path / "run", "--tensorboard")
     assert code == 2 and "pip install 'flatminima[tensorboard]'" in err
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_more_epochs_go_on_from_a_finished_run(cli, tmp_path):
+    """To the bits of a run that was that long from the start; where the schedule would have been another, refused."""
+    more = [*MLP, "--warmup", "1", "--optimizer", "adam"]
+    assert cli(*more, "--output", tmp_path / "whole", "--epochs", "5")[0] == 0
+    assert cli(*more, "--output", tmp_path / "longer", "--epochs", "3")[0] == 0
+    code, out, err = cli(*more, "--output", tmp_path / "longer", "--epochs", "5")
+    assert code == 0 and "5 epochs, 15 steps" in out, err
+    a, b = (read_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "longer"))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "longer")]
+    cosine = [*MLP, "--schedule", "cosine", "--output", tmp_path / "cosine"]
+    assert cli(*cosine)[0] == 0
+    code, _, err = cli(*cosine, "--epochs", "4")
+    assert code == 2 and "epochs=2, not 4 (a cosine falls to 0" in err and err.count("\n") == 1
+
+
+def test_validation_chooses_and_stops(cli, tmp_path):
+    code, out, err = cli(
+        *MLP, "--output", tmp_path, "--epochs", "40", "--lr", "0.5", "--label-noise", "0.4", "--keep-best",
+        "--stop-after", "3", "--split", "train[:120]", "--validation-split", "train[-200:]", "--test-split", "test",
+    )  # fmt: skip
+    assert code == 0, err
+    rows, result = rows_of(tmp_path), json.loads((tmp_path / "result.json").read_text())
+    losses = [row["validation_loss"] for row in rows]
+    best = losses.index(min(losses))
+    assert result["stopped_because"] == "validation" and len(rows) == best + 4 and result["best_epoch"] == best + 1
+    assert result["validation"]["loss"] == losses[best] and result["test"]["error"] == rows[best]["test_error"]
+    assert f"best epoch {best + 1}, whose weights are kept" in out
+    model = build("mlp", seed=0, widths=(64, 16, 10))
+    load_checkpoint(model, tmp_path / "weights.safetensors")
+    assert evaluate(model, *load_tensors("digits", "train[-200:]")).loss == losses[best]
+
+
+def test_precision_and_memory_format_are_the_librarys(cli, tmp_path):
+    options = ["--channels-last", "--precision", "bfloat16", "--warmup", "1", "--dropout", "0.1"]
+    code, _, err = cli(*CNN, "--output", tmp_path, *options)
+    assert code == 0, err
+    torch.manual_seed(0)
+    model = methods_model()
+    x, y = load_tensors("digits", "train", limit=120)
+    config = TrainConfig(batch_size=40, epochs=2, channels_last=True, precision="bfloat16", warmup=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train(model, x, y, config=config, optimizer=optimizer)
+    found = read_weights(tmp_path / "weights.safetensors")
+    assert all(torch.equal(found[name], v) for name, v in model.state_dict().items())
+    changed = json.loads((tmp_path / "run.json").read_text())
+    assert changed["precision"] == "bfloat16" and changed["channels_last"] is True and changed["warmup"] == 1
+
+
+def methods_model():
+    from flatminima.models import wide_resnet
+
+    model = wide_resnet(depth=10, width=1, channels=1, dropout=0.5).train()
+    methods.set_dropout(model, 0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "without RANK, MASTER_ADDR, MASTER_PORT: start with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "not all came within 1 s: start with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "not all came within 1 s: start with torchrun"),
+    ],
+    ids=["no rank", "no number", "first", "second"],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["train", "measure"])
+def test_a_world_size_that_a_launcher_left_is_noticed(cli, tmp_path, monkeypatch, environment, message, command):
+    """torch would wait for half an hour, without a word, for processes that nobody has started."""
+    import socket
+    from datetime import timedelta
+
+    from flatminima.cli import ranks
+
+    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=1))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "MASTER_ADDR" in environment:
+        monkeypatch.setenv("MASTER_PORT", str(port))
+    arguments = (
+        [*MLP, "--output", tmp_path / "run"] if command == "train" else ["measure", *MLP[1:5], "--data", "digits"]
+    )
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+def torchrun(*arguments, folder):
+    import os
+    import subprocess
+
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "flatminima",
+    ]
+    return subprocess.run(
+        [*command, *map(str, arguments), "--output", str(folder)],
+        capture_output=True, text=True, env=environment, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_torchrun_trains_what_one_process_does(cli, tmp_path):
+    """One of the two writes and speaks; batches of 40 are shared; what cannot be shared is refused."""
+    options = [*MLP, "--method", "sam", "--lr", "0.1", "--test-split", "test", "--json"]
+    code, out, err = cli(*options, "--output", tmp_path / "one")
+    assert code == 0, err
+    two = torchrun(*options, folder=tmp_path / "two")
+    assert two.returncode == 0, two.stderr
+    alone, shared = json.loads(out), json.loads(two.stdout)
+    assert shared["train"]["loss"] == pytest.approx(alone["train"]["loss"], rel=1e-5)
+    assert shared["test"]["error"] == alone["test"]["error"] and two.stderr.count("Weights:") == 1
+    a, b = (read_weights(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)
+    assert len(rows_of(tmp_path / "two")) == 2
+    refused = torchrun(*MLP, "--method", "fisher_trace", folder=tmp_path / "three")
+    assert refused.returncode != 0 and "--method fisher_trace runs in one process, got 2" in refused.stderr
+    assert not (tmp_path / "three").exists()

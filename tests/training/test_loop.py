@@ -15,8 +15,8 @@ from flatminima.data import load_tensors, random_flip
 from flatminima.errors import DataError, NumericalError, UnknownName, UsageError
 from flatminima.models import build
 from flatminima.training import TrainConfig, evaluate, train
-from flatminima.training.loop import batch_sizes
 from flatminima.training.schedule import Plateau, constant, cosine, step
+from flatminima.training.steps import batch_sizes
 
 
 def blobs(n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:

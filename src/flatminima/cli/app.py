@@ -1,7 +1,7 @@
 """The application: commands, exit codes, one-line errors.
 
-Exit codes: 0 done, 1 failed, 2 bad usage, 3 ran but a threshold failed, 130 interrupted. stdout carries the result,
-stderr everything else. FLATMINIMA_DEBUG=1 shows tracebacks.
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 ran but a threshold failed, 130 or 143 interrupted. stdout carries the
+result, stderr everything else. FLATMINIMA_DEBUG=1 shows tracebacks.
 
 typer's own handling prints boxes of five lines, exits with 1 when a pipe closes and says nothing on Ctrl-C, so `main`
 runs it with standalone_mode=False and decides itself.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 import flatminima
+from flatminima import interrupts
 from flatminima.cli.certify import certify
 from flatminima.cli.demo import demo
 from flatminima.cli.doctor import doctor
@@ -25,12 +27,18 @@ from flatminima.cli.landscape import landscape
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
 from flatminima.cli.rank import rank
+from flatminima.cli.ranks import first
 from flatminima.cli.report import report
 from flatminima.cli.reproduce import own_study, reproduce
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
 
-FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, BAD_USAGE, _SIGNALLED = 1, 2, 128
+
+# what of a command that was stopped is there for the next one
+_KEPT = "what was finished is kept; the same command goes on from there"
+_KEEPING = ("demo", "reproduce", "study", "train")
+_KEEPING_IN_OUTPUT = ("certify", "rank")
 
 # typer carries its own click since 0.24; before, it used the package
 _BadCommandLine = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -85,10 +93,11 @@ def main() -> None:
 def _run() -> int:
     """The exit code."""
     try:
-        code = app(prog_name="flatminima", standalone_mode=False)
-        sys.stdout.flush()  # here, where a closed pipe can be caught
+        with interrupts.handled():
+            code = app(prog_name="flatminima", standalone_mode=False)
+            sys.stdout.flush()  # here, where a closed pipe can be caught
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        code = _SIGNALLED + signal.SIGINT
     except BrokenPipeError:
         return _reader_left()
     except SystemExit as stop:  # typer's answer to a closed pipe
@@ -99,9 +108,22 @@ def _run() -> int:
         if os.environ.get("FLATMINIMA_DEBUG"):
             traceback.print_exc()
         return _explain(error)
-    if code == INTERRUPTED:
-        _complain("interrupted; what was finished is kept, the same command goes on from there")
+    if code == _SIGNALLED + signal.SIGINT:  # typer's own answer to a KeyboardInterrupt, which it has swallowed
+        return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    """One line that says what is kept, by the process that speaks; 130 after Ctrl-C, 143 after SIGTERM."""
+    stop = interrupts.latest()
+    signum = signal.SIGINT if stop is None else stop.signum
+    kept = "" if stop is None else stop.kept
+    if not kept:
+        command, given = next(iter(sys.argv[1:]), ""), any(a.split("=")[0] == "--output" for a in sys.argv)
+        kept = _KEPT if command in _KEEPING or (command in _KEEPING_IN_OUTPUT and given) else "nothing is kept"
+    if first():
+        _complain(f"interrupted; {kept}")
+    return _SIGNALLED + signum
 
 
 def _explain(error: Exception) -> int:

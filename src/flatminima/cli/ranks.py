@@ -1,29 +1,79 @@
-"""The command under `torchrun`: several processes, one measurement, the first of them speaks."""
+"""The command under `torchrun`: several processes, one measurement or training, the first of them speaks."""
 
 from __future__ import annotations
 
 import atexit
 import os
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from flatminima.errors import UsageError
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
 
+_NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_PATIENCE = timedelta(seconds=15)  # for processes that a launcher starts together; each has to import torch first
+_PATIENCE_TORCHRUN = timedelta(seconds=60)
+_LATER = timedelta(minutes=30)  # torch's own, for what comes after
+_REMEDY = "start with torchrun, or unset WORLD_SIZE for one process"
+
 
 def first() -> bool:
     """Whether this process is the one that prints and writes."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0" or not several()
+
+
+def several() -> bool:
+    """Whether the environment says that this process is one of several."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    try:
+        return int(text) > 1
+    except ValueError:
+        raise UsageError(f"WORLD_SIZE is {text!r} in the environment, no number of processes: {_REMEDY}") from None
+
+
+def own_device(name: str | None) -> str | None:
+    """The device of this process: with several, "cuda" is the one of its place on the machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and several() else name
 
 
 def ranks() -> Ranks | None:
-    """The processes that `torchrun` started (its WORLD_SIZE says how many); None for one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    """The processes that `torchrun` started (its WORLD_SIZE says how many); None for one alone.
+
+    Raises:
+        UsageError: the environment speaks of other processes, and they do not come: a launcher's leftovers.
+    """
+    if not several():
         return None
     import torch.distributed as dist
 
     from flatminima.core.distributed import Ranks
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        store, rank, size = _met()
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         atexit.register(dist.destroy_process_group)
     return Ranks()
+
+
+def _met() -> tuple[Any, int, int]:
+    """The store that all processes share, once each has said that it is there."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    size = os.environ["WORLD_SIZE"]
+    absent = [name for name in _NEEDED if not os.environ.get(name)]
+    if absent:
+        raise UsageError(f"WORLD_SIZE is {size} in the environment, without {', '.join(absent)}: {_REMEDY}")
+    patience = _PATIENCE_TORCHRUN if "TORCHELASTIC_RUN_ID" in os.environ else _PATIENCE
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=patience))
+        store.set(f"flatminima/{rank}", "here")
+        store.wait([f"flatminima/{other}" for other in range(count)], patience)
+    except (dist.DistError, RuntimeError, ValueError, OSError):
+        raise UsageError(
+            f"WORLD_SIZE is {size} in the environment, but not all came within {patience.seconds} s: {_REMEDY}"
+        ) from None
+    store.set_timeout(_LATER)
+    return store, rank, count

@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flatminima import interrupts
 from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError, WriteFailed
 from flatminima.io import claimed
 from flatminima.studies import resumable
@@ -34,6 +36,7 @@ from flatminima.studies.study import Config, Result, Sources, Study
 ENGINES = ("local", "ray")
 _TRIES = 3  # of a run whose worker dies
 _PASSING = (MemoryError, OSError, WriteFailed, torch.OutOfMemoryError)  # failures that another try may not meet
+_PATIENCE = 10.0  # seconds that a worker has to keep its state
 _LOOK = 2.0  # seconds from one look at other processes' work to the next
 
 Told = Callable[[], None]
@@ -76,11 +79,12 @@ class Target:
 
     def __call__(self, work: Work) -> Run | None:
         """`attempt`, in a process that may never have seen the module."""
-        sys.path.extend(place for place in self.path if place not in sys.path)
-        found: Any = importlib.import_module(self.module)
-        for part in self.name.split("."):
-            found = getattr(found, part)
-        return attempt(found, work)
+        with interrupts.ending_in_silence():
+            sys.path.extend(place for place in self.path if place not in sys.path)
+            found: Any = importlib.import_module(self.module)
+            for part in self.name.split("."):
+                found = getattr(found, part)
+            return attempt(found, work)
 
 
 def execute(
@@ -147,7 +151,7 @@ def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
             result: Result = run(work.config, work.sources)
         json.dumps(result, allow_nan=False)
         outcome = {"result": result}
-    except Exception as error:  # recorded, and shown; the other runs go on
+    except (Exception, SystemExit) as error:  # recorded, and shown; the other runs go on
         outcome = {"error": f"{type(error).__name__}: {error}"}
         of_use = isinstance(error, _PASSING)
     where = {} if work.device is None else {"device": work.device}
@@ -184,7 +188,7 @@ def _with_pool(target: Target, todo: list[Work], jobs: int, told: Told) -> Itera
 def _pooled(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None, bool]]:
     """Each work with its outcome, and whether the pool broke before it had one."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin_worker) as pool, _stopped_with(pool):
         waiting: dict[Future[Run | None], Work] = {}
         for work in todo:
             try:
@@ -200,6 +204,24 @@ def _pooled(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator
                     yield work, future.result(), False
                 except BrokenProcessPool:
                     yield work, None, True
+
+
+@contextmanager
+def _stopped_with(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Where this process is stopped, the workers keep their state and end; what does not end in time is killed."""
+    try:
+        yield
+    except BaseException:
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            worker.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + _PATIENCE
+        for worker in workers:
+            worker.join(max(0.0, until - time.monotonic()))
+            if worker.is_alive():
+                worker.kill()
+        raise
 
 
 def _with_ray(
@@ -235,6 +257,11 @@ def _with_ray(
 def _called(target: Target, work: Work) -> Run | None:
     _one_thread()
     return target(work)
+
+
+def _begin_worker() -> None:
+    interrupts.handle_as_worker()
+    _one_thread()
 
 
 def _one_thread() -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.training import History, Session, TrainConfig, Training
-from flatminima.training.loop import Augment, Backward
 from flatminima.training.session import CONFIGURATION, METRICS
+from flatminima.training.steps import Augment, Backward
 
 _EVERY = 60.0  # seconds between two checkpoints
 _NEARLY = 0.99  # of a run whose training is done: it is measured, still

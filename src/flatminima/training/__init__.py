@@ -5,9 +5,12 @@ from __future__ import annotations
 from flatminima.training.checkpoint import load_checkpoint, save_checkpoint
 from flatminima.training.config import TrainConfig
 from flatminima.training.evaluate import Evaluation, evaluate
-from flatminima.training.loop import Epoch, History, Training, make_optimizer, train
+from flatminima.training.history import Epoch, History
+from flatminima.training.loop import Training
 from flatminima.training.methods import Method, base_optimizer, method, set_dropout
+from flatminima.training.minimise import train
 from flatminima.training.session import Session
+from flatminima.training.steps import make_optimizer
 from flatminima.training.weights_file import read_weights, write_weights
 
 __all__ = [

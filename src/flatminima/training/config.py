@@ -27,7 +27,11 @@ class TrainConfig:
             small batches goes far past the target. None: after epochs only.
         seed: of batches, augmentation and dropout, 0 or more. The initial weights are the model's own.
         schedule: "constant", "step" (times `gamma` at each of `milestones`), "cosine" (to 0 over `epochs`) or "plateau"
-            (times `gamma` when the loss of an epoch has not fallen for more than `patience` epochs).
+            (times `gamma` when the loss of an epoch has not fallen for more than `patience` epochs; with validation
+            samples, theirs).
+        warmup: epochs in which the rate rises by the step from nothing to the schedule's, 0 or more.
+        keep_best: end with the weights of the epoch with the lowest validation loss.
+        stop_after: stop once so many epochs have not lowered the validation loss, at least 1; None never.
         average_from: stochastic weight averaging: the final weights are the mean of those at the end of this epoch,
             counted from 1, and of all later ones; None does not average.
         average_lr: learning rate of the epochs averaged over, constant; None keeps the schedule.
@@ -52,6 +56,9 @@ class TrainConfig:
     patience: int = 10
     average_from: int | None = None
     average_lr: float | None = None
+    warmup: int = 0
+    keep_best: bool = False
+    stop_after: int | None = None
     channels_last: bool = False
     precision: str = "float32"
 
@@ -74,14 +81,22 @@ class TrainConfig:
             ("patience", self.patience, self.patience >= 0, "0 or more"),
             ("seed", self.seed, self.seed >= 0, "0 or more"),
             ("average_from", self.average_from, _fits(self.average_from, 1, self.epochs), f"in 1 to {self.epochs}"),
+            ("warmup", self.warmup, 0 <= self.warmup < math.inf, "0 or more"),
+            ("stop_after", self.stop_after, _fits(self.stop_after, 1, math.inf), "at least 1"),
             ("average_lr", self.average_lr, _fits(self.average_lr, 0, math.inf), "0 or more, and finite"),
         ):
             if not fits:
                 raise UsageError(f"{name}={value}: must be {range_}")
+        if self.keep_best and self.average_from is not None:
+            raise UsageError("keep_best and average_from each decide the final weights; give one of them")
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
         return self.lr * self.factor(epoch)
+
+    def ramp(self, epoch: int, step: int, steps: int) -> float:
+        """The warm-up's factor in (0, 1] at a step of an epoch of so many steps; epoch and step count from 0."""
+        return min(1.0, (epoch * steps + step + 1) / (self.warmup * steps)) if epoch < self.warmup else 1.0
 
     def factor(self, epoch: int) -> float:
         """The schedule's factor of the base rate in an epoch, counted from 0, but for a plateau's drops."""

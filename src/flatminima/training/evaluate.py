@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flatminima.errors import DataError, NumericalError
+
+if TYPE_CHECKING:
+    from flatminima.core.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int = 512) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    batch_size: int = 512,
+    *,
+    ranks: Ranks | None = None,
+    each_batch: Callable[[], None] | None = None,
+) -> Evaluation:
     """Mean cross-entropy and error over all samples; the last batch may be smaller, samples weigh alike.
 
     Args:
         model: maps (batch, ...) to logits (batch, classes), on the device of the inputs.
         inputs: shape (n, ...), floating. targets: shape (n,), int64.
         batch_size: samples a forward pass; changes the result by rounding only.
+        ranks: processes that each take a part of the samples; all get the result.
+        each_batch: called before each forward pass.
 
     Raises:
         DataError: no samples, or lengths that differ. NumericalError: the loss is not finite.
@@ -51,15 +65,19 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int 
         2
     """
     check_samples(inputs, targets)
-    total = torch.zeros((), dtype=torch.float64, device="cpu")
-    wrong = 0
+    begin, end = (0, len(inputs)) if ranks is None else ranks.span(len(inputs))
+    sums = torch.zeros(2, dtype=torch.float64, device="cpu")  # of losses, of errors
     with evaluating(model), torch.no_grad():
-        for start in range(0, len(inputs), batch_size):
-            x, y = inputs[start : start + batch_size], targets[start : start + batch_size]
+        for start in range(begin, end, batch_size):
+            if each_batch is not None:
+                each_batch()
+            x, y = (t[start : min(start + batch_size, end)] for t in (inputs, targets))
             logits = model(x)
-            total += cross_entropy(logits, y, reduction="none").double().sum().cpu()
-            wrong += int((logits.argmax(dim=1) != y).sum())
-    loss = float(total) / len(inputs)
+            sums[0] += cross_entropy(logits, y, reduction="none").double().sum().cpu()
+            sums[1] += int((logits.argmax(dim=1) != y).sum())
+    if ranks is not None:
+        sums = ranks.total(lambda: sums)
+    loss, wrong = float(sums[0]) / len(inputs), int(sums[1])
     if not math.isfinite(loss):
         raise NumericalError(f"the mean loss over {len(inputs)} samples is {loss}: check weights and inputs")
     return Evaluation(loss, wrong / len(inputs), len(inputs))

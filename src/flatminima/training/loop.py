@@ -9,114 +9,45 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from flatminima import interrupts
 from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.training.averaging import Average
+from flatminima.training.best import Best
 from flatminima.training.config import TrainConfig
 from flatminima.training.evaluate import Evaluation, check_samples, evaluate
+from flatminima.training.history import Epoch, History
+from flatminima.training.memory_format import channels_last
 from flatminima.training.schedule import Plateau
+from flatminima.training.steps import (
+    AUGMENT,
+    BATCHES,
+    DROPOUT,
+    Augment,
+    Backward,
+    batch_sizes,
+    make_optimizer,
+    mix,
+    seed_dropout,
+    take_step,
+)
+from flatminima.training.together import check_together
 
-Backward = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+if TYPE_CHECKING:
+    from flatminima.core.distributed import Ranks
 
-_BATCHES, _AUGMENT, _DROPOUT = range(3)  # independent streams of one seed
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Loss and error of one epoch (see `History`), the learning rate it began with, and its seconds."""
-
-    loss: float
-    error: float
-    lr: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened in training.
-
-    Args:
-        epochs: one entry an epoch. Its loss and error are means over the batches *while* training (augmented,
-            train mode); with `target_loss` or `backward` they are those of the whole set after the epoch, in
-            eval mode.
-        final: the whole training set after the last step, in eval mode, without augmentation; with averaging, of
-            the averaged weights.
-        stopped_because: "epochs" or "target_loss".
-        steps: optimizer steps taken.
-    """
-
-    epochs: tuple[Epoch, ...]
-    final: Evaluation
-    stopped_because: str
-    steps: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries and lists that JSON can hold."""
-        values = asdict(self)
-        values["epochs"] = list(values["epochs"])
-        return values
+Samples = tuple[Tensor, Tensor]
+VALIDATION = "validation"  # the name of the held-out samples that choose the best epoch and when to stop
 
 
-def train(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    config: TrainConfig | None = None,
-    augment: Augment | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    backward: Backward | None = None,
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-    first_epoch: int = 0,
-) -> History:
-    """Minimise the mean cross-entropy, in place.
-
-    Args:
-        model: maps (batch, ...) to logits (batch, classes), on the device of the inputs.
-        inputs: shape (n, ...), floating. targets: shape (n,), int64.
-        config: a TrainConfig; None for the defaults.
-        augment: applied to each batch with a CPU generator, e.g. `flatminima.data.random_flip`.
-        optimizer: used in place of the configuration's; the schedule multiplies each group's own rate.
-        backward: called as backward(loss_fn, x, y) in place of `loss_fn(model(x), y).backward()`; fills the
-            gradients and returns the loss, as `optim.FisherTrace.backward` does; in float32 only.
-        on_epoch: called as on_epoch(epoch, model) after each epoch, counted from 0.
-        progress: called as progress(done, total, text) after each step.
-        first_epoch: epochs done before, in [0, epochs): with their weights in the model and their state in
-            `optimizer`, the result is that of one uninterrupted run, bit for bit. The History has the rest.
-
-    Returns:
-        The History; the model holds the final weights and every module is in the mode it had.
-
-    Raises:
-        NumericalError: the loss became NaN or infinite; names the step. The weights are then useless.
-        DataError: samples that do not fit the model.
-        UsageError: first_epoch outside of the configuration's epochs.
-    """
-    training = Training(
-        model, inputs, targets, config=config, augment=augment, optimizer=optimizer, backward=backward
-    )  # fmt: skip
-    training.skip(first_epoch)
-
-    def stepped(at: Training) -> None:
-        if progress is not None:
-            progress(at.steps, at.total, f"epoch {at.epoch + 1}, loss {at.loss:.4f}")
-
-    def finished(at: Training) -> None:
-        if on_epoch is not None:
-            on_epoch(at.epoch, model)
-
-    return training.run(on_step=stepped, on_epoch=finished)
+Hook = Callable[["Training"], None]
 
 
 class Training:
@@ -125,6 +56,8 @@ class Training:
     Args:
         model, inputs, targets, config, augment, optimizer, backward: see `train`.
         modules: others whose `state_dict` belongs to the state, by name, e.g. the FisherTrace of `backward`.
+        held_out: samples to evaluate after each epoch, by name; those named "validation" choose the best epoch.
+        ranks: processes that each take a part of every batch; each of them makes the same Training.
 
     Examples:
         >>> from flatminima.models import build
@@ -150,8 +83,10 @@ class Training:
         optimizer: torch.optim.Optimizer | None = None,
         backward: Backward | None = None,
         modules: dict[str, Any] | None = None,
+        held_out: Mapping[str, Samples] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.config = config or TrainConfig()
+        self.config, self.held_out, self.ranks = config or TrainConfig(), dict(held_out or {}), ranks
         check_samples(inputs, targets)
         if self.config.channels_last and inputs.ndim != 4:
             raise DataError(
@@ -159,11 +94,19 @@ class Training:
             )
         if backward is not None and self.config.precision != "float32":
             raise UsageError(f"precision={self.config.precision}: `backward` takes differences that need float32")
+        self._check_held_out()
+        if ranks is not None:
+            check_together(model, ranks)
+            if backward is not None:
+                raise UsageError(
+                    f"`backward` takes gradients of its own, and {ranks.size} processes share this training"
+                )
         self.model, self.inputs, self.targets, self.augment, self.backward = model, inputs, targets, augment, backward
         self.optimizer = optimizer or make_optimizer(model, self.config)
         self.modules = modules or {}
         self.plateau = Plateau(self.config.patience) if self.config.schedule == "plateau" else None
         self.average = None if self.config.average_from is None else Average(model)
+        self.best = Best(keep=self.config.keep_best) if VALIDATION in self.held_out else None
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._batches = batch_sizes(len(inputs), self.config.batch_size)
         self.total = self.config.epochs * len(self._batches)
@@ -171,8 +114,10 @@ class Training:
         self.loss = math.nan  # of the last step
         self.epochs: list[Epoch] = []
         self._loss_sum, self._wrong, self._seconds = 0.0, 0, 0.0
+        self._interrupted = False  # on any process
         self.stopped: str | None = None
         self._final: Evaluation | None = None
+        self._seen, self._held_out = Evaluation(math.nan, math.nan, 0), dict[str, Evaluation]()
         self._noise = torch.Generator()
         self._random: dict[str, Tensor] | None = None  # to go on with, after loading
 
@@ -187,37 +132,62 @@ class Training:
     def run(
         self,
         *,
-        on_step: Callable[[Training], None] | None = None,
-        on_epoch: Callable[[Training], None] | None = None,
+        on_step: Hook | None = None,
+        on_epoch: Hook | None = None,
+        on_stop: Hook | None = None,
     ) -> History:
-        """Train to the end from wherever it is; the hooks run after each step and, before that, after each epoch."""
-        with self._modes_and_rates(), torch.random.fork_rng(devices=self._devices()):
-            self._set_random(self._random)
-            order = self._begin_epoch() if self.batch == 0 else self._order()
-            while self.stopped is None:
-                began = time.perf_counter()
-                self._take_step(order[self.batch])
-                last = self.batch == len(self._batches)
-                if last:
-                    self._end_epoch()
-                elif self._due():
-                    self._look()
-                self._seconds += time.perf_counter() - began
-                if last or self.stopped is not None:
-                    self._record()
-                    if on_epoch is not None:
-                        on_epoch(self)
-                if on_step is not None:
-                    on_step(self)
-                if last and self.stopped is None:
-                    self.epoch, self.batch = self.epoch + 1, 0
-                    order = self._begin_epoch()
+        """Train to the end from wherever it is.
+
+        Args:
+            on_step, on_epoch: called after each step and, before that, each epoch; modes they change are put back.
+            on_stop: called before `Interrupted` leaves; the last moment to take `state_dict`.
+
+        Raises:
+            Interrupted: a signal arrived; between two steps, or before the evaluations of an epoch.
+        """
+        with self._modes_and_rates() as put_modes_back, torch.random.fork_rng(devices=self._devices()):
+            try:
+                self._run(on_step, on_epoch, put_modes_back)
+            except interrupts.Interrupted:
+                if on_stop is not None:
+                    on_stop(self)
+                raise
         final = self._finish()
-        return History(tuple(self.epochs), final, self.stopped, self.steps)
+        best = None if self.best is None else self.best.epoch
+        return History(tuple(self.epochs), final, str(self.stopped), self.steps, best)
+
+    def _run(self, on_step: Hook | None, on_epoch: Hook | None, put_modes_back: Callable[[], None]) -> None:
+        self._set_random(self._random)
+        order = self._begin_epoch() if self.batch == 0 else self._order()
+        while self.stopped is None:
+            began = time.perf_counter()
+            if self.batch < len(self._batches):  # or the process stopped before this epoch's evaluations
+                self._take_step(order[self.batch])
+            last = self.batch == len(self._batches)
+            if last:
+                self._end_epoch()
+            elif self._due():
+                self._look()
+            self._seconds += time.perf_counter() - began
+            if last or self.stopped is not None:
+                self._record()
+                if on_epoch is not None:
+                    on_epoch(self)
+                    put_modes_back()
+            if on_step is not None:
+                on_step(self)
+                put_modes_back()
+            if last and self.stopped is None:
+                self.epoch, self.batch = self.epoch + 1, 0
+                order = self._begin_epoch()
+            if self.stopped is None:
+                self._stop_if_asked()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on: copies of tensors, numbers and text. For `on_step`."""
         own: dict[str, Any] = {} if self.average is None else {"average": self.average.state_dict()}
+        if self.best is not None:
+            own["best"] = self.best.state_dict()
         if self.plateau is not None:
             own["plateau"] = asdict(self.plateau)
         state: dict[str, Any] = _copied(
@@ -236,7 +206,7 @@ class Training:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict` of a training with the same arguments."""
+        """Go on from `state_dict` of a training with the same arguments, or with fewer epochs."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, module in self.modules.items():
@@ -245,21 +215,26 @@ class Training:
             self.average.load_state_dict(state["average"])
         if self.plateau is not None:
             self.plateau = Plateau(**state["plateau"])
-        self.epochs = [Epoch(**values) for values in state["epochs"]]
+        if self.best is not None:
+            self.best.load_state_dict(state["best"])
+        self.epochs = [Epoch.from_dict(values) for values in state["epochs"]]
         self.epoch, self.batch, self.steps = state["position"]
         self._loss_sum, self._wrong, self._seconds = state["sums"]
         self.stopped, self._random = state["stopped"], {key: state["random"][key] for key in self._get_random()}
+        if self.stopped == "epochs" and self.epoch + 1 < self.config.epochs:
+            self.stopped = None
         for key in ("global", "augment"):  # refused here, and not at the first step
             torch.Generator().set_state(self._random[key])
-        if self.batch == len(self._batches) and self.stopped is None:
+        if self.batch == len(self._batches) and self.stopped is None and len(self.epochs) > self.epoch:
             self.epoch, self.batch = self.epoch + 1, 0
 
     def _begin_epoch(self) -> list[Tensor]:
         self._loss_sum, self._wrong, self._seconds = 0.0, 0, 0.0
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor()
-        _seed_dropout(_mix(self.config.seed, self.epoch, _DROPOUT), self.inputs.device)
-        self._noise.manual_seed(_mix(self.config.seed, self.epoch, _AUGMENT))
+        rank = 0 if self.ranks is None else self.ranks.rank
+        seed_dropout(mix(self.config.seed, self.epoch, DROPOUT, rank), self.inputs.device)
+        self._noise.manual_seed(mix(self.config.seed, self.epoch, AUGMENT))
         return self._order()
 
     def _factor(self) -> float:
@@ -267,7 +242,7 @@ class Training:
         return self.config.factor(self.epoch) * self.config.gamma**drops
 
     def _order(self) -> list[Tensor]:
-        shuffle = torch.Generator().manual_seed(_mix(self.config.seed, self.epoch, _BATCHES))
+        shuffle = torch.Generator().manual_seed(mix(self.config.seed, self.epoch, BATCHES))
         order = torch.randperm(len(self.inputs), generator=shuffle)
         return list(torch.split(order.to(self.inputs.device), self._batches))
 
@@ -277,8 +252,16 @@ class Training:
             x = self.augment(x, self._noise)
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.epoch < self.config.warmup:
+            ramp = self.config.ramp(self.epoch, self.batch, len(self._batches))
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * self._factor() * ramp
         half = self.config.precision == "bfloat16"
-        self.loss, errors = _step(self.model, self.optimizer, self.backward, x, y, half=half)
+        self.loss, errors, (asked,) = take_step(
+            self.model, self.optimizer, self.backward, x, y, half=half, ranks=self.ranks,
+            numbers=(float(interrupts.requested()),),
+        )  # fmt: skip
+        self._interrupted = asked > 0
         self.steps += 1
         self.batch += 1
         if not math.isfinite(self.loss):
@@ -295,51 +278,86 @@ class Training:
 
     def _look(self) -> None:
         """Within an epoch: stop where the target is reached."""
-        found = evaluate(self.model, self.inputs, self.targets)
+        found = self._evaluate(self.inputs, self.targets)
         if self.config.target_loss is not None and found.loss < self.config.target_loss:
             self.stopped, self._final, self._seen = "target_loss", found, found
+            self._held_out = {name: self._evaluate(*samples) for name, samples in self.held_out.items()}
+            if self.best is not None:
+                self.best.see(self.epoch + 1, self._held_out[VALIDATION].loss, self.model)
+
+    def _evaluate(self, inputs: Tensor, targets: Tensor) -> Evaluation:
+        """In eval mode; may stop for a signal where this process is alone, as nothing has changed yet."""
+        each = interrupts.check if self.ranks is None else None
+        return evaluate(self.model, inputs, targets, ranks=self.ranks, each_batch=each)
 
     def _end_epoch(self) -> None:
         config, n = self.config, len(self.inputs)
+        whole = config.target_loss is not None or self.backward is not None
+        final = self._evaluate(self.inputs, self.targets) if whole else None
+        held_out = {name: self._evaluate(*samples) for name, samples in self.held_out.items()}
+        # from here on it changes, and nothing stops for a signal
+        self._final, self._held_out = final, held_out
+        self._seen = final or Evaluation(self._loss_sum / n, self._wrong / n, n)
         if self.average is not None and config.average_from is not None and self.epoch + 1 >= config.average_from:
             self.average.update(self.model)
-        whole = config.target_loss is not None or self.backward is not None
-        self._final = evaluate(self.model, self.inputs, self.targets) if whole else None
-        self._seen = self._final or Evaluation(self._loss_sum / n, self._wrong / n, n)
+        validation = self._held_out.get(VALIDATION)
+        if self.best is not None and validation is not None:
+            self.best.see(self.epoch + 1, validation.loss, self.model)
         if self.plateau is not None:
-            self.plateau.see(self._seen.loss)
+            self.plateau.see(self._seen.loss if validation is None else validation.loss)
         if config.target_loss is not None and self._seen.loss < config.target_loss:
             self.stopped = "target_loss"
+        elif self.best is not None and config.stop_after is not None and self.best.waited >= config.stop_after:
+            self.stopped = "validation"
         elif self.epoch + 1 == config.epochs:
             self.stopped = "epochs"
 
     def _record(self) -> None:
         rate = float(self.optimizer.param_groups[0]["lr"])
-        self.epochs.append(Epoch(self._seen.loss, self._seen.error, rate, self._seconds))
+        self.epochs.append(Epoch(self._seen.loss, self._seen.error, rate, self._seconds, self._held_out))
+
+    def _stop_if_asked(self) -> None:
+        """Between two steps, and on all processes after the same one."""
+        if self._interrupted or (self.ranks is None and interrupts.requested()):
+            interrupts.stop()
+
+    def _check_held_out(self) -> None:
+        for name, (x, y) in self.held_out.items():
+            try:
+                check_samples(x, y)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from None
+        if VALIDATION not in self.held_out and (self.config.keep_best or self.config.stop_after is not None):
+            raise UsageError("keep_best and stop_after go by validation samples; give them")
 
     def _finish(self) -> Evaluation:
         """Averaged weights into the model, where there are any; the evaluation of what it then holds."""
         if self.average is not None and self.average.count:
             with torch.random.fork_rng(devices=self._devices()):
-                _seed_dropout(_mix(self.config.seed, self.config.epochs, _DROPOUT), self.inputs.device)
+                seed_dropout(mix(self.config.seed, self.config.epochs, DROPOUT), self.inputs.device)
                 self.average.install(self.model, torch.split(self.inputs, self.config.batch_size))
             self._final = None
+        if self.best is not None and self.config.keep_best and self.best.epoch != len(self.epochs):
+            self.best.install(self.model)
+            self._final = None
         if self._final is None:
-            self._final = evaluate(self.model, self.inputs, self.targets)
+            self._final = evaluate(self.model, self.inputs, self.targets, ranks=self.ranks)
         return self._final
 
     @contextmanager
-    def _modes_and_rates(self) -> Iterator[None]:
+    def _modes_and_rates(self) -> Iterator[Callable[[], None]]:
+        """Memory format, modes and rates are put back after the block; yields what puts the modes back."""
         modes = [(module, module.training) for module in self.model.modules()]
-        if self.config.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        try:
-            yield
-        finally:
-            if self.config.channels_last:
-                self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+        def put_modes_back() -> None:
             for module, training in modes:
                 module.training = training
+
+        try:
+            with channels_last(self.model, self.optimizer) if self.config.channels_last else nullcontext():
+                yield put_modes_back
+        finally:
+            put_modes_back()
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate
 
@@ -364,69 +382,3 @@ def _copied(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _copied(value) for key, value in tree.items()}
     return [_copied(value) for value in tree] if isinstance(tree, list | tuple) else tree
-
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    backward: Backward | None,
-    x: Tensor,
-    y: Tensor,
-    *,
-    half: bool,
-) -> tuple[float, int]:
-    """One optimizer step: the batch's mean loss at the weights before it, and its errors (0 with `backward`)."""
-    seen: list[tuple[Tensor, int]] = []  # SAM calls the closure twice; the first is at the weights themselves
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        if backward is not None:
-            loss = backward(cross_entropy, x, y)
-            seen.append((loss.detach(), 0))
-            return loss
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            logits = model(x)
-        if not seen and int(y.max()) >= logits.shape[1]:
-            raise DataError(f"a label is {int(y.max())} but the model has {logits.shape[1]} outputs")
-        loss = cross_entropy(logits.float() if half else logits, y)
-        loss.backward()
-        seen.append((loss.detach(), int((logits.argmax(dim=1) != y).sum())))
-        return loss
-
-    optimizer.step(closure)  # type: ignore[arg-type]  # typed for float; torch itself passes tensors on
-    return float(seen[0][0]), seen[0][1]
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The configuration's optimizer over the trainable parameters."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-
-
-def batch_sizes(n: int, batch_size: int) -> list[int]:
-    """Sizes of an epoch's batches; BatchNorm cannot train on one sample, so a last one joins its neighbour."""
-    sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
-    if len(sizes) > 1 and sizes[-1] == 1 and batch_size > 1:
-        sizes[-2:] = [batch_size + 1]
-    return sizes
-
-
-def _mix(seed: int, epoch: int, stream: int) -> int:
-    # torch's CPU generator keeps only the low 32 bits of a seed, so the parts are hashed into them
-    return int(np.random.SeedSequence((seed, epoch, stream)).generate_state(1)[0])
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed what dropout draws from; torch.manual_seed would reseed every accelerator, not only this one."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)

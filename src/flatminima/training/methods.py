@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from flatminima.errors import ModelError, UnknownName, UsageError
 from flatminima.optim import SAM, FisherTrace, PertOPT
-from flatminima.training.loop import Backward
+from flatminima.training.steps import Backward
 
 METHODS = ("fisher_trace", "pertopt", "plain", "sam")
 _GIVEN = ("self", "base", "model", "steps_per_epoch", "closure")  # not the user's to give

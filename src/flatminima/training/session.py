@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from flatminima import interrupts
 from flatminima.errors import CheckpointError, UsageError
 from flatminima.io import append_line, cannot_write, make_folder, write_whole
-from flatminima.training.loop import History, Training
+from flatminima.training.history import History
+from flatminima.training.loop import Training
 
 CONFIGURATION, STATE, METRICS = "run.json", "state.pt", "metrics.jsonl"
 Row = dict[str, Any]
@@ -32,19 +34,30 @@ class Session:
         configuration: what decides the result, of what JSON can hold; a folder of another one is refused.
         save_every: seconds between two checkpoints; 0 saves after every step.
         fresh: start over whatever the folder holds.
+        fixed: why a training cannot go on for more "epochs" than the folder was made for; None: it can.
+        writes: whether this process writes; of several that share a training one does, and the others read.
 
     Raises:
-        UsageError: the folder holds another training, or cannot be written.
+        UsageError: the folder holds another training. WriteFailed: it cannot be written.
     """
 
     def __init__(
-        self, folder: Path, configuration: Mapping[str, Any], *, save_every: float = 60.0, fresh: bool = False
+        self,
+        folder: Path,
+        configuration: Mapping[str, Any],
+        *,
+        save_every: float = 60.0,
+        fresh: bool = False,
+        fixed: str | None = "its length was given with it",
+        writes: bool = True,
     ) -> None:
-        self.folder, self.save_every = folder, save_every
+        self.folder, self.save_every, self.fixed, self.writes = folder, save_every, fixed, writes
         self.rows: list[Row] = []
         self._saved = time.monotonic()
+        if not writes:
+            return
+        make_folder(folder)
         try:
-            make_folder(folder)
             if fresh:
                 for name in (STATE, METRICS, CONFIGURATION):
                     (folder / name).unlink(missing_ok=True)
@@ -66,12 +79,17 @@ class Session:
             training: made as it was the first time.
             measure: further numbers of an epoch, for its line.
             on_row: told of each line written. on_step: called after each step.
+
+        Raises:
+            Interrupted: a signal arrived; the last step is kept.
         """
         self._restore(training)
 
         def epoch_done(at: Training) -> None:
             done = at.epochs[-1]
             row = {"epoch": at.epoch + 1, "step": at.steps, "loss": done.loss, "error": done.error, "lr": done.lr}
+            for name, found in done.held_out.items():
+                row |= {f"{name}_loss": found.loss, f"{name}_error": found.error}
             row |= (measure(at) if measure is not None else {}) | {"seconds": done.seconds}
             self._append(row)
             if on_row is not None:
@@ -83,7 +101,12 @@ class Session:
             if on_step is not None:
                 on_step(at)
 
-        return training.run(on_step=step_done, on_epoch=epoch_done)
+        with interrupts.deferred():
+            try:
+                return training.run(on_step=step_done, on_epoch=epoch_done, on_stop=self._save)
+            except interrupts.Interrupted as stop:
+                kept = f"step {training.steps} of {training.total} is kept; the same command goes on from there"
+                raise interrupts.Interrupted(stop.signum, kept) from None
 
     def _claim(self, configuration: Row) -> None:
         """Of this folder for this configuration."""
@@ -99,11 +122,15 @@ class Session:
             ) from None
         wanted = json.loads(json.dumps(configuration))
         other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-        if other:
+        longer = other == ["epochs"] and found.get("epochs", 0) < wanted["epochs"]
+        if longer and self.fixed is None:
+            write_whole(file, json.dumps(configuration, indent=1) + "\n")
+        elif other:
             key = other[0]
+            reason = f" ({self.fixed})" if longer else ""
             raise UsageError(
                 f"{self.folder} holds a training with {key}={found.get(key)!r}, not {wanted.get(key)!r}"
-                f"{f' (and {len(other) - 1} more)' if len(other) > 1 else ''}: "
+                f"{f' (and {len(other) - 1} more)' if len(other) > 1 else ''}{reason}: "
                 "choose another --output, or start over with --fresh"
             )
 
@@ -119,16 +146,22 @@ class Session:
         metrics = self.folder / METRICS
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         self.rows = [json.loads(line) for line in lines[: len(training.epochs)]]
-        write_whole(metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if self.writes:
+            write_whole(metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def _append(self, row: Row) -> None:
         self.rows.append(row)
-        append_line(self.folder / METRICS, json.dumps(row))
+        if self.writes:
+            append_line(self.folder / METRICS, json.dumps(row))
 
     def _save(self, training: Training) -> None:
+        if self.writes:
+            self._write_state(training)
+        self._saved = time.monotonic()
+
+    def _write_state(self, training: Training) -> None:
         _sync(self.folder / METRICS)
         write_whole(self.folder / STATE, lambda file: torch.save(training.state_dict(), file))
-        self._saved = time.monotonic()
 
 
 def _sync(file: Path) -> None:

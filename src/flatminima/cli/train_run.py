@@ -1,0 +1,239 @@
+"""What `flatminima train` does once its options are checked: network, samples, method, the training, its files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatminima import progress
+from flatminima.cli import factory
+from flatminima.cli.device import usable
+from flatminima.cli.ranks import first, own_device, ranks
+from flatminima.cli.terminal import animated, clock, say
+from flatminima.cli.train_options import KeepingOptions, Request
+from flatminima.core.distributed import Ranks
+from flatminima.data import augmentation, corrupt_labels, load_tensors
+from flatminima.errors import MissingExtra, UsageError
+from flatminima.io import claimed, write_whole
+from flatminima.training import (
+    History,
+    Method,
+    Session,
+    TrainConfig,
+    Training,
+    base_optimizer,
+    evaluate,
+    load_checkpoint,
+    method,
+    save_checkpoint,
+    set_dropout,
+)
+from flatminima.training.loop import VALIDATION, Samples
+from flatminima.training.session import METRICS, Row
+from flatminima.training.steps import batch_sizes
+
+WEIGHTS, RESULT = "weights.safetensors", "result.json"
+_QUIET = 10.0  # seconds between two lines where there is no terminal to draw on
+_COSINE = "a cosine falls to 0 over the epochs that were given, so more of them are another training"
+
+__all__ = ["METRICS", "RESULT", "WEIGHTS", "run"]
+
+
+def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
+    """Train, save, and say what came out.
+
+    Raises:
+        UsageError, FlatMinimaError: what cannot be done, before anything is written.
+    """
+    if request.machine.threads is not None:
+        torch.set_num_threads(request.machine.threads)
+    shared = ranks()
+    device = usable(own_device(request.machine.device)) or "cpu"
+    config = _config(request)
+    network, notes = _network(request, device)
+    (x, y), held_out = _samples(request, device, notes)
+    chosen = _method(request, network, len(batch_sizes(len(x), config.batch_size)), shared)
+    training = Training(
+        network, x, y, config=config, augment=augmentation(request.samples.augment), optimizer=chosen.optimizer,
+        backward=chosen.backward, modules=chosen.modules, held_out=held_out, ranks=shared,
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        session = _session(stack, request, keeping, shared)
+        for note in notes if first() else ():  # only now: where something was refused, that one line is all there is
+            say(f"Note: {note}")
+        write = stack.enter_context(_events(keeping.output, keeping.tensorboard and first()))
+        history = session.run(
+            training,
+            measure=lambda _: chosen.diagnostics(),
+            on_row=_Told(config.epochs, write) if first() else None,
+            on_step=lambda at: progress.report("training", at.steps, at.total),
+        )
+        result = _result(request, history, network, held_out, shared)
+        if first():
+            save_checkpoint(network, keeping.output / WEIGHTS, {"scaling": request.samples.scaling})
+            write_whole(keeping.output / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return result
+
+
+def _session(stack: contextlib.ExitStack, request: Request, keeping: KeepingOptions, shared: Ranks | None) -> Session:
+    """The folder for the process that writes, and what the others read of it."""
+    found: list[Session] = []
+
+    def opened() -> None:
+        if first():
+            stack.enter_context(claimed(keeping.output))
+        fixed = _COSINE if request.rate.schedule == "cosine" else None
+        document = request.document()
+        found.append(
+            Session(
+                keeping.output, document, save_every=keeping.save_every, fresh=keeping.fresh, fixed=fixed,
+                writes=first(),
+            )
+        )  # fmt: skip
+
+    if shared is None:
+        opened()
+    else:
+        shared.agree("options", request.document())
+        shared.together(opened)
+    return found[0]
+
+
+def _config(request: Request) -> TrainConfig:
+    rate, length, machine = request.rate, request.length, request.machine
+    return TrainConfig(
+        lr=rate.lr,
+        batch_size=length.batch_size,
+        epochs=length.epochs,
+        target_loss=length.target_loss,
+        seed=machine.seed,
+        schedule=rate.schedule,
+        milestones=tuple(rate.milestone or ()),
+        gamma=rate.gamma,
+        warmup=rate.warmup,
+        keep_best=length.keep_best,
+        stop_after=length.stop_after,
+        average_from=length.average_from,
+        average_lr=length.average_lr,
+        channels_last=machine.channels_last,
+        precision=machine.precision,
+    )
+
+
+def _network(request: Request, device: str) -> tuple[nn.Module, list[str]]:
+    """What is to be trained, in train mode, and what the user should know of it."""
+    options = request.network
+    torch.manual_seed(request.machine.seed)  # the factory's weights
+    network = factory.build(options.model, factory.arguments(list(options.model_arg or ())), options.app_dir)
+    notes = [] if options.init is None else list(load_checkpoint(network, options.init))
+    if options.dropout is not None:
+        set_dropout(network, options.dropout)
+    return network.train().to(device), notes
+
+
+def _samples(request: Request, device: str, notes: list[str]) -> tuple[Samples, dict[str, Samples]]:
+    """Training samples, with the noise asked for, and those to evaluate on."""
+    options = request.samples
+
+    def load(split: str, limit: int | None) -> Samples:
+        x, y = load_tensors(
+            options.data, split, limit=limit, scaling=options.scaling, config=options.data_config,
+            image_column=options.image_column, label_column=options.label_column, mode=options.mode,
+            image_size=options.image_size, progress=lambda done, total, text: progress.report(text, done, total),
+        )  # fmt: skip
+        return x.to(device), y.to(device)
+
+    x, y = load(options.split, options.limit)
+    if options.label_noise:
+        noisy = corrupt_labels(y, options.label_noise, int(y.max()) + 1, request.machine.seed)
+        changed = int((noisy != y).sum())
+        notes.append(f"{changed} of {len(y)} training labels are now wrong; a measure on the true labels sees others")
+        y = noisy
+    named = ((VALIDATION, options.validation_split), ("test", options.test_split))
+    return (x, y), {name: load(split, None) for name, split in named if split is not None}
+
+
+def _method(request: Request, network: nn.Module, steps_per_epoch: int, shared: Ranks | None) -> Method:
+    options = request.method
+    if shared is not None and options.method == "fisher_trace":
+        raise UsageError(
+            f"--method fisher_trace runs in one process, got {shared.size}: leave out torchrun, or wrap the network in "
+            "DistributedDataParallel in a script of your own (docs/optimizers.md)"
+        )
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError(f"{request.network.model} gives a network without trainable parameters")
+    given = factory.arguments(list(options.optimizer_arg or ()), "--optimizer-arg")
+    base = base_optimizer(options.optimizer, parameters, request.rate.lr, given)
+    given = factory.arguments(list(options.method_arg or ()), "--method-arg")
+    return method(
+        options.method, network, base, given, steps_per_epoch=steps_per_epoch, seed=request.machine.seed
+    )  # fmt: skip
+
+
+def _result(
+    request: Request, history: History, network: nn.Module, held_out: dict[str, Samples], shared: Ranks | None
+) -> dict[str, Any]:
+    """Of the final weights, which with averages and best epochs are not those of the last epoch."""
+    options = request.method
+    found = {"schema": 1, "method": options.method, "optimizer": options.optimizer, "steps": history.steps}
+    found |= {"epochs": len(history.epochs), "stopped_because": history.stopped_because}
+    found |= {"best_epoch": history.best, "kept_best": request.length.keep_best}
+    found |= {"seconds": sum(e.seconds for e in history.epochs), "train": asdict(history.final)}
+    for name in (VALIDATION, "test"):
+        samples: tuple[Tensor, Tensor] | None = held_out.get(name)
+        found[name] = None if samples is None else asdict(evaluate(network, *samples, ranks=shared))
+    return found
+
+
+class _Told:
+    """A line on stderr after an epoch, with the time left, where there is no terminal that shows a bar."""
+
+    def __init__(self, epochs: int, write: Callable[[Row], None]) -> None:
+        self._epochs, self._write = epochs, write
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None  # epoch that this process began with
+
+    def __call__(self, row: Row) -> None:
+        self._write(row)
+        epoch, now = row["epoch"], time.monotonic()
+        self._first = self._first or epoch
+        if animated() or (now - self._last < _QUIET and epoch < self._epochs):
+            return
+        self._last = now
+        left = (now - self._began) / (epoch - self._first + 1) * (self._epochs - epoch)
+        numbers = [f"loss {row['loss']:.4f}", f"error {100 * row['error']:.2f}%"]
+        numbers += [f"{name} error {100 * row[f'{name}_error']:.2f}%" for name in (VALIDATION, "test")
+                    if f"{name}_error" in row]  # fmt: skip
+        say(f"epoch {epoch}/{self._epochs}: {', '.join(numbers)}, {clock(left)}")
+
+
+@contextlib.contextmanager
+def _events(output: Path, wanted: bool) -> Iterator[Callable[[Row], None]]:
+    """A writer of rows for TensorBoard, or one that does nothing."""
+    if not wanted:
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboard", "tensorboard", "--tensorboard") from None
+    writer = SummaryWriter(output / "tensorboard")
+
+    def write(row: Row) -> None:
+        for key, value in row.items():
+            if key not in ("epoch", "step") and isinstance(value, int | float):
+                writer.add_scalar(key, value, row["epoch"])
+
+    try:
+        yield write
+    finally:
+        writer.close()

@@ -1,0 +1,119 @@
+"""One step on one batch, the optimizers of a configuration, and the streams of random numbers of a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from flatminima.errors import DataError
+from flatminima.training.config import TrainConfig
+from flatminima.training.together import part, summed
+
+if TYPE_CHECKING:
+    from flatminima.core.distributed import Ranks
+
+Backward = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+BATCHES, AUGMENT, DROPOUT = range(3)  # independent streams of one seed
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    backward: Backward | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    half: bool = False,
+    ranks: Ranks | None = None,
+    numbers: tuple[float, ...] = (),
+) -> tuple[float, int, list[float]]:
+    """One optimizer step.
+
+    Args:
+        backward: in place of the loss's own. half: the forward pass in bfloat16.
+        ranks: processes that share the batch; `numbers` are summed over them.
+
+    Returns:
+        The batch's mean loss at the weights before the step, its errors (0 with `backward`), and the sums.
+    """
+    seen: list[tuple[Tensor, int, list[float]]] = []  # SAM calls the closure twice; the first is at w itself
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        if backward is not None:
+            loss = backward(cross_entropy, x, y)
+            seen.append((loss.detach(), 0, list(numbers)))
+            return loss
+        own_x, own_y = part(ranks, x, y)
+        loss, errors = _gradient(model, own_x, own_y, len(own_y) / len(y), half=half, first=not seen, labels=y)
+        sums = list(numbers)
+        if ranks is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            total, wrong, *sums = summed(ranks, parameters, [float(loss), float(errors), *numbers])
+            loss, errors = loss.new_tensor(total), int(wrong)
+        seen.append((loss.detach(), errors, sums))
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]  # typed for float; torch itself passes tensors on
+    return float(seen[0][0]), seen[0][1], seen[0][2]
+
+
+def _gradient(
+    model: nn.Module, x: Tensor, y: Tensor, share: float, *, half: bool, first: bool, labels: Tensor
+) -> tuple[Tensor, int]:
+    """Fill the gradients with those of `share` times the mean loss; the value of that, and the errors."""
+    if not len(y):  # more processes than samples
+        return torch.zeros((), device=y.device), 0
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        logits = model(x)
+    if first and int(labels.max()) >= logits.shape[1]:
+        raise DataError(f"a label is {int(labels.max())} but the model has {logits.shape[1]} outputs")
+    loss = cross_entropy(logits.float() if half else logits, y)
+    if share != 1.0:
+        loss = loss * share
+    loss.backward()
+    return loss, int((logits.argmax(dim=1) != y).sum())
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The configuration's optimizer over the trainable parameters."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def batch_sizes(n: int, batch_size: int) -> list[int]:
+    """Sizes of an epoch's batches; BatchNorm cannot train on one sample, so a last one joins its neighbour."""
+    sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
+    if len(sizes) > 1 and sizes[-1] == 1 and batch_size > 1:
+        sizes[-2:] = [batch_size + 1]
+    return sizes
+
+
+def mix(seed: int, epoch: int, stream: int, rank: int = 0) -> int:
+    """A seed of one stream in one epoch on one process."""
+    # torch's CPU generator keeps only the low 32 bits of a seed, so the parts are hashed into them
+    parts = (seed, epoch, stream, rank) if rank else (seed, epoch, stream)
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed what dropout draws from; torch.manual_seed would reseed every accelerator, not only this one."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
