@@ -272,6 +272,14 @@ def test_a_nan_in_a_dataset_is_named_by_its_place() -> None:
         Minimum(nn.Linear(3, 4), Late(), batch_size=4)
 
 
+def test_a_nan_far_behind_is_named_by_its_place() -> None:
+    """Beyond the first chunk that is read."""
+    x = torch.zeros(1200, 3)
+    x[1100, 2] = torch.inf
+    with pytest.raises(DataError, match="sample 1100 holds NaN or Inf in its input"):
+        Minimum(nn.Linear(3, 4), TensorDataset(x, torch.arange(1200) % 4))
+
+
 def test_samples_are_samples() -> None:
     samples = as_samples((X, Y))
     assert isinstance(samples, Samples) and as_samples(samples) is samples

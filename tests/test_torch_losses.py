@@ -52,7 +52,7 @@ class Row:
 
     @property
     def binary(self) -> bool:
-        return self.targets is SIGNS
+        return self.name.startswith("binary")
 
 
 def _row(name: str, kind: Any, logits: Tensor, targets: Tensor, **options: Any) -> Row:
@@ -75,6 +75,7 @@ LOSSES = [
     _row("pixels, weights, smoothing", CE, PIXEL_LOGITS, PIXELS, ignore_index=255, weight=W3, label_smoothing=0.1),
     _row("soft pixels", CE, PIXEL_LOGITS, PIXEL_LOGITS.softmax(1).roll(1, 0)),
     _row("binary", BCE, CONFIDENT, SIGNS),
+    _row("binary, one output", BCE, CONFIDENT[:, :1], torch.tensor([[1.0], [0.0], [1.0], [0.3], [0.0]])),
     _row("binary, pos_weight", BCE, CONFIDENT, SIGNS, pos_weight=W3),
     _row("binary, weight", BCE, CONFIDENT, SIGNS, weight=W3, pos_weight=torch.tensor(3.0)),
 ]
@@ -369,11 +370,34 @@ NOTED: dict[str, tuple[Any, float]] = {
 def test_a_callable_that_loses_its_digits_is_noted(name: str) -> None:
     function, margin = NOTED[name]
     loss = Loss.of(function)
-    loss.seed(torch.tensor([[margin / 4, 0.0], [1.0, 0.0]]), torch.tensor([0, 0]))
+    loss.seed(torch.tensor([[margin / 4, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     assert loss.notes == ()
-    loss.seed(torch.tensor([[1.0, 0.0], [margin, 0.0]]), torch.tensor([0, 0]))
+    loss.seed(torch.tensor([[1.0, 0.0], [margin, 0.0]]), torch.tensor([1, 0]))
     (note,) = loss.notes
     assert "rounding errors" in note and "\n" not in note
+
+
+PROBABLE: dict[str, tuple[nn.Module, Any]] = {
+    "softmax": (nn.Softmax(1), lambda o, t: -o[torch.arange(len(t)), t].log()),
+    "log-softmax": (nn.LogSoftmax(1), lambda o, t: F.nll_loss(o, t, reduction="none")),
+    "sigmoid": (nn.Sigmoid(), nn.BCELoss(reduction="none")),
+    "sigmoid, function": (nn.Sigmoid(), functools.partial(F.binary_cross_entropy, reduction="none")),
+}
+
+
+@pytest.mark.parametrize("name", PROBABLE)
+def test_probabilities_are_noted_where_they_are_certain(name: str) -> None:
+    """p - 1 is lost in the network's own last layer. The callable is never asked about outputs outside [0, 1]."""
+    last, function = PROBABLE[name]
+    targets = LABELS if "sigmoid" not in name else SIGNS
+    for scale, noted in ((0.02, False), (0.5, True)):
+        m = Minimum(nn.Sequential(nn.Linear(3, 3), last), (scale * CONFIDENT, targets), function)
+        with m.open(), torch.no_grad():
+            m.model[0].weight.copy_(torch.eye(3))  # type: ignore[union-attr, operator]
+            m.model[0].bias.zero_()  # type: ignore[union-attr, operator]
+            outputs = m.forward(scale * CONFIDENT)
+        m.loss.seed(outputs, targets)
+        assert any("outputs are probabilities" in note for note in m.loss.notes) == noted
 
 
 def test_a_certain_callable_is_not_taken_for_concave() -> None:

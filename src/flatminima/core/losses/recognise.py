@@ -77,7 +77,7 @@ def _of_module(loss: Any) -> Loss | None:
     name = type(loss).__name__
     if loss.reduction != "none":
         raise DataError(_REDUCED.format(name=name, reduction=loss.reduction))
-    return UserLoss(name, loss, mean_of_entries=True)
+    return UserLoss(name, loss, mean_of_entries=True, of_probabilities=type(loss) is nn.BCELoss)
 
 
 def _of_function(loss: Any) -> Loss | None:
@@ -87,6 +87,9 @@ def _of_function(loss: Any) -> Loss | None:
         if loss.args:
             return None
         loss, options = loss.func, dict(loss.keywords)
+    if loss in _ELEMENTWISE and options.get("reduction") == "none":
+        whole = functools.partial(loss, **options)
+        return UserLoss(loss.__name__, whole, mean_of_entries=True, of_probabilities=loss is F.binary_cross_entropy)
     make = next((make for function, make in _FUNCTIONS.items() if function is loss), None)
     if make is None or not options.keys() <= _OPTIONS or any(options.get(k) is not None for k in _LEGACY):
         return None
@@ -143,6 +146,9 @@ _FUNCTIONS: dict[Callable[..., Tensor], Make] = {
     F.binary_cross_entropy_with_logits: _binary,
     F.mse_loss: _squared,
 }
+_ELEMENTWISE = (
+    F.binary_cross_entropy, F.huber_loss, F.kl_div, F.l1_loss, F.poisson_nll_loss, F.smooth_l1_loss, F.soft_margin_loss,
+)  # fmt: skip
 _LEGACY = {"size_average", "reduce"}
 _OPTIONS = {"weight", "pos_weight", "label_smoothing", "ignore_index", "reduction", *_LEGACY}
 _REDUCED = (

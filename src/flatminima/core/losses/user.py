@@ -26,6 +26,7 @@ _ROUNDING = {torch.float64: 1e-8}  # of a Hessian's eigenvalues, relative to the
 _ROUNDING_DEFAULT = 1e-4
 _TRIAL = 2  # samples that show whether the callable takes float64
 _AGREES = 1e-2  # between its values in float32 and in float64, relative
+_SUMS = 1e-3  # of probabilities from 1
 _LOST = 1e4  # roundings of its terms: a gradient, or an eigenvalue, that is smaller has no digits left
 
 
@@ -38,11 +39,14 @@ class UserLoss(Loss):
         function: the callable.
         mean_of_entries: it returns one number an output entry, whose mean is the sample's loss (torch's own
             elementwise losses with ``reduction="none"``).
+        of_probabilities: its outputs are probabilities, each of its own (``BCELoss``).
     """
 
-    def __init__(self, name: str, function: PerSample, *, mean_of_entries: bool = False) -> None:
+    def __init__(
+        self, name: str, function: PerSample, *, mean_of_entries: bool = False, of_probabilities: bool = False
+    ) -> None:
         self.name, self.function, self.labels = name, function, False
-        self._mean_of_entries = mean_of_entries
+        self._mean_of_entries, self._of_probabilities = mean_of_entries, of_probabilities
         self._takes_doubles: bool | None = None
         self._notes: dict[str, None] = {}  # an ordered set
 
@@ -80,18 +84,31 @@ class UserLoss(Loss):
         """The targets of a callable are its own business."""
 
     def inspect(self, output: Tensor, target: Tensor, gradient: Tensor) -> None:
-        """Compare with the gradients where the outputs are wrong, which are of the size of the formula's terms."""
+        """Compare with gradients at other samples' targets, which have the size of the formula's terms.
+
+        The callable is never asked about outputs that no network gave: it may assert their range, on a GPU for good.
+        """
+        if _rounded_inside(output) or (self._of_probabilities and _certain(output)):
+            self._notes[
+                "the network's outputs are probabilities or their logarithms, so that p - 1 is rounded before the loss "
+                f"{self.name!r} sees it: end the network in logits, or pass nn.NLLLoss() for log-probabilities"
+            ] = None
         sizes = rows(gradient.double()).norm(dim=1)
-        terms = rows(self._gradient(-output, target).double()).norm(dim=1)
+        terms = max(float(sizes.max()), *(self._size(output, target.roll(k, 0)) for k in {1, len(target) // 2}))
         lost = sizes < _LOST * torch.finfo(self._precision(gradient, output, target)).eps * terms
-        if bool((lost & (sizes == 0)).any()):  # a loss that is flat there too is 0 and nothing else
-            lost &= (sizes > 0) | (rows(self._gradient(output / 2, target)).norm(dim=1) > 0)
+        if bool((lost & (sizes == 0)).any()):  # a loss that is flat at half the output too is 0 and nothing else
+            halved = rows(self._gradient(output / 2, target)).norm(dim=1)
+            lost &= (sizes > 0) | (halved > 0)
         if bool(lost.any()):
             self._notes[
                 f"the loss {self.name!r} is a callable whose gradients at some samples are rounding errors, or 0 where "
                 "it is flat: if it is one of torch's losses or a built-in, pass that (nn.CrossEntropyLoss(...), "
                 "'cross_entropy'), which keeps their digits"
             ] = None
+
+    def _size(self, output: Tensor, target: Tensor) -> float:
+        """The largest gradient that is finite."""
+        return float(rows(self._gradient(output, target).double()).norm(dim=1).nan_to_num(0.0, 0.0, 0.0).max())
 
     def _precision(self, gradient: Tensor, output: Tensor, target: Tensor) -> torch.dtype:
         """In which the callable computes: it may cast to float32 itself."""
@@ -158,10 +175,24 @@ class UserLoss(Loss):
         negative = values < -rounding * values.abs().amax(1, keepdim=True)
         if not bool(negative.any()):
             return
-        # of a sample that is certain all eigenvalues may be rounding: of the size of its terms, as at an output of 0
-        terms = torch.linalg.eigvalsh(self._hessians(torch.zeros_like(output), target)).abs().amax(1, keepdim=True)
+        # of a sample that is certain all eigenvalues may be rounding: of the size of its terms where it is less so
+        terms = torch.linalg.eigvalsh(self._hessians(output / 8, target)).abs().amax(1, keepdim=True)
         if bool((negative & (values < -_LOST * torch.finfo(dtype).eps * terms)).any()):
             raise Undefined(f"loss {self.name!r} is not convex in the output: it has no Gauss-Newton matrix")
+
+
+def _rounded_inside(output: Tensor) -> bool:
+    """Whether outputs are a softmax's, or its logarithm, and some sample is certain of its class."""
+    if output.dim() < 2 or output.shape[1] < 2:
+        return False
+    o = output.detach().double()
+    if bool((o >= 0).all()):
+        return bool(((o.sum(1) - 1).abs() < _SUMS).all()) and _certain(output)
+    return bool((o <= 0).all()) and bool((o.logsumexp(1).abs() < _SUMS).all()) and _certain(output.exp())
+
+
+def _certain(probabilities: Tensor) -> bool:
+    return bool(((1 - probabilities.double()).abs() < _SUMS).any())
 
 
 def _row(gradient: Tensor, leaf: Tensor) -> Tensor:
