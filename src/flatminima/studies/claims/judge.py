@@ -1,0 +1,250 @@
+"""From the runs of the studies to a verdict on a paper's sentence.
+
+Reproduced: the interval lies on the claimed side, and the paper's effect is not excluded. Contradicted: it lies on the
+other side. Smaller than claimed: the paper's effect, or the smallest that counts, is excluded. Else not informative. A
+sentence about equality, or that something does not predict, is tested for equivalence within its margin, so that a lack
+of data never confirms it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from flatminima.errors import Undefined
+from flatminima.studies import inference
+from flatminima.studies.claims.quantities import Row, fits, value
+from flatminima.studies.claims.registry import ALONG, BOUNDED, SHAPES, Claim, Trial
+from flatminima.studies.inference import LEVEL, Effect
+from flatminima.studies.verdict import (
+    CONTRADICTED,
+    REPRODUCED,
+    SMALLER,
+    UNINFORMATIVE,
+    UNMET,
+    Verdict,
+)
+
+_MOST = 0.9  # of the runs that must meet a premise
+_LESS = ("falls", "smaller", "not_rises", "not_larger")
+_NULLS = ("not_rises", "not_falls", "not_larger", "flat", "similar")
+_TWO_SIDED_NULLS = ("flat", "similar")
+
+
+def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
+    """What the runs of one scale say of a claim.
+
+    Args:
+        claim: of the registry. runs: study to its rows, see `quantities.rows`; an absent study has none.
+
+    Returns:
+        The verdict over all trials of which there are runs, the statistic of the weakest; None where no trial has any.
+    """
+    found = [
+        judged
+        for trial in claim.trials
+        if (judged := try_one(claim, trial, runs.get(trial.study, ()))) is not None
+    ]
+    if not found:
+        return None
+    decided = [v for v in found if v.verdict != UNMET]
+    if not decided:
+        return found[0]
+    against = [v for v in decided if v.verdict == CONTRADICTED]
+    p_against = min((len(found) * (v.p or 0.0) for v in against), default=1.0)
+    if against and p_against < LEVEL:
+        worst = min(against, key=lambda v: v.p or 0.0)
+        return replace(worst, p=None if worst.p is None else min(1.0, p_against), note=_together(worst, found))
+    ranks = {UNINFORMATIVE: 0, CONTRADICTED: 0, SMALLER: 1, REPRODUCED: 2}
+    worst = min(decided, key=lambda v: (ranks[v.verdict], -(v.p or 0.0)))
+    if worst.verdict == CONTRADICTED:
+        worst = replace(worst, verdict=UNINFORMATIVE)
+    return replace(worst, note=_together(worst, found))
+
+
+def correct(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts of one paper at one scale after Holm's correction: what it does not keep is not informative."""
+    tested = [i for i, v in enumerate(verdicts) if v.p is not None and v.verdict in (REPRODUCED, CONTRADICTED, SMALLER)]
+    family = [i for i, v in enumerate(verdicts) if v.p is not None and v.verdict != UNMET]
+    adjusted = dict(zip(family, inference.holm([verdicts[i].p or 0.0 for i in family]), strict=True))
+    found = list(verdicts)
+    for i in tested:
+        if adjusted[i] >= LEVEL:
+            said = f"p {verdicts[i].p:.2g}, after Holm's correction over {len(family)} claims {adjusted[i]:.2g}"
+            note = "; ".join(part for part in (f"{verdicts[i].verdict} alone: {said}", verdicts[i].note) if part)
+            found[i] = replace(verdicts[i], verdict=UNINFORMATIVE, note=note)
+    return found
+
+
+def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
+    """One trial on the rows of its study; None where none has what it is about."""
+    needed = [trial.y] + ([trial.x] if trial.x else [])
+    about = [r for r in rows if fits(r, trial.where)]
+    about = [r for r in about if not trial.first or fits(r, trial.first) or fits(r, trial.second)]
+    about = [r for r in about if all(value(name, r) is not None for name in needed)]
+    if not about:
+        return None
+    own, unmet = _premises(claim.premise, about)
+    blank = Verdict(
+        claim.quote,
+        UNINFORMATIVE,
+        paper=claim.effect or None,
+        id=claim.id,
+        where=claim.where,
+        premise="; ".join(claim.premise),
+        measured=f"{trial.said or trial.y} {trial.shape}".strip(),
+        effect=trial.effect if trial.effect is not None else trial.margin,
+    )
+    if unmet:
+        return replace(blank, verdict=UNMET, note=unmet)
+    try:
+        if trial.shape in BOUNDED:
+            return _bounded(trial, own, blank)
+        if trial.shape == "v":
+            return _vertex(trial, own, blank)
+        return _decided(trial, _effect(trial, own), own, blank)
+    except Undefined as reason:
+        return replace(blank, note=reason.reason)
+
+
+def _premises(premises: Sequence[str], rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """The rows that meet them, and why they do not count if too few do."""
+    own = list(rows)
+    for premise in premises:
+        kind, _, number = premise.rpartition(" ")
+        bound = float(number)
+        if kind == "train losses within":
+            losses = [r["train_loss"] for r in own]
+            if max(losses) - min(losses) > bound:
+                return [], f"training losses from {min(losses):.3g} to {max(losses):.3g}: not within {number}"
+            continue
+        column = {"outputs equal to": "outputs"}.get(kind, kind.removesuffix(" at most").replace(" ", "_"))
+        met = [r for r in own if r.get(column) is not None and r[column] <= bound]
+        if len(met) < _MOST * len(own):
+            return [], f"{premise}: {len(met)} of {len(own)} runs"
+        own = met
+    return own, ""
+
+
+def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:
+    if trial.shape in ALONG:
+        x, y = ([_number(name, r) for r in rows] for name in (trial.x or "", trial.y))
+        return inference.slope(x, y, [_block(r) for r in rows])
+    groups = [[r for r in rows if fits(r, group)] for group in (trial.first, trial.second)]
+    partner = {tuple(r[k] for k in trial.pair): r for r in groups[1]}
+    pairs = [(r, partner[at]) for r in groups[0] if (at := tuple(r[k] for k in trial.pair)) in partner]
+    if not pairs:
+        raise Undefined("no pairs")
+    strata = [tuple(a[k] for k in trial.pair if k != "seed") for a, _ in pairs]
+    values = [[_number(trial.y, r[i]) for r in pairs] for i in (0, 1)]
+    return inference.difference(*values, [a["seed"] for a, _ in pairs], strata)
+
+
+def _number(name: str, row: Row) -> float:
+    found = value(name, row)
+    assert found is not None  # `try_one` leaves such rows out
+    return found
+
+
+def _block(row: Row) -> int:
+    return int(row.get("seed", 0))
+
+
+def _decided(trial: Trial, found: Effect, rows: Sequence[Row], blank: Verdict) -> Verdict:
+    low, high = found.interval()
+    told = replace(blank, statistic=found.value, low=low, high=high, note=_over(found))
+    if trial.shape in _NULLS:
+        return _null(trial, found, rows, told)
+    sign = -1 if trial.shape in _LESS else 1
+    ahead, behind = (low, high) if sign > 0 else (-high, -low)  # the interval, seen in the claimed direction
+    claimed = abs(trial.effect) if trial.effect is not None else None
+    told = replace(told, p=found.p_value())
+    if ahead > 0:
+        excluded = claimed is not None and behind < claimed
+        return replace(told, verdict=SMALLER if excluded else REPRODUCED)
+    if behind < 0:
+        return replace(told, verdict=CONTRADICTED)
+    counts = claimed if claimed is not None else trial.margin
+    if counts is not None:
+        p = found.p_above(counts * sign) if sign < 0 else found.p_below(counts)
+        if p < LEVEL / 2:
+            return replace(told, verdict=SMALLER, p=min(1.0, 2 * p))
+    return _open(told, found, counts, rows)
+
+
+def _null(trial: Trial, found: Effect, rows: Sequence[Row], told: Verdict) -> Verdict:
+    """A sentence that says "no more than"."""
+    margin = trial.margin or 0.0
+    if trial.shape in _TWO_SIDED_NULLS:
+        p = found.equivalent(margin)
+        beyond = min(found.p_above(margin), found.p_below(-margin))
+    elif trial.shape == "not_falls":
+        p, beyond = found.p_above(-margin), found.p_below(-margin)
+    else:
+        p, beyond = found.p_below(margin), found.p_above(margin)
+    if p < LEVEL:
+        return replace(told, verdict=REPRODUCED, p=p)
+    if beyond < LEVEL / 2:
+        return replace(told, verdict=CONTRADICTED, p=2 * beyond)
+    return _open(replace(told, p=p), found, margin or None, rows)
+
+
+def _open(told: Verdict, found: Effect, counts: float | None, rows: Sequence[Row]) -> Verdict:
+    """Nothing is decided: with which power, and what would."""
+    if counts is None:
+        return told
+    spent = sum(r["seconds"] for r in rows) / 3600
+    more = max(0.0, (found.detectable() / counts) ** 2 - 1)
+    return replace(told, power=found.power(counts), hours=more * spent)
+
+
+def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
+    values = [_number(trial.y, r) for r in rows]
+    bound = trial.bound if trial.bound is not None else math.nan
+    hits = [v <= bound if trial.shape == "at_most" else v >= bound for v in values]
+    worst = max(values) if trial.shape == "at_most" else min(values)
+    low, high = inference.proportion(sum(hits), len(hits))
+    note = f"{sum(hits)} of {len(hits)} runs (share {low:.2f} to {high:.2f}); the interval is the range of the runs"
+    return replace(
+        blank,
+        verdict=REPRODUCED if all(hits) else CONTRADICTED,
+        statistic=worst,
+        low=min(values),
+        high=max(values),
+        note=note if min(values) < max(values) else note.split(";")[0],
+    )
+
+
+def _vertex(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
+    x, y = ([_number(name, r) for r in rows] for name in (trial.x or "", trial.y))
+    found = inference.two_lines(x, y, [_block(r) for r in rows])
+    p = 2 * max(found.before.p_below(), found.after.p_above())
+    low, high = found.after.interval()
+    said = f"least at {found.place:g} ({found.low:g} to {found.high:g}); slope before it {found.before.value:+.3g}"
+    told = replace(blank, statistic=found.after.value, low=low, high=high, p=min(1.0, p), note=said)
+    if p < LEVEL:
+        return replace(told, verdict=REPRODUCED)
+    wrong = min(found.before.p_above(), found.after.p_below())
+    if 4 * wrong < LEVEL:  # either line goes the other way
+        return replace(told, verdict=CONTRADICTED, p=4 * wrong)
+    return told
+
+
+def _over(found: Effect) -> str:
+    return f"{found.runs} {'values' if found.runs != 1 else 'value'}, {found.blocks} seeds" + (
+        ", whose effects differ" if found.varies else ""
+    )
+
+
+def _together(worst: Verdict, found: Sequence[Verdict]) -> str:
+    if len(found) == 1:
+        return worst.note
+    tally = {v.verdict: sum(other.verdict == v.verdict for other in found) for v in found}
+    counts = ", ".join(f"{n} {name}" for name, n in tally.items())
+    return f"{worst.note}; of {len(found)} trials {counts}; shown: {worst.measured}"
+
+
+def describe(trial: Trial) -> str:
+    """A trial in words."""
+    return SHAPES[trial.shape].replace("y ", f"{trial.said or trial.y} ", 1)

@@ -1,0 +1,142 @@
+"""What a trial reads off the runs of a study: their rows, and quantities named by short expressions.
+
+A row has what a run was told and what it found; in the toy, a row each for its sharp and its flat minimum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from flatminima.errors import UsageError
+
+Row = dict[str, Any]
+FIXED_SHARPNESS = 0.05  # at which N17 reads its bi-criteria plots
+_NOISE = 2.0  # standard errors that a Monte-Carlo mean must exceed to have a logarithm
+_SCHEMES = ("none", "flip", "1-crop-f", "4-crop-f")
+_FUNCTIONS: Mapping[str, Callable[[float], float]] = {"ln": math.log, "log2": math.log2, "abs": abs}
+
+
+def rows(document: Mapping[str, Any]) -> list[Row]:
+    """The runs of a results.json that succeeded; "seconds" is what each took."""
+    found: list[Row] = []
+    for run in document["runs"]:
+        if "result" not in run:
+            continue
+        row = {**run["config"], **run["result"], "seconds": run["seconds"], "target_loss": run["config"].get("target_loss")}
+        if row.get("found") and "sharp" in row:
+            found += [{**row, **row[place], "place": place} for place in ("sharp", "flat")]
+        elif row.get("found", True):
+            found.append(row)
+    for row in found:
+        row.update(_derived(row))
+    _relative(found)
+    _chosen(found)
+    return found
+
+
+def value(expression: str, row: Row) -> float | None:
+    """A quantity of a row: a column or a number; "ln", "log2" or "abs" of one; "a - b" and "a / b".
+
+    Returns:
+        None where a column is absent, None, no number, or a logarithm is of nothing positive.
+
+    Examples:
+        >>> value("ln l2 - ln l1", {"l2": 4.0, "l1": 2.0}) == math.log(2)
+        True
+    """
+    for sign, join in ((" - ", lambda a, b: a - b), (" / ", lambda a, b: a / b)):
+        if sign in expression:
+            first, second = (value(part, row) for part in expression.rsplit(sign, 1))
+            return None if first is None or second is None or (sign == " / " and second == 0) else join(first, second)
+    function, _, rest = expression.partition(" ")
+    if rest:
+        if function not in _FUNCTIONS:
+            raise UsageError(f"no function {function!r} in {expression!r}; known are {', '.join(_FUNCTIONS)}")
+        inside = value(rest, row)
+        if inside is None or (function != "abs" and inside <= 0):
+            return None
+        return _FUNCTIONS[function](inside)
+    try:
+        return float(expression)
+    except ValueError:
+        found = row.get(expression)
+    return None if found is None or isinstance(found, str) or not math.isfinite(found) else float(found)
+
+
+def fits(row: Row, where: Mapping[str, Any]) -> bool:
+    """Whether a row has the values; a list stands for any of them, "<= 3" and ">= 3" for an order."""
+    return all(_fits(row.get(key), wanted) for key, wanted in where.items())
+
+
+def _fits(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, str) and wanted[:3] in ("<= ", ">= "):
+        bound = float(wanted[3:])
+        return found is not None and (found <= bound if wanted[0] == "<" else found >= bound)
+    return found in wanted if isinstance(wanted, (list, tuple)) else bool(found == wanted)
+
+
+def _derived(row: Row) -> Row:
+    """Columns that follow from a row alone."""
+    found: Row = {}
+    if row.get("scheme") in _SCHEMES:
+        found["scheme_order"] = float(_SCHEMES.index(row["scheme"]))
+    if "factor" in row:
+        found["abs_ln_factor"] = abs(math.log(row["factor"]))
+    if "test_loss" in row and "loss" in row:
+        found["gap"] = row["test_loss"] - row["loss"]
+    if row.get("curve") and isinstance(row["curve"][0], dict):
+        found["ln_kl_at_sharpness"] = _ln_kl(row["curve"], FIXED_SHARPNESS)
+    if row.get("inverse_mu"):
+        found["mu"] = 1 / row["inverse_mu"]
+    by_sample = row.get("by_sample")
+    if by_sample:
+        middle = sorted(by_sample["c3"])
+        found["c3_median"] = middle[len(middle) // 2]
+    return found
+
+
+def _ln_kl(curve: Sequence[Mapping[str, Any]], sharpness: float) -> float | None:
+    """ln KL of the noise that costs so much expected sharpness, logarithms interpolated.
+
+    Points within their Monte-Carlo noise are left out; None where the curve does not reach so far.
+    """
+    points = sorted(
+        (p["sharpness"], p["kl"])
+        for p in curve
+        if p["sharpness"] > 0 and p["kl"] > 0 and p["sharpness"] > _NOISE * (p.get("stderr") or 0.0)
+    )
+    for (low, first), (high, second) in pairwise(points):
+        if low <= sharpness <= high and high > low:
+            part = math.log(sharpness / low) / math.log(high / low)
+            return (1 - part) * math.log(first) + part * math.log(second)
+    return None
+
+
+def _relative(found: list[Row]) -> None:
+    """How far a rescaled network's measures moved: |ln| of the ratio to the network as it was."""
+    plain = {row["seed"]: row for row in found if row.get("factor") == 1.0}
+    for row in found:
+        before = plain.get(row.get("seed"))
+        if before is None or "factor" not in row:
+            continue
+        for name in ("pacgen", "pacgen_invariant", "hessian_trace", "hessian_top_eigenvalue", "sharpness", "bound"):
+            if row.get(name) and before.get(name) and row[name] / before[name] > 0:
+                row[f"moved_{name}"] = abs(math.log(row[name] / before[name]))
+
+
+def _chosen(found: list[Row]) -> None:
+    """Marks the strength of a regularizer that errs least on held-out images, of each data set and network or method."""
+    groups: dict[tuple[Any, ...], dict[float, list[Row]]] = {}
+    for row in found:
+        strength = row.get("beta") or row.get("setting")
+        if strength and "validation_error" in row:
+            kind = (row.get("data"), row.get("name"), row.get("method"))
+            groups.setdefault(kind, {}).setdefault(strength, []).append(row)
+    for by_strength in groups.values():
+        best = min(by_strength.values(), key=lambda own: sum(r["validation_error"] for r in own) / len(own))
+        for own in by_strength.values():
+            for row in own:
+                row["chosen"] = own is best
