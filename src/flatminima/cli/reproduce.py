@@ -1,4 +1,7 @@
-"""`flatminima reproduce` and `flatminima study`: the papers' studies or one's own, and a verdict on each claim."""
+"""`flatminima reproduce` and `flatminima study`: the papers' studies or one's own, and a verdict on each claim.
+
+`reproduce --claims` lists the papers' own sentences with what came of each.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from flatminima.studies import Study
 
 _CLAIM_FAILED = 3
-_WITH_PAPER = 5  # columns of the table where the papers give numbers
 
 Scale = Annotated[str, typer.Option(help="smoke, cpu or paper.")]
 Sets = Annotated[
@@ -32,7 +34,14 @@ Shard = Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-t
 Engine = Annotated[str, typer.Option(help="local, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; else one is started here.")]
 Replication = Annotated[int, typer.Option("--seed", min=0, help="Replication: 1, 2, ... have other seeds.")]
-FailOnClaims = Annotated[bool, typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails.")]
+FailOnClaims = Annotated[
+    bool,
+    typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails or is contradicted; no control counts."),
+]
+Show = Annotated[bool, typer.Option("--show", help="Run nothing: table and page of the results there are.")]
+Claims = Annotated[bool, typer.Option("--claims", help="Run nothing: the papers' sentences, what each came to.")]
+OfPaper = Annotated[str | None, typer.Option("--paper", help="With --claims: of one, W1, W2, WB, N17 or J20.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="With --claims: the whole report, as docs/results.md.")]
 
 
 def reproduce(
@@ -48,24 +57,32 @@ def reproduce(
     seed: Replication = 0,
     device: Device = None,
     dry_run: DryRun = False,
-    show: Annotated[bool, typer.Option("--show", help="Run nothing: table and page of the results there are.")] = False,
+    show: Show = False,
+    claims: Claims = False,
+    paper: OfPaper = None,
+    markdown: Markdown = False,
     fail_on_claims: FailOnClaims = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a paper's study; a killed one goes on where it stopped. Says holds, fails or undecided of each claim."""
+    """Run a paper's study; a killed one goes on where it stopped. Then a verdict on each sentence of the paper."""
     from flatminima import studies
 
+    if claims:
+        from flatminima.cli.claims import listed
+
+        if study is not None and study not in studies.STUDIES:
+            raise UnknownName("study", study, studies.STUDIES)
+        listed(output, paper, study, as_json=as_json, markdown=markdown)
+        return
+    if paper is not None or markdown:
+        raise UsageError("--paper and --markdown go with --claims; add it")
     if every == (study is not None):
         raise UsageError(f"name one study ({', '.join(studies.STUDIES)}), or give --all")
     if study is not None and study not in studies.STUDIES:
         raise UnknownName("study", study, studies.STUDIES)
     chosen = [s for s in studies.STUDIES.values() if every or s.id == study]
     if show:
-        _finish(
-            [_found(s.id, output) for s in chosen if not every or (output / s.id / "results.json").exists()],
-            output,
-            as_json,
-        )
+        _show(output, None if every else chosen[0].id, fail_on_claims, as_json)
         return
     if dry_run:
         _plan(chosen, output, scale, jobs, _shard(shard), seed, as_json)
@@ -86,11 +103,15 @@ def own_study(
     seed: Replication = 0,
     device: Device = None,
     dry_run: DryRun = False,
+    show: Show = False,
     fail_on_claims: FailOnClaims = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study of your own, with the runner of the papers' studies. The file's code is executed."""
     chosen = [load(file)]
+    if show:
+        _show(output, chosen[0].id, fail_on_claims, as_json)
+        return
     if dry_run:
         _plan(chosen, output, scale, jobs, _shard(shard), seed, as_json)
         return
@@ -128,11 +149,28 @@ def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_cla
     from flatminima import studies
 
     with bars():
-        found = [studies.reproduce(s, output, **how) for s in chosen]
-    _finish(found, output, as_json)
-    if any(document["missing"] and how["shard"] == (1, 1) for document in found):
+        done = [studies.reproduce(s, output, **how) for s in chosen]
+    found = _finish(output, [(document["id"], document["scale"]) for document in done], as_json)
+    if any(document["missing"] and how["shard"] == (1, 1) for document in done):
         raise typer.Exit(1)
-    if fail_on_claims and any(c["verdict"] == "fails" for document in found for c in document["claims"]):
+    _exit(found, fail_on_claims)
+
+
+def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool) -> None:
+    """Table and page of the results there are, of one study or of all."""
+    from flatminima.studies.found import documents
+
+    wanted = [(d["id"], d["scale"]) for d in documents(output, study)]
+    if not wanted:
+        raise UsageError(f"no results in {output}; run a study with --output {output} first")
+    _exit(_finish(output, wanted, as_json), fail_on_claims)
+
+
+def _exit(found: Sequence[dict[str, Any]], fail_on_claims: bool) -> None:
+    from flatminima.studies.verdict import FAILED
+
+    claims = [c for document in found for c in document["claims"] if not c["control"]]
+    if fail_on_claims and any(c["verdict"] in FAILED for c in claims):
         raise typer.Exit(_CLAIM_FAILED)
 
 
@@ -168,26 +206,23 @@ def _shard(text: str) -> tuple[int, int]:
     return index, shards
 
 
-def _found(name: str, output: Path) -> dict[str, Any]:
-    file = output / name / "results.json"
-    try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if document["id"] != name or not all(key in document for key in ("claims", "runs", "seconds", "versions")):
-            raise ValueError("not the results of this study")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"cannot read {file}: {error}; run the study first") from None
-    return document
-
-
-def _finish(found: list[dict[str, Any]], output: Path, as_json: bool) -> None:
+def _finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> list[dict[str, Any]]:
+    """The page of everything in the folder, and the table of the studies and scales that are wanted."""
     from flatminima.report.studies import write_studies
+    from flatminima.studies.found import documents
+    from flatminima.studies.index import together
 
+    whole, findings = together(documents(output))
+    found = [d for d in whole if (d["id"], d["scale"]) in wanted]
     if as_json:
         typer.echo(json.dumps(found, allow_nan=False))
     else:
         _table(found)
     words = [word for word in sys.argv[1:] if word != "--show"]
-    say(f"{write_studies(found, output, shlex.join(['flatminima', *_without_paths(words)]))}")
+    command = shlex.join(["flatminima", *_without_paths(words)])
+    of_papers = [f.to_dict() for f in findings] if any(not d["own"] for d in whole) else []
+    say(f"{write_studies(whole, output, command, of_papers)}")
+    return found
 
 
 def _without_paths(words: list[str]) -> list[str]:
@@ -198,29 +233,26 @@ def _without_paths(words: list[str]) -> list[str]:
     ]
 
 
-def _table(found: list[dict[str, Any]]) -> None:
+def _table(found: Sequence[dict[str, Any]]) -> None:
     from rich.padding import Padding
     from rich.table import Table
 
     from flatminima.report.studies import duration, here
 
-    console = out()
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
     table.add_column("study and claim", overflow="fold", ratio=3)
-    if any(c["paper"] for d in found for c in d["claims"]):
-        table.add_column("paper", overflow="fold", max_width=14)
-    for name, width in (("here", 24), ("verdict", None), ("cost", None)):
+    for name, width in (("here", 26), ("verdict", 12), ("cost", None)):
         table.add_column(name, overflow="fold", max_width=width)
     for d in found:
-        empty = [""] * (len(table.columns) - 2)
-        table.add_row(d["id"], *empty, duration(d["seconds"]), style="bold")
+        table.add_row(f"{d['id']}, {d['scale']}", "", "", duration(d["seconds"]), style="bold")
         for c in d["claims"]:
-            claim = f"{c['claim']}{' (control)' if c['control'] else ''}"
-            paper = [c["paper"] or ""] if len(table.columns) == _WITH_PAPER else []
-            table.add_row(Padding(claim, (0, 0, 0, 2)), *paper, here(c), c["verdict"], "")
+            claim = f'"{c["claim"]}" ({c["where"]})' if c.get("id") else c["claim"]
+            table.add_row(
+                Padding(f"{claim}{' (control)' if c['control'] else ''}", (0, 0, 0, 2)), here(c), c["verdict"], ""
+            )
         for run in d["runs"]:
             if "error" in run:
                 say(f"{d['id']}: a run failed: {run['config']}: {run['error']}")
         if d["missing"]:
             say(f"{d['id']}: {d['missing']} runs are missing, failed or another process's; the same command runs them")
-    console.print(table)
+    out().print(table)

@@ -1,41 +1,46 @@
-"""The page of the studies: what each claim came to, first, then every figure with its claims and what was reduced."""
+"""The page of the studies: what the papers' sentences came to, then every figure with its sentences, at every scale."""
 
 from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flatminima.io import write_whole
 from flatminima.report.page import render
 
+_SHORT = 0.005  # hours of a core, below which a number says nothing
 
-def write_studies(documents: Sequence[dict[str, Any]], folder: Path, command: str = "") -> Path:
-    """``index.html`` in a folder that has a folder a study, each with its figure.png.
+
+def write_studies(
+    documents: Sequence[dict[str, Any]],
+    folder: Path,
+    command: str = "",
+    findings: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """``index.html`` of all studies in a folder, the papers' and one's own, each scale with its figure.png.
 
     Args:
-        documents: what `studies.reproduce` returned. folder: its output. command: that made them.
+        documents: results, each with "own" and with "place", where its figure lies below `folder`. folder: of them.
+        command: that made the page. findings: every claim of the papers, as `claims.Finding.to_dict` has it.
 
     Raises:
         UsageError: the page cannot be written.
     """
-    verdicts = Counter(c["verdict"] for d in documents for c in d["claims"] if not c["control"])
-    controls = Counter(c["verdict"] for d in documents for c in d["claims"] if c["control"])
-    versions = documents[0]["versions"] if documents else {}
+    versions = documents[-1]["versions"] if documents else {}
+    papers, own = ([_shown(d, folder) for d in documents if d.get("own", False) is mine] for mine in (False, True))
     page = render(
         "studies.html.j2",
         title="The papers' claims, tried again",
-        subtitle=f"{len(documents)} studies",
-        verdict=[
-            f"Of the papers' claims {verdicts['holds']} hold, {verdicts['fails']} fail and "
-            f"{verdicts['undecided']} are undecided at this scale.",
-            f"Of our own comparisons beside them {controls['holds']} hold, {controls['fails']} fail and "
-            f"{controls['undecided']} are undecided.",
-            "An interval is at 95 %, over seeds where there are three; a claim is undecided where it contains zero.",
-        ],
-        studies=[_shown(d, folder) for d in documents],
+        subtitle=f"{len({d['id'] for d in documents})} studies",
+        verdict=summary(findings) if findings else [f"{len(own)} studies of your own."],
+        papers=_by_study(papers),
+        own=_by_study(own),
+        calculated=[f for f in findings if "calculation" in f["scales"]],
+        missing=[f for f in findings if f["verdict"] == "not tried"],
+        stated=[f for f in findings if f["verdict"] == "stated"],
         provenance=[
             *([("command", command)] if command else []),
             ("cost", duration(sum(d["seconds"] for d in documents))),
@@ -47,12 +52,43 @@ def write_studies(documents: Sequence[dict[str, Any]], folder: Path, command: st
     return path
 
 
-def here(claim: dict[str, Any]) -> str:
+def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What came of the papers' sentences, in sentences."""
+    words = Counter(f["verdict"] for f in findings)
+    tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
+    calculated = sum(f["scale"] == "calculation" for f in tried)
+    parts = [f"{words[w]} {w}" for w in _WORDS if words[w]]
+    return [
+        f"The papers make {len(findings)} claims. {words['stated']} are about the papers themselves, which no run can "
+        f"decide; {words['not tried']} are not tried.",
+        f"Of the {len(tried)} tried, {calculated} by calculation and the others by runs: {', '.join(parts)}.",
+        "An interval is at 95 %, Student's, each seed with its own level; a verdict holds after Holm's correction over "
+        "the tests of a paper at its scale. Comparisons beside the papers' are not counted.",
+    ]
+
+
+_WORDS = ("reproduced", "contradicted", "smaller than claimed", "premise not met", "not informative")
+
+
+def here(claim: Mapping[str, Any]) -> str:
     """A claim's statistic with its interval, as text."""
     if claim["statistic"] is None:
         return claim["note"] or f"no {claim['measured']}"
     text = f"{claim['measured']} {claim['statistic']:+.3g}"
-    return text if claim["low"] is None else f"{text} ({claim['low']:+.3g} to {claim['high']:+.3g})"
+    if claim["low"] is None or claim["low"] == claim["high"]:
+        return text
+    return f"{text} ({claim['low']:+.3g} to {claim['high']:+.3g})"
+
+
+def open_question(claim: Mapping[str, Any]) -> str:
+    """The power that a claim without a verdict had, and what would decide it; empty where neither is known."""
+    if claim.get("power") is None or claim.get("effect") is None:
+        return ""
+    text = f"power {100 * claim['power']:.0f} % to see {abs(claim['effect']):.3g}"
+    hours = claim.get("hours")
+    if hours is None or hours < _SHORT:
+        return text
+    return f"{text}; about {hours:.2g} core-hours more would decide it"
 
 
 def duration(seconds: float) -> str:
@@ -65,16 +101,36 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
+def _by_study(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A study's scales under one heading."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for document in shown:
+        grouped.setdefault(document["id"], []).append(document)
+    return [
+        {"id": name, "title": own[0]["title"], "paper": own[0]["paper"], "scales": own} for name, own in grouped.items()
+    ]
+
+
 def _shown(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    own = folder / document["id"]
+    own = folder / document.get("place", document["id"])
     figure = own / "figure.png"
     picture = ""
     if figure.exists():
         picture = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
+    claims = [_row(claim) for claim in document["claims"]]
     return document | {
         "figure": picture,
-        "pages": [f"{document['id']}/{page.name}" for page in sorted(own.glob("*.html"))],
+        "pages": [str(page.relative_to(folder)) for page in sorted(own.glob("*.html"))],
         "cost": duration(document["seconds"]),
-        "claims": [c | {"here": here(c)} for c in document["claims"]],
+        "claims": [c for c in claims if not c["control"]],
+        "controls": [c for c in claims if c["control"]],
         "failed": [run for run in document["runs"] if "error" in run],
     }
+
+
+def _row(claim: dict[str, Any]) -> dict[str, Any]:
+    quoted = bool(claim.get("id"))
+    said = here(claim)
+    notes = [claim["note"] if claim["note"] != said else "", open_question(claim)]
+    more = {"quoted": quoted, "here": said, "notes": "; ".join(n for n in notes if n)}
+    return {"premise": "", "where": ""} | claim | more

@@ -17,13 +17,12 @@ from flatminima import measures
 from flatminima.core.minimum import Minimum
 from flatminima.data.augment import Augmentation
 from flatminima.models import build
-from flatminima.ranking import kendall
 from flatminima.report.theme import MARKERS, PALETTE
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources
-from flatminima.studies.verdict import Verdict, compare, trend
+from flatminima.studies.verdict import Verdict, trend
 from flatminima.training import TrainConfig, evaluate
 
 if TYPE_CHECKING:
@@ -104,25 +103,13 @@ def metrics(model: nn.Module, x: Tensor, y: Tensor, config: Config) -> Result:
     }
 
 
-def claims(results: Sequence[Result], x: str, sentence: str, sign: int) -> list[Verdict]:
-    """Does x move the test error as the paper says, do the metrics follow it, and the log-determinant best?"""
+def beside(results: Sequence[Result], said: str = "") -> list[Verdict]:
+    """Our own comparisons: what else the log-determinant goes with."""
     own = [r for r in results if r["reached"]]
-    verdicts = [_trend(own, x, "test_error", sentence, sign=sign)]
-    for name, title in METRICS.items():
-        control = name != "logdet"
-        verdicts.append(_trend(own, "test_error", name, f"{title} grows with the test error", control=control))
-    for name in list(METRICS)[1:]:
-        ours, theirs = (_taus(own, key) for key in ("logdet", name))
-        seeds = [s for s in ours if s in theirs]
-        claim = f"tau with the test error is larger for the log-determinant than for {METRICS[name]}"
-        verdicts.append(compare(claim, [ours[s] for s in seeds], [theirs[s] for s in seeds], sign=1))
-    verdicts += [
-        _trend(
-            own, "test_error", RESCALED, "log-determinant with rescaled logits grows with the test error", control=True
-        ),
-        _trend(own, "train_loss", "logdet", "log-determinant grows with the training loss itself (J-e)", control=True),
+    return [
+        _trend(own, "test_error", RESCALED, f"log-determinant with rescaled logits grows with the test error{said}"),
+        _trend(own, "train_loss", "logdet", f"log-determinant grows with the training loss itself (J-e){said}"),
     ]
-    return verdicts
 
 
 def figure(results: Sequence[Result], x: str, title: str) -> Figure:
@@ -158,18 +145,7 @@ def _order(value: Any) -> float:
     return float(SCHEMES.index(value) if value in SCHEMES else value)
 
 
-def _trend(results: Sequence[Result], x: str, y: str, claim: str, *, sign: int = 1, control: bool = False) -> Verdict:
+def _trend(results: Sequence[Result], x: str, y: str, claim: str) -> Verdict:
     own = [r for r in results if r[y] is not None]
     values = [_order(r[x]) for r in own]
-    return trend(claim, values, [r[y] for r in own], seeds=[r["seed"] for r in own], sign=sign, control=control)
-
-
-def _taus(results: Sequence[Result], name: str) -> dict[int, float]:
-    """Kendall's tau of a metric with the test error, by seed."""
-    found = {}
-    for seed in sorted({r["seed"] for r in results}):
-        own = [r for r in results if r["seed"] == seed and r[name] is not None]
-        tau = kendall([r[name] for r in own], [r["test_error"] for r in own]).tau if own else None
-        if tau is not None:
-            found[seed] = tau
-    return found
+    return trend(claim, values, [r[y] for r in own], seeds=[r["seed"] for r in own], control=True)

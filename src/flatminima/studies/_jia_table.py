@@ -17,16 +17,6 @@ from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources
 from flatminima.training import TrainConfig, base_optimizer, evaluate, method
 
-PAPER = {  # test error in %, without and with the regularizer
-    ("cifar10", "CNN"): (8.52, 7.46),
-    ("cifar10", "ResNet"): (8.50, 7.91),
-    ("cifar10", "WRN"): (5.44, 4.80),
-    ("cifar10", "DenseNet"): (4.61, 4.31),
-    ("cifar100", "CNN"): (31.12, 29.19),
-    ("cifar100", "WRN"): (25.52, 23.65),
-    ("cifar100", "DenseNet"): (22.54, 22.19),
-}
-PAPER_METRIC = {"ResNet": (-979, -1138), "WRN": (-738, -805), "DenseNet": (-850, -886)}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 _LOGIT_NORM = 25.0  # of the authors' code
 _TINY = {"name": "small_cnn", "channels": 1, "image_size": 8, "width": 4}

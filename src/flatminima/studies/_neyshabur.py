@@ -85,23 +85,20 @@ def _height(curve: Sequence[tuple[float, float]], kl: float) -> float | None:
     return None
 
 
-def rising(
-    results: Sequence[Result], x: str, name: str, claim: str, *, sign: int = 1, control: bool = False
-) -> Verdict:
-    """`trend` of a quantity along x over the runs where it is defined."""
+def rising(results: Sequence[Result], x: str, name: str, claim: str, *, sign: int = 1) -> Verdict:
+    """`trend` of a quantity along x over the runs where it is defined: a comparison beside the paper's."""
     own = [r for r in results if r[name] is not None]
-    return trend(
-        claim, [r[x] for r in own], [r[name] for r in own], seeds=[r["seed"] for r in own], sign=sign, control=control
-    )
+    seeds = [r["seed"] for r in own]
+    return trend(claim, [r[x] for r in own], [r[name] for r in own], seeds=seeds, sign=sign, control=True)
 
 
 def larger(above: Sequence[Result], below: Sequence[Result], name: str, keys: Sequence[str], claim: str) -> Verdict:
-    """`compare` of a quantity between runs that agree in `keys`."""
+    """`compare` of a quantity between runs that agree in `keys`: a comparison beside the paper's."""
     partner = {tuple(r[k] for k in keys): r[name] for r in below if r[name] is not None}
     pairs = [
         (r[name], partner[at]) for r in above if r[name] is not None and (at := tuple(r[k] for k in keys)) in partner
     ]
-    return compare(claim, [a for a, _ in pairs], [b for _, b in pairs], sign=1)
+    return compare(claim, [a for a, _ in pairs], [b for _, b in pairs], sign=1, control=True)
 
 
 def draw(

@@ -9,6 +9,7 @@ only Lemma 3's own form, which has eta = n in it, sees the Hessian (`curvature` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -86,35 +87,23 @@ class Variation:
         ]
 
     def claims(self, results: Sequence[Result]) -> list[Verdict]:
-        """The papers' sentences at equal epochs, then at equal loss, then with the unbiased diagonal."""
+        """Beside the papers' sentences: the same at equal loss, and with other forms of the metric."""
         way = "grows with" if self.sign > 0 else "grows as it shrinks, with"
         verdicts = []
         for equal_loss, said in ((False, "equal epochs"), (True, "equal loss")):
             own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
-            x, seeds, gaps = ([r[k] for r in own] for k in (self.vary, "seed", "gap"))
-            verdicts.append(
-                trend(
-                    f"the gap of the loss {way} the {_NAMES[self.vary]}, at {said}",
-                    x,
-                    gaps,
-                    seeds=seeds,
-                    sign=self.sign,
-                    control=equal_loss,
-                )
-            )
+            x, seeds = [math.log2(r[self.vary]) for r in own], [r["seed"] for r in own]
+            gaps = {"loss": [r["gap"] for r in own], "error": [r["error_gap"] for r in own]}
+            if equal_loss:
+                for of, values in gaps.items():
+                    claim = f"the gap of the {of} {way} the {_NAMES[self.vary]}, at {said}"
+                    verdicts.append(trend(claim, x, values, seeds=seeds, sign=self.sign, control=True))
             for key, diagonal in _FORMS.items():
-                psi, control = [r[key] for r in own], equal_loss or key != _PAPERS
-                verdicts += [
-                    trend(
-                        f"pacGen ({diagonal}) {way} the {_NAMES[self.vary]}, at {said}",
-                        x,
-                        psi,
-                        seeds=seeds,
-                        sign=self.sign,
-                        control=control,
-                    ),
-                    trend(f"pacGen ({diagonal}) goes with the gap, at {said}", psi, gaps, seeds=seeds, control=control),
-                ]
+                psi, claim = [r[key] for r in own], f"pacGen ({diagonal}) {way} the {_NAMES[self.vary]}, at {said}"
+                follows = f"pacGen ({diagonal}) goes with the gap, at {said}"
+                if equal_loss or key != _PAPERS:
+                    verdicts.append(trend(claim, x, psi, seeds=seeds, sign=self.sign, control=True))
+                    verdicts.append(trend(follows, psi, gaps["loss"], seeds=seeds, control=True))
         return verdicts
 
     def figure(self, results: Sequence[Result]) -> Figure:

@@ -18,8 +18,11 @@ from scipy.stats import beta, f, nct, t
 from flatminima.errors import Undefined, UsageError
 
 Array = NDArray[np.float64]
+Levels = NDArray[np.int64]
 LEVEL = 0.05
-_POOLING = 0.25  # of the F test that pools blocks: at 0.05 intervals of effects that vary cover 85 % only (Bancroft 1964)
+_POOLING = (
+    0.25  # of the F test that pools blocks: at 0.05 intervals of effects that vary cover 85 % only (Bancroft 1964)
+)
 _SPREADLESS = 1e-9  # residual deviation, relative to the values, below which it is rounding
 _FEW_BLOCKS = 3  # from which effects of blocks are compared
 
@@ -199,7 +202,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _grouped(x: Sequence[float], y: Sequence[float], blocks: Sequence[Hashable]) -> tuple[Array, Array, Array]:
+def _grouped(x: Sequence[float], y: Sequence[float], blocks: Sequence[Hashable]) -> tuple[Array, Array, Levels]:
     """Arrays, and each run's block as a number; blocks of one run say nothing of a slope and are left out."""
     if not len(x) == len(y) == len(blocks):
         raise UsageError(f"got {len(x)} x, {len(y)} y, {len(blocks)} blocks; give one of each a run")
@@ -213,12 +216,12 @@ def _grouped(x: Sequence[float], y: Sequence[float], blocks: Sequence[Hashable])
     return xs[kept], ys[kept], _levels([b for b, keep in zip(blocks, kept, strict=True) if keep])
 
 
-def _levels(names: Sequence[Hashable]) -> NDArray[np.int64]:
+def _levels(names: Sequence[Hashable]) -> Levels:
     places = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([places[name] for name in names], np.int64)
 
 
-def _solve(columns: dict[str, Array], y: Array, groups: Array) -> tuple[Array, Array, Array]:
+def _solve(columns: dict[str, Array], y: Array, groups: Levels) -> tuple[Array, Array, Array]:
     """Least squares with a level a group: coefficients, residuals, and the inverse of the normal matrix."""
 
     def centred(values: Array) -> Array:
@@ -229,12 +232,12 @@ def _solve(columns: dict[str, Array], y: Array, groups: Array) -> tuple[Array, A
     normal = design.T @ design
     if np.linalg.matrix_rank(normal) < len(columns):
         raise Undefined("x does not vary within a block")
-    inverse = np.linalg.inv(normal)
+    inverse = np.asarray(np.linalg.inv(normal), np.float64)
     coefficients = inverse @ design.T @ centred(y)
     return coefficients, centred(y) - design @ coefficients, inverse
 
 
-def _effect(columns: dict[str, Array], name: str, y: Array, groups: Array) -> Effect:
+def _effect(columns: dict[str, Array], name: str, y: Array, groups: Levels) -> Effect:
     """The coefficient of one column; over the blocks' own where those differ."""
     place, count = list(columns).index(name), int(groups.max()) + 1
     coefficients, residual, inverse = _solve(columns, y, groups)

@@ -6,7 +6,6 @@ At equal epochs a large batch takes fewer steps and may be under-trained, so eve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -55,9 +54,7 @@ def run(config: Config, sources: Sources) -> Result:
 
 def _claims(results: Sequence[Result]) -> list[Verdict]:
     faithful, controls = ([r for r in results if r["equal_loss"] is is_control] for is_control in (False, True))
-    verdicts = _jia.claims(faithful, "batch_size", "the test error grows with the batch size, at equal epochs", 1)
-    beside = _jia.claims(controls, "batch_size", "the test error grows with the batch size", 1)
-    return verdicts + [replace(v, claim=f"{v.claim}, at equal loss", control=True) for v in beside]
+    return _jia.beside(faithful, ", at equal epochs") + _jia.beside(controls, ", at equal loss")
 
 
 def _figure(results: Sequence[Result]) -> Figure:

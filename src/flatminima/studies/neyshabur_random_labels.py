@@ -21,12 +21,11 @@ from flatminima.studies._neyshabur import (
     fit,
     larger,
     look,
-    rising,
 )
 from flatminima.studies.images import images
 from flatminima.studies.plot import panels
 from flatminima.studies.study import Config, Result, Sources, Study
-from flatminima.studies.verdict import Verdict, share
+from flatminima.studies.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,43 +77,14 @@ def run(config: Config, sources: Sources) -> Result:
 
 
 def _claims(results: Sequence[Result]) -> list[Verdict]:
-    fitted = [r for r in results if r["fitted"]]
-    true, random = ([r for r in fitted if r["random"] is is_random] for is_random in (False, True))
-    verdicts = [share("random labels are fitted without an error", [r["fitted"] for r in results if r["random"]])]
-    at = ("seed", "size")
-    for name, title in NORMS.items():
-        verdicts += [
-            larger(random, true, name, at, f"{title} over the margin is larger with random labels, at equal size"),
-            rising(random, "size", name, f"{title} over the margin grows with the number of random labels"),
-            rising(
-                _excess(random, true, name), "size", name, f"{title}: what random labels add grows with their number"
-            ),
-        ]
-    small = min((r["size"] for r in fitted), default=0)
-    large = max((r["size"] for r in fitted), default=0)
-    for size, where in ((small, "smallest"), (large, "largest")):
-        parts = [[r for r in group if r["size"] == size] for group in (random, true)]
-        verdicts.append(
-            larger(parts[0], parts[1], "sharpness", at, f"sharpness is larger with random labels, {where} set")
-        )
-    both = at_equal_kl(fitted)
+    both = at_equal_kl([r for r in results if r["fitted"]])
     random, true = ([r for r in both if r["random"] is is_random] for is_random in (True, False))
-    verdicts += [
+    at = ("seed", "size")
+    return [
         larger(random, true, EQUAL_KL, at, "expected sharpness at equal KL is larger with random labels"),
         larger(
-            random, true, "expected_sharpness", at, "expected sharpness at equal alpha is larger with random labels"
+            random, true, "expected_sharpness", at, "expected sharpness at equal noise is larger with random labels"
         ),
-    ]
-    return verdicts
-
-
-def _excess(random: Sequence[Result], true: Sequence[Result], name: str) -> list[Result]:
-    """By seed and size, a quantity of the network with random labels minus that of its partner."""
-    partner = {(r["seed"], r["size"]): r[name] for r in true if r[name] is not None}
-    return [
-        {"seed": r["seed"], "size": r["size"], name: r[name] - partner[r["seed"], r["size"]]}
-        for r in random
-        if r[name] is not None and (r["seed"], r["size"]) in partner
     ]
 
 

@@ -6,6 +6,7 @@ does would fall with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
@@ -66,23 +67,15 @@ def run(config: Config, sources: Sources) -> Result:
 
 
 def _claims(results: Sequence[Result]) -> list[Verdict]:
-    fitted = [r for r in results if r["fitted"]]
-    verdicts = [
-        rising(results, "width", "test_error", "test error falls with the width", sign=-1),
-        rising(
-            fitted,
-            "width",
-            "test_error",
-            "test error falls with the width among networks without a training error",
-            sign=-1,
-            control=True,
+    fitted = [r | {"doublings": math.log2(r["width"])} for r in results if r["fitted"]]
+    claim = "expected sharpness at equal KL falls with each doubling of the width"
+    return [
+        *(
+            rising(fitted, "doublings", name, f"{title} falls with each doubling of the width", sign=-1)
+            for name, title in SHARPNESS.items()
         ),
+        rising(at_equal_kl(fitted), "doublings", EQUAL_KL, claim, sign=-1),
     ]
-    for name, title in (NORMS | SHARPNESS).items():
-        claim = f"{title}{' over the margin' if name in NORMS else ''} falls with the width, as the error does"
-        verdicts.append(rising(fitted, "width", name, claim, sign=-1, control=True))
-    claim = "expected sharpness at equal KL falls with the width"
-    return [*verdicts, rising(at_equal_kl(fitted), "width", EQUAL_KL, claim, sign=-1)]
 
 
 def _figure(results: Sequence[Result]) -> Figure:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from flatminima import progress
 from flatminima.errors import UsageError
 from flatminima.io import versions, write_whole
 from flatminima.report.theme import style
+from flatminima.studies.claims import of_study
 from flatminima.studies.engines import Work, execute
+from flatminima.studies.found import RESULTS, set_aside
 from flatminima.studies.images import find
 from flatminima.studies.resumable import share
 from flatminima.studies.shelf import Shelf, read, succeeded, under_way
-from flatminima.studies.study import Result, Study
+from flatminima.studies.study import SCALES, Result, Study
 
-SCHEMA = 1
+SCHEMA = 2
 _PIXELS = 90  # an inch of figure.png
 
 
@@ -48,7 +51,8 @@ def reproduce(
 
     Returns:
         schema, id, paper, title, scale, replication, reduction, runs (config, result or error, seconds), missing,
-        claims, seconds, versions. A failed run is recorded, is tried again by the next call, and ends nothing.
+        claims, seconds, versions. A failed run is recorded, is tried again by the next call, and ends nothing. The
+        claims are the papers' that this study's runs try, then the study's own; see `judged`.
 
     Raises:
         UsageError: jobs or a shard out of range, or a folder that cannot be written. UnknownName: no such scale or
@@ -60,7 +64,8 @@ def reproduce(
     shelf = Shelf(Path(output), study)
     folder = Path(output) / study.id
     shelf.open()
-    shelf.adopt(folder / "results.json", configs)
+    for place in (folder, *(folder / name for name in SCALES)):
+        shelf.adopt(place / RESULTS, configs)
     files = [shelf.file(config) for config in configs]
     todo = [
         Work(config, sources, file, device)
@@ -70,7 +75,7 @@ def reproduce(
     _run(study, shelf, todo, jobs, engine, address)
     runs = [run for file in files if (run := read(file)) is not None]
     results = [run["result"] for run in runs if succeeded(run)]
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "id": study.id,
         "paper": study.paper,
@@ -80,14 +85,27 @@ def reproduce(
         "reduction": study.reduction[scale],
         "runs": runs,
         "missing": len(configs) - len(results),
-        "claims": [v.to_dict() for v in study.claims(results)],
+        "claims": [],
         "seconds": sum(run["seconds"] for run in runs),
         "versions": versions(),
     }
-    write_whole(folder / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    document["claims"] = judged(study, document)
+    set_aside(folder, scale)
+    write_whole(folder / RESULTS, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if results:
         _draw(study, results, folder)
     return document
+
+
+def judged(study: Study, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The claims of a results.json anew, from its runs: the papers' by the registry, then the study's own.
+
+    At smoke scale a study of the papers has no verdict: it only shows that the machinery works.
+    """
+    of_papers = of_study(document)
+    results = [run["result"] for run in document["runs"] if succeeded(run)]
+    own = [] if of_papers and document["scale"] == "smoke" else study.claims(results)
+    return [verdict.to_dict() for verdict in (*of_papers, *own)]
 
 
 def plan(
@@ -102,17 +120,18 @@ def plan(
     """What `reproduce` would do; reads the folder, writes nothing.
 
     Returns:
-        id, scale, reduction, runs, done, to_do, seconds_left: the mean of the runs that are done, on so many processes;
-        0 if none is left, None if none is done.
+        id, scale, reduction, runs, done, to_do, seconds_left: by the median of the runs that are done, as one may have
+        slept with the machine, on so many processes; 0 if none is left, None if none is done.
     """
     configs = study.list_runs(scale, seed)[_part(jobs, shard)]
     folder = Path(output)
     shelf = Shelf(folder, study)
-    known = shelf.committed(folder / study.id / "results.json")
-    found = [read(shelf.file(config)) or known(config) for config in configs]
+    places = [folder / study.id, *(folder / study.id / name for name in SCALES)]
+    known = [shelf.committed(place / RESULTS) for place in places]
+    found = [read(shelf.file(c)) or next((run for of in known if (run := of(c))), None) for c in configs]
     seconds = [run["seconds"] for run in found if run is not None and succeeded(run)]
     left = len(configs) - len(seconds)
-    each = sum(seconds) / len(seconds) if seconds else None
+    each = median(seconds) if seconds else None
     return {
         "id": study.id,
         "scale": scale,

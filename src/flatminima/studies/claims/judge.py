@@ -9,13 +9,13 @@ of data never confirms it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from flatminima.errors import Undefined
 from flatminima.studies import inference
 from flatminima.studies.claims.quantities import Row, fits, value
-from flatminima.studies.claims.registry import ALONG, BOUNDED, SHAPES, Claim, Trial
+from flatminima.studies.claims.registry import ALONG, BOUNDED, Claim, Trial
 from flatminima.studies.inference import LEVEL, Effect
 from flatminima.studies.verdict import (
     CONTRADICTED,
@@ -26,7 +26,9 @@ from flatminima.studies.verdict import (
     Verdict,
 )
 
+_ENOUGH = 0.8  # power
 _MOST = 0.9  # of the runs that must meet a premise
+_DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
 _LESS = ("falls", "smaller", "not_rises", "not_larger")
 _NULLS = ("not_rises", "not_falls", "not_larger", "flat", "similar")
 _TWO_SIDED_NULLS = ("flat", "similar")
@@ -42,9 +44,7 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
         The verdict over all trials of which there are runs, the statistic of the weakest; None where no trial has any.
     """
     found = [
-        judged
-        for trial in claim.trials
-        if (judged := try_one(claim, trial, runs.get(trial.study, ()))) is not None
+        judged for trial in claim.trials if (judged := try_one(claim, trial, runs.get(trial.study, ()))) is not None
     ]
     if not found:
         return None
@@ -63,17 +63,21 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
     return replace(worst, note=_together(worst, found))
 
 
-def correct(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The verdicts of one paper at one scale after Holm's correction: what it does not keep is not informative."""
-    tested = [i for i, v in enumerate(verdicts) if v.p is not None and v.verdict in (REPRODUCED, CONTRADICTED, SMALLER)]
-    family = [i for i, v in enumerate(verdicts) if v.p is not None and v.verdict != UNMET]
-    adjusted = dict(zip(family, inference.holm([verdicts[i].p or 0.0 for i in family]), strict=True))
-    found = list(verdicts)
-    for i in tested:
-        if adjusted[i] >= LEVEL:
-            said = f"p {verdicts[i].p:.2g}, after Holm's correction over {len(family)} claims {adjusted[i]:.2g}"
-            note = "; ".join(part for part in (f"{verdicts[i].verdict} alone: {said}", verdicts[i].note) if part)
-            found[i] = replace(verdicts[i], verdict=UNINFORMATIVE, note=note)
+def correct(verdicts: Sequence[Verdict], tests: Sequence[Hashable]) -> list[Verdict]:
+    """The verdicts of one paper at one scale after Holm's correction: what it does not keep is not informative.
+
+    Args:
+        verdicts: of a family of claims. tests: what each was tried by; sentences that one test decides count once.
+    """
+    p_values = {test: v.p for v, test in zip(verdicts, tests, strict=True) if v.p is not None and v.verdict != UNMET}
+    adjusted = dict(zip(p_values, inference.holm(list(p_values.values())), strict=True))
+    found = []
+    for verdict, test in zip(verdicts, tests, strict=True):
+        if verdict.p is not None and verdict.verdict in _DECIDED and adjusted[test] >= LEVEL:
+            after = f"{adjusted[test]:.2g} after Holm over {len(adjusted)} tests"
+            said = f"{verdict.verdict} at p {verdict.p:.2g} alone, {after}"
+            verdict = replace(verdict, verdict=UNINFORMATIVE, note="; ".join(n for n in (said, verdict.note) if n))
+        found.append(verdict)
     return found
 
 
@@ -93,7 +97,7 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
         id=claim.id,
         where=claim.where,
         premise="; ".join(claim.premise),
-        measured=f"{trial.said or trial.y} {trial.shape}".strip(),
+        measured=measured(trial),
         effect=trial.effect if trial.effect is not None else trial.margin,
     )
     if unmet:
@@ -128,7 +132,7 @@ def _premises(premises: Sequence[str], rows: Sequence[Row]) -> tuple[list[Row], 
 
 
 def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:
-    if trial.shape in ALONG:
+    if trial.shape in ALONG and not trial.first:
         x, y = ([_number(name, r) for r in rows] for name in (trial.x or "", trial.y))
         return inference.slope(x, y, [_block(r) for r in rows])
     groups = [[r for r in rows if fits(r, group)] for group in (trial.first, trial.second)]
@@ -136,9 +140,13 @@ def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:
     pairs = [(r, partner[at]) for r in groups[0] if (at := tuple(r[k] for k in trial.pair)) in partner]
     if not pairs:
         raise Undefined("no pairs")
+    if trial.shape in ALONG:  # of what one group has beyond the other
+        x = [_number(trial.x or "", a) for a, _ in pairs]
+        y = [_number(trial.y, a) - _number(trial.y, b) for a, b in pairs]
+        return inference.slope(x, y, [_block(a) for a, _ in pairs])
     strata = [tuple(a[k] for k in trial.pair if k != "seed") for a, _ in pairs]
-    values = [[_number(trial.y, r[i]) for r in pairs] for i in (0, 1)]
-    return inference.difference(*values, [a["seed"] for a, _ in pairs], strata)
+    values, baseline = ([_number(trial.y, pair[i]) for pair in pairs] for i in (0, 1))
+    return inference.difference(values, baseline, [a["seed"] for a, _ in pairs], strata)
 
 
 def _number(name: str, row: Row) -> float:
@@ -195,8 +203,10 @@ def _open(told: Verdict, found: Effect, counts: float | None, rows: Sequence[Row
     if counts is None:
         return told
     spent = sum(r["seconds"] for r in rows) / 3600
-    more = max(0.0, (found.detectable() / counts) ** 2 - 1)
-    return replace(told, power=found.power(counts), hours=more * spent)
+    power = found.power(counts)
+    wanted = counts if power < _ENOUGH else counts / 2  # seen, and still between nothing and what counts
+    more = max(0.0, (found.detectable() / wanted) ** 2 - 1)
+    return replace(told, power=power, hours=more * spent)
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
@@ -232,9 +242,8 @@ def _vertex(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
 
 
 def _over(found: Effect) -> str:
-    return f"{found.runs} {'values' if found.runs != 1 else 'value'}, {found.blocks} seeds" + (
-        ", whose effects differ" if found.varies else ""
-    )
+    said = f"{found.runs} values, {found.blocks} seed{'s' if found.blocks > 1 else ''}"
+    return said + (", whose effects differ" if found.varies else "")
 
 
 def _together(worst: Verdict, found: Sequence[Verdict]) -> str:
@@ -242,9 +251,14 @@ def _together(worst: Verdict, found: Sequence[Verdict]) -> str:
         return worst.note
     tally = {v.verdict: sum(other.verdict == v.verdict for other in found) for v in found}
     counts = ", ".join(f"{n} {name}" for name, n in tally.items())
-    return f"{worst.note}; of {len(found)} trials {counts}; shown: {worst.measured}"
+    return f"{worst.note}; of {len(found)} trials {counts}"
 
 
-def describe(trial: Trial) -> str:
-    """A trial in words."""
-    return SHAPES[trial.shape].replace("y ", f"{trial.said or trial.y} ", 1)
+def measured(trial: Trial) -> str:
+    """What the statistic of a trial is, in words."""
+    said = trial.said or trial.y
+    if trial.shape == "v":
+        return f"{said}: slope beyond the vertex, along {trial.x}"
+    if trial.shape in ALONG:
+        return f"{said}: slope along {trial.x}"
+    return f"{said}: {'worst run' if trial.shape in BOUNDED else 'difference'}"

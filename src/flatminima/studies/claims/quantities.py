@@ -11,11 +11,18 @@ from itertools import pairwise
 from typing import Any
 
 from flatminima.errors import UsageError
+from flatminima.ranking import kendall
 
 Row = dict[str, Any]
 FIXED_SHARPNESS = 0.05  # at which N17 reads its bi-criteria plots
 _NOISE = 2.0  # standard errors that a Monte-Carlo mean must exceed to have a logarithm
 _SCHEMES = ("none", "flip", "1-crop-f", "4-crop-f")
+_JOINS: Mapping[str, Callable[[float, float], float]] = {
+    " + ": lambda a, b: a + b,
+    " - ": lambda a, b: a - b,
+    " / ": lambda a, b: a / b,
+}
+_METRICS = ("logdet", "spectral", "frobenius", "robustness")
 _FUNCTIONS: Mapping[str, Callable[[float], float]] = {"ln": math.log, "log2": math.log2, "abs": abs}
 
 
@@ -25,20 +32,21 @@ def rows(document: Mapping[str, Any]) -> list[Row]:
     for run in document["runs"]:
         if "result" not in run:
             continue
-        row = {**run["config"], **run["result"], "seconds": run["seconds"], "target_loss": run["config"].get("target_loss")}
+        row = {**run["config"], **run["result"], "seconds": run["seconds"]}
         if row.get("found") and "sharp" in row:
-            found += [{**row, **row[place], "place": place} for place in ("sharp", "flat")]
+            half = {"seconds": row["seconds"] / 2}  # both are of one run
+            found += [{**row, **row[place], **half, "place": place} for place in ("sharp", "flat")]
         elif row.get("found", True):
             found.append(row)
     for row in found:
         row.update(_derived(row))
     _relative(found)
     _chosen(found)
-    return found
+    return found + _taus(found) + _noises(found)
 
 
 def value(expression: str, row: Row) -> float | None:
-    """A quantity of a row: a column or a number; "ln", "log2" or "abs" of one; "a - b" and "a / b".
+    """A quantity of a row: a column or a number; "ln", "log2" or "abs" of one; "a + b", "a - b" and "a / b".
 
     Returns:
         None where a column is absent, None, no number, or a logarithm is of nothing positive.
@@ -47,7 +55,7 @@ def value(expression: str, row: Row) -> float | None:
         >>> value("ln l2 - ln l1", {"l2": 4.0, "l1": 2.0}) == math.log(2)
         True
     """
-    for sign, join in ((" - ", lambda a, b: a - b), (" / ", lambda a, b: a / b)):
+    for sign, join in _JOINS.items():
         if sign in expression:
             first, second = (value(part, row) for part in expression.rsplit(sign, 1))
             return None if first is None or second is None or (sign == " / " and second == 0) else join(first, second)
@@ -128,7 +136,7 @@ def _relative(found: list[Row]) -> None:
 
 
 def _chosen(found: list[Row]) -> None:
-    """Marks the strength of a regularizer that errs least on held-out images, of each data set and network or method."""
+    """Mark the strength of a regularizer that errs least on held-out images, by data set and network or method."""
     groups: dict[tuple[Any, ...], dict[float, list[Row]]] = {}
     for row in found:
         strength = row.get("beta") or row.get("setting")
@@ -140,3 +148,29 @@ def _chosen(found: list[Row]) -> None:
         for own in by_strength.values():
             for row in own:
                 row["chosen"] = own is best
+
+
+def _taus(found: list[Row]) -> list[Row]:
+    """Of each seed of J20's figures, Kendall's tau of each metric with the test error: a row each."""
+    groups: dict[tuple[Any, Any], list[Row]] = {}
+    for row in found:
+        if "robustness" in row and "logdet" in row:
+            groups.setdefault((row["seed"], row.get("equal_loss")), []).append(row)
+    rows_of_tau = []
+    for (seed, equal_loss), own in groups.items():
+        for metric in _METRICS:
+            pairs = [(r[metric], r["test_error"]) for r in own if r[metric] is not None]
+            tau = kendall(*zip(*pairs, strict=True)).tau if len(pairs) > 1 else None
+            shared = {"seed": seed, "equal_loss": equal_loss, "metric": metric, "tau": tau}
+            seconds = sum(r["seconds"] for r in own) / len(_METRICS)
+            rows_of_tau.append({**shared, "train_error": max(r["train_error"] for r in own), "seconds": seconds})
+    return rows_of_tau
+
+
+def _noises(found: list[Row]) -> list[Row]:
+    """Of each minimum of the toy, its mean loss at each level of noise: a row each, levels counted from 0."""
+    return [
+        {"seed": row["seed"], "place": row["place"], "noise": level, "noisy_loss": loss, "seconds": 0.0}
+        for row in found
+        for level, loss in enumerate(row.get("noisy_losses", ()))
+    ]

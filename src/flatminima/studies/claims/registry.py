@@ -161,10 +161,10 @@ def papers() -> Mapping[str, Paper]:
     found = {key: _read(key, name) for key, name in PAPERS.items()}
     seen: set[str] = set()
     for paper in found.values():
-        for entry in (*paper.claims, *paper.settings):
-            if entry.id in seen:
-                raise UsageError(f"two entries of the registry are called {entry.id}; rename one")
-            seen.add(entry.id)
+        for name in (*(c.id for c in paper.claims), *(s.id for s in paper.settings)):
+            if name in seen:
+                raise UsageError(f"two entries of the registry are called {name}; rename one")
+            seen.add(name)
     return MappingProxyType(found)
 
 

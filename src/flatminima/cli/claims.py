@@ -1,0 +1,62 @@
+"""`flatminima reproduce --claims`: the papers' sentences, what tries each, and what the results of a folder say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from flatminima.cli.terminal import out
+from flatminima.errors import UnknownName
+
+if TYPE_CHECKING:
+    from flatminima.studies.claims import Finding
+
+
+def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool, markdown: bool) -> None:
+    """Print the claims of a paper or of a study, of all by default: a table, JSON, or the report in Markdown.
+
+    Raises:
+        UnknownName: no such paper.
+    """
+    from flatminima.studies import STUDIES
+    from flatminima.studies.claims import PAPERS, evaluate
+    from flatminima.studies.found import documents
+
+    if paper is not None and paper not in PAPERS:
+        raise UnknownName("paper", paper, PAPERS)
+    results = [d for d in documents(output) if d["id"] in STUDIES]
+    findings = evaluate(results, paper=paper, study=study)
+    if as_json:
+        typer.echo(json.dumps([f.to_dict() for f in findings], allow_nan=False))
+    elif markdown:
+        from flatminima.report.claims import report
+        from flatminima.studies.claims import papers
+
+        titles = {key: found.title for key, found in papers().items()}
+        typer.echo(report([f.to_dict() for f in findings], results, titles), nl=False)
+    else:
+        _table(findings)
+
+
+def _table(findings: list[Finding]) -> None:
+    from rich.table import Table
+
+    from flatminima.report.studies import here, summary
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
+    for name, width in (("claim", 24), ("verdict", 12), ("sentence and what is here", 40)):
+        table.add_column(name, overflow="fold", max_width=width)
+    for f in findings:
+        said = f'"{f.claim.quote}"'
+        if f.verdict is not None:
+            said += f"\n{f.scale}: {f.verdict.note if f.scale == 'calculation' else here(f.verdict.to_dict())}"
+        elif f.claim.needs:
+            said += f"\nneeds {f.claim.needs}"
+        table.add_row(f"{f.claim.id}\n{f.claim.paper}, {f.claim.where}", f.word, said)
+    console = out()
+    console.print(table, markup=False)
+    for line in summary([f.to_dict() for f in findings]):
+        console.print(line, markup=False)

@@ -1,0 +1,116 @@
+"""What came of the papers' sentences, as Markdown: docs/results.md is what this writes, number by number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flatminima.report.studies import duration, here, open_question, summary
+
+_COMMAND = "flatminima reproduce --claims --markdown --output results/studies > docs/results.md"
+_HEAD = """# The papers' claims, tried again
+
+Every sentence of the papers that claims something, quoted, with what the runs of [the studies](studies.md) say of it.
+This page is written by a command from the committed results, and so is every number in it:
+
+```sh
+{command}
+flatminima reproduce --all --show --output results/studies          # the page with the figures
+flatminima reproduce --claims --paper N17 --output results/studies  # one paper, in the terminal
+```
+
+{summary}
+
+*Reproduced*: the interval lies on the claimed side, and the paper's effect is not excluded. *Contradicted*: it lies on
+the other side. *Smaller than claimed*: the paper's effect, or the smallest that would count, is excluded. *Premise not
+met*: the sentence is about networks that ours are not, such as fitted ones. *Not informative*: none of these; the power
+that the runs had, and the core-hours that would decide it, stand beside it. That two things are alike, or that
+something does not predict, is a test of equivalence within a margin: a lack of data never confirms it. Runs are at the
+*cpu* scale, two cores and minutes a study, or at the *paper* scale; of both, the larger that decides is shown. How each
+scale deviates from the papers is [below](#the-runs).
+"""
+_TABLE = "| sentence | premise | the paper | here | verdict |\n|---|---|---|---|---|\n"
+
+
+def report(
+    findings: Sequence[Mapping[str, Any]], documents: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
+) -> str:
+    """The page.
+
+    Args:
+        findings: as `claims.Finding.to_dict` has them. documents: the results.json that they are of.
+        titles: of the papers, by key.
+
+    Returns:
+        Markdown, ending in a newline.
+    """
+    parts = [_HEAD.format(command=_COMMAND, summary=" ".join(summary(findings))), _overview(findings, titles)]
+    for paper, title in titles.items():
+        own = [f for f in findings if f["paper"] == paper]
+        if own:
+            parts.append(_paper(own, title))
+    return "\n".join([*parts, _runs(documents)])
+
+
+def _overview(findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+    words = list(dict.fromkeys(f["verdict"] for f in findings))
+    order = sorted(words, key=lambda w: -sum(f["verdict"] == w for f in findings))
+    lines = [f"| document | {' | '.join(order)} |", "|---|" + "---|" * len(order)]
+    for paper, title in titles.items():
+        counts = [sum(f["paper"] == paper and f["verdict"] == w for f in findings) for w in order]
+        lines.append(f"| {title} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _paper(findings: Sequence[Mapping[str, Any]], title: str) -> str:
+    by_runs = [f for f in findings if f["scale"] not in (None, "calculation")]
+    calculated = [f for f in findings if f["scale"] == "calculation"]
+    missing = [f for f in findings if f["verdict"] == "not tried"]
+    stated = sum(f["verdict"] == "stated" for f in findings)
+    parts = [f"## {title}\n"]
+    if by_runs:
+        parts.append("### By runs\n\n" + _TABLE + "".join(map(_row, by_runs)))
+    if calculated:
+        rows = "".join(f"| {_quoted(f)} | {_cell(_numbers(f))} | {f['verdict']} |\n" for f in calculated)
+        parts.append("### By calculation\n\n| sentence | numbers | verdict |\n|---|---|---|\n" + rows)
+    if missing:
+        rows = "".join(f"- {_quoted(f)}: needs {f['needs'] or 'runs that no scale here has'}.\n" for f in missing)
+        parts.append("### Not tried\n\n" + rows)
+    if stated:
+        parts.append(f"{stated} more sentences are about the paper itself, and no run can decide them.\n")
+    return "\n".join(parts)
+
+
+def _row(finding: Mapping[str, Any]) -> str:
+    verdict = finding["scales"][finding["scale"]]
+    notes = [verdict["note"] if verdict["statistic"] is not None else "", open_question(verdict), finding["note"]]
+    told = "; ".join(part.rstrip(".") for part in (here(verdict), *notes) if part)
+    premise = "; ".join(finding["premise"]) or "-"
+    margin = f"{finding['effect'] or 'no number'}" + (f". What counts: {finding['why']}" if finding["why"] else "")
+    shown = f"{told} ({finding['tried']}, {finding['scale']})"
+    return f"| {_quoted(finding)} | {_cell(premise)} | {_cell(margin)} | {_cell(shown)} | {finding['verdict']} |\n"
+
+
+def _numbers(finding: Mapping[str, Any]) -> str:
+    said: str = finding["scales"]["calculation"]["note"]
+    return f"{said}. {finding['note']}" if finding["note"] else said
+
+
+def _quoted(finding: Mapping[str, Any]) -> str:
+    figure = f", {finding['figure']}" if finding["figure"] and finding["figure"] not in finding["where"] else ""
+    return _cell(f'"{finding["quote"]}" ({finding["where"]}{figure}; `{finding["id"]}`)')
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ").replace("<", "&lt;")
+
+
+def _runs(documents: Sequence[Mapping[str, Any]]) -> str:
+    """The studies, their scales and deviations."""
+    lines = ["## The runs\n", "| study | scale | runs | cost | deviations from the paper |", "|---|---|---|---|---|"]
+    for d in documents:
+        done = sum("result" in run for run in d["runs"])
+        missing = f", {d['missing']} missing" if d["missing"] else ""
+        cost = duration(d["seconds"])
+        lines.append(f"| `{d['id']}` | {d['scale']} | {done}{missing} | {cost} | {_cell(d['reduction'])} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,24 @@
+"""Calculations, seconds in all, that decide theoretical sentences of the papers, by the registry's names for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from flatminima.studies.claims.checks import jia, networks, neyshabur, wang
+from flatminima.studies.claims.checks.outcome import Outcome
+
+__all__ = ["CHECKS", "Outcome"]
+
+
+def _public(module: ModuleType) -> dict[str, Callable[[], Outcome]]:
+    return {
+        name: found
+        for name, found in vars(module).items()
+        if callable(found) and not name.startswith("_") and getattr(found, "__module__", "") == module.__name__
+    }
+
+
+CHECKS: Mapping[str, Callable[[], Outcome]] = {
+    name: found for module in (wang, networks, neyshabur, jia) for name, found in _public(module).items()
+}

@@ -1,0 +1,142 @@
+"""Every claim of the registry with what the results in a folder say of it, at each scale."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from flatminima.studies.claims.judge import correct, judge
+from flatminima.studies.claims.quantities import Row, rows
+from flatminima.studies.claims.registry import Claim, claims
+from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, UNINFORMATIVE, Verdict
+
+RUNGS = ("paper", "cpu")  # the larger first; smoke decides nothing
+CALCULATION = "calculation"
+NOT_TRIED = "not tried"
+_DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, and its verdict at each scale at which runs tried it ("calculation": no runs but numbers)."""
+
+    claim: Claim
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def scale(self) -> str | None:
+        """The largest scale that decides; else the largest that was tried."""
+        tried = [scale for scale in (CALCULATION, *RUNGS) if scale in self.verdicts]
+        decided = [scale for scale in tried if self.verdicts[scale].verdict in _DECIDED]
+        return next(iter(decided or tried), None)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return None if self.scale is None else self.verdicts[self.scale]
+
+    @property
+    def word(self) -> str:
+        """The verdict's word; "not tried", or "stated" where no run can decide it."""
+        if self.verdict is not None:
+            return self.verdict.verdict
+        return "stated" if self.claim.kind == "stated" else NOT_TRIED
+
+    def to_dict(self) -> dict[str, Any]:
+        c = self.claim
+        entry = {k: getattr(c, k) for k in ("id", "paper", "where", "quote", "kind", "figure", "effect", "why", "note")}
+        more = {
+            "premise": list(c.premise),
+            "tried": c.tried,
+            "needs": c.needs,
+            "verdict": self.word,
+            "scale": self.scale,
+        }
+        return entry | more | {"scales": {scale: v.to_dict() for scale, v in self.verdicts.items()}}
+
+
+def evaluate(
+    documents: Sequence[Mapping[str, Any]], *, paper: str | None = None, study: str | None = None
+) -> list[Finding]:
+    """Every claim with its verdicts, Holm's correction over the claims of a paper at a scale.
+
+    Args:
+        documents: of results.json. paper: only its claims. study: only the claims that it tries.
+
+    Returns:
+        In the order of the registry, those nothing tries too.
+    """
+    runs: dict[str, dict[str, list[Row]]] = {}
+    for document in documents:
+        runs.setdefault(document["scale"], {})[document["id"]] = rows(document)
+    found: dict[str, dict[str, Verdict]] = {}
+    for scale in RUNGS:
+        for key in dict.fromkeys(claim.paper for claim in claims()):
+            for name, verdict in _judged(claims(key), runs.get(scale, {})).items():
+                found.setdefault(name, {})[scale] = verdict
+    return [
+        Finding(claim, MappingProxyType(found.get(claim.id, {}) | _calculated(claim))) for claim in claims(paper, study)
+    ]
+
+
+def of_study(document: Mapping[str, Any]) -> list[Verdict]:
+    """The papers' claims that a study's own runs try, as far as they alone decide; none at smoke scale, nor of a
+    study that the registry does not know."""
+    own: list[Verdict] = []
+    name, scale = document["id"], document["scale"]
+    for key in dict.fromkeys(claim.paper for claim in claims(study=name)):
+        about = [_only(claim, name) for claim in claims(key, name)]
+        if scale in RUNGS:
+            own += _judged(about, {name: rows(document)}).values()
+        else:
+            note = f"{scale} scale shows that the study runs, and decides nothing"
+            own += [Verdict(c.quote, "", paper=c.effect or None, note=note, id=c.id, where=c.where) for c in about]
+    return own
+
+
+def count(findings: Sequence[Finding]) -> dict[str, int]:
+    """How many findings have each word."""
+    return dict(Counter(finding.word for finding in findings))
+
+
+def _only(claim: Claim, study: str) -> Claim:
+    return replace(claim, trials=tuple(trial for trial in claim.trials if trial.study == study))
+
+
+def _judged(about: Sequence[Claim], runs: Mapping[str, Sequence[Row]]) -> dict[str, Verdict]:
+    tried = [(claim, verdict) for claim in about if claim.trials and (verdict := judge(claim, runs)) is not None]
+    corrected = correct([verdict for _, verdict in tried], [_test(claim) for claim, _ in tried])
+    return {claim.id: verdict for (claim, _), verdict in zip(tried, corrected, strict=True)}
+
+
+def _test(claim: Claim) -> str:
+    """The same for claims that the same trials decide."""
+    return repr([claim.premise, *(replace(trial, said="", effect=None) for trial in claim.trials)])
+
+
+def _calculated(claim: Claim) -> dict[str, Verdict]:
+    if claim.check is None:
+        return {}
+    holds, said = _check(claim.check)
+    word = UNINFORMATIVE if holds is None else REPRODUCED if holds else CONTRADICTED
+    return {
+        CALCULATION: Verdict(
+            claim.quote,
+            word,
+            measured=CALCULATION,
+            paper=claim.effect or None,
+            note=said,
+            id=claim.id,
+            where=claim.where,
+        )
+    }
+
+
+@cache
+def _check(name: str) -> tuple[bool | None, str]:
+    from flatminima.studies.claims.checks import CHECKS
+
+    return tuple(CHECKS[name]())  # type: ignore[return-value]
