@@ -3,7 +3,6 @@
 import pytest
 
 from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl
-from flatminima.studies.neyshabur_random_labels import _excess
 
 
 def curve(factor, kls):
@@ -24,14 +23,3 @@ def test_order_of_points_and_falls_below_zero_do_not_matter():
     one["curve"].append({"kl": 1e6, "sharpness": -1e-9})
     (found,) = at_equal_kl([one])
     assert found[EQUAL_KL] == pytest.approx(2.0) and found["curve"] == one["curve"]
-
-
-def test_what_random_labels_add_is_of_the_same_seed_and_size():
-    true = [{"seed": s, "size": n, "l2": float(10 * s + n)} for s in (0, 1) for n in (1, 2)]
-    random = [r | {"l2": r["l2"] + r["size"]} for r in true] + [{"seed": 5, "size": 1, "l2": 0.0}]
-    assert [(r["seed"], r["size"], r["l2"]) for r in _excess(random, true, "l2")] == [
-        (0, 1, 1.0),
-        (0, 2, 2.0),
-        (1, 1, 1.0),
-        (1, 2, 2.0),
-    ]

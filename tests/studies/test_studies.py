@@ -1,6 +1,7 @@
 """Studies: runs are kept by configuration, failures end nothing, verdicts follow the numbers."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from flatminima.cli.app import app
 from flatminima.errors import UsageError
-from flatminima.studies import STUDIES, Study, reproduce, trend
+from flatminima.studies import STUDIES, Study, compare, reproduce, share, trend
 from flatminima.studies.runner import plan
 
 
@@ -29,15 +30,31 @@ def _study(count=6, bad=None, run=square):
 
 
 def test_a_verdict_follows_the_interval():
-    x = list(range(8))
-    assert trend("", x, x).verdict == "holds"
-    assert trend("", x, x[::-1]).verdict == "fails"
-    assert trend("", x, x[::-1], sign=-1).verdict == "holds"
-    assert trend("", x, x, sign=-1).verdict == "fails"
+    x, up = list(range(8)), [0.1, 1, 2.2, 3, 3.9, 5, 6.1, 7]
+    assert trend("", x, up).verdict == "holds"
+    assert trend("", x, up[::-1]).verdict == "fails"
+    assert trend("", x, up[::-1], sign=-1).verdict == "holds"
+    assert trend("", x, up, sign=-1).verdict == "fails"
     assert trend("", x, [0, 3, 1, 2, 3, 0, 2, 1]).verdict == "undecided"
     assert trend("", [1.0], [1.0]).verdict == "undecided"
-    assert trend("", x[:4], x[:4]).verdict == "undecided"  # its bootstrap interval is [1, 1]
-    assert trend("", x[:5], x[:5]).verdict == "holds"
+    assert trend("", x[:4], up[:4]).verdict == "undecided"  # of so few runs nothing is decided
+    assert trend("", x[:5], up[:5]).verdict == "holds"
+
+
+def test_no_interval_is_a_point():
+    """Values on a line, or pairs that differ alike, have no spread to infer from: that is said, and nothing decided."""
+    for found in (trend("", range(6), range(6)), compare("", [1.0, 2.0, 3.0], [0.0, 1.0, 2.0])):
+        assert (found.verdict, found.low, found.statistic) == ("undecided", None, None) and "spread" in found.note
+    assert share("", [True] * 3).low == pytest.approx(0.292, abs=1e-3)
+    with pytest.raises(UsageError, match="sign"):
+        trend("", range(6), [0, 1, 0, 2, 1, 3], sign=2)
+
+
+def test_seeds_have_their_own_level():
+    x, seeds = [0, 1, 2, 3] * 3, [0] * 4 + [1] * 4 + [2] * 4
+    y = [10.0 * seed + 0.1 * a + 0.01 * (i % 3) for i, (a, seed) in enumerate(zip(x, seeds, strict=True))]
+    assert trend("", x, y, seeds=seeds).verdict == "holds"
+    assert trend("", x, y).verdict == "undecided"
 
 
 def test_finished_runs_are_not_run_again_and_a_damaged_one_is(tmp_path):
@@ -81,7 +98,7 @@ def test_bad_arguments_are_refused(tmp_path, wrong):
 def test_every_study_runs_at_smoke_scale(name, tmp_path):
     here = reproduce(STUDIES[name], tmp_path / "here")
     assert here["missing"] == 0, [r.get("error") for r in here["runs"]]
-    assert here["claims"]
+    assert here["claims"] and not any(c["verdict"] for c in here["claims"])  # smoke decides nothing
     assert (tmp_path / "here" / name / "figure.png").stat().st_size > 5_000
     for config in STUDIES[name].list_runs("paper"):
         json.dumps(config)
@@ -113,8 +130,8 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path):
 
 def test_the_time_left_is_that_of_the_runs_that_are_done(tmp_path):
     reproduce(_study(4), tmp_path)
-    for file in (tmp_path / "squares" / "runs").iterdir():
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 30.0}))
+    for i, file in enumerate((tmp_path / "squares" / "runs").iterdir()):  # one slept with the machine
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 30.0 if i else 5_000.0}))
     (tmp_path / "squares" / "results.json").unlink()
     configs = [{"x": x, "bad": None} for x in range(10)]
     longer = replace(_study(), configurations=lambda scale: configs)
@@ -148,3 +165,98 @@ def test_a_replication_has_other_seeds_and_whole_figures(tmp_path):
 def test_a_run_says_on_which_device_it_was_computed(tmp_path):
     found = reproduce(_study(2), tmp_path, device="cpu")
     assert [r["device"] for r in found["runs"]] == ["cpu", "cpu"]
+
+
+def _own(tmp_path, name, claim="True"):
+    text = f"""from matplotlib.figure import Figure
+from flatminima.studies import Study, share
+
+
+def run(config, sources):
+    return {{"x": config["x"]}}
+
+
+def claims(results):
+    return [share("it is so", [{claim} for r in results]), share("a control", [False], control=True)]
+
+
+STUDY = Study("{name.replace("_", "-")}", "-", "one of mine", (), lambda scale: [{{"x": 1}}], run, claims,
+              lambda results: Figure(), dict.fromkeys(("smoke", "cpu", "paper"), "-"))
+"""
+    file = tmp_path / f"{name}.py"
+    file.write_text(text)
+    return str(file)
+
+
+def _call(*words):
+    for name in [name for name in sys.modules if name.startswith("mine_")]:
+        del sys.modules[name]  # each call is a process of its own
+    return CliRunner().invoke(app, list(words))
+
+
+def test_one_index_holds_every_study_of_a_folder(tmp_path):
+    """The papers' and one's own, whichever ran last, also where only one is shown."""
+    output = ["--output", str(tmp_path / "out")]
+    mine = _own(tmp_path, "mine_in_index")
+    for words in (
+        ["study", mine],
+        ["reproduce", "wang-toy"],
+        ["reproduce", "--all", "--show"],
+        ["study", mine, "--show"],
+        ["reproduce", "wang-toy", "--show"],
+        ["study", mine],
+    ):
+        result = _call(*words, *output)
+        assert result.exit_code == 0, (words, result.output)
+        page = (tmp_path / "out" / "index.html").read_text()
+        if words[:2] != ["study", mine] or words[-1] == "--show":
+            assert 'id="wang-toy"' in page
+        assert 'id="mine-in-index"' in page and "Your own studies" in page, words
+    shown = json.loads(_call("study", mine, "--show", "--json", *output).stdout)
+    assert [d["id"] for d in shown] == ["mine-in-index"] and shown[0]["claims"][0]["verdict"] == "holds"
+
+
+def test_scales_lie_beside_each_other(tmp_path):
+    mine, output = _own(tmp_path, "mine_at_scales"), ["--output", str(tmp_path)]
+    for scale in ("cpu", "paper", "smoke", "cpu"):
+        assert _call("study", mine, "--scale", scale, *output).exit_code == 0
+    own = tmp_path / "mine-at-scales"
+    assert json.loads((own / "results.json").read_text())["scale"] == "cpu"
+    assert sorted(p.name for p in own.iterdir() if p.is_dir()) == ["paper", "runs", "smoke"]
+    shown = json.loads(_call("study", mine, "--show", "--json", *output).stdout)
+    assert [d["scale"] for d in shown] == ["cpu", "paper", "smoke"]
+    page = (tmp_path / "index.html").read_text()
+    assert all(f"<h3>{scale} scale</h3>" in page for scale in ("cpu", "paper", "smoke"))
+    assert (own / "paper" / "figure.png").exists() and (own / "figure.png").exists()
+
+
+@pytest.mark.parametrize(("claim", "code"), [("True", 0), ("False", 3)])
+def test_a_failing_claim_and_no_control_is_an_exit_status(tmp_path, claim, code):
+    """With --show as without; the study's control fails in both."""
+    mine = _own(tmp_path, f"mine_{claim.lower()}", claim)
+    output = ["--output", str(tmp_path), "--fail-on-claims"]
+    assert _call("study", mine, *output).exit_code == code
+    assert _call("study", mine, "--show", *output).exit_code == code
+
+
+def test_results_as_an_older_version_wrote_them_are_shown(tmp_path):
+    run = {"config": {"x": 1}, "result": {"x": 1}, "seconds": 1.0}
+    claim = {"claim": "it was so", "verdict": "holds", "control": False, "measured": "tau", "statistic": 0.5}
+    claim |= {"low": 0.1, "high": 0.9, "paper": None, "note": "3 seeds"}
+    old = {"schema": 1, "id": "old", "paper": "-", "title": "-", "scale": "cpu", "reduction": "-", "runs": [run]}
+    old |= {"missing": 0, "claims": [claim], "seconds": 1.0, "versions": {}}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text(json.dumps(old))
+    result = _call("reproduce", "--all", "--show", "--output", str(tmp_path))
+    assert result.exit_code == 0 and "it was so" in result.stdout
+    assert "it was so" in (tmp_path / "index.html").read_text()
+    (tmp_path / "old" / "results.json").write_text("{")
+    broken = _call("reproduce", "--all", "--show", "--output", str(tmp_path))
+    assert isinstance(broken.exception, UsageError) and "cannot read" in str(broken.exception)
+
+
+def test_nothing_to_show_is_said(tmp_path):
+    for words in (["--all"], ["wang-toy"]):
+        result = _call("reproduce", *words, "--show", "--output", str(tmp_path))
+        assert isinstance(result.exception, UsageError) and "first" in str(result.exception)
+    assert not (tmp_path / "index.html").exists()

@@ -53,10 +53,8 @@ def fisher_is_hessian() -> Outcome:
     each = p - np.eye(3)  # row i: the gradient of -ln p_i with respect to the logits
     fisher, hessian = (y[:, None] * each).T @ each, np.diag(p) - np.outer(p, p)
     apart, gradient = float(np.abs(fisher - hessian).max()), float(np.abs(y @ each).max())
-    return Outcome(
-        apart < 1e-12 and gradient < 1e-12 and np.abs(fisher).max() > 0.01,
-        f"differ by {apart:.0e}; gradient {gradient:.0e}",
-    )
+    holds = bool(apart < 1e-12 and gradient < 1e-12 and np.abs(fisher).max() > 0.01)
+    return Outcome(holds, f"differ by {apart:.0e}; gradient {gradient:.0e}")
 
 
 def fia() -> Outcome:

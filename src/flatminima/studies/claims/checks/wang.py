@@ -51,7 +51,7 @@ def eta_optimized() -> Outcome:
     kl = 7.0
     best = minimize_scalar(lambda e: float(bounds.hoeffding(0.0, kl, _N, _DELTA, math.exp(e))), bounds=(-5, 10))
     closed = 2 * math.sqrt((kl + math.log(1 / _DELTA)) / (2 * _N))
-    return Outcome(abs(best.fun / closed - 1) < 1e-6, f"{best.fun:.5f} by search, {closed:.5f} by the formula")
+    return Outcome(bool(abs(best.fun / closed - 1) < 1e-6), f"{best.fun:.5f} by search, {closed:.5f} by the formula")
 
 
 def eta_grid() -> Outcome:
@@ -131,7 +131,7 @@ def bound_logarithmic() -> Outcome:
     by_rho = np.diff([_bound(np.zeros(5), w, rho=r) for r in (1e4, 1e5, 1e6)])
     spread = max(abs(d[1] / d[0] - 1) for d in (by_h, by_rho))
     return Outcome(
-        spread < 1e-6, f"{by_h[0]:.4f} and {by_h[1]:.4f} nats for h, {by_rho[0]:.4f}, {by_rho[1]:.4f} for rho"
+        bool(spread < 1e-6), f"{by_h[0]:.4f} and {by_h[1]:.4f} nats for h, {by_rho[0]:.4f}, {by_rho[1]:.4f} for rho"
     )
 
 
@@ -249,7 +249,8 @@ def truncated_sigma() -> Outcome:
     printed = (eta * h + rho * math.sqrt(m) * kappa / 3 + 1 / tau) ** -0.5
     proved = (eta * h + rho * eta * math.sqrt(m) * kappa / 3 + 1 / tau) ** -0.5
     return Outcome(
-        abs(printed / least - 1) < 1e-3, f"{printed:.4f} as printed, {proved:.4f} by the proof, {least:.4f} by search"
+        bool(abs(printed / least - 1) < 1e-3),
+        f"{printed:.4f} as printed, {proved:.4f} by the proof, {least:.4f} by search",
     )
 
 

@@ -1,0 +1,299 @@
+"""The registry of claims: quotations as printed, a closed vocabulary, verdicts that follow the numbers."""
+
+import json
+import os
+import re
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from flatminima.cli.app import app
+from flatminima.errors import UnknownName, UsageError
+from flatminima.studies import STUDIES
+from flatminima.studies.claims import Claim, Finding, Trial, claims, evaluate, of_study, papers
+from flatminima.studies.claims.checks import CHECKS
+from flatminima.studies.claims.judge import correct, judge
+from flatminima.studies.claims.quantities import fits, rows, value
+from flatminima.studies.claims.registry import ALONG, BOUNDED, PAIRED, PREMISES, _claim
+from flatminima.studies.found import documents
+from flatminima.studies.verdict import Verdict
+
+ROOT = Path(__file__).parents[2]
+TEXTS = Path(os.environ.get("FLATMINIMA_PAPERS", ROOT.parent / "shared" / "papers"))
+RESULTS = ROOT / "results" / "studies"
+
+
+def _plain(text):
+    """Letters and digits alone: line breaks, hyphens, ligatures and quotation marks differ between prints."""
+    text = re.sub(r"\(cid:(\d+)\)", lambda m: "l" if m[1] == "96" else "", text)
+    text = text.replace("\u21b5", "ff").replace("\ufffd", "ffi")  # as one extraction has these ligatures
+    return re.sub("[^a-z0-9]", "", unicodedata.normalize("NFKC", text).lower())
+
+
+@pytest.mark.parametrize("key", papers())
+def test_every_quotation_is_in_the_paper(key):
+    paper = papers()[key]
+    assert all(len(_plain(entry.quote)) >= 7 for entry in (*paper.claims, *paper.settings)), "a claim has no quotation"
+    found = sorted(TEXTS.glob(f"{paper.text}*")) if TEXTS.is_dir() else []
+    if not found:
+        pytest.skip(f"the text of {key} is not here; FLATMINIMA_PAPERS names its folder")
+    text = _plain(found[0].read_text(encoding="utf-8"))
+    assert [e.id for e in (*paper.claims, *paper.settings) if _plain(e.quote) not in text] == []
+
+
+def test_a_wrong_word_is_no_quotation():
+    """What the comparison forgives is print, not words."""
+    assert _plain("scale-\nsensitive: (cid:96)2 \ufb01t") == _plain("Scale sensitive \u21132 fit")
+    assert _plain("sharpness grows") not in _plain("sharpness has a poor behavior")
+
+
+def test_every_document_has_its_claims_and_most_are_tried():
+    by_paper = {key: len(found.claims) for key, found in papers().items()}
+    assert by_paper["W1"] >= 70 and by_paper["N17"] >= 75 and by_paper["J20"] >= 65 and sum(by_paper.values()) >= 228
+    decidable = [c for c in claims() if c.kind != "stated"]
+    assert sum(bool(c.trials or c.check) for c in decidable) >= 0.85 * len(decidable)
+    assert all(c.needs for c in decidable if not c.trials and not c.check), "what it would take is not said"
+
+
+@pytest.mark.parametrize("claim", claims(), ids=lambda claim: claim.id)
+def test_a_claim_has_all_that_its_shape_needs(claim):
+    assert not (claim.trials and claim.check) and (claim.check is None or claim.check in CHECKS)
+    assert not (claim.kind == "stated" and (claim.trials or claim.check))
+    for trial in claim.trials:
+        assert trial.study in STUDIES
+        assert (trial.x is not None) is (trial.shape in ALONG)
+        assert (trial.bound is not None) is (trial.shape in BOUNDED)
+        assert bool(trial.first) is bool(trial.second)
+        assert trial.shape not in PAIRED or trial.first
+        assert trial.shape in (*BOUNDED, "v") or trial.margin is not None
+        assert trial.shape in (*BOUNDED, "v") or claim.why or claim.kind == "cited"
+
+
+def test_the_vocabulary_is_closed():
+    good = {
+        "id": "x",
+        "quote": "q",
+        "where": "w",
+        "trial": [{"study": "s", "shape": "rises", "y": ["a", "b"], "x": "c"}],
+    }
+    assert [t.y for t in _claim("W1", json.loads(json.dumps(good))).trials] == ["a", "b"]
+    for wrong in (
+        {"kind": "rumour"},
+        {"premise": ["weather at most 3"]},
+        {"trial": [{"study": "s", "shape": "wiggles", "y": "a"}]},
+        {"trial": [{"study": "s", "shape": "rises", "y": "a", "colour": 1}]},
+        {"verdict": "reproduced"},
+    ):
+        with pytest.raises(UsageError, match="x: "):
+            _claim("W1", json.loads(json.dumps(good | wrong)))
+    assert all(p.rpartition(" ")[0] in PREMISES for c in claims() for p in c.premise)
+
+
+_CONTRADICTED = {
+    "sigma_scales",
+    "truncation_radius",
+    "truncated_sigma",
+    "cifar_sizes",
+    "batch_norm_rescaled",
+    "ten_million",
+    "frobenius_identity",
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_calculation_decides_its_sentence(name):
+    holds, said = CHECKS[name]()
+    expected = None if name in ("table_1_parameters", "table_1_densenet") else name not in _CONTRADICTED
+    assert holds is expected, said
+    assert said and any(c.check == name for c in claims())
+
+
+def _trial(shape="rises", **more):
+    return Trial("s", shape, "y", **({"x": "x"} if shape in ALONG else {}), margin=0.1, **more)
+
+
+def _claims_of(*trials, **more):
+    return Claim("c", "W1", "q", "w", trials=trials, **more)
+
+
+def _drawn(slope, *, noise=0.1, seeds=4, train_error=0.0, draw=0):
+    rng = np.random.default_rng(draw)
+    return [
+        {"x": x, "y": slope * x + seed + noise * rng.standard_normal(), "seed": seed, "seconds": 36.0}
+        | {"train_error": train_error, "train_loss": 0.01}
+        for seed in range(seeds)
+        for x in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "slope", "verdict"),
+    [
+        ("rises", 1.0, "reproduced"),
+        ("rises", -1.0, "contradicted"),
+        ("rises", 0.0, "smaller than claimed"),
+        ("falls", -1.0, "reproduced"),
+        ("falls", 1.0, "contradicted"),
+        ("not_rises", -1.0, "reproduced"),
+        ("not_rises", 0.0, "reproduced"),
+        ("not_rises", 1.0, "contradicted"),
+        ("not_falls", -1.0, "contradicted"),
+        ("not_falls", 1.0, "reproduced"),
+        ("flat", 0.0, "reproduced"),
+        ("flat", 1.0, "contradicted"),
+        ("flat", -1.0, "contradicted"),
+    ],
+)
+def test_a_verdict_follows_the_slope(shape, slope, verdict):
+    found = judge(_claims_of(_trial(shape)), {"s": _drawn(slope)})
+    assert found.verdict == verdict and found.low < found.statistic < found.high
+
+
+def test_few_noisy_runs_are_not_informative_and_say_what_would_be():
+    for shape in ("rises", "not_rises", "flat"):
+        found = judge(_claims_of(_trial(shape)), {"s": _drawn(0.0, noise=2.0, seeds=2, draw=1)})
+        assert found.verdict == "not informative", shape
+        assert 0 < found.power < 0.8 and found.hours > 0 and found.effect == 0.1
+
+
+def test_the_papers_effect_may_be_excluded():
+    one = judge(_claims_of(_trial(effect=1.0)), {"s": _drawn(1.0)})
+    half = judge(_claims_of(_trial(effect=1.0)), {"s": _drawn(0.5)})
+    none = judge(_claims_of(_trial(effect=1.0)), {"s": _drawn(0.0)})
+    fell = judge(_claims_of(_trial("falls", effect=-1.0)), {"s": _drawn(-0.5)})
+    assert [v.verdict for v in (one, half, none, fell)] == ["reproduced", *["smaller than claimed"] * 3]
+
+
+def test_a_premise_that_is_not_met_leaves_no_verdict():
+    claim = _claims_of(_trial(), premise=("train error at most 0.01",))
+    assert judge(claim, {"s": _drawn(1.0)}).verdict == "reproduced"
+    found = judge(claim, {"s": _drawn(1.0, train_error=0.5)})
+    assert found.verdict == "premise not met" and "0 of 20" in found.note and found.statistic is None
+    apart = [row | {"train_loss": float(row["x"])} for row in _drawn(1.0)]
+    assert judge(_claims_of(_trial(), premise=("train losses within 0.1",)), {"s": apart}).verdict == "premise not met"
+
+
+def test_pairs_are_of_one_seed_and_setting():
+    own = [r | {"on": True, "y": r["y"] + 1.0} for r in _drawn(1.0)] + [
+        r | {"on": False} for r in _drawn(1.0, noise=0.2)
+    ]
+    pair = {"first": {"on": True}, "second": {"on": False}, "pair": ("seed", "x")}
+    assert judge(_claims_of(_trial("larger", **pair)), {"s": own}).statistic == pytest.approx(1.0, abs=0.2)
+    assert judge(_claims_of(_trial("smaller", **pair)), {"s": own}).verdict == "contradicted"
+    assert judge(_claims_of(_trial("similar", **pair)), {"s": own}).verdict == "contradicted"
+    excess = [r | {"y": r["y"] + (0.5 * r["x"] if r["on"] else 0)} for r in own]
+    found = judge(_claims_of(_trial("rises", **pair)), {"s": excess})
+    assert found.verdict == "reproduced" and found.statistic == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_bound_is_of_every_run():
+    own = _drawn(1.0)
+    most = max(r["y"] for r in own)
+    assert judge(_claims_of(_trial("at_most", bound=most)), {"s": own}).verdict == "reproduced"
+    found = judge(_claims_of(_trial("at_most", bound=most - 1e-6)), {"s": own})
+    assert found.verdict == "contradicted" and found.statistic == most and "19 of 20" in found.note
+
+
+def test_a_vertex_is_a_fall_and_a_rise():
+    own = [r | {"y": r["y"] + abs(r["x"] - 2.0) * 3} for r in _drawn(0.0)]
+    assert judge(_claims_of(_trial("v", vertex=2.0)), {"s": own}).verdict == "reproduced"
+    turned = [r | {"y": -r["y"]} for r in own]
+    assert judge(_claims_of(_trial("v", vertex=2.0)), {"s": turned}).verdict == "contradicted"
+
+
+def test_all_trials_of_a_claim_must_come_out():
+    up, down = _drawn(1.0), [r | {"z": -r["y"]} for r in _drawn(1.0)]
+    both = _trial(), replace(_trial(), study="t", y="z")
+    assert judge(_claims_of(*both), {"s": up, "t": down}).verdict == "contradicted"
+    assert judge(_claims_of(*both), {"s": up}).verdict == "reproduced"  # of t there are no runs
+    assert judge(_claims_of(*both), {}) is None
+
+
+def test_what_holm_does_not_keep_is_not_informative():
+    verdicts = [
+        Verdict("a", "reproduced", p=0.001),
+        Verdict("b", "contradicted", p=0.03),
+        Verdict("c", "not informative", p=0.5),
+    ]
+    words = [v.verdict for v in correct(verdicts, ["a", "b", "c"])]
+    assert words == ["reproduced", "not informative", "not informative"]
+    assert [v.verdict for v in correct(verdicts[:2], ["one", "one"])] == ["reproduced", "contradicted"]  # one test
+    assert correct([Verdict("a", "reproduced")], ["a"])[0].verdict == "reproduced"  # of every run: no p
+
+
+def test_quantities_are_short_expressions():
+    row = {"a": 8.0, "b": 2, "c": None, "d": "text", "e": -1.0}
+    found = [
+        value(e, row) for e in ("log2 a", "a - b / b", "a + ln b", "abs e", "ln e", "c", "d", "missing", "a / c", "3")
+    ]
+    assert found == [3.0, 7.0, pytest.approx(8.693, abs=1e-3), 1.0, None, None, None, None, None, 3.0]
+    with pytest.raises(UsageError, match="no function 'sin'"):
+        value("sin a", row)
+    assert fits(row, {"a": ">= 8", "b": [1, 2]}) and not fits(row, {"a": "<= 7"}) and not fits(row, {"missing": 1})
+
+
+def test_bicriteria_curves_are_read_without_points_within_their_noise():
+    curve = [{"sharpness": s, "kl": 1 / s, "stderr": 1e-4} for s in (0.5, 0.02, 0.01)]
+    run = {"config": {}, "result": {"seed": 0, "curve": curve}, "seconds": 1.0}
+    (row,) = rows({"runs": [run]})
+    assert row["ln_kl_at_sharpness"] == pytest.approx(np.log(20))
+    noisy = [p | {"stderr": 0.02} for p in curve]
+    (row,) = rows({"runs": [run | {"result": {"seed": 0, "curve": noisy}}]})
+    assert row["ln_kl_at_sharpness"] is None
+
+
+def test_the_committed_results_are_readable_and_judged():
+    found = evaluate(documents(RESULTS))
+    assert len(found) == len(claims()) and len({f.claim.id for f in found}) == len(found)
+    words = {f.claim.id: f.word for f in found}
+    assert words["n-conf-sharp-poor"] == "reproduced"  # that sharpness does not predict
+    assert words["n-always-higher"] == "reproduced" and words["w1-same-as-keskar"] == "contradicted"
+    assert words["n-width-v"] == "reproduced" and words["j-perfect-accuracy"] == "contradicted"
+    assert words["j-fig2-ours"] == "premise not met" and words["n-path-sgd"] == "not tried"
+    for finding in found:
+        for verdict in finding.verdicts.values():
+            assert verdict.statistic is None or verdict.low <= verdict.statistic <= verdict.high, finding.claim.id
+            bounded = any(t.shape in BOUNDED for t in finding.claim.trials)
+            assert verdict.low is None or verdict.low < verdict.high or bounded, finding.claim.id
+
+
+def test_smoke_has_no_verdict():
+    runs = [{"config": {"scheme": s, "seed": 0}, "result": {}, "seconds": 1.0} for s in ("none", "flip")]
+    found = of_study({"id": "jia-augmentation", "scale": "smoke", "runs": runs})
+    assert found and all(v.verdict == "" and v.statistic is None for v in found)
+    assert of_study({"id": "my-study", "scale": "cpu", "runs": []}) == []
+
+
+def test_the_largest_scale_that_decides_is_shown():
+    undecided, decided = Verdict("q", "not informative"), Verdict("q", "reproduced")
+    claim = _claims_of(_trial())
+    assert Finding(claim, {"paper": undecided, "cpu": decided}).scale == "cpu"
+    assert Finding(claim, {"paper": decided, "cpu": decided}).scale == "paper"
+    assert Finding(claim, {"paper": undecided, "cpu": undecided}).scale == "paper"
+    assert Finding(claim, {}).word == "not tried" and Finding(replace(claim, kind="stated"), {}).word == "stated"
+
+
+def test_the_command_lists_them():
+    def call(*words):
+        result = CliRunner().invoke(app, ["reproduce", "--claims", "--output", str(RESULTS), *words])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    listed = json.loads(call("--paper", "J20", "--json"))
+    assert {c["paper"] for c in listed} == {"J20"} and all(c["quote"] and c["verdict"] for c in listed)
+    of_one = json.loads(call("neyshabur-width", "--json"))
+    assert {"n-width-v"} <= {c["id"] for c in of_one} <= {c.id for c in claims(study="neyshabur-width")}
+    table = call("--paper", "WB")
+    assert "wb-learning-rate" in table and max(map(len, table.splitlines())) <= 80
+    wrong = CliRunner().invoke(app, ["reproduce", "--claims", "--paper", "W3"])
+    assert isinstance(wrong.exception, UnknownName)
+    assert isinstance(CliRunner().invoke(app, ["reproduce", "--all", "--paper", "W1"]).exception, UsageError)
+
+
+def test_the_page_of_results_is_what_the_command_writes():
+    result = CliRunner().invoke(app, ["reproduce", "--claims", "--markdown", "--output", str(RESULTS)])
+    assert result.exit_code == 0 and (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == result.stdout
