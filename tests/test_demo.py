@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_the_certificate_holds_here_and_says_what_it_rests_on(made: tuple[Path, 
     assert c["is_certificate"]
     assert c["risk_bound"] >= c["monte_carlo_upper"] >= c["empirical_risk"]
     assert c["risk_bound"] > c["gibbs_test_error"]
-    assert c["candidates"] == 4 * len(demo.SIGMAS)  # every recipe at every sigma could have been the prior
+    assert c["candidates"] == 4  # every recipe could have been the prior
+    assert c["penalty"] == pytest.approx(math.log(len(demo.SIGMAS)))
     assert len(c["assumptions"]) >= 8
 
 

@@ -22,6 +22,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import budgets, catalog, progress
-from flatminima.certification import Certificate, Union, certify_gaussian, gibbs_error
+from flatminima.certification import Certificate, Union, certify_around, certify_gaussian, gibbs_error
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import Parameters
+from flatminima.core.samples import TensorSamples
 from flatminima.data import corrupt_labels, load_tensors
 from flatminima.errors import FlatMinimaError
 from flatminima.io import claimed, make_folder, run_key, versions, write_whole
@@ -215,35 +217,44 @@ def _certify(
 ) -> tuple[Certificate, dict[str, float]]:
     """Prior: the recipe on one part of the data. Posterior: the same, fine-tuned on all of it, or left as it is.
 
-    The recipe was chosen by looking at all training samples, so every recipe's prior counts as a candidate, at every
-    sigma of the grid.
+    The recipe was chosen by looking at all training samples, so every recipe's prior counts as a candidate; the sigma
+    of the grid is paid for in nats.
     """
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(recipe.seed))
+    order = TensorSamples(x, y).order(recipe.seed)  # by content, so that the division is a fair draw
     n = int(len(y) * (1 - PRIOR_SHARE)) // _BOUND_MULTIPLE * _BOUND_MULTIPLE
     bound, first = order[:n], order[n:]
+    prior_data, bound_data = (x[first], y[first]), (x[bound], y[bound])
     model = recipe.network()
-    train(model, x[first], y[first], config=recipe.config())
+    train(model, *prior_data, config=recipe.config())
     prior = Parameters.of(model).flat(torch.float64)
-    parts: dict[str, Any] = {
-        "prior_data": (x[first], y[first]),
-        "prior_text": f"{recipe.name} trained on {len(first)} other samples",
-        "union": Union(candidates=population * len(SIGMAS)),
-    }
-    bound_data, model = (x[bound], y[bound]), model.eval()
-    pilots: list[tuple[float, float, Tensor]] = []  # which posterior to certify may depend on everything
+    model = model.eval()
+    pilots: list[tuple[float, Tensor]] = []  # which posterior to certify may depend on everything
     for fine_tuned in (False, True):
         if fine_tuned:
             tuning = TrainConfig(lr=recipe.lr / 10, batch_size=64, epochs=_FINE_TUNE_EPOCHS, seed=recipe.seed + 1)
             train(model, x, y, config=tuning)
             model.eval()
         for sigma in SIGMAS:
-            pilot = certify_gaussian(model, prior, bound_data, sigma=sigma, draws=_PILOT, seed=recipe.seed, **parts)
-            pilots.append((pilot.risk_bound, sigma, Parameters.of(model).flat()))
-    _, sigma, weights = min(pilots, key=lambda pilot: pilot[0])
+            pilot = certify_gaussian(
+                model, prior, bound_data, sigma=sigma, draws=_PILOT, seed=recipe.seed, prior_data=prior_data,
+                prior_text=f"{recipe.name} trained on {len(first)} other samples",
+            )  # fmt: skip
+            pilots.append((pilot.risk_bound, Parameters.of(model).flat()))
+    _, weights = min(pilots, key=lambda pilot: pilot[0])
     Parameters.of(model).assign(weights)
-    draws = _PILOT if quick else _DRAWS
-    certificate = certify_gaussian(  # fresh draws, after the posterior was frozen
-        model, prior, bound_data, sigma=sigma, draws=draws, batch_size=_IMAGES_A_DRAW, seed=recipe.seed + 3, **parts
+    certificate = certify_around(  # fresh draws, after the posterior was frozen; its prior is trained there
+        Minimum(model, bound_data),
+        "gaussian",
+        prior=partial(build, "mlp", widths=WIDTHS),
+        prior_data=prior_data,
+        prior_training=recipe.config(),
+        prior_seed=recipe.seed,
+        scales=SIGMAS,
+        etas=(1.0,),
+        draws=_PILOT if quick else _DRAWS,
+        batch_size=_IMAGES_A_DRAW,
+        union=Union(candidates=population),
+        seed=recipe.seed + 3,
     )
     on_test = Minimum(model, test)
     gibbs, _ = gibbs_error(on_test, certificate.sigma, 200, 64, recipe.seed + 2)

@@ -13,9 +13,9 @@ from two_blobs import blobs, linear
 
 from flatminima import Minimum, bounds
 from flatminima.certification import Certificate, Scales, Union, certify, certify_around
-from flatminima.certification.draws import risk_of
 from flatminima.certification.families import NAMES, family
 from flatminima.certification.posteriors import DiagonalGaussian, Spectrum, UniformBox
+from flatminima.certification.risk import risk_of
 from flatminima.core.perturbation import Relative
 from flatminima.data import load_tensors
 from flatminima.errors import DataError, FlatMinimaError, ModelError, UnknownName, UsageError
@@ -36,11 +36,13 @@ def around(
 def test_the_arithmetic_is_the_pipeline_of_kl_inverses(posterior: str) -> None:
     c = around(posterior, union=Union(candidates=3, evaluations=2), delta=0.05, delta_mc=0.02)
     assert c.is_certificate
-    upper = bounds.kl_inverse(c.empirical_risk, math.log(2 / 0.02) / c.draws)
+    upper = bounds.kl_inverse(c.empirical_risk, math.log(6 / 0.02) / c.draws)  # three centres, two certificates each
     assert c.monte_carlo_upper == pytest.approx(upper, rel=1e-9)
-    b = (c.kl + math.log(3) + math.log(2 * 8 * 3 / 0.03)) / 64  # three scales, three centres
+    b = (c.kl + math.log(3) + math.log(2 * 8 * 6 / 0.03)) / 64  # three scales
     assert c.risk_bound == pytest.approx(bounds.kl_inverse(upper, b), rel=1e-9)
     assert c.penalty == pytest.approx(math.log(3))
+    assert sum(c.terms().values()) == pytest.approx(c.risk_bound, rel=1e-12)
+    assert c.delta == 0.05 and c.delta_mc == 0.02
     assert c.kl > 0 and c.n == 64 and c.sigma in WIDE.values
     assert c.draws_by == ("example" if posterior in ("gaussian", "diagonal_laplace") else "batch")
     assert c.cross_entropy is not None and c.cross_entropy_bound is not None
@@ -104,6 +106,10 @@ def memorised() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]
     return net, (x, y), load_tensors("digits", "test")
 
 
+def fresh() -> nn.Module:
+    return nn.Linear(2, 2)
+
+
 def maker() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
 
@@ -136,11 +142,15 @@ def test_a_prior_at_the_trained_weights_would_certify_random_labels(memorised: A
     c = certify_around(minimum, prior=copy.deepcopy(net), score=True, scales=0.005, draws=100)
     assert not c.is_certificate and str(c).startswith("Score, not a certificate")
     assert c.risk_bound < 0.3 and c.kl < 1e-3
-    with pytest.raises(UsageError, match="as prior_data"):  # moved a little, and stated to be untrained
-        other = copy.deepcopy(net)
-        with torch.no_grad():
-            other[1].bias.add_(1e-3)
-        certify_around(minimum, prior=other)
+    other = copy.deepcopy(net)
+    with torch.no_grad():  # moved a little
+        other[1].bias.add_(1e-3)
+    assert certify_around(minimum, prior=other, draws=100).standing == "score"  # nothing states where it comes from
+    with pytest.raises(UsageError, match="stated to be untrained, but"):
+        certify_around(minimum, prior=other, stated="untrained")
+    words = certify_around(minimum, prior=other, stated="trained on other digits", draws=100)
+    assert words.standing == "conditional"
+    assert words.statement.startswith("Conditional certificate: if, as stated, the prior's network is trained on other")
 
 
 def test_a_prior_from_samples_of_its_own() -> None:
@@ -150,14 +160,16 @@ def test_a_prior_from_samples_of_its_own() -> None:
     wrong = int((linear()(second[0]).argmax(1) != second[1]).sum())
     assert c.holdout_bound == pytest.approx(float(bounds.binomial_tail_inverse(wrong, 64, 0.05)))
     assert c.prior == "trained on 64 other samples"
-    assert around(data=second).holdout_bound is None  # nothing was learnt that could be held out from
+    assert around(data=second).holdout_bound >= 0.3  # of the zero network, which answers one class
     with pytest.raises(UsageError, match="64 of 64 equal by content"):
         around(data=second, prior=linear(0.9), prior_data=second)
     with pytest.raises(UsageError, match="32 of 64 equal by content"):  # in another order, and half of them
         around(data=second, prior=linear(0.9), prior_data=(x[48:96].flip(0)[:32].clone(), y[48:96].flip(0)[:32]))
     assert not around(data=second, prior=linear(0.9), prior_data=second, score=True).is_certificate
+    assert c.standing == "conditional" and "trained on the 64 samples of prior_data" in c.statement
     stated = around(data=second, prior=linear(0.9), prior_data="another corpus")
-    assert [a.holds for a in stated.assumptions if "prior does not depend" in a.text] == [None]
+    assert [a.status for a in stated.assumptions if "prior does not depend" in a.text] == ["stated"]
+    assert "trained on another corpus" in str(stated).splitlines()[0]
 
 
 def test_the_shapes_of_wang_et_al() -> None:
@@ -224,7 +236,7 @@ def test_statistics_of_the_bounds_samples_are_refused() -> None:
     model = copy.deepcopy(prior)
     with torch.no_grad():
         model.head.weight.add_(0.1)
-    assert around(model=model, prior=prior).is_certificate
+    assert around(model=model, prior=prior, stated="made elsewhere").standing == "conditional"
     model.train()(blobs(64, 0)[0])
     model.eval()
     with pytest.raises(UsageError, match=r"norm\.running_mean, norm\.running_var differ"):
@@ -258,6 +270,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prior": nn.Linear(3, 2)}, "architecture"),
     ({"prior": lambda: 3}, "returned int"),
     ({"prior_data": blobs(8, 1)}, "leave it out"),
+    ({"stated": "untrained"}, "leave it out"),
+    ({"prior": lambda: nn.Linear(2, 2), "stated": "untrained"}, "leave the statement out"),
+    ({"prior": lambda: nn.Linear(2, 2), "prior_data": blobs(8, 1)}, "give prior_training="),
+    ({"prior": lambda: nn.Linear(2, 2), "prior_training": TrainConfig()}, "without prior_data"),
+    ({"prior": linear(), "prior_training": TrainConfig()}, "a function that makes"),
+    ({"prior": linear(), "prior_data": "a corpus", "stated": "untrained"}, "two statements"),
+    ({"prior": linear(), "prior_data": blobs(8, 1), "stated": "untrained"}, "two statements"),
     ({"data": blobs(7, 0)}, "at least 8"),
 ]
 
@@ -269,10 +288,66 @@ def test_refused(options: dict[str, Any], says: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_an_unbounded_loss_is_refused() -> None:
-    minimum = Minimum(nn.Linear(2, 1), (torch.randn(16, 2), torch.randn(16, 1)), "mse")
-    with pytest.raises(UsageError, match="'mse', which is unbounded"):
-        certify_around(minimum, prior="zero")
+def test_what_is_no_classifier_is_refused() -> None:
+    x, y = torch.randn(16, 2), torch.arange(16) % 2
+    for out, targets, loss, says in (
+        (1, torch.randn(16, 1), "mse", "the 0-1 error of a classifier"),
+        (5, torch.rand(16, 5), "binary_cross_entropy", "needs one class index a sample"),
+        (1, torch.full((16, 1), 0.3), "binary_cross_entropy", "needs labels 0 and 1"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            certify_around(Minimum(nn.Linear(2, out), (x, targets), loss), prior="zero")
+    y[3] = -100
+    ignoring = nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(DataError, match="sample 3 has the label -100, torch's mark"):
+        certify_around(Minimum(nn.Linear(2, 2), (x, y), ignoring), prior="zero")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1),
+        nn.CrossEntropyLoss(reduction="none", weight=torch.tensor([1.0, 9.0])),
+    ],
+    ids=["label smoothing", "class weights"],
+)
+def test_the_bound_is_on_the_error_whatever_the_loss_of_training(loss: nn.Module) -> None:
+    data = blobs(64, 0)
+    plain = around("gaussian", data)
+    other = certify_around(Minimum(linear(), data, loss), "gaussian", prior="zero", scales=WIDE, draws=64)
+    assert other.is_certificate and other.risk_bound == plain.risk_bound
+
+
+def test_one_logit_is_a_classifier_of_two() -> None:
+    """A logit z is the second class's of (0, z): at small noise, the errors of the network that has both."""
+    x, y = blobs(64, 0)
+    one = nn.Linear(2, 1)
+    with torch.no_grad():
+        one.weight.copy_(torch.tensor([[2.0, 2.0]]))
+        one.bias.zero_()
+    minimum = Minimum(one, (x, y.float().unsqueeze(1)), "binary_cross_entropy")
+    c = certify_around(minimum, "gaussian", prior="zero", scales=0.01, etas=(1.0,), draws=64)
+    assert c.empirical_risk == pytest.approx(float((linear()(x).argmax(1) != y).float().mean()), abs=0.02)
+
+
+class InTuple(nn.Module):
+    """A network that returns (hidden, ...) the way others return tensors."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.net, self.kind = linear(), kind
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.net(x)
+        return {"tuple": (z, x), "dict": {"logits": z, "hidden": x}}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+@pytest.mark.parametrize("posterior", ["gaussian", "uniform"])
+def test_outputs_are_taken_apart(kind: str, posterior: str) -> None:
+    data = blobs(64, 0)
+    c = around(posterior, data, InTuple(kind))
+    assert c.risk_bound == around(posterior, data).risk_bound
 
 
 def test_dropout_and_nan_are_refused() -> None:
@@ -293,7 +368,7 @@ def test_the_same_seed_gives_the_same_number_and_the_model_comes_back() -> None:
     model = linear()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    one, two = (around("fisher_laplace", model=model, prior=linear).to_dict() for _ in range(2))
+    one, two = (around("fisher_laplace", model=model, prior=fresh).to_dict() for _ in range(2))
     assert one == two
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -304,15 +379,19 @@ def test_an_initialisation_that_is_made_here_has_its_seed() -> None:
     c = around(prior=lambda: nn.Linear(2, 2), prior_seed=3)
     assert c.prior == "initial weights of seed 3, no data"
     torch.manual_seed(3)
-    assert c.kl == around(prior=nn.Linear(2, 2)).kl != around(prior=lambda: nn.Linear(2, 2), prior_seed=4).kl
+    assert (
+        c.kl
+        == around(prior=nn.Linear(2, 2), stated="untrained").kl
+        != around(prior=lambda: nn.Linear(2, 2), prior_seed=4).kl
+    )
 
 
 def test_certify_hands_a_minimum_over() -> None:
     minimum = Minimum(linear(), blobs(64, 0))
-    one = certify(minimum=minimum, posterior="gaussian", prior=linear, delta=0.1, evaluations=2, seed=3)
-    two = certify_around(minimum, prior=linear, delta=0.1, union=Union(evaluations=2), seed=3)
-    assert one.to_dict() == two.to_dict()
-    assert certify(minimum=minimum, prior=linear).details["posterior"] == "fisher_laplace"
+    one = certify(minimum=minimum, posterior="gaussian", prior=fresh, delta=0.1, evaluations=2, seed=3)
+    two = certify_around(minimum, prior=fresh, delta=0.1, union=Union(evaluations=2), seed=3)
+    assert one.to_dict() == two.to_dict() and one.evaluations == 2
+    assert certify(minimum=minimum, prior=fresh).details["posterior"] == "fisher_laplace"
     with pytest.raises(UsageError, match="needs its prior"):
         certify(minimum=minimum)
     with pytest.raises(UsageError, match="leave the others out"):
@@ -325,10 +404,10 @@ def test_the_error_on_test_data_is_reported_and_test_data_is_no_training_data() 
     data = blobs(64, 0)
     model = linear()
     minimum = Minimum(model, data)
-    c = certify_around(minimum, prior=linear, scales=0.3, test_data=blobs(100, 1))
+    c = certify_around(minimum, prior=fresh, scales=0.3, test_data=blobs(100, 1))
     assert c.details["test"]["n"] == 100
     wrong = float((model(blobs(100, 1)[0]).argmax(1) != blobs(100, 1)[1]).float().mean())
     assert c.details["test"]["mean_network_error"] == pytest.approx(wrong)
     assert abs(c.details["test"]["error"] - c.empirical_risk) < 0.1
     with pytest.raises(DataError, match="also in the test data"):
-        certify_around(minimum, prior=linear, test_data=data)
+        certify_around(minimum, prior=fresh, test_data=data)

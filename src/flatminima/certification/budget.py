@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from flatminima.certification.divide import divide
-from flatminima.certification.problem import pose, tensors_at
 from flatminima.certification.recipe import Recipe
+from flatminima.certification.split import fair_draw
+from flatminima.certification.train import make_problem, tensors_at
 from flatminima.core.guard import same_randomness
 from flatminima.core.samples import as_samples
 from flatminima.errors import UsageError
@@ -50,7 +50,7 @@ def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> Co
         Cost; 0 for a stage that the recipe does not have.
     """
     samples = as_samples(train_data)
-    division = divide(samples, recipe.prior_fraction, seed)
+    division = fair_draw(samples, recipe.prior_fraction, seed)
     base = copy.deepcopy(model)
     with same_randomness():
         prior = 0.0
@@ -63,7 +63,7 @@ def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> Co
 
             prior = _timed(step) * len(division.prior) / len(y)
         rows = division.bound[: recipe.batch_size]
-        problem = pose(base.eval(), samples, rows, recipe)
+        problem = make_problem(base.eval(), samples, rows, recipe)
         problem.network.probe(problem.x)
 
         def learn() -> None:

@@ -52,7 +52,7 @@ class Head:
         """Inputs of the head (n, features) in this basis; the model in eval mode."""
         parts = []
         for start in range(0, len(x), batch_size):
-            seen, _ = _watched(model, self.name, x[start : start + batch_size])
+            seen, _ = watched(model, self.name, x[start : start + batch_size])
             parts.append(turned(seen, self.basis))
             progress.report(task, min(start + batch_size, len(x)), len(x))
         return torch.cat(parts)
@@ -71,7 +71,7 @@ def find_head(model: nn.Module, x: Tensor) -> str:
     if linears:
         name: str = linears[-1]
         with torch.no_grad():
-            seen, output = _watched(model, name, x[:_PROBE])
+            seen, output = watched(model, name, x[:_PROBE])
             layer = model.get_submodule(name)
             assert isinstance(layer, nn.Linear)
             if seen.dim() == 2 and torch.equal(F.linear(seen, layer.weight, layer.bias), output):
@@ -91,8 +91,12 @@ def turned(rows: Tensor, basis: Tensor | None) -> Tensor:
     return rows if basis is None else (rows.double() @ basis.double()).to(rows)
 
 
-def _watched(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Input of a layer and output of the network."""
+def watched(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Input of a layer, and output of the network.
+
+    Raises:
+        ModelError: the layer runs never, or more than once.
+    """
     seen: list[Tensor] = []
     handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     try:

@@ -1,4 +1,4 @@
-"""`certify`: from an architecture and its training data to a risk that holds with probability 1 - delta.
+"""`certify_recipe`: from an architecture and its training data to a risk that holds with probability 1 - delta.
 
 The samples are divided by content; the prior's mean is trained on the one part, the posterior on the other, and the
 one pipeline of two kl inverses makes the certificate, the hold-out bound of the same samples beside it.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,39 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import bounds
-from flatminima.certification.certificate import Assumption, Certificate
-from flatminima.certification.conditions import Condition, Start, enforce, learned_conditions
-from flatminima.certification.divide import divide, refuse_shared
-from flatminima.certification.learning import Checkpoint, stage_seed, train_posterior, train_prior
-from flatminima.certification.problem import Problem, mistakes, pose, tensors_at, wrong
+from flatminima.certification.certificate import Certificate
+from flatminima.certification.conditions import (
+    Condition,
+    Findings,
+    conditions,
+    enforce,
+    fixed_condition,
+    independence,
+)
+from flatminima.certification.ledger import Ledger
+from flatminima.certification.logits import Logits
+from flatminima.certification.overlap import refuse_overlap
+from flatminima.certification.pipeline import Confidence, Counted, Union, assemble, refuse_ambient
+from flatminima.certification.provenance import Factory, Start, start_condition
 from flatminima.certification.recipe import Recipe
-from flatminima.certification.stochastic import GibbsRisk, Prior, StochasticNetwork, gibbs_risk
+from flatminima.certification.risk import GibbsRisk, gibbs_risk
+from flatminima.certification.split import Division, Groups, Repetition, split
+from flatminima.certification.stochastic import Prior, StochasticNetwork
+from flatminima.certification.train import (
+    Checkpoint,
+    Problem,
+    count_errors,
+    holdout_errors,
+    make_problem,
+    round_posterior,
+    round_weights,
+    stage_seed,
+    tensors_at,
+    train_posterior,
+    train_prior,
+)
 from flatminima.core.guard import same_randomness
 from flatminima.core.samples import Samples, as_samples
-from flatminima.errors import UsageError
 from flatminima.io import run_key
 from flatminima.training import evaluate
 
@@ -39,131 +63,178 @@ _TEST_PASSES = 10
 
 @dataclass(frozen=True)
 class Certified:
-    """A certificate and the distribution that it is about."""
+    """A certificate and the distribution that it is about.
+
+    Attributes:
+        start: the network before training here.
+    """
 
     certificate: Certificate
     problem: Problem
     prior: Prior
+    start: Start
 
 
-def learn(
-    model: nn.Module,
+def certify_recipe(
+    model: nn.Module | Factory,
     train_data: Any,
     *,
     delta: float = 0.05,
     delta_mc: float | None = None,
     recipe: Recipe | None = None,
     test_data: Any = None,
-    initial: str = "",
-    evaluations: int = 1,
+    stated: str = "",
+    evaluations: int | None = None,
+    ledger: str | Path | None = None,
     folder: Path | None = None,
+    groups: Groups | None = None,
+    repetition: Repetition = "tested",
     score: bool = False,
     seed: int = 0,
 ) -> Certified:
-    """`certify`, with the posterior beside the certificate."""
-    deltas = split_delta(delta, delta_mc)
+    """`certify` of a network yet to be trained, with the posterior beside the certificate."""
+    refuse_ambient()
+    undivided = Confidence(delta, delta_mc, Union(evaluations=1 if evaluations is None else evaluations))
     with same_randomness():
         samples = as_samples(train_data)
         others = None if test_data is None else as_samples(test_data)
         if others is not None:
             remedy = "the test data was passed as training data; give two different splits"
-            refuse_shared(samples, others, "also in the test data", remedy)
-        run = _Run(recipe or Recipe(), samples, deltas, folder, seed)
-        return run.certified(model, others, initial, evaluations, score)
+            refuse_overlap(samples, others, "also in the test data", remedy)
+        recipe = recipe or Recipe()
+        division = split(samples, recipe.prior_fraction, seed, groups=groups, repetition=repetition)
+        run = _Run(recipe, samples, division, undivided.delta - undivided.for_draws, folder, seed)
+        share = partial(_share, samples.fingerprint, delta, delta_mc, evaluations, ledger)
+        return run.certified(model, others, stated, share, score)
+
+
+def _share(
+    fingerprint: str, delta: float, delta_mc: float | None, evaluations: int | None, path: Any, key: str, what: str
+) -> Confidence:
+    """The part of delta of this certificate."""
+    return share_of(delta, delta_mc, Union(evaluations=evaluations or 1), evaluations, fingerprint, path, key, what)
+
+
+def share_of(
+    delta: float,
+    delta_mc: float | None,
+    union: Union,
+    declared: int | None,
+    fingerprint: str,
+    path: str | Path | None,
+    key: str,
+    what: str,
+) -> Confidence:
+    """The confidence of a certificate, by the ledger where there is one.
+
+    Args:
+        union: as given. declared: its certificates where the caller gave a number, else None.
+        fingerprint: of the data. path: of the ledger.
+        key: what determines the certificate. what: for whoever reads the ledger.
+    """
+    if path is None:
+        return Confidence(delta, delta_mc, union, "by the caller's count" if declared else "no ledger is kept")
+    entry = Ledger(path, fingerprint).take(f"{key}-{delta!r}-{declared}", declared, what)
+    source = "by the caller's count, and the ledger's" if entry.declared else "by the ledger, and those that follow"
+    return Confidence(delta, delta_mc, replace(union, candidates=1, evaluations=entry.evaluations), source)
 
 
 @dataclass
 class _Run:
-    """One call of `learn`, stage by stage."""
+    """One call of `certify_recipe`, stage by stage; `delta` is that of the posterior's objective, undivided."""
 
     recipe: Recipe
     samples: Samples
-    deltas: tuple[float, float]
+    division: Division
+    delta: float
     folder: Path | None
     seed: int
 
     def __post_init__(self) -> None:
-        self.division = divide(self.samples, self.recipe.prior_fraction, self.seed)
         self.clock = Clock()
 
     def certified(
-        self, model: nn.Module, others: Samples | None, initial: str, evaluations: int, score: bool
+        self, model: nn.Module | Factory, others: Samples | None, stated: str, share: Any, score: bool
     ) -> Certified:
         recipe = self.recipe
-        found = self._conditions(model, initial, evaluations)
-        enforce(found, score)
+        start = Start.of(model, self.seed)
+        found = self._findings(start, model, stated)
+        enforce(conditions(found, Confidence(0.05)), score)  # what can be refused is, before anything is trained
         with self.clock.stage("prior"):
-            base = self._prior_network(model)
+            base = self._prior_network(start.network)
         with self.clock.stage("features"):
-            problem = pose(base, self.samples, self.division.bound, recipe)
+            problem = make_problem(base, self.samples, self.division.bound, recipe)
         with self.clock.stage("posterior"):
             prior, penalty = self._posterior(problem)
         with self.clock.stage("evaluation"):
             risk = self._risk(problem, 2, recipe.passes)
-        certificate = assemble(
-            risk,
-            mistakes(problem),
-            kl=problem.network.exact_kl(prior),
-            penalty=penalty,
-            n=len(self.division.bound),
-            deltas=self.deltas,
-            evaluations=evaluations,
-            sigma=float(prior.sigma or 0.0),
-            recipe=recipe,
-            prior_text=self._prior_text(initial),
-            assumptions=tuple(c.assumption for c in found),
-            details=self._details(problem),
-        )
-        details = dict(certificate.details)
+        key = self._key(recipe.to_dict(), checksum(start.network))
+        confidence: Confidence = share(key, f"recipe {key} with seed {self.seed}")
+        counted = count(problem, prior, penalty + self.division.nats, risk, recipe.p_min)
+        details = self._details(problem, start)
         if others is not None:
             details["test"] = self._test(problem, others)
         details |= {"seconds": self.clock.wall, "cpu_seconds": self.clock.cpu}
-        certificate = replace(certificate, details=details)
-        return Certified(certificate, problem, prior)
+        certificate = assemble(
+            counted,
+            confidence,
+            enforce(conditions(found, confidence), score),
+            prior=self._prior_text(start, stated),
+            objective=recipe.objective if recipe.epochs else "none: the posterior is the prior",
+            details=details,
+        )
+        return Certified(certificate, problem, prior, start)
 
-    def _conditions(self, model: nn.Module, initial: str, evaluations: int) -> tuple[Condition, ...]:
+    def _findings(self, start: Start, model: nn.Module | Factory, stated: str) -> Findings:
         """What is known before anything is trained."""
         recipe, n = self.recipe, len(self.division.bound)
-        start = copy.deepcopy(model).eval()
-        x, y = tensors_at(self.samples, self.division.bound, model)
-        counts = y.bincount()
-        counters = (getattr(module, "num_batches_tracked", None) for module in start.modules())
-        batches = [int(counter) for counter in counters if isinstance(counter, Tensor)]
-        return learned_conditions(
-            n,
-            len(self.samples),
-            len(self.division.prior),
-            Start(wrong(start, x, y), n - int(counts.max()), int((counts > 0).sum()), max(batches, default=0), initial),
-            "sigma on a grid, paid for" if recipe.fit_sigma else f"sigma = {recipe.sigma:g} fixed before",
-            "all layers random" if recipe.layers == "all" else "other layers frozen in P and Q alike",
-            evaluations,
-            recipe.p_min,
+        trained_on = len(self.division.prior)
+        then = f", then trained here on {trained_on} other samples" if trained_on else ""
+        x, y = tensors_at(self.samples, self.division.bound, start.network)
+        prior = start_condition(start, model, stated, x, y, self.seed, then)
+        sigma = "sigma on a grid, paid for" if recipe.fit_sigma else f"sigma = {recipe.sigma:g} fixed before"
+        layers = "all layers random" if recipe.layers == "all" else "other layers frozen in P and Q alike"
+        return Findings(
+            prior=prior,
+            n=n,
+            of=len(self.samples),
+            independent=independence(self.division),
+            fixed=self._fixed(start, prior),
+            hyper=f"{sigma}; {layers}",
+            p_min=recipe.p_min,
         )
 
+    def _fixed(self, start: Start, prior: Condition) -> Condition:
+        checked = "two forward passes agree, whatever else is in the batch"
+        if start.seeded:
+            return fixed_condition(True, f"{checked}; statistics are the seed's, or the prior's part's")
+        return fixed_condition(None, f"{checked}; statistics of norm layers came with the network", stated=prior.stated)
+
     def _prior_network(self, model: nn.Module) -> nn.Module:
-        recipe, base = self.recipe, copy.deepcopy(model)
-        if not len(self.division.prior):
-            return base.eval()
-        x, y = tensors_at(self.samples, self.division.prior, model)
-        config = replace(recipe.prior, seed=stage_seed(self.seed, 0) % (1 << 32))
-        made = (asdict(config), recipe.augment, recipe.prior_fraction, self.seed, self.samples.fingerprint)
-        checkpoint = self._checkpoint("prior.pt", *made, _checksum(base))
-        train_prior(base, x, y, config, _augmentation(recipe.augment), checkpoint)
-        return base
+        recipe = self.recipe
+        base = Logits.needed(copy.deepcopy(model), tensors_at(self.samples, self.division.bound[:2], model)[0])
+        if len(self.division.prior):
+            x, y = tensors_at(self.samples, self.division.prior, model)
+            config = replace(recipe.prior, seed=stage_seed(self.seed, 0) % (1 << 32))
+            made = (asdict(config), recipe.augment, recipe.prior_fraction, self.seed, self.samples.fingerprint)
+            checkpoint = self._checkpoint("prior.pt", *made, checksum(base))
+            train_prior(base, x, y, config, _augmentation(recipe.augment), checkpoint)
+        round_weights(base, recipe.keep)
+        return base.eval()
 
     def _posterior(self, problem: Problem) -> tuple[Prior, float]:
         """Train Q; P, and what choosing its sigma costs."""
-        recipe, delta = self.recipe, self.deltas[0]
+        recipe = self.recipe
         prior = Prior(problem.means, None if recipe.fit_sigma else recipe.sigma)
         problem.network.probe(problem.x)
-        made = (recipe.to_dict(), delta, self.seed, self.samples.fingerprint, _checksum(problem.base))
+        made = (recipe.to_dict(), self.delta, self.seed, self.samples.fingerprint, checksum(problem.base))
         train_posterior(
             problem.network,
             prior,
             problem.x,
             problem.y,
             objective=recipe.objective,
-            delta=delta,
+            delta=self.delta,
             nats=recipe.nats or math.log(1 / recipe.p_min),
             epochs=recipe.epochs,
             lr=recipe.lr,
@@ -171,19 +242,13 @@ class _Run:
             seed=stage_seed(self.seed, 1),
             checkpoint=self._checkpoint("posterior.pt", *made),
         )
-        return chosen_sigma(problem.network, prior)
+        prior, penalty = chosen_sigma(problem.network, prior)
+        if recipe.keep == "float16":
+            round_posterior(problem.network, prior)
+        return prior, penalty
 
     def _risk(self, problem: Problem, stage: int, passes: int, task: str = "certificate") -> GibbsRisk:
-        return gibbs_risk(
-            problem.network,
-            problem.x,
-            problem.y,
-            passes=passes,
-            batch_size=self.recipe.batch_size,
-            p_min=self.recipe.p_min,
-            seed=stage_seed(self.seed, stage),
-            task=task,
-        )
+        return risk_of_recipe(problem, self.recipe, self.seed, stage, passes, task)
 
     def _test(self, problem: Problem, others: Samples) -> dict[str, Any]:
         """What the stochastic network, and the mean network, do on samples that were not trained on."""
@@ -191,17 +256,18 @@ class _Run:
         if problem.head is not None:
             x = problem.head.features(problem.base, x, task="test features")
         risk = self._risk(replace(problem, x=x, y=y), 3, _TEST_PASSES, "test")
-        mean = wrong(problem.network.mean_network, x, y) / len(y)
+        mean = count_errors(problem.network.mean_network, x, y) / len(y)
         return {"n": len(y), "error": risk.error, "cross_entropy": risk.cross_entropy, "mean_network_error": mean}
 
-    def _prior_text(self, initial: str) -> str:
+    def _prior_text(self, start: Start, stated: str) -> str:
+        origin = "" if start.seeded else stated or "a network of unknown origin"
         if not len(self.division.prior):
-            return initial or "the network's initial weights, no data"
+            return origin or f"initial weights of seed {self.seed}, no data"
         config = self.recipe.prior
         trained = f"{config.epochs} epochs of {config.optimizer} on {len(self.division.prior)} other samples"
-        return f"{initial}, then {trained}" if initial else trained
+        return f"{origin}, then {trained}" if origin else trained
 
-    def _details(self, problem: Problem) -> dict[str, Any]:
+    def _details(self, problem: Problem, start: Start) -> dict[str, Any]:
         prior = self.division.prior
         fitted = evaluate(problem.base, *tensors_at(self.samples, prior, problem.base)) if len(prior) else None
         return {
@@ -209,29 +275,51 @@ class _Run:
             "seed": self.seed,
             "samples": len(self.samples),
             "fingerprint": self.samples.fingerprint,
+            "start": checksum(start.network),
             "prior_samples": len(prior),
+            "groups": self.division.groups,
+            "left_out": len(self.division.left_out),
+            "repetition": self.division.stated,
             "random_weights": sum(m.numel() for m in problem.network.means),
             "why_not_by_example": problem.network.reason,
             "prior_training": fitted and {"loss": fitted.loss, "error": fitted.error},
         }
 
+    def _key(self, *made: Any) -> str:
+        return run_key((made, self.seed, self.samples.fingerprint))
+
     def _checkpoint(self, name: str, *made: Any) -> Checkpoint:
         return Checkpoint(self.folder and self.folder / name, run_key(made))
 
 
-def split_delta(delta: float, delta_mc: float | None) -> tuple[float, float]:
-    """The total failure probability as those of the PAC-Bayes and of the Monte-Carlo step (a fifth by default).
+def risk_of_recipe(
+    problem: Problem, recipe: Recipe, seed: int, stage: int, passes: int, task: str = "certificate"
+) -> GibbsRisk:
+    """Risks of the stochastic network on the problem's samples by the draws of a stage."""
+    return gibbs_risk(
+        problem.network,
+        problem.x,
+        problem.y,
+        passes=passes,
+        batch_size=recipe.batch_size,
+        p_min=recipe.p_min,
+        seed=stage_seed(seed, stage),
+        task=task,
+    )
 
-    Raises:
-        UsageError: one of them outside (0, 1).
-    """
-    if not 0 < delta < 1:
-        raise UsageError(f"got delta={delta!r}; expected a probability in (0, 1), e.g. 0.05")
-    if delta_mc is None:
-        delta_mc = delta / 5
-    if not 0 < delta_mc < delta:
-        raise UsageError(f"got delta_mc={delta_mc!r}; expected a part of delta={delta!r}, in (0, {delta!r})")
-    return delta - delta_mc, delta_mc
+
+def count(problem: Problem, prior: Prior, penalty: float, risk: GibbsRisk, p_min: float) -> Counted:
+    """What a certificate of the problem is put together from."""
+    return Counted(
+        risk=risk,
+        kl=problem.network.exact_kl(prior),
+        penalty=penalty,
+        n=len(problem.y),
+        holdout_errors=holdout_errors(problem),
+        constant_errors=len(problem.y) - int(problem.y.bincount().max()),
+        sigma=float(prior.sigma or 0.0),
+        p_min=p_min,
+    )
 
 
 def chosen_sigma(network: StochasticNetwork, prior: Prior) -> tuple[Prior, float]:
@@ -247,59 +335,6 @@ def chosen_sigma(network: StochasticNetwork, prior: Prior) -> tuple[Prior, float
 def sigma_penalty(sigma: float) -> float:
     """Nats that a sigma of the grid costs; refuses one that is not on it."""
     return float(bounds.prior_variance_penalty(sigma**2, GRID_PRECISION, GRID_SCALE))
-
-
-def assemble(
-    risk: GibbsRisk,
-    holdout: int,
-    *,
-    kl: float,
-    penalty: float,
-    n: int,
-    deltas: tuple[float, float],
-    evaluations: int,
-    sigma: float,
-    recipe: Recipe,
-    prior_text: str,
-    assumptions: tuple[Assumption, ...],
-    details: dict[str, Any],
-) -> Certificate:
-    """L+ = kl^-1(p, ln(k / delta_mc) / draws), R = kl^-1(L+, (KL + penalty + ln(2 sqrt(n) k / delta)) / n).
-
-    Args:
-        risk: Monte-Carlo risks on the n samples. holdout: mistakes of the prior's mean network on them.
-        deltas: failure probabilities of the PAC-Bayes and of the Monte-Carlo step.
-        evaluations: k certificates of which this is one.
-    """
-    delta, delta_mc = deltas
-    upper, ce_upper = (
-        float(bounds.monte_carlo_risk(p, risk.draws, delta_mc / evaluations)) for p in (risk.error, risk.cross_entropy)
-    )
-    bound, ce_bound = (float(bounds.pac_bayes_kl(u, kl + penalty, n, delta / evaluations)) for u in (upper, ce_upper))
-    return Certificate(
-        risk_bound=bound,
-        empirical_risk=risk.error,
-        monte_carlo_upper=upper,
-        kl=kl,
-        sigma=sigma,
-        n=n,
-        draws=risk.draws,
-        delta=delta,
-        delta_mc=delta_mc,
-        candidates=1,
-        evaluations=evaluations,
-        holdout_bound=float(bounds.binomial_tail_inverse(holdout, n, (delta + delta_mc) / evaluations)),
-        holdout_network="prior's mean network",
-        prior=prior_text,
-        assumptions=assumptions,
-        penalty=penalty,
-        draws_by=risk.by,
-        cross_entropy_bound=ce_bound,
-        cross_entropy=risk.cross_entropy,
-        p_min=recipe.p_min,
-        objective=recipe.objective if recipe.epochs else "none: the posterior is the prior",
-        details=details,
-    )
 
 
 class Clock:
@@ -320,16 +355,19 @@ class Clock:
 def _augmentation(name: str) -> Any:
     if name == "none":
         return None
-    from functools import partial
-
     from flatminima.data.augment import random_shift
 
     return partial(random_shift, pixels=int(name.removeprefix("shift")))
 
 
-def _checksum(model: nn.Module) -> str:
+def checksum(model: nn.Module) -> str:
+    """Hash of a network's weights and buffers, by name."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

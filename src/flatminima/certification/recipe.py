@@ -12,11 +12,12 @@ from flatminima.training import TrainConfig
 
 LAYERS = ("all", "head")
 AUGMENTATIONS = ("none", "shift1", "shift2")
+KEPT = ("float16", "float32")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How prior and posterior are made; none of it can make a certificate wrong, only loose.
+    """How prior and posterior are made; where it is fixed before the samples are seen, it can only make a bound loose.
 
     Args:
         prior_fraction: share of the samples in [0, 1) that train the prior; 0 for a prior from its seed alone.
@@ -32,6 +33,8 @@ class Recipe:
             more; the kl objective has no slope where the surrogate exceeds 1, the others have.
         passes: over the bound's samples to estimate the Gibbs risk, each with fresh draws.
         p_min: clamp of the cross-entropy.
+        keep: precision that P and Q are rounded to before anything is counted, and kept in: "float32", or "float16" for
+            files of half the size.
     """
 
     prior_fraction: float = 0.5
@@ -49,10 +52,13 @@ class Recipe:
     nats: float | None = None
     passes: int = 10
     p_min: float = 1e-5
+    keep: str = "float32"
 
     def __post_init__(self) -> None:
         objective_of(self.objective)
-        for kind, value, known in (("augment", self.augment, AUGMENTATIONS), ("layers", self.layers, LAYERS)):
+        for kind, value, known in (
+            ("augment", self.augment, AUGMENTATIONS), ("layers", self.layers, LAYERS), ("keep", self.keep, KEPT),
+        ):  # fmt: skip
             if value not in known:
                 raise UnknownName(kind, value, known)
         if not 0 <= self.prior_fraction < 1:

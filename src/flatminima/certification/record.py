@@ -1,7 +1,12 @@
-"""A certificate as a file, the weights it is about beside it, and the recomputation of the one from the other."""
+"""A certificate as a file, the weights it is about beside it, and the recomputation of the one from the other.
+
+A record is compared and never obeyed: the network and the data come from whoever recomputes it.
+"""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -12,25 +17,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.certification.around import certify_around
 from flatminima.certification.certificate import Certificate
-from flatminima.certification.divide import divide
-from flatminima.certification.head import Head
-from flatminima.certification.learned import Certified, assemble, sigma_penalty
-from flatminima.certification.learning import stage_seed
-from flatminima.certification.problem import Problem, mistakes, tensors_at
+from flatminima.certification.conditions import (
+    Findings,
+    conditions,
+    enforce,
+    fixed_condition,
+    independence,
+    prior_condition,
+)
+from flatminima.certification.learned import Certified, checksum, count, risk_of_recipe, sigma_penalty
+from flatminima.certification.logits import Logits
+from flatminima.certification.pipeline import Confidence, Union, assemble, refuse_ambient
+from flatminima.certification.prior import Centre, Scales
+from flatminima.certification.provenance import Factory, Start
 from flatminima.certification.recipe import Recipe
-from flatminima.certification.stochastic import Prior, StochasticNetwork, gibbs_risk
+from flatminima.certification.split import Division, Groups, Repetition, split
+from flatminima.certification.stochastic import Prior
+from flatminima.certification.train import Problem, make_problem, offsets, orthonormal, tensors_at
 from flatminima.core.guard import same_randomness
-from flatminima.core.samples import as_samples
+from flatminima.core.minimum import Minimum
+from flatminima.core.perturbation import Relative
+from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import CheckpointError, UsageError
-from flatminima.io import versions, write_whole
+from flatminima.io import make_folder, versions, write_whole
 from flatminima.training import read_weights, write_weights
 
-SCHEMA = 1
+SCHEMA = 2
 CERTIFICATE, WEIGHTS = "certificate.json", "weights.safetensors"
+_MOST = 1 << 22  # bytes of a record
 _TOLERANCE = 1e-6  # relative: another version or processor may round a logit to the other side, once
 _COMPARED = ("risk_bound", "empirical_risk", "monte_carlo_upper", "kl", "penalty", "n", "draws", "holdout_bound",
-             "cross_entropy_bound")  # fmt: skip
+             "constant_error", "cross_entropy", "cross_entropy_bound")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,8 @@ class Comparison:
 def save(certified: Certified, folder: Path, source: Mapping[str, Any] | None = None) -> Path:
     """Write certificate.json and weights.safetensors to a folder.
 
+    What a seed makes is left out: initial weights, the prior's means in a head's basis, a posterior that is the prior.
+
     Args:
         source: where model and data come from, for whoever recomputes it.
 
@@ -57,24 +78,60 @@ def save(certified: Certified, folder: Path, source: Mapping[str, Any] | None = 
         Path of the JSON file.
     """
     problem, prior = certified.problem, certified.prior
-    tensors: dict[str, Tensor] = {f"base.{name}": t for name, t in problem.base.state_dict().items()}
-    network = problem.network
-    for name, mean, rho in zip(network.names, network.means, network.log_sigmas, strict=True):
-        tensors |= {f"mean.{name}": mean, f"log_sigma.{name}": rho, f"prior.{name}": prior.means[name]}
+    recipe = Recipe.from_dict(certified.certificate.details["recipe"])
+    trained = bool(certified.certificate.details["prior_samples"])
+    half = recipe.keep == "float16"
+    tensors: dict[str, Tensor] = {}
+    if trained or not certified.start.seeded:
+        tensors |= {f"base.{name}": _kept(t, half) for name, t in problem.base.state_dict().items()}
+    if recipe.epochs:
+        names = [*(f"mean.{n}" for n in problem.network.names), *(f"log_sigma.{n}" for n in problem.network.names)]
+        own, _, moved = offsets(problem.network, prior)
+        tensors |= {name: m.half() if half else t for name, t, m in zip(names, own, moved, strict=True)}
     if problem.head is not None and problem.head.basis is not None:
-        tensors["basis"] = problem.head.basis
-    write_weights(tensors, folder / WEIGHTS)
-    document = certified.certificate.to_dict() | {
+        tensors["basis"] = _kept(problem.head.basis, half)
+    return _write(certified.certificate, tensors, folder, source)
+
+
+def save_around(
+    certificate: Certificate, minimum: Minimum, centre: Centre, folder: Path, source: Mapping[str, Any] | None = None
+) -> Path:
+    """Write certificate.json and weights.safetensors of a certificate around a minimum to a folder.
+
+    The prior's weights are left out where a function and a seed make them again.
+
+    Returns:
+        Path of the JSON file.
+    """
+    tensors = {f"minimum.{name}": t for name, t in minimum.model.state_dict().items()}
+    if certificate.details["options"]["prior"] == "network":
+        names = minimum.parameters.names
+        tensors |= {f"prior.{n}": t for n, t in zip(names, minimum.parameters.split(centre.weights), strict=True)}
+    return _write(certificate, tensors, make_folder(folder), source)
+
+
+def _write(
+    certificate: Certificate, tensors: Mapping[str, Tensor], folder: Path, source: Mapping[str, Any] | None
+) -> Path:
+    document: dict[str, Any] = certificate.to_dict() | {
         "schema": SCHEMA,
         "kind": "certificate",
         "source": dict(source or {}),
-        "weights": WEIGHTS,
-        "head": problem.head and problem.head.name,
+        "weights": WEIGHTS if tensors else None,
+        "sha256": None,
         "versions": versions(),
     }
+    if tensors:
+        write_weights(tensors, folder / WEIGHTS)
+        document["sha256"] = file_hash(folder / WEIGHTS)
     path = folder / CERTIFICATE
     write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -84,95 +141,232 @@ def read_document(path: Path) -> dict[str, Any]:
         CheckpointError: no such file, or it is something else.
     """
     try:
+        if path.stat().st_size > _MOST:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, too many for a {CERTIFICATE}")
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is not JSON; expected the {CERTIFICATE} that flatminima certify wrote") from None
     if not isinstance(document, dict) or document.get("kind") != "certificate" or document.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} is no certificate of schema {SCHEMA}; expected what flatminima certify wrote")
     return document
 
 
-def recompute(path: Path, model: nn.Module, train_data: Any) -> list[Comparison]:
-    """Every number of a certificate again: from its weights, the training data and the recorded seed.
+def recompute(
+    path: Path, model: nn.Module | Factory, data: Any, prior_data: Any = None, *, groups: Groups | None = None
+) -> list[Comparison]:
+    """Every number of a certificate again: from its weights, the data and the recorded seed.
 
     The division of the samples, KL, the Gibbs risk by the recorded draws, the hold-out bound and both kl inverses are
-    computed anew. That the prior was trained on its own part only is not: repeat the command for that.
+    computed anew, and initial weights that no data has touched are made again. That a trained prior was trained on its
+    own part only is not: repeat the command for that.
 
     Args:
         path: of certificate.json, its weights beside it.
-        model: of the same architecture; its weights are replaced.
-        train_data: the whole training data, prior's part included.
+        model: a function that makes the network, or one of the same architecture, whose weights are replaced.
+        data: the whole training data, prior's part included; around a minimum, the samples of the bound.
+        prior_data: around a minimum, those that its prior was trained on.
+        groups: of the samples, where the certificate was made with them.
 
     Returns:
         A Comparison for each number.
 
     Raises:
-        CheckpointError: files that do not fit. UsageError: the data are others than the certificate's.
+        CheckpointError: files that do not fit, are damaged or were exchanged. UsageError: the data are others than the
+            certificate's.
     """
+    return compare(*recomputed(path, model, data, prior_data, groups=groups))
+
+
+def compare(recorded: Certificate, again: Certificate) -> list[Comparison]:
+    """The numbers of two certificates side by side."""
+    return [Comparison(name, _number(recorded, name), _number(again, name)) for name in _COMPARED]
+
+
+def recomputed(
+    path: Path, model: nn.Module | Factory, data: Any, prior_data: Any = None, *, groups: Groups | None = None
+) -> tuple[Certificate, Certificate]:
+    """A certificate as recorded, and as it is computed again; what cannot be is stated in the second, by the record."""
+    refuse_ambient()
     document = read_document(path)
-    certificate = Certificate.from_dict(document)
-    details = certificate.details
-    if "recipe" not in details:
-        raise UsageError(f"{path} was not made by certify(model, train_data); it cannot be recomputed from weights")
-    recipe, seed = Recipe.from_dict(details["recipe"]), int(details["seed"])
-    samples = as_samples(train_data)
-    if samples.fingerprint != details["fingerprint"]:
+    recorded = Certificate.from_dict(document)
+    samples = as_samples(data)
+    if samples.fingerprint != recorded.details.get("fingerprint"):
         raise UsageError(
-            f"the data have fingerprint {samples.fingerprint}, the certificate's have {details['fingerprint']}: "
-            "give the training data that it was made from, with the same scaling and limit"
+            f"the data have fingerprint {samples.fingerprint}, the certificate's have "
+            f"{recorded.details.get('fingerprint')}: give the training data that it was made from, with the same "
+            "scaling and limit"
         )
-    weights = read_weights(path.with_name(str(document["weights"])))
-    division = divide(samples, recipe.prior_fraction, seed)
+    weights = _read_beside(path, document)
+    if "recipe" in recorded.details:
+        return recorded, _recipe_again(recorded, weights, model, samples, groups)
+    return recorded, _around_again(path, recorded, weights, model, samples, prior_data, groups)
+
+
+def _recipe_again(
+    recorded: Certificate,
+    weights: dict[str, Tensor],
+    model: nn.Module | Factory,
+    samples: Samples,
+    groups: Groups | None,
+) -> Certificate:
+    recipe, seed = Recipe.from_dict(recorded.details["recipe"]), int(recorded.details["seed"])
+    told: Repetition = "independent" if recorded.details.get("repetition") else "tested"
+    division = split(samples, recipe.prior_fraction, seed, groups=groups, repetition=told)
     with same_randomness():
-        problem, prior = _rebuilt(model, weights, document["head"], samples, division.bound, certificate.sigma)
+        problem, prior, made = _rebuilt(model, weights, recorded, recipe, seed, samples, division)
         problem.network.probe(problem.x)
-    risk = gibbs_risk(
-        problem.network,
-        problem.x,
-        problem.y,
-        passes=recipe.passes,
-        batch_size=recipe.batch_size,
+    union = Union(recorded.candidates, recorded.evaluations)
+    confidence = Confidence(recorded.delta, recorded.delta_mc, union, "by the record")
+    word = "" if made else f"the prior's weights are what the record says, {recorded.prior}"
+    found = Findings(
+        prior=prior_condition(True if made else None, "initial weights made again", stated=word),
+        n=len(problem.y),
+        of=len(samples),
+        independent=independence(division),
+        fixed=fixed_condition(True if made else None, "two forward passes agree", stated=word),
+        hyper="as recorded",
         p_min=recipe.p_min,
-        seed=stage_seed(seed, 2),
     )
-    again = assemble(
-        risk,
-        mistakes(problem),
-        kl=problem.network.exact_kl(prior),
-        penalty=sigma_penalty(certificate.sigma) if recipe.fit_sigma else 0.0,
-        n=len(division.bound),
-        deltas=(certificate.delta, certificate.delta_mc),
-        evaluations=certificate.evaluations,
-        sigma=certificate.sigma,
-        recipe=recipe,
-        prior_text=certificate.prior,
-        assumptions=certificate.assumptions,
+    penalty = division.nats + (sigma_penalty(recorded.sigma) if recipe.fit_sigma else 0.0)
+    risk = risk_of_recipe(problem, recipe, seed, 2, recipe.passes)
+    return assemble(
+        count(problem, prior, penalty, risk, recipe.p_min),
+        confidence,
+        enforce(conditions(found, confidence), True),
+        prior=recorded.prior,
+        objective=recorded.objective,
         details={},
     )
-    return [Comparison(name, float(getattr(certificate, name)), float(getattr(again, name))) for name in _COMPARED]
+
+
+def _around_again(
+    path: Path,
+    recorded: Certificate,
+    weights: dict[str, Tensor],
+    model: nn.Module | Factory,
+    samples: Samples,
+    prior_data: Any,
+    groups: Groups | None,
+) -> Certificate:
+    """Around a minimum: the posterior is chosen by the recorded pilot draws, and certified by the recorded ones."""
+    try:
+        options = dict(recorded.details["options"])
+        kind, loss, batch = options.pop("prior"), str(options.pop("loss")), int(options.pop("minimum_batch_size"))
+        scales = Scales(tuple(options.pop("scales")), tuple(options.pop("shares")))
+        kappa, box = options.pop("kappa"), options.pop("box")
+        options |= {"kappa": None if kappa is None else Relative(**kappa), "box": math.inf if box is None else box}
+        seed = int(recorded.details["seed"])
+        start = Start.of(model, int(options["prior_seed"]))
+        network = _loaded(copy.deepcopy(start.network), weights, "minimum.")
+        prior: Any = model if kind == "function" else "zero"
+        if kind == "network":
+            prior = _loaded(copy.deepcopy(network), weights, "prior.", strict=False)
+            options["prior_data"] = prior_data
+            options["stated"] = "" if prior_data is not None else f"what the record says, {recorded.prior}"
+        return certify_around(
+            Minimum(network, samples, loss, batch_size=batch),
+            prior=prior,
+            groups=groups,
+            scales=scales,
+            delta=recorded.delta,
+            delta_mc=recorded.delta_mc,
+            union=Union(recorded.candidates, recorded.evaluations),
+            score=True,
+            seed=seed,
+            **options,
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not say how its certificate was made: {error}") from None
+
+
+def _loaded(network: nn.Module, weights: Mapping[str, Tensor], prefix: str, *, strict: bool = True) -> nn.Module:
+    """The network in eval mode with the weights of a prefix."""
+    state = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+    if not state:
+        raise CheckpointError(f"the weights beside the certificate hold nothing called {prefix}*")
+    own = network.state_dict()
+    try:
+        cast = {name: t.to(own[name].dtype) if name in own else t for name, t in state.items()}
+        network.load_state_dict(cast, strict=strict)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights do not fit the model: {' '.join(str(error).split())[:200]}") from None
+    return network.eval()
+
+
+def _read_beside(path: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that lie beside a record, if they are those that it was written with.
+
+    Raises:
+        CheckpointError: the file is absent, or has another hash than the record says.
+    """
+    name, sha = document.get("weights"), document.get("sha256")
+    if name is None:
+        return {}
+    file = path.with_name(Path(str(name)).name)
+    if not file.is_file():
+        raise CheckpointError(f"no file {file.name} beside {path}: its weights belong to a certificate")
+    if file_hash(file) != sha:
+        raise CheckpointError(
+            f"{file} is not what the certificate was written with (its SHA-256 differs): damaged, or exchanged"
+        )
+    return read_weights(file)
 
 
 def _rebuilt(
-    model: nn.Module, weights: dict[str, Tensor], head_name: str | None, samples: Any, rows: Tensor, sigma: float
-) -> tuple[Problem, Prior]:
-    base = {name.removeprefix("base."): t for name, t in weights.items() if name.startswith("base.")}
+    model: nn.Module | Factory,
+    weights: dict[str, Tensor],
+    c: Certificate,
+    recipe: Recipe,
+    seed: int,
+    samples: Samples,
+    division: Division,
+) -> tuple[Problem, Prior, bool]:
+    """The problem and its prior from kept weights, and whether the prior's were made again here."""
+    rows = division.bound
+    start = Start.of(model, seed)
+    base = Logits.needed(start.network, tensors_at(samples, rows[:2], start.network)[0]).eval()
+    state = {name.removeprefix("base."): t for name, t in weights.items() if name.startswith("base.")}
+    if state:
+        _loaded(base, weights, "base.")
+    elif checksum(start.network) != c.details.get("start"):
+        raise CheckpointError(
+            f"the network has other initial weights under seed {seed} than the certificate's: give what made it"
+        )
+    basis = weights.get("basis")
+    if basis is not None and basis.dtype == torch.float16:
+        basis = orthonormal(basis)
+    if recipe.layers == "head" and basis is None:
+        raise CheckpointError("the weights hold no basis of the head's inputs")
+    problem = make_problem(base, samples, rows, recipe, basis)
+    prior = Prior(problem.means, c.sigma)
+    if recipe.epochs:
+        _load_posterior(problem, prior, weights)
+    elif not math.isclose(c.sigma, recipe.sigma):
+        raise CheckpointError(f"sigma is {c.sigma} in the record, {recipe.sigma} in its recipe")
+    return problem, prior, not state and start.seeded
+
+
+def _load_posterior(problem: Problem, prior: Prior, weights: dict[str, Tensor]) -> None:
+    network = problem.network
+    names = [*(f"mean.{n}" for n in network.names), *(f"log_sigma.{n}" for n in network.names)]
+    own, bases, _ = offsets(network, prior)
     try:
-        model.load_state_dict(base)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights do not fit the model: {' '.join(str(error).split())[:200]}") from None
-    x, y = tensors_at(samples, rows, model)
-    head = None if head_name is None else Head(head_name, weights.get("basis"))
-    if head is not None:
-        x = head.features(model.eval(), x)
-    network = StochasticNetwork(model if head is None else head.layer(model), sigma)
-    try:
-        means = {name: weights[f"prior.{name}"] for name in network.names}
         with torch.no_grad():
-            for name, mean, rho in zip(network.names, network.means, network.log_sigmas, strict=True):
-                mean.copy_(weights[f"mean.{name}"])
-                rho.copy_(weights[f"log_sigma.{name}"])
+            for name, tensor, base in zip(names, own, bases, strict=True):
+                kept = weights[name]
+                if kept.shape != tensor.shape:
+                    raise RuntimeError(f"{name} has shape {tuple(kept.shape)}, the network's {tuple(tensor.shape)}")
+                tensor.copy_(base + kept.to(tensor) if kept.dtype == torch.float16 else kept)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"the weights hold no such posterior: {error}") from None
-    return Problem(model, head, network, means, x, y), Prior(means, sigma)
+
+
+def _kept(t: Tensor, half: bool) -> Tensor:
+    return t.half() if half and t.is_floating_point() else t
+
+
+def _number(certificate: Certificate, name: str) -> float:
+    value = getattr(certificate, name)
+    return math.nan if value is None else float(value)

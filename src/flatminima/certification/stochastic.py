@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flatminima import bounds, progress
+from flatminima import bounds
 from flatminima.certification.per_example import PerExample, SharedWeights
 from flatminima.core.parameters import Parameters
-from flatminima.core.perturbation import generator
-from flatminima.errors import DataError, ModelError, UsageError
+from flatminima.errors import ModelError, UsageError
 
 _PROBE = 3  # examples of a probing pass
 _LARGEST_KERNEL = 1 << 20  # weights of a convolution drawn by the example; larger ones take one draw a batch
@@ -41,22 +40,6 @@ class Prior:
     def __post_init__(self) -> None:
         if self.sigma is not None and not (math.isfinite(self.sigma) and self.sigma > 0):
             raise UsageError(f"got sigma={self.sigma!r}; the prior's standard deviation must be positive")
-
-
-@dataclass(frozen=True)
-class GibbsRisk:
-    """What fresh draws of the weights cost on given samples.
-
-    Attributes:
-        error, cross_entropy: mean 0-1 loss and mean clamped cross-entropy, both in [0, 1].
-        draws: independent draws of the weights behind them.
-        by: "example" or "batch", what shares a draw.
-    """
-
-    error: float
-    cross_entropy: float
-    draws: int
-    by: str
 
 
 class StochasticNetwork(nn.Module):
@@ -128,10 +111,9 @@ class StochasticNetwork(nn.Module):
         first, again, part = self.network(few), self.network(few), self.network(fewer)
         if not torch.equal(first, again):
             raise ModelError("two forward passes differ: dropout or other noise is left on; make the network's own off")
-        if first.dim() != 2:
-            raise ModelError(
-                f"got an output of shape {tuple(first.shape)}; a certificate needs logits (batch, classes)"
-            )
+        if not isinstance(first, Tensor) or first.dim() not in (1, 2):
+            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            raise ModelError(f"got an output {got}; a certificate needs logits (batch, classes)")
         if not torch.allclose(first[: len(part)], part, rtol=1e-3, atol=1e-4):
             raise ModelError("an example's output depends on the others of its batch; freeze the network's statistics")
         try:
@@ -196,55 +178,6 @@ class StochasticNetwork(nn.Module):
             )
             total += float(bounds.kl_diag_gaussian(mu, sigma, at, prior.sigma))
         return total
-
-
-def clamped_cross_entropy(logits: Tensor, targets: Tensor, p_min: float) -> Tensor:
-    """ln(1 / max(p, p_min)) / ln(1 / p_min) of each sample, in [0, 1]."""
-    log_p = logits.log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
-    return log_p.clamp_min(math.log(p_min)) / math.log(p_min)
-
-
-@torch.no_grad()
-def gibbs_risk(
-    network: StochasticNetwork,
-    x: Tensor,
-    y: Tensor,
-    *,
-    passes: int = 1,
-    batch_size: int = 250,
-    p_min: float = 1e-5,
-    seed: int = 0,
-    task: str = "certificate",
-) -> GibbsRisk:
-    """Risks of the stochastic network over samples, fresh weights for every example and pass.
-
-    Where `network.by` is "batch", batches are of equal size (the largest divisor of n up to `batch_size`) and each is
-    one draw: independent losses in [0, 1] that need not be identically distributed (Hoeffding 1963).
-
-    Args:
-        x, y: n samples.
-        passes: over the samples, each with fresh draws.
-        seed: of the draws; the same seed gives the same numbers.
-    """
-    if len(x) != len(y) or len(y) == 0:
-        raise DataError(f"got {len(x)} inputs and {len(y)} targets; expected as many, and at least one")
-    if not network.by:
-        network.probe(x)
-    n = len(y)
-    size = batch_size if network.by == "example" else next(d for d in range(min(batch_size, n), 0, -1) if n % d == 0)
-    starts = range(0, n, size)
-    wrong, loss = 0, 0.0
-    for turn in range(passes):
-        for index, start in enumerate(starts):
-            noise = generator(seed, turn * len(starts) + index)
-            targets = y[start : start + size]
-            logits = network(x[start : start + size], noise)
-            wrong += int((logits.argmax(1) != targets).sum())
-            loss += float(clamped_cross_entropy(logits.double(), targets, p_min).sum())
-            progress.report(task, turn * len(starts) + index + 1, passes * len(starts))
-    total = passes * n
-    draws = total if network.by == "example" else passes * len(starts)
-    return GibbsRisk(wrong / total, min(loss / total, 1.0), draws, network.by)
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:

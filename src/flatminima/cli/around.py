@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatminima.cli import factory
 from flatminima.cli.source import Source
 from flatminima.errors import CheckpointError, UnknownName, UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from flatminima.certification import Certificate
 
 # certification.families.NAMES, written again so that a slip costs no import of torch; a test compares them
@@ -51,30 +55,38 @@ class Around:
                 "trained on; without both the prior is the factory's network from the seed"
             )
 
-    def certify(
-        self, delta: float, delta_mc: float | None, draws: int, evaluations: int, score: bool, device: str | None
-    ) -> Certificate:
+    def certify(self, device: str | None, output: Path | None, **options: Any) -> Certificate:
         """Read everything, then certify."""
         from flatminima.certification import certify_around
-        from flatminima.certification.gaussian import Union
         from flatminima.core.minimum import Minimum
 
         minimum = Minimum(self.source.network().eval(), self.source.samples(self.source.split, device), device=device)
-        prior: Any = replace(self.source, checkpoint=None).network
+        prior: Any = maker(self.source)
         data = None
         if self.prior_checkpoint is not None and self.prior_split is not None:
             prior = replace(self.source, checkpoint=str(self.prior_checkpoint)).network().eval()
             data = replace(self.source, limit=None).samples(self.prior_split, None)
+        if options.pop("keep_ledger") and options["ledger"] is None and output is not None:
+            options["ledger"] = output / f"ledger-{minimum.samples.fingerprint}.json"
         return certify_around(
             minimum,
             self.posterior,
             prior=prior,
             prior_data=data,
             prior_seed=self.source.seed,
-            delta=delta,
-            delta_mc=delta_mc,
-            draws=draws,
-            union=Union(evaluations=evaluations),
-            score=score,
+            output=output,
+            source=asdict(self.source) | {"prior_split": self.prior_split},
             seed=self.source.seed,
+            **options,
         )
+
+
+def maker(source: Source, device: str | None = None) -> Callable[[], nn.Module]:
+    """The function that --model names, which certify calls under seeds of its own."""
+    folder = None if source.app_dir is None else Path(source.app_dir)
+    arguments = factory.arguments(list(source.model_arg))
+
+    def make() -> nn.Module:
+        return factory.build(source.model, arguments, folder).to(device or "cpu")
+
+    return make

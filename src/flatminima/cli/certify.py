@@ -10,19 +10,21 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatminima.cli.around import POSTERIORS, Around
+from flatminima.cli.around import POSTERIORS, Around, maker
 from flatminima.cli.device import usable
 from flatminima.cli.measure import writable
 from flatminima.cli.options import AppDir, AsJson, Device, DryRun, Limit, ModelArg, Scaling, Seed, Threads
 from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say
-from flatminima.errors import CheckpointError, FlatMinimaError, UnknownName, UsageError
+from flatminima.cli.verify import Typed, verify_record
+from flatminima.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 OBJECTIVES = ("classic", "kl", "lambda", "quadratic")
 LAYERS = ("all", "head")
 AUGMENTATIONS = ("none", "shift1", "shift2")
+KEPT = ("float16", "float32")
 _WRITES = ("certificate.json", "weights.safetensors", "certificate.svg")
-_DISAGREES = 3
 
 
 def certify(
@@ -53,15 +55,23 @@ def certify(
     nats: Annotated[float | None, typer.Option(help="Cross-entropy that the objective counts as one error.")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate of the posterior, in units of sigma.")] = 0.01,
     passes: Annotated[int, typer.Option(min=1, help="Over the samples to estimate the Gibbs risk.")] = 10,
+    keep: Annotated[str, typer.Option(help=f"Precision of what is certified and kept: {', '.join(KEPT)}.")] = "float32",
     delta: Annotated[float, typer.Option(help="Total failure probability.")] = 0.05,
     delta_mc: Annotated[float | None, typer.Option(help="The Monte-Carlo step's part; a fifth by default.")] = None,
-    evaluations: Annotated[int, typer.Option(min=1, help="Certificates of which you will keep the best.")] = 1,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Certificates that could have been chosen, this one included.")
+    ] = None,
+    ledger: Annotated[
+        str | None, typer.Option(help="File that counts them; in --output by default; 'none' for none.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option("--time", help="Minutes; chooses epochs and passes.")] = None,
     scaling: Scaling = "unit",
     limit: Limit = None,
     model_arg: ModelArg = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from; see --initial, --posterior.")] = None,
-    initial: Annotated[str, typer.Option(help="What the --checkpoint was trained on: none of these samples.")] = "",
+    stated: Annotated[
+        str, typer.Option("--stated", "--initial", help="What a --checkpoint was trained on: none of these samples.")
+    ] = "",
     app_dir: AppDir = None,
     seed: Seed = 0,
     device: Device = None,
@@ -73,14 +83,17 @@ def certify(
     prior_split: Annotated[str | None, typer.Option(help="With it: split that they were trained on.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="With it: of the weights, at least.")] = 2000,
     output: Annotated[Path | None, typer.Option(help="Folder for the certificate, its weights and a plot.")] = None,
-    verify: Annotated[Path | None, typer.Option(help="Recompute this certificate.json from its weights.")] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Recompute this certificate.json from its weights; needs --data.")
+    ] = None,
     score: Annotated[bool, typer.Option("--score", help="Give a number also where it certifies nothing.")] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Certify: bound the error on new samples with probability 1 - delta."""
     if verify is not None:
-        _verify(verify, data, device, threads, as_json)
+        typed = Typed(model, data, tuple(model_arg or ()), None if app_dir is None else str(app_dir), prior_split)
+        verify_record(verify, typed, device, threads, as_json)
         return
     if model is None or data is None:
         raise UsageError("certify needs --model and --data, or --verify with a certificate.json")
@@ -89,6 +102,7 @@ def certify(
     source.check()
     for kind, value, known in (
         ("objective", objective, OBJECTIVES), ("layers", layers, LAYERS), ("augmentation", augment, AUGMENTATIONS),
+        ("keep", keep, KEPT),
     ):  # fmt: skip
         if value not in known:
             raise UnknownName(kind, value, known)
@@ -101,34 +115,61 @@ def certify(
         raise UsageError(f"got --time {minutes}; expected minutes above 0")
     if output is not None:
         writable(output, _WRITES)
+    shared: dict[str, Any] = {"delta": delta, "delta_mc": delta_mc, "stated": stated, "score": score}
     if posterior is not None:
         around = Around(source, posterior, prior_checkpoint, prior_split)
         around.check()
         with bars(), contextlib.redirect_stdout(sys.stderr):
-            found = around.certify(delta, delta_mc, draws, evaluations, score, usable(device))
-        _show(found, source, output, as_json)
+            found = _around(around, evaluations, ledger, output, usable(device), shared)
+        _show(found, output, as_json)
         return
+    if checkpoint is not None and not stated and not score:
+        raise UsageError(
+            "--checkpoint needs --stated 'what it was trained on': what its weights have seen cannot be seen in them, "
+            "and the statement is printed first; --score gives the number as a score"
+        )
     if prior_checkpoint is not None or prior_split is not None:
         raise UsageError("--prior-checkpoint and --prior-split belong to --posterior, around a trained network")
     options = {
         "prior_fraction": prior_fraction, "layers": layers, "sigma": sigma, "fit_sigma": fit_sigma, "augment": augment,
-        "objective": objective, "epochs": epochs, "nats": nats, "lr": lr, "passes": passes,
+        "objective": objective, "epochs": epochs, "nats": nats, "lr": lr, "passes": passes, "keep": keep,
     }  # fmt: skip
     with bars(), contextlib.redirect_stdout(sys.stderr):
         prepared = _prepare(source, options, prior_epochs, device, threads)
         if dry_run:
             planned = _plan(prepared, minutes, as_json)
         else:
-            found = _run(prepared, minutes, delta, delta_mc, initial, evaluations, score, output)
+            shared |= {"evaluations": evaluations, "ledger": False if ledger == "none" else ledger, "output": output}
+            found = _run(prepared, minutes, shared)
     if dry_run:
         typer.echo(planned)
         return
-    _show(found, source, output, as_json)
+    _show(found, output, as_json)
 
 
-def _show(found: Certificate, source: Source, output: Path | None, as_json: bool) -> None:
-    """The result on stdout; the plot, and around a minimum the record, in the folder."""
-    document = found.to_dict() | {"schema": 1, "source": asdict(source)}
+def _around(
+    around: Around,
+    evaluations: int | None,
+    ledger: str | None,
+    output: Path | None,
+    device: str | None,
+    options: dict[str, Any],
+) -> Certificate:
+    from flatminima.certification import Union
+    from flatminima.io import make_folder
+
+    if output is not None:
+        make_folder(output)
+    options |= {"union": None if evaluations is None else Union(evaluations=evaluations), "keep_ledger": ledger is None}
+    found = around.certify(device, output, ledger=None if ledger in (None, "none") else ledger, **options)
+    if found.standing == "score" and not options["score"]:
+        raise UsageError(f"{found.statement}: state where the prior comes from with --stated, or ask for --score")
+    return found
+
+
+def _show(found: Certificate, output: Path | None, as_json: bool) -> None:
+    """The result on stdout, and its plot in the folder."""
+    document = found.to_dict() | {"schema": 2}
     if as_json:
         typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
@@ -137,22 +178,16 @@ def _show(found: Certificate, source: Source, output: Path | None, as_json: bool
     if output is None:
         say("\nNext: the same with --output FOLDER keeps the certificate, its weights and a plot")
         return
-    from flatminima.io import make_folder, write_whole
-
     record, _, plot = (output / name for name in _WRITES)
-    make_folder(output)
-    if "recipe" not in found.details:  # certify itself has written the others
-        write_whole(record, json.dumps(document | {"kind": "certificate"}, indent=1, allow_nan=False) + "\n")
     _draw(found, plot)
     say(f"\nCertificate: {record}\nPlot:        {plot}")
-    if "recipe" in found.details:
-        say(f"Next:        flatminima certify --verify {record}")
+    say(f"Next:        flatminima certify --verify {record} --data ...")
 
 
 @dataclass(frozen=True)
 class _Prepared:
     source: Source
-    model: nn.Module
+    model: nn.Module | Callable[[], nn.Module]
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor] | None
     recipe: Recipe
@@ -170,38 +205,25 @@ def _prepare(
     device = usable(device)
     recipe = Recipe(**options)
     recipe = Recipe(**options | {"prior": type(recipe.prior)(**asdict(recipe.prior) | {"epochs": prior_epochs})})
-    model = source.network()
+    model: Any = maker(source, device) if source.checkpoint is None else source.network().to(device or "cpu")
     test = None if source.test_split is None else source.samples(source.test_split, device)
-    return _Prepared(source, model.to(device or "cpu"), source.samples(source.split, device), test, recipe)
+    return _Prepared(source, model, source.samples(source.split, device), test, recipe)
 
 
-def _run(
-    p: _Prepared,
-    minutes: float | None,
-    delta: float,
-    delta_mc: float | None,
-    initial: str,
-    evaluations: int,
-    score: bool,
-    output: Path | None,
-) -> Certificate:
+def _run(p: _Prepared, minutes: float | None, options: dict[str, Any]) -> Certificate:
     from flatminima.certification import certify as run
 
     began = time.monotonic()
+    seconds = None if minutes is None else 60 * minutes
     found = run(
         p.model,
         p.train,
-        delta=delta,
-        delta_mc=delta_mc,
         recipe=p.recipe,
-        seconds=None if minutes is None else 60 * minutes,
+        seconds=seconds,
         test_data=p.test,
-        initial=initial,
-        output=output,
         source=asdict(p.source),
-        evaluations=evaluations,
-        score=score,
         seed=p.source.seed,
+        **options,
     )
     say(f"done in {time.monotonic() - began:.0f} s")
     return found
@@ -209,8 +231,9 @@ def _run(
 
 def _plan(p: _Prepared, minutes: float | None, as_json: bool) -> str:
     from flatminima.certification.budget import cost, within
+    from flatminima.certification.provenance import Start
 
-    found = cost(p.model, p.train, p.recipe, p.source.seed)
+    found = cost(Start.of(p.model, p.source.seed).network, p.train, p.recipe, p.source.seed)
     recipe = p.recipe if minutes is None else within(p.recipe, found, 60 * minutes)
     prior_epochs = recipe.prior.epochs if recipe.prior_fraction else 0
     seconds = found.total(recipe)
@@ -243,45 +266,3 @@ def _draw(c: Certificate, path: Path) -> None:
         beside["test error"] = c.details["test"]["error"]
     shown = {name: value for name, value in beside.items() if value is not None}
     write_whole(path, standalone(certificate_terms(c.risk_bound, c.terms(), shown)) + "\n")
-
-
-def _verify(path: Path, data: str | None, device: str | None, threads: int | None, as_json: bool) -> None:
-    """Recompute a certificate; exit 3 where a number differs."""
-    if not path.exists():
-        raise CheckpointError(f"no file {path} for --verify; name the certificate.json that flatminima certify wrote")
-    with bars(), contextlib.redirect_stdout(sys.stderr):
-        import torch
-
-        from flatminima.certification import recompute
-        from flatminima.certification.record import read_document
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        try:
-            values = read_document(path)["source"]
-            if not values:
-                raise CheckpointError(
-                    f"{path} names no model and data; recompute it in Python: certification.recompute"
-                )
-            source = Source(**values | {"model_arg": tuple(values["model_arg"]), "checkpoint": None})
-            if data is not None:
-                source = Source(**asdict(source) | {"data": data})
-            source.check()
-            rows = recompute(path, source.network(), source.samples(source.split, usable(device)))
-        except FlatMinimaError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:  # of an edited record
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path} is not a certificate of this version ({reason})") from error
-    agrees = all(row.agrees for row in rows)
-    if as_json:
-        document = {"schema": 1, "agrees": agrees, "numbers": [asdict(r) | {"agrees": r.agrees} for r in rows]}
-        typer.echo(json.dumps(document, indent=1))
-    else:
-        for row in rows:
-            typer.echo(
-                f"{row.name:<20} {row.recorded:<14.8g} {row.recomputed:<14.8g} {'' if row.agrees else 'DIFFERS'}"
-            )
-        typer.echo("every number agrees" if agrees else "not the certificate that these weights give")
-    if not agrees:
-        raise typer.Exit(_DISAGREES)

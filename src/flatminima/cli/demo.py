@@ -65,14 +65,15 @@ def _show(results: dict[str, Any]) -> None:
 
 def _certificate(c: dict[str, Any]) -> list[str]:
     """The certificate in plain words, at most 80 columns."""
-    what = "Certificate" if c["is_certificate"] else "Score, not a certificate,"
     lines = [
-        f"{what} of a network trained by the recipe of *, {c['recipe']}",
-        f"  With probability {1 - c['delta'] - c['delta_mc']:.3f} over the samples, the network that draws its weights",
+        c["statement"],
+        f"  of a network trained by the recipe of *, {c['recipe']}",
+        f"  With probability {1 - c['delta']:.3f} over the samples, the network that draws its weights",
         f"  from N(w, {c['sigma']:g}^2) at each prediction errs on at most {100 * c['risk_bound']:.1f}% of new digits.",
         f"  It errs on {100 * c['gibbs_test_error']:.1f}% of the test set, "
         f"{100 * c['empirical_risk']:.1f}% of the bound's {c['n']} samples.",
         f"  KL {c['kl']:.1f} nats; {c['draws']} draws of the weights; union over {c['candidates']} priors;",
+        f"  a constant answer errs on {100 * c['constant_error']:.1f}% of these samples;",
         f"  prior: {c['prior']}.",
     ]
     if c["holdout_bound"] is not None:

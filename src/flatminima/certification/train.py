@@ -1,28 +1,142 @@
-"""Training of the prior's mean on its part of the samples, and of the posterior on the bound's; both can go on.
+"""What is certified of a recipe, and the training of its prior and posterior; both can go on where they were killed.
 
-State is written after every epoch, whole or not at all; a run that was killed goes on from there and ends with the same
-bits as one that was not.
+The prior's mean is trained on its part of the samples, the posterior on the bound's. State is written after every
+epoch, whole or not at all; a run that was killed goes on from there and ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from flatminima import progress
+from flatminima.certification.head import Head, find_head, principal_basis, turned
+from flatminima.certification.logits import check_labels, two_class
 from flatminima.certification.objective import objective as objective_of
+from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import Prior, StochasticNetwork
 from flatminima.core.perturbation import generator, mix
-from flatminima.errors import NumericalError, UsageError
+from flatminima.core.samples import Samples
+from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.io import write_whole
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+_BATCH = 500
+
+
+@dataclass
+class Problem:
+    """What is certified: a stochastic network over inputs that frozen layers have already seen.
+
+    Attributes:
+        base: the whole network at the prior's mean, in eval mode.
+        head: the layer that is random, where not all are. network: the stochastic one.
+        means: of the prior. x, y: of the bound, x its features where a head is random.
+    """
+
+    base: nn.Module
+    head: Head | None
+    network: StochasticNetwork
+    means: dict[str, Tensor]
+    x: Tensor
+    y: Tensor
+
+
+def make_problem(
+    base: nn.Module, samples: Samples, rows: Tensor, recipe: Recipe, basis: Tensor | None = None
+) -> Problem:
+    """The stochastic network of a recipe at the prior's mean, Q = P.
+
+    Args:
+        base: in eval mode. rows: of the bound. basis: of the head's inputs; None to compute it.
+
+    Raises:
+        ModelError: what no certificate can be about. DataError: labels that are none of its classes.
+    """
+    x, y = tensors_at(samples, rows, base)
+    StochasticNetwork(base, recipe.sigma).probe(x)
+    with torch.no_grad():
+        check_labels(y, two_class(base(x[:1])).shape[1])
+    if recipe.layers == "all":
+        network, head = StochasticNetwork(base, recipe.sigma), None
+    else:
+        plain = Head(find_head(base, x))
+        x = plain.features(base, x)
+        if basis is None:
+            basis = principal_basis(x)
+            basis = orthonormal(basis.half()) if recipe.keep == "float16" else basis
+        head = plain.turned(basis.to(x))
+        x = turned(x, head.basis)
+        network = StochasticNetwork(head.layer(base), recipe.sigma)
+    means = {n: m.detach().clone() for n, m in zip(network.names, network.means, strict=True)}
+    return Problem(base, head, network, means, x, y)
+
+
+def holdout_errors(problem: Problem) -> int:
+    """0-1 mistakes of the deterministic network at the prior's mean, on the bound's samples."""
+    means = {name: problem.means[name] for name in problem.network.names}
+    return count_errors(lambda x: functional_call(problem.network.network, means, (x,)), problem.x, problem.y)
+
+
+@torch.no_grad()
+def count_errors(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> int:
+    """0-1 mistakes of a deterministic network."""
+    parts = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+    return sum(int((two_class(predict(a)).argmax(1) != b).sum()) for a, b in parts)
+
+
+def tensors_at(samples: Samples, rows: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Inputs and labels at `rows` where the model lies, checked: floating point, class indices."""
+    x, y = samples.take(rows)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise DataError("got inputs that are no floating-point tensor; certify needs (inputs, labels) of a classifier")
+    if y.dim() != 1 or y.is_floating_point():
+        raise DataError(f"got labels of dtype {y.dtype} and shape {tuple(y.shape)}; expected class indices (n,)")
+    if bool((y.long() == -100).any()):
+        check_labels(y.long(), 1 << 62)
+    device = next((p.device for p in model.parameters()), x.device)
+    return x.to(device), y.to(device, torch.int64)
+
+
+def round_weights(model: nn.Module, keep: str) -> None:
+    """Round floating-point weights and buffers to the precision that they are kept in, in place."""
+    if keep == "float16":
+        with torch.no_grad():
+            for t in (*model.parameters(), *model.buffers()):
+                if t.is_floating_point():
+                    t.copy_(t.half())
+
+
+def round_posterior(network: StochasticNetwork, prior: Prior) -> None:
+    """Round Q to what half-precision offsets from P hold: means in weights, log sigma in ln s."""
+    for tensor, base, offset in zip(*offsets(network, prior), strict=True):
+        with torch.no_grad():
+            tensor.copy_(base + offset.half().to(tensor))
+
+
+def offsets(network: StochasticNetwork, prior: Prior) -> tuple[list[Tensor], list[Tensor | float], list[Tensor]]:
+    """Q's means and log sigmas, where P has them, and the differences."""
+    log_s = math.log(prior.sigma or 1.0)
+    tensors: list[Tensor] = [*network.means, *network.log_sigmas]
+    bases: list[Tensor | float] = [*(prior.means[name] for name in network.names), *(log_s for _ in network.names)]
+    return tensors, bases, [(t - b).detach() for t, b in zip(tensors, bases, strict=True)]
+
+
+def orthonormal(basis: Tensor) -> Tensor:
+    """The orthogonal float32 matrix next to a nearly orthogonal one, by QR in float64 with positive signs."""
+    q, r = torch.linalg.qr(basis.double())
+    signed: Tensor = q * r.diagonal().sign()
+    return signed.float()
 
 
 class Checkpoint:
@@ -120,7 +234,7 @@ def train_posterior(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * cosine(step, epochs * len(batches))
             rows = order[start : start + batch_size]
-            logits = network(x[rows], noise, kernels_by_batch=True)
+            logits = two_class(network(x[rows], noise, kernels_by_batch=True))
             risk = nn.functional.cross_entropy(logits, y[rows]) / nats
             value = bound(risk, network.kl(prior), n, delta)
             if not bool(torch.isfinite(value)):

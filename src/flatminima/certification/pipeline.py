@@ -1,0 +1,185 @@
+"""From counts to a bound: the one place where a certificate's numbers are put together, whatever path led to them.
+
+delta is the total failure probability. Of k certificates that could have been chosen on the same samples each takes
+delta / k, delta_mc / k of it for its draws; the exact hold-out bound beside it takes the same delta / k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flatminima import bounds
+from flatminima.certification.certificate import Assumption, Certificate
+from flatminima.certification.risk import GibbsRisk
+from flatminima.errors import UsageError
+
+_DRAWS_SHARE = 5  # a fifth of delta is for the draws, of which more can be had
+
+
+@dataclass(frozen=True)
+class Union:
+    """What a certificate was chosen from: priors that could have been used, times certificates for each."""
+
+    candidates: int = 1
+    evaluations: int = 1
+
+    def __post_init__(self) -> None:
+        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in (self.candidates, self.evaluations)):
+            raise UsageError(f"got {self}; both are whole numbers that count at least the one at hand")
+
+    @property
+    def k(self) -> int:
+        return self.candidates * self.evaluations
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """A failure probability, and how it is shared.
+
+    Args:
+        delta: total, in (0, 1). delta_mc: the draws' part of it; a fifth by default.
+        union: of the certificates that share it.
+        source: how it is known that they are no more; for the reader.
+
+    Raises:
+        UsageError: one of them outside of its range.
+
+    Examples:
+        >>> c = Confidence(0.05, union=Union(evaluations=2))
+        >>> c.samples, c.draws, c.each
+        (0.02, 0.005, 0.025)
+    """
+
+    delta: float
+    delta_mc: float | None = None
+    union: Union = Union()
+    source: str = "as given"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < 1:
+            raise UsageError(f"got delta={self.delta!r}; expected a probability in (0, 1), e.g. 0.05")
+        if self.delta_mc is None:
+            object.__setattr__(self, "delta_mc", self.delta / _DRAWS_SHARE)
+        if not 0 < self.for_draws < self.delta:
+            raise UsageError(
+                f"got delta_mc={self.delta_mc!r}; expected a part of delta={self.delta!r}, in (0, {self.delta!r})"
+            )
+
+    @property
+    def for_draws(self) -> float:
+        """delta_mc, all of it."""
+        assert self.delta_mc is not None
+        return self.delta_mc
+
+    @property
+    def samples(self) -> float:
+        """Of the PAC-Bayes step of one certificate."""
+        return (self.delta - self.for_draws) / self.union.k
+
+    @property
+    def draws(self) -> float:
+        """Of the Monte-Carlo step of one certificate."""
+        return self.for_draws / self.union.k
+
+    @property
+    def each(self) -> float:
+        """Of one certificate."""
+        return self.delta / self.union.k
+
+    @property
+    def evidence(self) -> str:
+        """How delta is shared, for the reader."""
+        k = self.union.k
+        return f"delta / {k} each, {k} could have been chosen {self.source}" if k > 1 else f"one alone, {self.source}"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted for a certificate, before any probability.
+
+    Attributes:
+        risk: of fresh draws on the n samples. kl: KL(Q || P). penalty: nats for choices made after seeing them.
+        holdout_errors: of the prior's mean network on the n samples. constant_errors: of the best constant answer.
+        sigma: of the prior.
+    """
+
+    risk: GibbsRisk
+    kl: float
+    penalty: float
+    n: int
+    holdout_errors: int
+    constant_errors: int
+    sigma: float
+    p_min: float
+
+
+def assemble(
+    counted: Counted,
+    confidence: Confidence,
+    assumptions: tuple[Assumption, ...],
+    *,
+    prior: str,
+    objective: str,
+    details: Mapping[str, Any],
+) -> Certificate:
+    """The certificate: L+ = kl^-1(p, ln(1/d_mc)/draws), R = kl^-1(L+, (KL + penalty + ln(2 sqrt(n)/d))/n).
+
+    Args:
+        prior: where its mean comes from, for the reader. objective: what chose the posterior.
+
+    Source: Langford & Caruana (2002), Maurer (2004), Dziugaite & Roy (2017).
+    """
+    risk, n = counted.risk, counted.n
+    uppers = [float(bounds.monte_carlo_risk(p, risk.draws, confidence.draws)) for p in (risk.error, risk.cross_entropy)]
+    nats = counted.kl + counted.penalty
+    bound, ce_bound = (float(bounds.pac_bayes_kl(upper, nats, n, confidence.samples)) for upper in uppers)
+    return Certificate(
+        risk_bound=bound,
+        empirical_risk=risk.error,
+        monte_carlo_upper=uppers[0],
+        kl=counted.kl,
+        sigma=counted.sigma,
+        n=n,
+        draws=risk.draws,
+        delta=confidence.delta,
+        delta_mc=confidence.for_draws,
+        candidates=confidence.union.candidates,
+        evaluations=confidence.union.evaluations,
+        holdout_bound=float(bounds.binomial_tail_inverse(counted.holdout_errors, n, confidence.each)),
+        holdout_network="prior's mean network",
+        prior=prior,
+        assumptions=assumptions,
+        constant_error=counted.constant_errors / n,
+        penalty=counted.penalty,
+        draws_by=risk.by,
+        cross_entropy_bound=ce_bound,
+        cross_entropy=risk.cross_entropy,
+        p_min=counted.p_min,
+        objective=objective,
+        details=dict(details),
+    )
+
+
+def refuse_ambient() -> None:
+    """Refuse modes of torch under which a certificate would be about another network, or another draw.
+
+    Raises:
+        UsageError: autocast (its cache of cast weights outlives a draw), inference mode, another default dtype.
+    """
+    kinds = ("cpu", "cuda", "mps", "xpu")
+    if any(torch.is_autocast_enabled(kind) for kind in kinds):
+        raise UsageError(
+            "got torch.autocast around a certificate: it keeps copies of weights from one draw to the next; leave it "
+            "out, and call model.bfloat16() for lower precision"
+        )
+    if torch.is_inference_mode_enabled():
+        raise UsageError("got torch.inference_mode around a certificate, which trains; use torch.no_grad, or neither")
+    if torch.get_default_dtype() != torch.float32:
+        raise UsageError(
+            f"got a default dtype of {torch.get_default_dtype()}: the same seed draws other weights under it; certify "
+            "under torch.set_default_dtype(torch.float32), with a network of any dtype"
+        )

@@ -1,0 +1,162 @@
+"""`flatminima certify --verify`: the numbers of a record again, from a network and data that are typed here.
+
+A record is compared and never obeyed. All that is taken from it without being typed is one of the library's own
+networks with plain numbers, and how the data was cut: split, scaling and limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from flatminima.cli import factory
+from flatminima.cli.around import maker
+from flatminima.cli.device import usable
+from flatminima.cli.options import SCALINGS
+from flatminima.cli.source import Source
+from flatminima.cli.terminal import bars
+from flatminima.errors import CheckpointError, FlatMinimaError, UsageError
+
+if TYPE_CHECKING:
+    from flatminima.certification import Certificate, Comparison
+
+_DISAGREES = 3
+_OURS = "flatminima.models:"
+_SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}(\[[0-9%:]{0,20}\])?")
+_LARGEST = 1 << 20  # of a number that a record gives to a network
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What the command line says."""
+
+    model: str | None
+    data: str | None
+    model_arg: tuple[str, ...]
+    app_dir: str | None
+    prior_split: str | None
+
+
+def verify_record(path: Path, typed: Typed, device: str | None, threads: int | None, as_json: bool) -> None:
+    """Recompute a certificate and show each number; exit 3 where one differs.
+
+    Raises:
+        UsageError: nothing typed that the record may not give. CheckpointError: a file that is no record.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no file {path} for --verify; name the certificate.json that flatminima certify wrote")
+    if typed.data is None:
+        raise UsageError(
+            "--verify needs --data, the data that the certificate was made from: a record names none to open"
+        )
+    with bars(), contextlib.redirect_stdout(sys.stderr):
+        import torch
+
+        from flatminima.certification.record import read_document
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        document = read_document(path)
+        try:
+            source = recorded_source(document.get("source"), typed)
+            source.check()
+            again, rows = _again(path, document, source, typed, usable(device))
+        except FlatMinimaError:
+            raise
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            IndexError,
+            OverflowError,
+        ) as error:  # an edited record
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path} is not a certificate of this version ({reason})") from error
+    agrees = all(row.agrees for row in rows)
+    first = again.statement if agrees else f"Not the certificate that these weights give, which is: {again.statement}"
+    if as_json:
+        numbers = [asdict(r) | {"agrees": r.agrees} for r in rows]
+        document = {"schema": 2, "statement": first, "standing": again.standing, "agrees": agrees, "numbers": numbers}
+        typer.echo(json.dumps(document, indent=1))
+    else:
+        typer.echo(first)
+        for row in rows:
+            differs = "" if row.agrees else "DIFFERS"
+            typer.echo(f"{row.name:<20} {row.recorded:<14.8g} {row.recomputed:<14.8g} {differs}".rstrip())
+        typer.echo("every number agrees" if agrees else "not the certificate that these weights give")
+    if not agrees:
+        raise typer.Exit(_DISAGREES)
+
+
+def recorded_source(values: Any, typed: Typed) -> Source:
+    """Network and data as typed; of the record only what can neither run nor open anything.
+
+    Raises:
+        UsageError: the record's network is none of the library's own, and --model is not given.
+    """
+    values = values if isinstance(values, Mapping) else {}
+    model, arguments = typed.model, typed.model_arg
+    if model is None:
+        model, arguments = _own_model(values), tuple(str(a) for a in values.get("model_arg") or ())
+    split, scaling, limit = values.get("split", "train"), values.get("scaling", "unit"), values.get("limit")
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split):
+        raise CheckpointError("the record's split is no name of a split with a range: it was edited")
+    if scaling not in SCALINGS or not (limit is None or (isinstance(limit, int) and limit > 0)):
+        raise CheckpointError("the record's scaling or limit is none that flatminima writes: it was edited")
+    assert typed.data is not None
+    return Source(model, typed.data, split, None, scaling, limit, arguments, None, typed.app_dir, 0)
+
+
+def _own_model(values: Mapping[str, Any]) -> str:
+    """A network of the library that the record names, its arguments plain numbers."""
+    from flatminima.models import MODELS
+
+    name = values.get("model")
+    if not (isinstance(name, str) and name.startswith(_OURS) and name.removeprefix(_OURS) in MODELS):
+        raise UsageError(
+            "--verify needs --model (and its --model-arg, --app-dir): the record's network is none of "
+            "flatminima.models, and a record names no code to be run"
+        )
+    pairs = values.get("model_arg") or ()
+    if not isinstance(pairs, list | tuple) or not all(isinstance(p, str) for p in pairs):
+        raise CheckpointError("the record's model_arg is no list of key=value: it was edited")
+    for value in factory.arguments(list(pairs)).values():
+        if not _plain(value):
+            raise UsageError(
+                f"the record gives {name} an argument that is no plain number: type --model and --model-arg"
+            )
+    return name
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return len(value) <= 64 and all(_plain(v) and not isinstance(v, tuple | list) for v in value)
+    return value is None or (isinstance(value, bool | int | float) and math.isfinite(value) and abs(value) <= _LARGEST)
+
+
+def _again(
+    path: Path, document: Mapping[str, Any], source: Source, typed: Typed, device: str | None
+) -> tuple[Certificate, list[Comparison]]:
+    """The certificate as it is computed here, and each number beside the recorded one."""
+    from flatminima.certification import recomputed
+    from flatminima.certification.record import compare
+
+    prior = None
+    if "recipe" not in document["details"]:
+        recorded = (document.get("source") or {}).get("prior_split")
+        split = typed.prior_split
+        if split is None and isinstance(recorded, str) and _SPLIT.fullmatch(recorded):
+            split = recorded
+        prior = None if split is None else replace(source, limit=None).samples(split, None)
+    found = recomputed(path, maker(source, device), source.samples(source.split, device), prior)
+    return found[1], compare(*found)
