@@ -161,9 +161,9 @@ def test_a_prior_from_samples_of_its_own() -> None:
     assert c.holdout_bound == pytest.approx(float(bounds.binomial_tail_inverse(wrong, 64, 0.05)))
     assert c.prior == "trained on 64 other samples"
     assert around(data=second).holdout_bound >= 0.3  # of the zero network, which answers one class
-    with pytest.raises(UsageError, match="64 of 64 equal by content"):
+    with pytest.raises(UsageError, match="the bound's samples are the prior's: 64 of 64 with equal inputs"):
         around(data=second, prior=linear(0.9), prior_data=second)
-    with pytest.raises(UsageError, match="32 of 64 equal by content"):  # in another order, and half of them
+    with pytest.raises(UsageError, match="32 of 64 with equal inputs"):  # in another order, and half of them
         around(data=second, prior=linear(0.9), prior_data=(x[48:96].flip(0)[:32].clone(), y[48:96].flip(0)[:32]))
     assert not around(data=second, prior=linear(0.9), prior_data=second, score=True).is_certificate
     assert c.standing == "conditional" and "trained on the 64 samples of prior_data" in c.statement
