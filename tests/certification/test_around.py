@@ -299,7 +299,7 @@ def test_what_is_no_classifier_is_refused() -> None:
             certify_around(Minimum(nn.Linear(2, out), (x, targets), loss), prior="zero")
     y[3] = -100
     ignoring = nn.CrossEntropyLoss(reduction="none")
-    with pytest.raises(DataError, match="sample 3 has the label -100, torch's mark"):
+    with pytest.raises(DataError, match="label -100"):
         certify_around(Minimum(nn.Linear(2, 2), (x, y), ignoring), prior="zero")
 
 

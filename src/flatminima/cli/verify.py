@@ -72,27 +72,22 @@ def verify_record(path: Path, typed: Typed, device: str | None, threads: int | N
             again, rows = _again(path, document, source, typed, usable(device))
         except FlatMinimaError:
             raise
-        except (
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            IndexError,
-            OverflowError,
-        ) as error:  # an edited record
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:  # of an edited record
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path} is not a certificate of this version ({reason})") from error
     agrees = all(row.agrees for row in rows)
     first = again.statement if agrees else f"Not the certificate that these weights give, which is: {again.statement}"
+    rest = not_recomputed(again.standing)
     if as_json:
         numbers = [asdict(r) | {"agrees": r.agrees} for r in rows]
-        document = {"schema": 2, "statement": first, "standing": again.standing, "agrees": agrees, "numbers": numbers}
-        typer.echo(json.dumps(document, indent=1))
+        shown = {"schema": 2, "statement": first, "standing": again.standing, "agrees": agrees, "numbers": numbers}
+        typer.echo(json.dumps(shown | {"not_recomputed": rest}, indent=1))
     else:
         typer.echo(first)
         for row in rows:
             differs = "" if row.agrees else "DIFFERS"
             typer.echo(f"{row.name:<20} {row.recorded:<14.8g} {row.recomputed:<14.8g} {differs}".rstrip())
+        typer.echo(f"not recomputed: {rest}")
         typer.echo("every number agrees" if agrees else "not the certificate that these weights give")
     if not agrees:
         raise typer.Exit(_DISAGREES)
@@ -160,3 +155,11 @@ def _again(
         prior = None if split is None else replace(source, limit=None).samples(split, None)
     found = recomputed(path, maker(source, device), source.samples(source.split, device), prior)
     return found[1], compare(*found)
+
+
+def not_recomputed(standing: str) -> str:
+    """What rests on the record's word."""
+    chosen = "that no more certificates could have been chosen than it counts"
+    if standing == "certificate":
+        return chosen
+    return f"that the prior's weights were made without the bound's samples (its command does that again); {chosen}"
