@@ -115,10 +115,10 @@ def test_audit_and_landscape_there():
 def test_certificate_there(data_there):
     x, y = (torch.cat([t] * 10) for t in _data())
     recipe = Recipe(epochs=1, prior=TrainConfig(epochs=1), passes=2)
-    here = certify(_relu_network(), (x, y), recipe=recipe)
+    here = certify(_relu_network(), (x, y), recipe=recipe, score=True)
     with SimulatedDevice():
         data = (x.to("mps"), y.to("mps")) if data_there else (x, y)
-        there = certify(_relu_network().to("mps"), data, recipe=recipe)
+        there = certify(_relu_network().to("mps"), data, recipe=recipe, score=True)
     assert there.kl == pytest.approx(here.kl, rel=1e-2) and 0 < there.risk_bound <= 1
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
-from flatminima.certification.provenance import UNTRAINED, Start, hidden_state
+from flatminima.certification.provenance import UNTRAINED, Start
 from flatminima.certification.risk import constant_errors
+from flatminima.certification.smuggled import numbers_held
 from flatminima.certification.split import Division
 from flatminima.certification.train import Checkpoint, train_prior
 from flatminima.core.minimum import Minimum
@@ -248,7 +249,7 @@ def _untrained(minimum: Minimum) -> tuple[str, ...]:
         value = neutral.get(name.rpartition(".")[2])
         if value is None or bool((t != value).any()):
             odd.append(name)
-    return (*odd, *hidden_state(minimum.model))
+    return (*odd, *numbers_held(minimum.model))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

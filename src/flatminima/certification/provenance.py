@@ -24,6 +24,7 @@ from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
 from flatminima.certification.head import find_head, watched
 from flatminima.certification.logits import Logits
+from flatminima.certification.smuggled import numbers_held
 from flatminima.core.guard import same_randomness
 from flatminima.core.parameters import unwrap
 from flatminima.core.perturbation import mix
@@ -40,13 +41,6 @@ _NEAR = 0.1  # distance of the small tensors under two seeds, in their size
 _OTHER_SEEDS = 16  # untrained networks that would all have to be lucky: of two classes, once in 10^5
 _LEVEL = 1e-3  # at which a network errs less than a constant answer
 _MOST, _WIDEST = 2_000, 2_000  # samples and features that are examined
-_MOST_HIDDEN = 64  # numbers in an attribute of a module that is neither parameter nor buffer
-_REGISTERED = frozenset(vars(nn.Module())) | {
-    "_parametrizations",
-    "_flat_weights",
-    "_flat_weights_names",
-    "_all_weights",
-}
 _FOLDS, _REFERENCES, _KNOWS = 5, 5, 0.8  # a probe that errs 0.8 times what any of 5 re-initialised networks does
 
 
@@ -75,7 +69,7 @@ class Start:
         if not callable(model):
             raise ModelError(f"got {type(model).__name__}; expected a torch.nn.Module or a function that makes one")
         one, two = (make(model, s) for s in (seed, mix(seed, 1) % (1 << 31)))
-        return cls(one, True, (*not_from_seed(one, two), *hidden_state(one)))
+        return cls(one, True, (*not_from_seed(one, two), *numbers_held(one, model)))
 
     @property
     def seeded(self) -> bool:
@@ -151,33 +145,6 @@ def not_from_seed(one: nn.Module, two: nn.Module) -> list[str]:
     if not moved and not odd:
         odd.append("everything")
     return odd
-
-
-def hidden_state(network: nn.Module) -> list[str]:
-    """Names of attributes that hold numbers beside parameters and buffers: tensors, arrays, long lists and tables.
-
-    They belong to P and Q alike and no seed changes them, so samples kept there would be part of the prior.
-    """
-    return [
-        f"{name}.{key}".lstrip(".")
-        for name, module in network.named_modules()
-        for key, value in vars(module).items()
-        if key not in _REGISTERED and _size(value) > _MOST_HIDDEN
-    ]
-
-
-def _size(value: Any, depth: int = 3) -> int:
-    if isinstance(value, Tensor):
-        return value.numel() if value.is_floating_point() else 0
-    if isinstance(value, np.ndarray):
-        return value.size
-    if isinstance(value, bytes | bytearray | str):
-        return len(value) // 16
-    if isinstance(value, dict):
-        return max(len(value), sum(_size(v, depth - 1) for v in value.values()) if depth else 0)
-    if isinstance(value, list | tuple | set | frozenset):
-        return max(len(value), sum(_size(v, depth - 1) for v in value) if depth else 0)
-    return 0
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
