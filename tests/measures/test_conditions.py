@@ -127,7 +127,7 @@ OTHERS = {
     "linear": (lambda: nn.Sequential(_linear(4, 5), _linear(5, 3)), (4,), "relu"),
     "convolution": (
         lambda: nn.Sequential(nn.Conv1d(1, 2, 3, bias=False), nn.ReLU(), nn.Flatten(), _linear(4, 3)), (1, 4),
-        "without convolutions",
+        "is a convolution",
     ),
     "sigmoid": (lambda: nn.Sequential(_linear(4, 5), nn.Sigmoid(), _linear(5, 3)), (4,), "sigmoid"),
 }  # fmt: skip

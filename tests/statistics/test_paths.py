@@ -21,6 +21,7 @@ from cases import Net, _scatter
 from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.statistics import FeedForward, FeedForwardNetwork, OperatorNorms
+from simulated_device import SimulatedDevice
 
 L = nn.Linear
 Paths = Callable[[nn.Module, int], Tensor]  # network, p -> sums over the paths to each output
@@ -86,7 +87,7 @@ def _lora(s: Any, x: Tensor) -> Tensor:
 
 
 def _deq(s: Any, x: Tensor) -> Tensor:
-    z = torch.zeros(len(x), 3, dtype=x.dtype)
+    z = torch.zeros(len(x), 3, dtype=x.dtype, device=x.device)
     for _ in range(3):
         z = F.relu(0.5 * s.inner(z) + s.outer(x))
     return z
@@ -234,7 +235,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Paths]] = {
         lambda: Net(lambda s, x: _written(s, x), a=L(4, 3)), (4,),
         lambda m, p: torch.cat([through(m.a, ones(4), p), ones(1)])),
     "masked": (
-        lambda: Net(lambda s, x: s.a(x.masked_fill(torch.tensor([True, False, False, False]), 2.0)), a=L(4, 3)), (4,),
+        lambda: _masked(), (4,),
         lambda m, p: through(m.a, torch.tensor([2.0**p, 1, 1, 1]).double(), p)),
     "patches": (
         lambda: Net(lambda s, x: s.a(F.unfold(x, 2, stride=2).transpose(1, 2)).mean(1), a=L(4, 3)), (1, 4, 4),
@@ -245,8 +246,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Paths]] = {
 }  # fmt: skip
 
 
+def _masked() -> nn.Module:
+    model = Net(lambda s, x: s.a(x.masked_fill(s.mask, 2.0)), a=L(4, 3))
+    model.register_buffer("mask", torch.tensor([True, False, False, False]))
+    return model
+
+
 def _written(s: Any, x: Tensor) -> Tensor:
-    out = torch.zeros(len(x), 4, dtype=x.dtype)
+    out = torch.zeros(len(x), 4, dtype=x.dtype, device=x.device)
     out[:, :3] = s.a(x)
     out[:, 3] = x[:, 0]
     return out
@@ -398,3 +405,16 @@ def test_what_shares_storage_changes_with_it() -> None:
         log = network.log_path_norm_1 if p == 1 else network.log_path_norm_2
         assert log == pytest.approx(math.log(total) / p, rel=1e-10, abs=1e-12)
     assert network.folded == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_paths_on_another_device(name: str) -> None:
+    """Constants are made where the activations lie."""
+    make, shape, _ = CASES[name]
+    data = (torch.randn(3, *shape).double(), torch.arange(3) % 2)
+    here = Minimum(ready(make), data)[FeedForward()]
+    with SimulatedDevice():
+        there = Minimum(ready(make).to("mps"), data)[FeedForward()]
+    assert there.log_path_norm_1 == pytest.approx(here.log_path_norm_1, rel=1e-12)
+    assert there.log_path_norm_2 == pytest.approx(here.log_path_norm_2, rel=1e-12, abs=1e-12)
+    assert all(layer.matrix.device.type == "cpu" for layer in there.layers)

@@ -54,7 +54,7 @@ def lipschitz(
     (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
     constant = norms.log_lipschitz_2 if norm == "2" else norms.log_lipschitz_inf
     if constant == -math.inf:
-        raise Undefined("a layer of zeros cuts the output off its input: the Lipschitz constant is 0")
+        raise Undefined("a layer of zeros, or a factor of 0, cuts the output off: the Lipschitz constant is 0")
     sizes = [layer.two if norm == "2" else layer.infinity for layer in norms.layers]
     layers = {f"{i}: {layer.name}": size for i, (layer, size) in enumerate(zip(norms.layers, sizes, strict=True))}
     value = (constant - (log_margin or 0.0)) * (network.inputs if normalise == "capacity" else 1)

@@ -19,6 +19,7 @@ from flatminima.core.samples import leaves
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.feedforward import FeedForward
+from flatminima.statistics.network_graph import FeedForwardNetwork
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -69,8 +70,7 @@ class Conditions(Statistic[SampleConditions]):
 
     def compute(self, minimum: Minimum) -> SampleConditions:
         network = minimum[FeedForward()]
-        if any(layer.operator is not None or layer.diagonal for layer in network.layers) or network.branches:
-            raise Undefined("the conditions are of fully connected layers in a row, without convolutions or shortcuts")
+        _refuse_other(network)
         indices = minimum.samples.order(self.seed)[: self.samples]
         batch = minimum.batch(indices)
         inputs, *others = leaves(batch.inputs)
@@ -142,6 +142,18 @@ def _smoothness(norms: dict[tuple[int, int], float], maps: Sequence[Tensor]) -> 
             parts = norms[c + 1, b] * norms[a, c] / math.sqrt(len(maps[c]))
             worst = max(worst, parts / whole if whole else math.inf)
     return worst
+
+
+def _refuse_other(network: FeedForwardNetwork) -> None:
+    """Refuse all but fully connected layers in a row, naming what is none."""
+    of = "the conditions are of fully connected layers in a row"
+    for layer in network.layers:
+        if layer.operator is not None:
+            raise Undefined(f"{of}, and {layer.name!r} is a convolution or another layer that shares weights")
+        if layer.diagonal:
+            raise Undefined(f"{of}, and {layer.name!r} multiplies entry by entry, as a BatchNorm of its own does")
+    if network.branches:
+        raise Undefined(f"{of}, and the network adds or joins activations (shortcuts)")
 
 
 def _same_network(weights: Sequence[Tensor], x: Tensor, outputs: Tensor, tolerance: float) -> None:

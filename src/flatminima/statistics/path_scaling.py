@@ -31,10 +31,11 @@ def _number(a: PathAlgebra, value: Any) -> float | None:
     return float(first) if value.numel() == 1 or (value.numel() and repeated) else None
 
 
-def _values(value: Any) -> Tensor:
+def _values(value: Any, like: Tensor) -> Tensor:
+    """A constant in float64 where the activation lies."""
     if isinstance(value, Tensor):
-        return value.detach().double()
-    return torch.tensor(float(value), dtype=torch.float64)
+        return value.detach().to(like)
+    return torch.tensor(float(value), dtype=torch.float64, device=like.device)
 
 
 def _as_large(a: PathAlgebra, x: Tensor, values: Tensor) -> Tensor:
@@ -48,10 +49,10 @@ def _as_large(a: PathAlgebra, x: Tensor, values: Tensor) -> Tensor:
 def multiplied(a: PathAlgebra, name: str, x: Tensor, factor: Any) -> Tensor:
     """The activation x times a constant."""
     origin = a.use(factor)
-    one, values = _number(a, factor), _values(factor)
+    one, values = _number(a, factor), _values(factor, x)
     x = _as_large(a, x, values)
     linear = a.linear(x)
-    along = None if linear is None else _channel_values(values if one is None else _values(one), x, linear)
+    along = None if linear is None else _channel_values(values if one is None else _values(one, x), x, linear)
     if linear is not None and along is not None:
         return _folded(a, linear, along, None)
     out = x * a.power(values if one is None else one)
@@ -102,7 +103,7 @@ def _folded(a: PathAlgebra, linear: Linear, factor: Tensor, shift: Tensor | None
 def shifted(a: PathAlgebra, x: Tensor, offset: Any, factor: float = 1.0) -> Tensor:
     """The activation x plus a constant times `factor`: edges from a constant 1."""
     a.use(offset)
-    values = factor * _values(offset)
+    values = factor * _values(offset, x)
     x = _as_large(a, x, values)
     node, linear = a.node(x), a.linear(x)
     along = None if linear is None else _channel_values(values, x, linear)

@@ -103,7 +103,8 @@ class PositionJacobian(Fold[_State, PositionSums]):
                 rows = output.reshape(len(output), -1)
             else:
                 uniform = _rows_of(torch.rand(limit, 1, generator=generator(self.seed, 1), dtype=torch.float64), batch)
-                rows = found.rows_of(output)[torch.arange(len(output)), _drawn(found.counted, uniform)]
+                every = torch.arange(len(output), device=output.device)
+                rows = found.rows_of(output)[every, _drawn(found.counted, uniform)]
             start = torch.randn(limit, rows.shape[1], generator=generator(self.seed, 0), dtype=torch.float64)
             norms = norms_of_logits if self.of == "logits" else norms_of_softmax
             return norms(minimum, rows, inputs, _rows_of(start, batch))
