@@ -111,6 +111,8 @@ class FlatMinima(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         for opt in _wrappers(trainer) if self.log else ():
             if isinstance(opt, PertOPT):
+                if opt.drawn:  # the epoch's last step was skipped
+                    continue
                 found = opt.diagnostics()
                 for name in ("kappa_bound", "curvature_bound", "gated", "relative_noise"):
                     pl_module.log(f"pertopt/{name}", getattr(found, name))

@@ -28,6 +28,7 @@ class Displacement:
         self.blocks = 0  # entered so far
         self.cleared = False  # zero_grad() was called while a closure ran
         self.guards = Guards()
+        self.blank = False  # state is zeros that wait for a checkpoint
         self.checked: tuple[int, ...] = ()  # ids of the parameters that were looked at
         self.complete: Callable[[], bool] | None = None  # whether this micro-batch ends a step, if a framework knows
         self.scaled_by = ""  # what scales a closure's gradients behind our back

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from flatminima.errors import UsageError
@@ -52,6 +53,7 @@ class Guards:
     _owners: list[weakref.ref[nn.Module]]
     _whole: list[weakref.ref[nn.Module]]
     _sharded: list[weakref.ref[nn.Module]]  # whose weights FSDP2 gathers
+    _reduced: list[tuple[weakref.ref[nn.Module], list[Any]]]  # by DistributedDataParallel, and how they were made
     _handles: list[RemovableHandle]
 
     def __init__(self) -> None:
@@ -80,6 +82,12 @@ class Guards:
             if model is not None:
                 self._meet(model)
                 self._unknown = set()
+        for reduced, layout in self._reduced:
+            if (known := reduced()) is not None and _layout(known) != layout:
+                raise UsageError(
+                    "got weights of another dtype or memory format than DistributedDataParallel was made with, which "
+                    "then no longer averages their gradients: wrap the network anew after changing it"
+                )
         self.active = True
         if self._unknown:
             self._handles.append(register_module_forward_pre_hook(lambda module, _: self._meet_called(module)))
@@ -104,13 +112,14 @@ class Guards:
         self.active = False
         self._saving, self._loading = _Refusal(self, "state_dict()"), _Refusal(self, "load_state_dict()")
         self._unknown, self._any_sharded = set(), False
-        self._owners, self._whole, self._sharded, self._handles = [], [], [], []
+        self._owners, self._whole, self._sharded, self._reduced, self._handles = [], [], [], [], []
 
     def _meet_called(self, module: nn.Module) -> None:
         if self._unknown:
             for new in self._meet(module):
                 self._handles.append(new.register_state_dict_pre_hook(self._saving))
-            self._guard_whole(module)
+            for whole in _alive(self._whole):
+                self._guard_whole(whole)
             self.reshard()
 
     def _meet(self, module: nn.Module) -> list[nn.Module]:
@@ -124,7 +133,9 @@ class Guards:
         known = {id(m) for m in _alive(self._owners)}
         new = [m for m in (module, *owners) if id(m) not in known]
         self._owners += [weakref.ref(m) for m in dict.fromkeys(new)]
-        self._whole.append(weakref.ref(module))
+        whole = [m for m in parts if m is module or ids <= {id(p) for p in m.parameters()}]
+        self._whole += [weakref.ref(m) for m in whole]
+        self._reduced += [(weakref.ref(m), _layout(m)) for m in parts if isinstance(m, DistributedDataParallel)]
         if self._any_sharded:
             from torch.distributed.fsdp import FSDPModule
 
@@ -135,6 +146,10 @@ class Guards:
         self._handles.append(module.register_load_state_dict_pre_hook(self._loading))
         if module.training and not hasattr(module, "_orig_mod"):
             self._handles.append(module.register_forward_pre_hook(self._training_only))
+
+
+def _layout(module: nn.Module) -> list[Any]:
+    return [(p.dtype, p.stride()) for p in module.parameters()]
 
 
 def _alive(references: Iterable[weakref.ref[nn.Module]]) -> Iterable[nn.Module]:

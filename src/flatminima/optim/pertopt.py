@@ -134,6 +134,11 @@ class PertOPT(Wrapper):
     def epoch(self, value: float) -> None:
         self.clock.epoch = value
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the noise of the coming step is drawn already, so that `diagnostics()` has nothing to look at."""
+        return self._curvature.settled
+
     def diagnostics(self) -> Diagnostics:
         """Of the coming step's noise; to be asked between `step()` and the next `perturbed()`. One pass over memory.
 
@@ -141,7 +146,7 @@ class PertOPT(Wrapper):
             UsageError: the noise of the coming step is drawn already, and with it what it came from is gone.
         """
         self._outside("diagnostics()")
-        if self._curvature.settled:
+        if self.drawn:
             raise UsageError("the noise of this step is drawn already: ask for diagnostics() after step()")
         with torch.no_grad():
             self._curvature.fit()
@@ -275,6 +280,11 @@ class PertOPT(Wrapper):
         distance = None if square is None or float(square) < 0 else torch.tensor(float(square), dtype=torch.float64)
         home = next(iter(tensors)).device if tensors else torch.device("cpu")
         ready = bool(numbers["pert_ready"])
+        if numbers["pert_step"] and not tensors and any(group["perturb"] for group in self.param_groups):
+            raise UsageError(
+                f"got a checkpoint of step {numbers['pert_step']} without PertOPT's tensors: a tool has dropped them "
+                "(torch.distributed.checkpoint keeps them with flatten_optimizer_state_dict=False)"
+            )
         self._curvature.load(tensors, None if distance is None else distance.to(home), ready)
 
     def _check(self, group: dict[str, Any]) -> None:

@@ -55,7 +55,22 @@ def split(
     if name in packed:
         prefix = next(iter(fresh)).split("_")[0]
         numbers.update({f"{prefix}_{key}": value for key, value in packed[name].items()})
+        if packed[name].get("ready"):  # sigma had no sign then
+            own = {number: {**held, "drift": -held["drift"]} for number, held in own.items()}
     return {**{k: v for k, v in packed.items() if k != name}, "state": state}, own, numbers
+
+
+def show(base: Optimizer, tensors: dict[Tensor, dict[str, Tensor]]) -> None:
+    """Put `tensors` into the base's state, whose keys torch.distributed.checkpoint looks up to read a flat file."""
+    for p, held in tensors.items():
+        base.state[p].update({_MARK + k: v for k, v in held.items()})
+
+
+def hide(base: Optimizer) -> None:
+    """The opposite."""
+    for held in base.state.values():
+        for key in [k for k in held if isinstance(k, str) and k.startswith(_MARK)]:
+            del held[key]
 
 
 def own_copies(optimizer: Optimizer, packed: dict[str, Any]) -> None:

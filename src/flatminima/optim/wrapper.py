@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,7 +22,7 @@ from flatminima.errors import UsageError
 from flatminima.optim.adoption import adopt
 from flatminima.optim.displacement import Displacement, Gradients, Shared
 from flatminima.optim.shards import check, gradient
-from flatminima.optim.state import merge, own_copies, split
+from flatminima.optim.state import hide, merge, own_copies, show, split
 
 
 class Wrapper(Optimizer, ABC):
@@ -183,6 +184,8 @@ class Wrapper(Optimizer, ABC):
                 with torch.no_grad():
                     self.base.step()
                 self._blank()
+                at.blank = True
+                show(self.base, self._tensors())
                 return None
             raise UsageError(
                 f"step() of {type(self).__name__} without a perturbed pass is the plain {type(self.base).__name__}'s: "
@@ -195,6 +198,9 @@ class Wrapper(Optimizer, ABC):
                     "make the embedding with sparse=False"
                 )
         with torch.no_grad():
+            if at.blank:
+                hide(self.base)
+            at.blank = False
             self._before_base()
             self.base.step()
             self._after_base()
@@ -240,6 +246,7 @@ class Wrapper(Optimizer, ABC):
         bare, own, numbers = split(state_dict, self.name, self._fresh_numbers)
         keys = {**self._own, **self._fresh_numbers}
         kept = [{key: g[key] for key in keys if key in g} for g in self.param_groups]
+        self._at.blank = False
         self.base.load_state_dict(bare)
         own_copies(self.base, bare)
         for group, values in zip(self.param_groups, kept, strict=True):
@@ -311,6 +318,9 @@ class Wrapper(Optimizer, ABC):
                     raise UsageError(f"got a parameter of dtype {p.dtype}; perturbations need real floating point")
                 check(p)
             self._at.checked = ids
+        elif dist.is_available() and dist.is_initialized():
+            for p in parameters:
+                check(p)  # FSDP1 flattens the very parameters that it is given
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
