@@ -56,6 +56,22 @@ def mean_over_tokens(output, target):
     return losses.sum(1) / (target != -100).sum(1)
 
 
+def hardest(output, target):
+    """The mean over each image's four hardest pixels that are not ignored."""
+    losses = F.cross_entropy(output, target, reduction="none", ignore_index=0)
+    return losses.flatten(1).topk(4, 1).values.mean(1)
+
+
+def inner(output, target):
+    """All but the border, which has labels that do not count."""
+    return F.cross_entropy(output, target, reduction="none")[:, 1:-1, 1:-1].mean((1, 2))
+
+
+def of_float32(output, target):
+    """Its class weights are in float32."""
+    return F.cross_entropy(output, target, reduction="none", weight=torch.tensor([1.0, 2.0, 3.0])).mean((1, 2))
+
+
 # loss, network and data, dimension of the classes, unit
 PROBLEMS = {
     "pixels, a callable": (mean_over_pixels, partial(pixels, None), 1, "position"),
@@ -64,6 +80,9 @@ PROBLEMS = {
     "pixels, weights and smoothing": (
         partial(F.cross_entropy, reduction="none", weight=torch.tensor([1.0, 2.0, 3.0]).double(), label_smoothing=0.1),
         partial(pixels, -100), 1, "position"),
+    "pixels, the hardest": (hardest, partial(pixels, 0), 1, "position"),
+    "pixels, within the border": (inner, partial(pixels, None), 1, "position"),
+    "pixels, weights in float32": (of_float32, partial(pixels, None), 1, "position"),
     "pixels, focal loss": (focal, partial(pixels, 255), 1, "position"),
     "tokens": ("token_cross_entropy", tokens, -1, "token"),
     "tokens, a callable": (mean_over_tokens, tokens, -1, "token"),
@@ -82,14 +101,21 @@ def by_position(name):
     for i in range(N):
         for t in range(labels.shape[1] - shift):
             label = int(labels[i, t + shift])
-            if label != ignored:
+            border = loss is inner and not (0 < t // SIDE < SIDE - 1 and 0 < t % SIDE < SIDE - 1)
+            if label != ignored and not border:
                 yield rows[i, t], label, i, t
 
 
 def minimum(name, batch_size=4):
     loss, make, _, _ = PROBLEMS[name]
     net, x, y, _ = make()
+    if loss is of_float32:
+        net, x = net.float(), x.float()
     return Minimum(net, (x, y), loss, batch_size=batch_size)
+
+
+def rounding(name, double):
+    return 1e-5 if PROBLEMS[name][0] is of_float32 else double
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -97,7 +123,8 @@ def test_each_labelled_position_has_a_margin(name):
     margins = sorted(float(z[y] - max(v for j, v in enumerate(z) if j != y)) for z, y, _, _ in by_position(name))
     for fraction in (0.05, 0.4):
         found = margin(minimum(name), fraction=fraction)
-        assert found.value == pytest.approx(margins[math.ceil(fraction * len(margins)) - 1], rel=1e-12)
+        expected = margins[math.ceil(fraction * len(margins)) - 1]
+        assert found.value == pytest.approx(expected, rel=rounding(name, 1e-12))
     assert found.details["n"] == len(margins) and found.details["unit"] == PROBLEMS[name][3]
     assert found.details["train_error"] == pytest.approx(sum(m <= 0 for m in margins) / len(margins))
 
@@ -107,7 +134,7 @@ def test_the_entropy_is_the_mean_over_labelled_positions(name):
     """Catches a mean of the samples' means where their counts differ, and ignored positions."""
     entropies = [float(torch.special.entr(z.softmax(0)).sum()) for z, _, _, _ in by_position(name)]
     found = output_entropy(minimum(name))
-    assert found.value == pytest.approx(sum(entropies) / len(entropies), rel=1e-12)
+    assert found.value == pytest.approx(sum(entropies) / len(entropies), rel=rounding(name, 1e-12))
     assert (found.details["n"], found.details["positions"]) == (N, len(entropies))
     # a jackknife over samples: positions of one sample are not independent
     samples = [i for *_, i, _ in by_position(name)]
@@ -142,11 +169,13 @@ def test_robustness_looks_at_a_labelled_position_of_each_sample(name, of):
     m = minimum(name)
     found = m[PositionJacobian(9, of, 5)]
     for place, i in enumerate(m.samples.order(5)[:9].tolist()):
-        assert float(found.counts[place]) == len(truth[i])
+        assert float(found.counts[place]) == len(truth.get(i, []))
+        if i not in truth:
+            continue  # without a single label
         one = float(found.sums[place]) / len(truth[i])
-        assert min(abs(one / v - 1) for v in truth[i]) < 1e-8
+        assert min(abs(one / v - 1) for v in truth[i]) < rounding(name, 1e-8)
     again = minimum(name, batch_size=100)[PositionJacobian(9, of, 5)]
-    torch.testing.assert_close(found.sums, again.sums, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.sums, again.sums, rtol=rounding(name, 1e-10), atol=0)
     estimate = robustness(m, samples=9, of=of, seed=5)
     assert estimate.value == pytest.approx(float(found.sums.sum() / found.counts.sum()), rel=1e-12)
     assert estimate.details["unit"] == unit and estimate.details["of"] == of

@@ -1,8 +1,7 @@
 """Where the classes of an output are, and which positions have a label: samples, tokens, pixels.
 
 One meaning for all that is said of predictions: each labelled position counts once, ignored ones do not count. torch's
-losses say where their classes are and what they ignore. Of a callable it is read off its gradient at logits of 0,
-which is negative at the label, adds up to 0 over the classes, and is 0 where a position does not count.
+losses say where their classes are and what they ignore; a callable is asked (`loss_probe`).
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ from torch import Tensor
 from flatminima.core.losses import Loss
 from flatminima.core.losses.cross_entropy import CrossEntropy
 from flatminima.errors import Undefined
+from flatminima.statistics.loss_probe import counted_by
 
 Unit = Literal["sample", "token", "position"]
 
 _ENTRIES = 1 << 24  # logits at a time in float64
-_ZERO = {torch.float64: 1e-9}  # of a sum of gradients, relative to its largest term
-_ZERO_DEFAULT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -92,32 +90,12 @@ def _of_callable(loss: Loss, outputs: Tensor, targets: Tensor) -> Labelled:
             f"targets are not classes: of shape {tuple(targets.shape[1:])} a sample beside an output of shape "
             f"{tuple(outputs.shape[1:])}"
         )
-    try:
-        gradient, _ = loss.seed(torch.zeros_like(outputs, dtype=torch.float64), targets)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise Undefined(f"loss {loss.name!r} cannot be read: {(str(error) or 'an error').splitlines()[0]}") from None
     for dim in dims:
-        labels = targets.reshape(len(targets), -1)
-        counted = _counted(_flat(gradient, dim), labels)
+        rows, labels = _flat(outputs, dim), targets.reshape(len(targets), -1)
+        counted = counted_by(loss, outputs, targets, dim)
         if counted is not None:
-            return Labelled(_flat(outputs, dim), labels * counted, counted, _unit(targets, dim == -1), dim)
+            return Labelled(rows, labels * counted, counted, _unit(targets, dim == -1), dim)
     raise Undefined(f"targets are not classes: loss {loss.name!r} does not lead each position to its label's logit")
-
-
-def _counted(slopes: Tensor, labels: Tensor) -> Tensor | None:
-    """Positions (b, P) at which a loss has these slopes (b, P, C) at logits of 0; None: it is no loss of labels."""
-    classes = slopes.shape[2]
-    largest = slopes.abs().amax(2)
-    counted = largest > 0
-    inside = (labels >= 0) & (labels < classes)
-    if bool((counted & ~inside).any()):
-        return None
-    own = slopes.gather(2, labels.clamp(0, classes - 1).unsqueeze(2)).squeeze(2)
-    rest = (slopes.abs().sum(2) - own.abs()) if classes > 1 else torch.zeros_like(own)
-    zero = _ZERO.get(slopes.dtype, _ZERO_DEFAULT) * largest
-    softmax = slopes.sum(2).abs() <= zero * math.sqrt(classes)
-    fits = (own < 0) & (softmax | (rest <= zero))  # or the logarithm of a probability, picked by the label
-    return counted if bool(fits[counted].all()) else None
 
 
 def _flat(outputs: Tensor, dim: int) -> Tensor:
