@@ -307,6 +307,28 @@ def _jagged() -> Tensor:
     return torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(3, 6)], layout=torch.jagged)
 
 
+class Broken(Dataset[Any]):
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> Any:
+        if i == self.place:
+            raise KeyError("image 5")
+        return X[i], int(Y[i])
+
+
+class WithoutLength(Dataset[Any]):
+    def __getitem__(self, i: int) -> Any:
+        return X[i], int(Y[i])
+
+
+def _uncollatable(items: list[Any]) -> Any:
+    raise RuntimeError("stack expects each tensor to be equal size\nand more")
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "jagged": (lambda: (_jagged(), Y[:2]), r"nested tensor as input.*pad it: torch.nested.to_padded_tensor"),
     "sparse": (lambda: (X.to_sparse(), Y), r"layout sparse_coo as input.*pass \.to_dense\(\)"),
@@ -335,6 +357,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no batches": (lambda: [], r"no samples in data"),
     "an empty iterable": (lambda: OnlyIter([]), r"no samples in data"),
     "a generator": (lambda: (pair for pair in batches(4)), r"one-pass generator; statistics need several passes"),
+    "a broken file": (lambda: Broken(10), r"sample 10 of 11 cannot be read: KeyError: 'image 5'"),
+    "a broken first file": (lambda: Broken(0), r"sample 0 of 11 cannot be read"),
+    "no length": (WithoutLength, r"WithoutLength without a length; make it an IterableDataset"),
+    "a broken collate function": (
+        lambda: DataLoader(PAIRS, collate_fn=_uncollatable),
+        r"the collate function fails on 8 samples: RuntimeError: stack expects each tensor to be equal size$",
+    ),
     "None": (lambda: None, r"data of type NoneType"),
     "samples of None": (lambda: [(None, 1), (None, 0)], r"input of type NoneType; expected tensors"),
     "two targets": (lambda: [(x, (1, torch.tensor(2.0))) for x in X], r"target of 2 tensors a batch; expected one"),

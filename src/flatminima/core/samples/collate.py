@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from torch import Tensor
@@ -34,12 +34,17 @@ def collate_entries(items: list[Any], length: int = 0) -> Any:
         raise DataError(_unfitting(prepared, error)) from None
 
 
-def longest_mask(dataset: Any) -> int:
-    """Tokens of the longest sample that comes with an attention mask; 0 where there is none, or all are equal."""
-    first = dataset[0]
-    if not isinstance(first, Mapping) or not hasattr(first.get(MASK), "__len__"):
+def longest_mask(read: Callable[[int], Any], count: int) -> int:
+    """Tokens of the longest of `count` samples with attention masks; 0 where there are none, or all are equal."""
+
+    def length(i: int) -> int:
+        item = read(i)
+        mask = item.get(MASK) if isinstance(item, Mapping) else None
+        return len(mask) if isinstance(mask, Sized) else 0
+
+    if not length(0):
         return 0
-    lengths = {len(dataset[i][MASK]) for i in range(len(dataset))}
+    lengths = {length(i) for i in range(count)}
     return max(lengths) if len(lengths) > 1 else 0
 
 

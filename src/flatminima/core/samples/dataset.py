@@ -16,7 +16,7 @@ from flatminima.core.samples.collate import collate_entries, longest_mask
 from flatminima.core.samples.content import content_hashes
 from flatminima.core.samples.structure import Inputs, leaves, map_tensors, split_batch
 from flatminima.core.samples.tensors import EMPTY
-from flatminima.errors import DataError
+from flatminima.errors import DataError, FlatMinimaError
 
 _PROBE = 8  # samples read more than once to detect augmentation
 _READS = 4  # times that they are read: a flip that happens half of the time hides in none of 8 x 3 comparisons
@@ -43,29 +43,45 @@ class DatasetSamples(Samples):
         if len(dataset) == 0:
             raise DataError(EMPTY)
         own = collate is not default_collate
-        self._collate = collate if own else partial(collate_entries, length=longest_mask(dataset))
+        self._collate = collate if own else partial(collate_entries, length=longest_mask(self._item, len(dataset)))
         self._rulers: list[Any] = []  # the longest samples
         self.flat_entries = self._entries()
         self._refuse_changing()
         if own:
-            self._rulers = [dataset[i] for i in self._longest()]
+            self._rulers = [self._item(i) for i in self._longest()]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
-        items = [self.dataset[i] for i in indices.tolist()]
-        inputs, targets = split_batch(self._collate(items + self._rulers))
+        items = [self._item(i) for i in indices.tolist()]
+        inputs, targets = split_batch(self._collated(items + self._rulers))
         if not self._rulers:
             return inputs, targets
         return map_tensors(lambda t: t[: len(items)], inputs), targets[: len(items)]
 
+    def _item(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:  # the caller's code, which may raise anything
+            if _passes(error):
+                raise
+            raise DataError(f"sample {index} of {len(self)} cannot be read: {_reason(error)}") from error
+
+    def _collated(self, items: list[Any]) -> Any:
+        try:
+            return self._collate(items)
+        except Exception as error:
+            if _passes(error):
+                raise
+            raise DataError(f"the collate function fails on {len(items)} samples: {_reason(error)}") from error
+
     def _entries(self) -> int:
-        item = self.dataset[0]
+        item = self._item(0)
         flat = isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 2
         if not flat:
             return 0
-        batch = self._collate([item])
+        batch = self._collated([item])
         return len(batch) - 1 if isinstance(batch, Sequence) and len(batch) > 2 else 0
 
     def _refuse_changing(self) -> None:
@@ -94,3 +110,12 @@ class DatasetSamples(Samples):
                     if size > best:
                         longest[k, d] = (size, i)
         return sorted({longest[place][1] for place in differs})
+
+
+def _passes(error: Exception) -> bool:
+    """What is answered elsewhere: the library's own refusals, and memory that runs out, which halves the batch."""
+    return isinstance(error, FlatMinimaError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")

@@ -58,7 +58,8 @@ def as_samples(data: Any, *, limit: int | None = None) -> Samples:
     if isinstance(data, str | bytes | Tensor | np.ndarray) or hasattr(data, "to_numpy"):
         raise DataError(f"got {type(data).__name__} without targets; {_PAIRS}")
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        return DatasetSamples(data if limit is None else Subset(data, range(min(limit, _length(data)))))
+        count = _length(data)
+        return DatasetSamples(data if limit is None else Subset(data, range(min(limit, count))))
     if isinstance(data, Iterable):
         return _from_iterable(data, limit)
     raise DataError(f"got data of type {type(data).__name__}; expected (inputs, targets), a Dataset or a DataLoader")
