@@ -115,6 +115,7 @@ def test_what_the_machine_refuses_is_not_the_users_mistake(
             io.write_whole(tmp_path / "file", content)
         assert isinstance(raised.value, UsageError) == (expected is UsageError)
         assert str(raised.value).count("\n") == 0 and "choose another folder" in str(raised.value)
+        assert os.strerror(number) in str(raised.value), "also where torch says enforce fail"
         assert names(tmp_path) == []
 
 

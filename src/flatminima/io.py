@@ -124,8 +124,8 @@ def cannot_write(path: Path, error: BaseException, to: str = "") -> UsageError |
     Args:
         error: an OSError, or what a library made of one. to: "to " for a folder.
     """
-    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
     number = _number(error)
+    reason = (str(error) or type(error).__name__).splitlines()[0] if number is None else os.strerror(number)
     if number is None and isinstance(error, RuntimeError):  # torch's writer keeps no number, only that it failed
         reason, number = f"the system refused a write ({reason})", errno.EIO
     if number not in _NOT_USAGE:

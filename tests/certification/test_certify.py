@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from flatminima import bounds, certify, progress
+from flatminima import bounds, certify, interrupts, progress
 from flatminima.certification import Certificate, Recipe, certifying, recompute
 from flatminima.certification.budget import Cost, cost, within
 from flatminima.certification.head import Head, find_head, principal_basis
@@ -182,6 +184,27 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(stage: str, t
         whole.empirical_risk,
         whole.risk_bound,
     )
+
+
+@pytest.mark.parametrize(("stage", "step"), [("prior", 5), ("posterior", 7), ("posterior", 9)])
+def test_a_signal_keeps_the_step_and_the_same_call_ends_with_the_same_bits(
+    stage: str, step: int, tmp_path: Path
+) -> None:
+    """In the middle of an epoch; whatever state an epoch's end had is older."""
+    data, recipe = blobs(400), replace(QUICK, epochs=3, batch_size=50)
+
+    def signalled(task: str, done: float, total: float) -> None:
+        if task == stage and done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with interrupts.handled(), pytest.raises(interrupts.Interrupted), progress.listening(signalled):
+        certify(net, data, recipe=recipe, output=tmp_path, evaluations=1)
+    steps: list[tuple[str, float]] = []
+    with progress.listening(lambda task, done, total: steps.append((task, done))):
+        resumed = certify(net, data, recipe=recipe, output=tmp_path, evaluations=1)
+    assert next(done for task, done in steps if task == stage) == step + 1
+    whole = certify(net, data, recipe=recipe)
+    assert (resumed.kl, resumed.empirical_risk) == (whole.kl, whole.empirical_risk)
 
 
 def test_state_of_another_run_is_not_taken(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima import bounds
+from flatminima import bounds, interrupts
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import (
     Condition,
@@ -228,20 +228,21 @@ class _Run:
         prior = Prior(problem.means, None if recipe.fit_sigma else recipe.sigma)
         problem.network.probe(problem.x)
         made = (recipe.to_dict(), self.delta, self.seed, self.samples.fingerprint, checksum(problem.base))
-        train_posterior(
-            problem.network,
-            prior,
-            problem.x,
-            problem.y,
-            objective=recipe.objective,
-            delta=self.delta,
-            nats=recipe.nats or math.log(1 / recipe.p_min),
-            epochs=recipe.epochs,
-            lr=recipe.lr,
-            batch_size=recipe.batch_size,
-            seed=stage_seed(self.seed, 1),
-            checkpoint=self._checkpoint("posterior.pt", *made),
-        )
+        with interrupts.deferred():
+            train_posterior(
+                problem.network,
+                prior,
+                problem.x,
+                problem.y,
+                objective=recipe.objective,
+                delta=self.delta,
+                nats=recipe.nats or math.log(1 / recipe.p_min),
+                epochs=recipe.epochs,
+                lr=recipe.lr,
+                batch_size=recipe.batch_size,
+                seed=stage_seed(self.seed, 1),
+                checkpoint=self._checkpoint("posterior.pt", *made),
+            )
         prior, penalty = chosen_sigma(problem.network, prior)
         if recipe.keep == "float16":
             round_posterior(problem.network, prior)

@@ -1,7 +1,8 @@
 """What is certified of a recipe, and the training of its prior and posterior; both can go on where they were killed.
 
 The prior's mean is trained on its part of the samples, the posterior on the bound's. State is written after every
-epoch, whole or not at all; a run that was killed goes on from there and ends with the same bits as one that was not.
+epoch, and where a signal stops the run, after the step; the same command goes on from there and ends with the same bits
+as one that was not stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flatminima import progress
+from flatminima import interrupts, progress
 from flatminima.certification.head import Head, find_head, principal_basis, turned
 from flatminima.certification.logits import check_labels, two_class
 from flatminima.certification.objective import objective as objective_of
@@ -180,10 +181,12 @@ def train_prior(
     state = checkpoint.load()
     if state is not None:
         training.load_state_dict(state["training"])
-    training.run(
-        on_step=lambda at: progress.report("prior", at.steps, at.total),
-        on_epoch=lambda at: checkpoint.save(training=at.state_dict()),
-    )
+    with interrupts.deferred():
+        training.run(
+            on_step=lambda at: progress.report("prior", at.steps, at.total),
+            on_epoch=lambda at: checkpoint.save(training=at.state_dict()),
+            on_stop=lambda at: checkpoint.save(training=at.state_dict()),
+        )
     checkpoint.save(training=training.state_dict())
     model.eval()
 
@@ -224,12 +227,14 @@ def train_posterior(
     groups = [{"params": network.means, "lr": lr * scale}, {"params": list(network.log_sigmas), "lr": lr}]
     optimizer = torch.optim.Adam(groups)
     rates = [lr * scale, lr]
-    first = _resumed(network, optimizer, checkpoint)
+    first, done, drawn = _resumed(network, optimizer, checkpoint)
     batches = range(0, n, batch_size)
     for epoch in range(first, epochs):
         order = torch.randperm(n, generator=generator(seed, 2 * epoch)).to(y.device)
         noise = generator(seed, 2 * epoch + 1)
-        for i, start in enumerate(batches):
+        if drawn is not None:  # in the middle of this epoch
+            noise.set_state(drawn)
+        for i, start in list(enumerate(batches))[done:]:
             step = epoch * len(batches) + i
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * cosine(step, epochs * len(batches))
@@ -245,24 +250,45 @@ def train_posterior(
             value.backward()
             optimizer.step()
             progress.report("posterior", step + 1, epochs * len(batches))
-        checkpoint.save(
-            means=[m.detach() for m in network.means],
-            log_sigmas=[r.detach() for r in network.log_sigmas],
-            optimizer=optimizer.state_dict(),
-            epoch=epoch + 1,
-        )
+            if interrupts.requested():
+                _keep(network, optimizer, checkpoint, epoch, i + 1, noise)
+                interrupts.stop()
+        done, drawn = 0, None
+        _keep(network, optimizer, checkpoint, epoch + 1, 0, None)
 
 
-def _resumed(network: StochasticNetwork, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> int:
+def _keep(
+    network: StochasticNetwork,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Checkpoint,
+    epoch: int,
+    batch: int,
+    noise: torch.Generator | None,
+) -> None:
+    """What `_resumed` reads."""
+    checkpoint.save(
+        means=[m.detach() for m in network.means],
+        log_sigmas=[r.detach() for r in network.log_sigmas],
+        optimizer=optimizer.state_dict(),
+        epoch=epoch,
+        batch=batch,
+        noise=None if noise is None else noise.get_state(),
+    )
+
+
+def _resumed(
+    network: StochasticNetwork, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
+) -> tuple[int, int, Tensor | None]:
+    """Epochs done, batches done of the next, and where its noise had come."""
     state = checkpoint.load()
     if state is None:
-        return 0
+        return 0, 0, None
     with torch.no_grad():
         for mine, kept in ((network.means, state["means"]), (network.log_sigmas, state["log_sigmas"])):
             for tensor, value in zip(mine, kept, strict=True):
                 tensor.copy_(value)
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
+    return int(state["epoch"]), int(state.get("batch", 0)), state.get("noise")
 
 
 def stage_seed(seed: int, stage: int) -> int:

@@ -242,8 +242,11 @@ def writable(output: Path, files: tuple[str, ...]) -> None:
     """Refuse before the work what would fail after it, leaving nothing behind.
 
     Raises:
-        UsageError: the folder, or where it would be made, cannot be written; a folder has the name of a file.
+        WriteFailed: the folder, or where it would be made, cannot be written.
+        UsageError: a folder has the name of a file.
     """
+    from flatminima.io import cannot_write
+
     try:
         folder = output.absolute()
         while not folder.exists():
@@ -252,7 +255,7 @@ def writable(output: Path, files: tuple[str, ...]) -> None:
             pass
         taken = [name for name in files if (output / name).is_dir()]
     except OSError as error:
-        raise UsageError(f"cannot write to {output}: {error.strerror}; choose another --output") from None
+        raise cannot_write(output, error, to="to ") from None
     if taken:
         raise UsageError(f"cannot write to {output}: {taken[0]} is a folder there; choose another --output")
 
