@@ -21,6 +21,8 @@ from cases import Net, _scatter
 from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.statistics import FeedForward, FeedForwardNetwork, OperatorNorms
+from flatminima.statistics.feedforward import _RULES
+from flatminima.statistics.path_algebra import PathAlgebra
 from simulated_device import SimulatedDevice
 
 L = nn.Linear
@@ -387,6 +389,32 @@ def test_a_large_transposed_convolution_by_lanczos() -> None:
     matrix, _ = dense(layer, 3, 6, 5)
     norms = Minimum(nn.Sequential(layer, nn.Flatten()), (torch.randn(3, 3, 6, 5).double(), torch.arange(3) % 2))
     assert norms[OperatorNorms()].layers[0].two == pytest.approx(float(torch.linalg.svdvals(matrix)[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize("write", [
+    lambda h: F.relu(h, inplace=True), lambda h: F.leaky_relu(h, 0.5, True), lambda h: nn.ReLU6(True)(h),
+    lambda h: h.relu_(), lambda h: torch.relu_(h), lambda h: h.clamp_(0),
+])  # fmt: skip
+def test_an_activation_in_place_closes_the_layer_before_it(write: Callable[[Tensor], Tensor]) -> None:
+    """Also where its result is thrown away: the BatchNorm that follows is behind it."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = s.a(x)
+        write(h)
+        return s.n(h)
+
+    model = ready(lambda: Net(forward, a=L(4, 3), n=nn.BatchNorm1d(3)))
+    network = found(model, torch.randn(3, 4).double())
+    total = float(through(model.n, through(model.a, ones(4), 1), 1).sum())
+    assert network.folded == 0 and network.log_path_norm_1 == pytest.approx(math.log(total), rel=1e-10)
+
+
+def test_what_is_written_by_out_is_not_read() -> None:
+    """The tensor that is written to would stay a constant."""
+    model = Net(lambda s, x: torch.add(s.a(x), 1.0, out=torch.empty(len(x), 3).double()), a=L(4, 3)).double()
+    algebra = PathAlgebra(1.0, {}, _RULES)
+    with torch.no_grad(), algebra, pytest.raises(Undefined, match="out="):
+        model(algebra.know(ones(1, 4), -1))
 
 
 def test_what_shares_storage_changes_with_it() -> None:

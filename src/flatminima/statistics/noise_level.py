@@ -134,7 +134,7 @@ class NoiseLevel(Statistic[Level]):
             return outputs.losses
         wrong = outputs.errors
         if wrong is None:
-            raise Undefined("targets are not classes: there is no error rate, only a loss (rise='loss')")
+            raise Undefined("targets are not one class a sample: there is no error rate, only a loss (rise='loss')")
         errors = wrong.double()
         if float(errors.mean()) + self.target > 1:
             raise Undefined(f"the error is {float(errors.mean()):.3g} already: it cannot rise by {self.target}")

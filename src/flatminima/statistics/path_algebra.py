@@ -27,10 +27,12 @@ Rule = Callable[["PathAlgebra", str, Any, tuple[Any, ...], dict[str, Any]], Any]
 _INSPECT = words(
     "size dim numel shape stride is_floating_point is_complex __len__ ndimension is_contiguous element_size get_device "
     "nelement requires_grad_ has_torch_function is_cuda dtype device layout requires_grad is_leaf names ndim itemsize "
-    "nbytes is_sparse is_nested is_quantized is_meta storage_offset data_ptr retain_grad"
+    "nbytes is_sparse is_nested is_quantized is_meta storage_offset data_ptr retain_grad is_inference "
+    "is_mkldnn is_neg is_conj"
 )
 _SHAPED_LIKE = words("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor")
 _VIEWS = frozenset(["T", "mT", "H", "mH", "data", "real"])
+_IN_PLACE = words("relu leaky_relu hardtanh relu6 threshold rrelu dropout dropout1d dropout2d dropout3d alpha_dropout")
 _CASTS = words("to type float double half bfloat16 type_as cuda cpu")
 
 
@@ -152,7 +154,12 @@ class PathAlgebra(TorchFunctionMode):
             return self.constants.note(func(*args, **kwargs))
         if name in _CASTS:
             return self._cast(name, args, kwargs)
+        if kwargs.get("out") is not None:
+            raise Undefined(f"{name!r} that writes into a tensor with out= is not read")
         if name.endswith("_") and not name.endswith("__"):
+            plain = name.removesuffix("_")
+            return self._in_place(plain, getattr(torch.Tensor, plain, func), args, kwargs)
+        if kwargs.get("inplace") or (name in _IN_PLACE and args[-1] is True):
             return self._in_place(name, func, args, kwargs)
         return self._rule(name, func, args, kwargs)
 
@@ -164,9 +171,11 @@ class PathAlgebra(TorchFunctionMode):
             )
         return rule(self, name, func, args, kwargs)
 
-    def _cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | str:
         """Path sums stay in float64 whatever the network casts them to."""
         types = [t for t in (*args[1:], *kwargs.values()) if isinstance(t, torch.dtype)]
+        if name == "type" and len(args) + len(kwargs) == 1:
+            return "torch.DoubleTensor"
         if not self.is_known(args[0]) or any(not t.is_floating_point for t in types):
             raise Undefined(f"{name!r} of an activation to integers is not an operation of a ReLU network")
         subject: Tensor = args[0]
@@ -174,10 +183,8 @@ class PathAlgebra(TorchFunctionMode):
 
     def _in_place(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Write the result where the network does, and let whatever shares that storage follow."""
-        subject, plain = args[0], name.removesuffix("_")
-        if plain not in self.rules:
-            raise Undefined(f"{name!r} is not an operation of a ReLU network")
-        out = self._rule(plain, getattr(torch.Tensor, plain, getattr(torch.nn.functional, plain, func)), args, kwargs)
+        subject = args[0] if args else kwargs["input"]
+        out = self._rule(name, func, args, kwargs)
         if out is subject:
             return out
         made = self._known[id(out)]
