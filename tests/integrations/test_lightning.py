@@ -41,7 +41,7 @@ class Module(lightning.LightningModule):
         self.net, self.kind = network(), kind
 
     def training_step(self, batch, _):
-        x, y = batch
+        x, y = (batch[0].to(self.net[0].weight.dtype), batch[1])
         return cross_entropy(self.net(x), y)
 
     def configure_optimizers(self):
@@ -179,3 +179,98 @@ def test_sam_repeats_the_accumulated_batches(tmp_path):
     module = Module("sam")
     fit(module, tmp_path, gradient_clip_val=0.3, accumulate_grad_batches=2)
     close(module.net, by_hand("sam", accumulate=2))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", WRAP)
+def test_float16_with_its_scaler(tmp_path, kind, accumulate):
+    """Lightning runs the closure itself, unscales, clips and steps without one."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    module = Module(kind)
+    module.net.float()
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    fit(module, tmp_path, max_epochs=1, gradient_clip_val=0.3, accumulate_grad_batches=accumulate, plugins=[plugin])
+    net = network().float()
+    opt = WRAP[kind](torch.optim.AdamW(net.parameters(), 1e-2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    rows = [(x.float(), y) for x, y in loader()]
+    for i in range(0, len(rows), accumulate):
+
+        def passes(some=rows[i : i + accumulate]):
+            for x, y in some:
+                with torch.autocast("cpu", torch.float16, cache_enabled=False):
+                    loss = cross_entropy(net(x), y) / accumulate
+                scaler.scale(loss).backward()
+
+        if kind == "sam":
+            passes()
+        with opt.perturbed():
+            passes()
+        scaler.unscale_(opt)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.3)
+        scaler.step(opt)
+        scaler.update()
+        opt.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(module.net.parameters(), net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("skipped", [{3}, {2}, {2, 3}])
+@pytest.mark.parametrize("kind", WRAP)
+def test_a_skipped_batch_of_accumulated_ones(tmp_path, kind, skipped):
+    """The step's other batches count; a step of none is none, also as an epoch's last."""
+    module = Module(kind)
+
+    def step(batch, batch_idx):
+        return None if batch_idx in skipped else cross_entropy(module.net(batch[0]), batch[1])
+
+    module.training_step = step
+    fit(module, tmp_path, max_epochs=2, accumulate_grad_batches=2)
+    net = network()
+    opt = WRAP[kind](torch.optim.AdamW(net.parameters(), 1e-2))
+    for epoch in (1, 2):
+        opt.epoch = epoch
+        rows = [None if i in skipped else row for i, row in enumerate(loader())]
+        for pair in (rows[:2], rows[2:]):
+            some = [row for row in pair if row is not None]
+
+            def passes(some=some):
+                for x, y in some:
+                    (cross_entropy(net(x), y) / 2).backward()
+
+            if not some:
+                if kind == "pertopt":
+                    with opt.perturbed():
+                        pass  # its noise is drawn, and is the next step's
+                continue
+            if kind == "sam":
+                passes()
+            with opt.perturbed():
+                passes()
+            opt.step()
+            opt.zero_grad()
+    close(module.net, net)
+
+
+def test_sams_second_pass_logs_and_counts_nothing(tmp_path):
+    from torchmetrics import MeanMetric
+
+    module, seen = Module("sam"), []
+    module.mean = MeanMetric()
+
+    def step(batch, batch_idx):
+        loss = cross_entropy(module.net(batch[0]), batch[1])
+        module.mean.update(loss.detach())
+        module.log("loss", loss, on_step=True, on_epoch=True)
+        module.log("mean", module.mean, on_epoch=True)
+        seen.append(float(loss.detach()))
+        return loss
+
+    module.training_step = step
+    trainer = fit(module, tmp_path, max_epochs=1)
+    at_w = seen[::2]
+    assert len(seen) == 8
+    for name in ("loss_epoch", "mean"):
+        assert float(trainer.callback_metrics[name]) == pytest.approx(sum(at_w) / 4)
+    assert float(trainer.callback_metrics["loss_step"]) == pytest.approx(at_w[-1])
+    assert float(trainer.callback_metrics["sam/rise"]) == pytest.approx(seen[-1] - at_w[-1])

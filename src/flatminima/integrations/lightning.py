@@ -9,7 +9,6 @@ of `self.manual_backward(...)`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -22,9 +21,11 @@ from flatminima.optim import SAM, PertOPT
 
 try:
     from lightning.pytorch import Callback
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 except ImportError:
     try:
         from pytorch_lightning import Callback
+        from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
     except ImportError:
         raise MissingExtra("lightning", "lightning", "flatminima.integrations.lightning") from None
 
@@ -59,7 +60,7 @@ class FlatMinima(Callback):
         for opt in _wrappers(trainer):
             if opt.model is None:
                 opt.model = pl_module
-            takes_iterator = "dataloader_iter" in inspect.signature(pl_module.training_step).parameters
+            takes_iterator = is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True)
             if takes_iterator and pl_module.automatic_optimization and isinstance(opt, SAM):
                 raise UsageError(
                     "got a training_step(dataloader_iter), whose batches SAM's second pass cannot see again: "
@@ -74,7 +75,7 @@ class FlatMinima(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not pl_module.automatic_optimization:
             return
-        takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
+        takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)  # as Lightning asks
         self._batch = (batch, batch_idx) if takes_index else (batch,)
         if trainer.fit_loop._should_accumulate() or _scaler(trainer) is not None:
             for opt in _wrappers(trainer):
