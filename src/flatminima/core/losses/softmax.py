@@ -102,15 +102,26 @@ def softmax_seed(logits: Tensor, a: Coefficients) -> tuple[Tensor, Tensor]:
 
     The scale keeps the digits of gradients below float64's range, such as 1 - p_y = 1e-348.
     """
-    log_p = logits.detach().double().log_softmax(-1)
-    likeliest = log_p.argmax(-1, keepdim=True)
-    up = (log_p + a.total.log().unsqueeze(-1)).scatter_(-1, likeliest, -torch.inf)
-    down = a.logarithm(log_p).scatter_(-1, likeliest, -torch.inf)
-    scale = torch.maximum(up, down).flatten(1).amax(1)
-    zero = torch.isneginf(scale)  # one class, or coefficients of 0
-    shift = torch.where(zero, 0.0, scale).view(-1, 1, 1)
-    gradient = (up - shift).exp() - (down - shift).exp()
+    up = logits.detach().double().log_softmax(-1)  # ln(A p), a vocabulary's worth for every token: written in place
+    likeliest = up.argmax(-1, keepdim=True)
+    up.add_(a.total.log().unsqueeze(-1)).scatter_(-1, likeliest, -torch.inf)
+    if a.spread is None and a.labels is not None and a.at is not None:
+        index = a.labels.unsqueeze(-1)
+        down = torch.where(index == likeliest, -torch.inf, a.at.log().unsqueeze(-1))  # of the label alone
+        scale = torch.maximum(up.flatten(1).amax(1), down.flatten(1).amax(1))
+        shift = _finite(scale)
+        gradient = up.sub_(shift).exp_().scatter_add_(-1, index, -(down - shift).exp())
+    else:
+        down = a.logarithm(up).scatter_(-1, likeliest, -torch.inf)
+        scale = torch.maximum(up, down).flatten(1).amax(1)
+        shift = _finite(scale)
+        gradient = (up - shift).exp() - (down - shift).exp()
     return gradient.scatter_(-1, likeliest, -gradient.sum(-1, keepdim=True)), scale
+
+
+def _finite(scale: Tensor) -> Tensor:
+    """(samples, 1, 1): 0 where the gradient is zero, of one class or of coefficients 0."""
+    return torch.where(torch.isneginf(scale), 0.0, scale).view(-1, 1, 1)
 
 
 def softmax_columns(logits: Tensor, total: Tensor) -> Tensor:
