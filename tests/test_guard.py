@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatminima.core.guard import differentiable, fingerprint, random_marks, same_randomness
+from flatminima.core.guard import differentiable, random_marks, same_randomness
 from flatminima.core.guard import untouched as guarded
+from flatminima.core.identity import fingerprint
 from mutation import Untouched
 
 

@@ -11,17 +11,21 @@ ROOT = Path(flatminima.__file__).parent
 
 # From the ground up. A module may import its own row's packages only where the row says so, and every row below it.
 LAYERS = [
-    ("errors", "progress", "distributed", "io", "interrupts"),
-    ("estimate", "parameters", "samples", "losses", "guard", "catalog"),
+    ("errors", "progress", "distributed", "io", "interrupts", "ambient", "identity", "sharing", "space", "kinks"),
+    ("guard",),
+    ("estimate", "parameters", "samples", "losses", "catalog"),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layer_grams",),
     ("layers",),
+    ("following",),
     ("batch",),
     ("sweep",),
-    ("minimum",),
+    ("mapping", "admission"),
+    ("network",),
+    ("minimum", "fsdp"),
     ("statistics",),
-    ("measures", "optim", "rounds", "fsdp"),
-    ("sharded",),  # never each other
+    ("measures", "optim", "rounds"),  # never each other
+    ("sharded",),
     ("training",),
     (
         "report",

@@ -167,14 +167,41 @@ def test_wrapped_models_are_unwrapped() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap",
-    [lambda z: z, lambda z: SimpleNamespace(logits=z), lambda z: {"logits": z, "loss": z.sum()}, lambda z: (z, z + 1)],
-    ids=["tensor", "object", "dict", "tuple"],
+    ("wrap", "output"),
+    [
+        (lambda z: z, None),
+        (lambda z: SimpleNamespace(logits=z), None),
+        (lambda z: {"logits": z, "loss": z.sum()}, None),
+        (lambda z: (z,), None),
+        (lambda z: (z, z + 1), 0),
+        (lambda z: [z + 1, z], -1),
+        (lambda z: {"out": z, "aux": z + 1}, "out"),
+        (lambda z: SimpleNamespace(start=z, end=z + 1), "start"),
+        (lambda z: {"heads": [z + 1, z]}, lambda out: out["heads"][1]),
+    ],
+    ids=["tensor", "object", "dict", "one", "tuple", "list", "named", "attribute", "function"],
 )
-def test_forms_of_output(wrap: Callable[[Tensor], Any]) -> None:
+def test_forms_of_output(wrap: Callable[[Tensor], Any], output: Any) -> None:
     inner = mlp()
-    m = minimum(Net(lambda s, x: wrap(s.inner(x)), inner=inner))
+    m = minimum(Net(lambda s, x: wrap(s.inner(x)), inner=inner), output=output)
     assert torch.equal(m[Outputs()].losses, minimum(inner)[Outputs()].losses)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output", "words"),
+    [
+        (lambda z: (z, z + 1), None, r"a tuple of \(\(\d, 2\), \(\d, 2\)\).*output="),
+        (lambda z: {"out": z, "aux": z}, None, r"'out': \(\d, 2\), 'aux'.*output="),
+        (lambda z: (z, z), 2, "output=2 names no tensor"),
+        (lambda z: {"out": z}, "logits", "output='logits' names no tensor"),
+        (lambda z: z.argmax(1), None, "returned torch.int64; expected real floating-point"),
+    ],
+    ids=["tuple", "dict", "no such place", "no such name", "classes"],
+)
+def test_outputs_that_do_not_say_where_the_logits_are(wrap: Callable[[Tensor], Any], output: Any, words: str) -> None:
+    """The first entry of (features, logits) was once taken for logits, without a word."""
+    with pytest.raises(ModelError, match=words):
+        minimum(Net(lambda s, x: wrap(s.inner(x)), inner=mlp()), output=output)
 
 
 def test_labels_of_any_integer_type() -> None:
@@ -294,10 +321,10 @@ MODELS: list[tuple[str, Callable[[], Any], type[FlatMinimaError], str]] = [
         "a sample changes with the others in its batch .*BatchNorm",
     ),
     ("centred", lambda: Net(lambda s, x: s.a(x - x.mean(0)), a=L(3, 2)), ModelError, "changes with the others"),
-    ("wrong batch", lambda: Net(lambda s, x: s.a(x)[:1], a=L(3, 2)), ModelError, r"returned \(1, 2\) for 2 samples"),
-    ("no tensor", lambda: Net(lambda s, x: "yes", a=L(3, 2)), DataError, "returned str; expected a tensor"),
-    ("shape", lambda: L(4, 2), DataError, r"cannot take the inputs \(2, 3\) float32.*mat1 and mat2"),
-    ("dtype", lambda: L(3, 2).double(), DataError, r"cannot take the inputs \(2, 3\) float32.*dtype"),
+    ("wrong batch", lambda: Net(lambda s, x: s.a(x)[:1], a=L(3, 2)), ModelError, r"returned \(1, 2\) for \d samples"),
+    ("no tensor", lambda: Net(lambda s, x: "yes", a=L(3, 2)), ModelError, "returned str; expected a tensor"),
+    ("shape", lambda: L(4, 2), DataError, r"cannot take the inputs \(\d, 3\) float32.*mat1 and mat2"),
+    ("dtype", lambda: L(3, 2).double(), DataError, r"cannot take the inputs \(\d, 3\) float32.*dtype"),
     ("few classes", lambda: L(3, 1), DataError, "label 1 of sample 1 is out of range: the network has 1 classes"),
     (
         "overflow",
@@ -329,10 +356,10 @@ DATA: list[tuple[str, Any, Any, type[FlatMinimaError], str]] = [
         "label 2 of sample 6 .*2 classes",
     ),
     ("float labels", (X, Y.float()), "cross_entropy", DataError, "dtype torch.float32.*class indices"),
-    ("one-hot labels", (X, F.one_hot(Y)), "cross_entropy", DataError, r"shape \(2, 2\)"),
+    ("one-hot labels", (X, F.one_hot(Y)), "cross_entropy", DataError, r"shape \(\d, 2\)"),
     ("mse broadcasting", (X, torch.randn(N)), "mse", DataError, "broadcast in silence"),
-    ("scalar loss", (X, Y), lambda o, t: F.cross_entropy(o, t), DataError, r"'<lambda>' returned \(\) for 2 samples"),
-    ("matrix loss", (X, Y), lambda o, t: o - t[:, None], DataError, r"returned \(2, 2\) for 2 samples"),
+    ("scalar loss", (X, Y), lambda o, t: F.cross_entropy(o, t), DataError, r"'<lambda>' returned \(\) for \d samples"),
+    ("matrix loss", (X, Y), lambda o, t: o - t[:, None], DataError, r"returned \(\d, 2\) for \d samples"),
     ("NaN loss", (X, Y), lambda o, t: o[:, 0] * torch.nan, NumericalError, "the loss of sample 0 is not finite"),
     ("loss of a batch", (X, Y), _moving, DataError, "'_moving' of a sample changes with the others"),
     ("unknown loss", (X, Y), "cross-entropy", UsageError, "did you mean 'cross_entropy'"),

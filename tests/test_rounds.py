@@ -276,7 +276,7 @@ def test_a_plan_of_one_sweep_predicts_the_passes():
     minimum = _minimum()
     found = plan(minimum, SEVEN)
     assert len(found.sweeps) == 1
-    assert set(found.sweeps[0]) == {"Gram(subset=100, trials=100, seed=0)", "Outputs()"}
+    assert set(found.sweeps[0]) == {"Gram(subset=100, trials=100, seed=0)", "Margins()", "Outputs()"}
     table = measure(minimum, SEVEN)
     assert table.forward_passes == pytest.approx(found.cost.forward, rel=0.05)
     assert table.backward_passes == pytest.approx(found.cost.backward, rel=0.05)

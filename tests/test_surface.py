@@ -41,7 +41,7 @@ def test_the_names_are_sorted_and_importable():
 def test_the_contract_is_part_of_the_surface():
     assert {"Estimate", "MeasureTable", "Minimum", "bounds", "measure", "measures", "plan"} <= set(flatminima.__all__)
     assert list(inspect.signature(flatminima.Minimum).parameters) == [
-        "model", "data", "loss", "batch_size", "device", "seed", "ranks", "limit",
+        "model", "data", "loss", "batch_size", "device", "seed", "ranks", "limit", "output",
     ]  # fmt: skip
     for function in (flatminima.measure, flatminima.plan):
         assert list(inspect.signature(function).parameters) == ["minimum", "measures", "budget"]

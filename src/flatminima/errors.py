@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class FlatMinimaError(Exception):
@@ -74,8 +75,44 @@ class StaleMinimum(FlatMinimaError, RuntimeError):
 
 
 class Undefined(FlatMinimaError):
-    """A statistic has no meaning for this network or data; the text is the reason a reader sees."""
+    """A statistic has no meaning for this network or data.
+
+    Args:
+        reason: what a reader sees.
+        code: the same in one word, for programs.
+    """
+
+    def __init__(self, reason: str, code: str = "undefined") -> None:
+        super().__init__(reason)
+        self.code = code
 
     @property
     def reason(self) -> str:
         return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Why a statistic has no value: what is remembered in place of an exception, which would keep its tensors alive.
+
+    Attributes:
+        code: ``"undefined"`` or a word that `Undefined` gave, or the class of an error that was not foreseen.
+        reason: what a reader sees.
+        unforeseen: an error of another class than `Undefined`.
+    """
+
+    code: str
+    reason: str
+    unforeseen: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> Absent:
+        """The reason of an `Undefined`, or the class and first line of any other error."""
+        if isinstance(error, Undefined):
+            return cls(error.code, error.reason)
+        name, text = type(error).__name__, str(error).strip()
+        return cls(name, f"{name}: {text.splitlines()[0]}" if text else name, True)
+
+    def raised(self) -> Undefined:
+        """A new `Undefined` with this reason."""
+        return Undefined(self.reason, self.code)

@@ -41,6 +41,7 @@ class Estimate:
         undefined: why the measure has no value for this network, else None.
         direction: ``"lower"`` if a lower value goes with better generalization, else ``"higher"``.
         kind: ``"score"`` (for ranking only), ``"bound"`` or ``"certificate"``.
+        code: of an undefined value, its reason in one word, for programs.
 
     Raises:
         ValueError: NaN or Inf as value, a negative standard error or one without a value, neither value nor reason,
@@ -57,6 +58,7 @@ class Estimate:
     undefined: str | None = None
     direction: Direction = "lower"
     kind: Kind = "score"
+    code: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "details", MappingProxyType(dict(self.details)))
@@ -73,14 +75,18 @@ class Estimate:
                 f"got direction={self.direction!r}, kind={self.kind!r}; "
                 f"expected one of {get_args(Direction)} and one of {get_args(Kind)}"
             )
+        if self.undefined is not None and self.code is None:
+            object.__setattr__(self, "code", "undefined")
         for name in ("value", "stderr"):  # a zero-dimensional tensor or numpy number becomes a float
             number = getattr(self, name)
             object.__setattr__(self, name, None if number is None else float(number))
 
     @classmethod
-    def missing(cls, reason: str, *, direction: Direction = "lower", **details: Any) -> Estimate:
+    def missing(
+        cls, reason: str, *, direction: Direction = "lower", code: str = "undefined", **details: Any
+    ) -> Estimate:
         """No value, because of `reason`."""
-        return cls(None, details=details, undefined=reason, direction=direction)
+        return cls(None, details=details, undefined=reason, direction=direction, code=code)
 
     @classmethod
     def mean(cls, samples: Tensor, *, direction: Direction = "lower", **details: Any) -> Estimate:
@@ -98,7 +104,13 @@ class Estimate:
         found = {"n": n, **details}
         bad = int((~values.isfinite()).sum())
         if bad:
-            return cls(None, details=found, undefined=f"{bad} of {n} terms are not finite", direction=direction)
+            return cls(
+                None,
+                details=found,
+                undefined=f"{bad} of {n} terms are not finite",
+                direction=direction,
+                code="not_finite",
+            )
         # squares of terms beyond 1e154 overflow: take out a power of 2, which rounds nothing
         scale = math.ldexp(1.0, math.frexp(float(values.abs().max()))[1] - 1)
         scaled = values / scale
@@ -143,7 +155,7 @@ class Estimate:
         return self.value
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mappingproxy does not pickle
-        fields = (self.value, self.stderr, dict(self.details), self.undefined, self.direction, self.kind)
+        fields = (self.value, self.stderr, dict(self.details), self.undefined, self.direction, self.kind, self.code)
         return Estimate, fields
 
     def __str__(self) -> str:
@@ -159,6 +171,7 @@ class Estimate:
             "undefined": self.undefined,
             "direction": self.direction,
             "kind": self.kind,
+            "code": self.code,
             "details": _plain(self.details),
         }
 

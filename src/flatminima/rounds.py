@@ -15,18 +15,19 @@ from textwrap import fill
 from typing import Any
 
 from flatminima import budgets, catalog
+from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic, Statistics
 from flatminima.core.sweep import rides
-from flatminima.errors import Undefined, UsageError
-from flatminima.estimate import Estimate
+from flatminima.errors import Absent, DataError, ModelError, NumericalError, StaleMinimum, UsageError
+from flatminima.estimate import Direction, Estimate
 from flatminima.table import MeasureTable
 
 MeasureFunction = Callable[[Statistics], Estimate]
 _ROUNDS = 16  # measures need one or two, with `rtol` several; more means that one asks for something new forever
 
 
-class _Missing(Exception):
+class _Missing(BaseException):  # a request, and no error that a measure may catch
     def __init__(self, keys: Sequence[Statistic[Any]]) -> None:
         self.keys = keys
 
@@ -147,19 +148,10 @@ def measure(
         DataError, ModelError, NumericalError: bad data or weights, named.
     """
     chosen = functions(measures, budget)
-    todo = dict(chosen)
     before, started = replace(minimum.passes), time.perf_counter()
-    results: dict[str, Estimate] = {}
-    for _ in range(_ROUNDS):
-        missing = _try(minimum, todo, results)
-        if not missing:
-            break
-        minimum.compute(missing)
-    else:
-        raise UsageError(
-            f"{', '.join(todo)} still asked for new statistics after {_ROUNDS} rounds; "
-            "a measure asks for the same ones every time, all that it can at once"
-        )
+    with neutral():
+        results = _rounds(minimum, chosen)
+    _refuse_if_nothing(results)
     n = len(minimum.samples)
     return MeasureTable(
         {name: results[name] for name in chosen},
@@ -172,6 +164,41 @@ def measure(
         data=minimum.samples.fingerprint,
         notes=notes(minimum),
     )
+
+
+def _rounds(minimum: Minimum, chosen: dict[str, MeasureFunction]) -> dict[str, Estimate]:
+    """The measures' values; begun anew where the way that per-sample gradients are made turns out to be wrong."""
+    while True:
+        generation = minimum.following.generation
+        todo, results = dict(chosen), dict[str, Estimate]()
+        for _ in range(_ROUNDS):
+            missing = _try(minimum, todo, results)
+            if not missing:
+                break
+            minimum.compute(missing, tolerant=True)
+        else:
+            raise UsageError(
+                f"{', '.join(todo)} still asked for new statistics after {_ROUNDS} rounds; "
+                "a measure asks for the same ones every time, all that it can at once"
+            )
+        minimum.forget_errors()
+        if minimum.following.generation == generation:
+            return results
+
+
+def _refuse_if_nothing(results: dict[str, Estimate]) -> None:
+    """Where bad data or weights are why every measure failed, that is the answer, and not a table.
+
+    Raises:
+        DataError, ModelError, NumericalError, UsageError: the one reason of all.
+    """
+    reasons = {(estimate.code, estimate.undefined) for estimate in results.values()}
+    if len(reasons) != 1:
+        return
+    ((code, reason),) = reasons
+    error = {kind.__name__: kind for kind in (DataError, ModelError, NumericalError, UsageError)}.get(code or "")
+    if error is not None and reason is not None:
+        raise error(reason.removeprefix(f"{code}: "))
 
 
 def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None, *, budget: str = "default") -> Plan:
@@ -225,14 +252,25 @@ def _try(minimum: Minimum, todo: dict[str, MeasureFunction], results: dict[str, 
     missing: dict[Statistic[Any], None] = {}
     for name, function in list(todo.items()):
         try:
-            results[name] = _estimate(name, function(_Known(minimum)))
-            del todo[name]
+            result = function(_Known(minimum))
         except _Missing as request:
             missing.update(dict.fromkeys(request.keys))
-        except Undefined as reason:  # a user's own function without our decorator
-            results[name] = Estimate.missing(reason.reason)
+        except StaleMinimum:
+            raise
+        except Exception as error:  # this measure's alone: the others have nothing to do with it
+            absent = Absent.of(error)
+            results[name] = Estimate.missing(absent.reason, code=absent.code, direction=_direction(name))
+            del todo[name]
+        else:
+            results[name] = _estimate(name, result)
             del todo[name]
     return list(missing)
+
+
+def _direction(name: str) -> Direction:
+    """Which way is better, as the catalogue says; "lower" for a function that it does not know."""
+    entry = catalog.MEASURES.get(name)
+    return entry.direction if entry is not None else "lower"
 
 
 def _estimate(name: str, result: Any) -> Estimate:
@@ -251,9 +289,15 @@ def notes(minimum: Minimum) -> tuple[str, ...]:
     out += minimum.loss.notes
     if minimum.halvings:
         out.append(f"batches halved to {minimum.batch_size} samples, because memory ran out")
-    if "_audit" in vars(minimum):
-        if not minimum.follows_layers:
-            out.append("per-sample gradients by one backward pass a sample (no layer rule fits this network)")
+    out += [absent.reason for absent in minimum.examined.values() if absent is not None and absent.code == "unproven"]
+    out += minimum.remarks
+    following = minimum.following
+    if following.tried:
+        if minimum.passes.checks:
+            share = minimum.passes.checks / len(minimum.samples)
+            out.append(f"per-sample gradients checked against autograd, parameter by parameter ({share:.1f} passes)")
+        if not following.by_layers:
+            out.append(f"per-sample gradients by one backward pass a sample: {following.reason}")
         elif any(u.rule is None for u in minimum.units):
             names = sorted({type(u.module).__name__ for u in minimum.units if u.rule is None})
             out.append(f"vmapped gradients for {', '.join(names)}")

@@ -19,7 +19,7 @@ from flatminima import Minimum
 from flatminima.core.batch import Batch
 from flatminima.core.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform
 from flatminima.core.statistic import Fold, Statistic
-from flatminima.core.sweep import _update
+from flatminima.core.sweep import Ride, Run
 from flatminima.errors import Undefined
 from flatminima.statistics import (
     At,
@@ -156,11 +156,11 @@ def merged(minimum: Minimum, fold: Fold[Any, Any], parts: list[list[Tensor]]) ->
     states = []
     with minimum.open():
         for part in parts:
-            state = {fold: fold.init(minimum)}
+            run = Run(minimum, Ride((fold,), fold.order_seed, fold.multiple))
             for positions in part:
                 batch = Batch(minimum, order[positions], int(positions[0]))
-                assert not _update(batch, [fold], state)
-            states.append(state[fold])
+                run.update(batch, [fold])
+            states.append(run.states[fold])
     total = states[0]
     for state in states[1:]:
         total = fold.merge(total, state)

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from flatminima.core.following import LayersDisagree, Watch, WeightedSums, disagreement, row_weights, watching
 from flatminima.core.layers import LayerGradient, NoLayerRule, Tape
 from flatminima.core.samples import Inputs, leaves, map_tensors
 from flatminima.core.statistic import Reads
-from flatminima.errors import DataError, ModelError, NumericalError, Undefined
+from flatminima.errors import Absent, DataError, FlatMinimaError, ModelError, NumericalError, Undefined
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
+
+
+@dataclass
+class Recorded:
+    """A forward pass with the tape running: what its layers hand out, and whether it is checked against autograd."""
+
+    tape: Tape
+    output: Tensor
+    check: bool
+    route: int
+
 
 Listener = Callable[[LayerGradient], None]
 Backward = Callable[[Tensor, list[Listener], bool], list[Tensor]]  # seed, who hears, keep the graph -> input gradients
@@ -48,7 +61,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Undefined]:
+    def read(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Absent]:
         """Prepare what the folds read; layer gradients go to the listeners as they come.
 
         Returns:
@@ -85,60 +98,140 @@ class Batch:
         minimum.passes.backward += len(self)
         return total, minimum.parameters.tensors
 
-    def _with_layers(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Undefined]:
+    def _with_layers(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Absent]:
         minimum = self.minimum
-        lost: dict[Reads, Undefined] = {}
-        leaves_in: list[Tensor] = []
+        lost: dict[Reads, Absent] = {}
+        inputs: list[Tensor] = []
         if reads & Reads.INPUTS:
             try:
-                leaves_in = self.open_inputs()
+                inputs = self.open_inputs()
             except Undefined as reason:
-                lost[Reads.INPUTS] = reason
-        follows = minimum.follows_layers  # its own check thaws the parameters: before they are frozen
-        with frozen(minimum):
-            back = self._by_layers(leaves_in) if follows else self._sample_by_sample(leaves_in)
-            lost |= self._send_back(reads, layers, columns, back, bool(leaves_in))
+                lost[Reads.INPUTS] = Absent.of(reason)
+        if not minimum.follows_layers:
+            with frozen(minimum):
+                back = self._sample_by_sample(inputs)
+                return lost | self._send_back(reads, layers, columns, back, bool(inputs))
+        check = minimum.following.due()
+        recorded = self._record(check)
+        if not check and minimum.following.unseen(recorded.route):
+            minimum.passes.forward -= len(self)
+            minimum.passes.checks += len(self)
+            recorded = self._record(True)
+        self._receive(recorded.output)
+        with nullcontext() if recorded.check else frozen(minimum):
+            back = self._by_layers(recorded, inputs)
+            lost |= self._send_back(reads, layers, columns, back, bool(inputs), recorded)
+        minimum.following.passed(recorded.route)
         return lost
 
-    def _by_layers(self, leaves_in: list[Tensor]) -> Backward:
-        """One graph to the layers' outputs; a backward pass hands out each layer's gradients of all samples."""
+    def _record(self, check: bool) -> Recorded:
+        """One forward pass with the tape running.
+
+        Raises:
+            LayersDisagree: a layer, or a weight used outside of one, that the tape cannot follow.
+        """
         minimum = self.minimum
-        tape = Tape(minimum.units, len(self), minimum.copies)
-        with tape.recording():
-            output = minimum.forward(self.inputs)
-        self._receive(output)
+        watch = Watch(minimum.units, len(self)) if minimum.watchable else None
+        tape = Tape(minimum.units, len(self), minimum.following.level, watch)
+        with nullcontext() if check else frozen(minimum), following_errors():
+            with tape.recording(), watching(watch):
+                output = minimum.forward(self.inputs)
+            if check and not output.requires_grad:
+                raise Undefined("the network's output does not depend on a trainable parameter")
+        if watch is not None and watch.behind:
+            name, function = next(iter(watch.behind.items()))
+            raise LayersDisagree(f"{name!r} is used outside of its layer, by {function}")
+        return Recorded(tape, output, check, watch.route if watch is not None else 0)
+
+    def _by_layers(self, recorded: Recorded, inputs: list[Tensor]) -> Backward:
+        """One graph to the layers' outputs; a backward pass hands out each layer's gradients of all samples."""
 
         def back(seed: Tensor, heard: list[Listener], retain: bool) -> list[Tensor]:
-            minimum.passes.backward += len(self)
-            return tape.backward(output, seed, _broadcast(heard), leaves_in, retain)
+            self.minimum.passes.backward += len(self)
+            with following_errors():
+                return recorded.tape.backward(recorded.output, seed, _broadcast(heard), inputs, retain)
 
         return back
 
     def _send_back(
-        self, reads: Reads, layers: list[Listener], columns: list[Listener], back: Backward, inputs: bool
-    ) -> dict[Reads, Undefined]:
-        """Run the backward passes that are read: of the loss, then of each Gauss-Newton column."""
+        self,
+        reads: Reads,
+        layers: list[Listener],
+        columns: list[Listener],
+        back: Backward,
+        inputs: bool,
+        recorded: Recorded | None = None,
+    ) -> dict[Reads, Absent]:
+        """Run the backward passes that are read: of the loss, then of each Gauss-Newton column; check the first."""
         loss = self.minimum.loss
-        lost: dict[Reads, Undefined] = {}
+        lost: dict[Reads, Absent] = {}
         unit = factor = None
         # all seeds before the first backward pass, so that no fold hears half of what it reads
         if reads & Reads.LAYERS:
             try:
                 unit, self.log_norms = loss.seed(self.outputs, self.targets)
             except Undefined as reason:
-                lost[Reads.LAYERS] = reason
+                lost[Reads.LAYERS] = Absent.of(reason)
         if reads & Reads.COLUMNS or inputs:
             try:
                 factor = loss.columns(self.outputs, self.targets)
             except Undefined as reason:
-                lost |= {Reads.COLUMNS: reason, Reads.INPUTS: reason}
-        if unit is not None:
+                lost |= {Reads.COLUMNS: Absent.of(reason), Reads.INPUTS: Absent.of(reason)}
+        check = recorded is not None and recorded.check and (unit is not None or factor is not None)
+        if recorded is not None and check:
+            self._check(recorded, unit, layers, back, factor is not None)
+        elif unit is not None:
             back(unit, layers, factor is not None)
         if factor is not None:
             grads = [back(seed, columns, c + 1 < len(factor)) for c, seed in enumerate(factor)]
             if inputs:
                 self.input_columns = torch.stack([torch.cat([g.reshape(len(self), -1) for g in gs], 1) for gs in grads])
         return lost
+
+    def _check(
+        self, recorded: Recorded, unit: Tensor | None, layers: list[Listener], back: Backward, retain: bool
+    ) -> None:
+        """The first backward pass, its layers' gradients compared with an ordinary one's.
+
+        Raises:
+            LayersDisagree: naming the parameter whose gradient differs.
+        """
+        sums = WeightedSums(row_weights(len(self)).to(recorded.output.device))
+        if unit is None:
+            seed = torch.randn(recorded.output.shape, generator=torch.Generator().manual_seed(0)).to(recorded.output)
+            self.minimum.passes.backward -= len(self)
+            self.minimum.passes.checks += len(self)
+            back(seed, [sums], True)
+        else:
+            seed = unit
+            back(seed, [*layers, sums], True)
+        scaled = seed * sums.rows.to(seed).view(-1, *[1] * (seed.dim() - 1))
+        truth = self._ordinary(recorded.output, scaled, retain)
+        reason = disagreement(sums.sums, dict(zip(self.minimum.parameters.names, truth, strict=True)), seed.dtype)
+        if reason is not None:
+            raise LayersDisagree(reason)
+
+    def _ordinary(self, output: Tensor, seed: Tensor, retain: bool) -> list[Tensor]:
+        """Gradients of the parameters by an ordinary backward pass.
+
+        Raises:
+            Undefined: it fails.
+        """
+        self.minimum.passes.checks += len(self)
+        try:
+            grads = torch.autograd.grad(
+                output,
+                self.minimum.parameters.tensors,
+                seed,
+                retain_graph=retain,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise Undefined(f"the network's own backward pass fails: {str(error).splitlines()[0]}") from None
+        return [g.to_dense() if g.layout != torch.strided else g for g in grads]
 
     def _sample_by_sample(self, leaves_in: list[Tensor]) -> Backward:
         """The slow truth: one graph to the parameters, one backward pass a sample. For models no tape can follow."""
@@ -154,15 +247,20 @@ class Batch:
             minimum.passes.backward += len(self)
             rows: list[list[Tensor]] = []
             for i, output in enumerate(singles):
-                grads = torch.autograd.grad(
-                    output,
-                    [*parameters.tensors, *leaves_in],
-                    seed[i : i + 1],
-                    retain_graph=retain,
-                    materialize_grads=True,
-                    allow_unused=True,
-                )
-                rows.append(list(grads))
+                try:
+                    grads = torch.autograd.grad(
+                        output,
+                        [*parameters.tensors, *leaves_in],
+                        seed[i : i + 1],
+                        retain_graph=retain,
+                        materialize_grads=True,
+                        allow_unused=True,
+                    )
+                except RuntimeError as error:
+                    if out_of_memory(error):
+                        raise
+                    raise Undefined(f"the network's own backward pass fails: {str(error).splitlines()[0]}") from None
+                rows.append([g.to_dense() if g.layout != torch.strided else g for g in grads])
             stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
             n = len(parameters.tensors)
             by_name = dict(zip(parameters.names, stacked[:n], strict=True))
@@ -181,6 +279,8 @@ class Batch:
 
     def _receive(self, output: Tensor) -> None:
         minimum = self.minimum
+        if not output.is_floating_point():
+            raise ModelError(f"the network returned {output.dtype}; expected real floating-point logits")
         if output.dim() == 0 or len(output) != len(self):
             raise ModelError(
                 f"the network returned {tuple(output.shape)} for {len(self)} samples; the first dimension of its "
@@ -206,6 +306,30 @@ class Batch:
             f"the {what} of sample {index} is not finite (loss {float(self.losses[i])}); "
             "a measure of it would be meaningless: check the weights and the loss"
         )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: CUDA's has a type, the CPU allocator's only its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def following_errors() -> Iterator[None]:
+    """What a tape stumbles over means that another way must be taken.
+
+    Raises:
+        LayersDisagree: in place of errors of torch, of the network, and `NoLayerRule`.
+    """
+    try:
+        yield
+    except NoLayerRule as reason:
+        raise LayersDisagree(reason.reason) from None
+    except FlatMinimaError:
+        raise
+    except Exception as error:  # whatever it is, one backward pass a sample needs none of this
+        if out_of_memory(error):
+            raise
+        raise LayersDisagree(Absent.of(error).reason) from None
 
 
 def _refuse_constant(output: Tensor) -> None:
@@ -234,23 +358,60 @@ def frozen(minimum: Minimum) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def logits(output: Any) -> Tensor:
-    """The tensor in what a model returned: itself, `.logits`, the entry 'logits', or a tuple's first.
+def logits(output: Any, which: Any = None) -> Tensor:
+    """The tensor of logits in what a model returned.
+
+    Args:
+        output: of the model.
+        which: an entry's position or name, or a function of the output; None: the output itself, its `.logits`, its
+            entry 'logits', or the only tensor of a tuple.
 
     Raises:
-        DataError: none of these.
+        ModelError: none of these, or several of them.
     """
+    if which is not None:
+        return _named(output, which)
     if isinstance(output, Tensor):
         return output
     inner = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if inner is None and isinstance(output, tuple | list) and output:
+    if inner is None and isinstance(output, tuple | list) and len(output) == 1:
         inner = output[0]
     if isinstance(inner, Tensor):
         return inner
-    raise DataError(
-        f"the model returned {type(output).__name__}; expected a tensor, an object with .logits, or a tuple "
-        "whose first entry is a tensor"
+    raise ModelError(
+        f"the model returned {_described(output)}; expected a tensor or an object with .logits: say which entry is the "
+        "logits with Minimum(..., output=...)"
     )
+
+
+def _named(output: Any, which: Any) -> Tensor:
+    try:
+        if callable(which):
+            inner = which(output)
+        elif isinstance(which, str) and not isinstance(output, Mapping):
+            inner = getattr(output, which)
+        else:
+            inner = output[which]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        inner = None
+    if isinstance(inner, Tensor):
+        return inner
+    name = getattr(which, "__name__", "a function") if callable(which) else repr(which)
+    raise ModelError(f"output={name} names no tensor in what the model returned: {_described(output)}")
+
+
+def _described(output: Any) -> str:
+    """A structure of tensors, by name and shape."""
+
+    def entry(value: Any) -> str:
+        return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+    if isinstance(output, Mapping):
+        inside = ", ".join(f"{key!r}: {entry(value)}" for key, value in output.items())
+        return f"a {type(output).__name__} of {{{inside}}}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of ({', '.join(entry(value) for value in output)})"
+    return f"a {entry(output)} tensor" if isinstance(output, Tensor) else type(output).__name__
 
 
 __all__ = ["Batch", "NoLayerRule", "frozen", "logits"]

@@ -15,34 +15,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatminima.core.identity import dense_parts, same_content
+from flatminima.core.identity import version as _version
+
 _TABLES = ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_SAMPLE = 4096  # entries of a tensor that its checksum reads
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run the block in eval mode and restore everything afterwards."""
-    state = [(t, t.detach().clone()) for t in _tensors(model)]
+    state = [(t, t.detach().clone(), _version(t)) for t in _tensors(model)]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     grads = [(p.grad, p.grad.detach().clone()) for p in model.parameters() if p.grad is not None]
     tables = [(getattr(m, name), dict(getattr(m, name))) for m in model.modules() for name in _TABLES]
-    attributes = [(m, dict(vars(m))) for m in model.modules()]  # modes, counters, caches (not what they hold)
+    modes = [(m, m.training) for m in model.modules()]
+    attributes = [(m, dict(vars(m))) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     try:
         with same_randomness():
             model.eval()
             yield
     finally:
-        for m, kept in attributes:
+        for m, kept in attributes:  # counters, caches (not what they hold)
             vars(m).clear()
             vars(m).update(kept)
+        for m, training in modes:
+            m.training = training
         for table, entries in tables:  # a forward pass may replace a buffer instead of writing into it
             if [*map(id, table.values())] != [*map(id, entries.values())] or [*table] != [*entries]:
                 table.clear()
                 table.update(entries)
         with torch.no_grad():
-            for tensor, copy in [*state, *grads]:
+            for tensor, copy, _ in state:
                 if not _same(tensor, copy):
                     tensor.copy_(copy)
+            for tensor, copy in grads:
+                if not _same(tensor, copy):
+                    tensor.copy_(copy)
+        for tensor, _, version in state:
+            same_content(tensor, version)
         for p, grad, requires_grad in parameters:
             p.grad = grad
             p.requires_grad_(requires_grad)
@@ -73,29 +83,23 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """Changes whenever a parameter or buffer is written (version counters, and a checksum for writes to .data)."""
-    marks = []
-    for t in _tensors(model):
-        sample = t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLE)]
-        marks.append((t._version, t.data_ptr(), float(sample.double().sum()) if sample.numel() else 0.0))
-    return tuple(marks)
-
-
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *(b for b in model.buffers() if b is not None)]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    if a.layout != torch.strided:
+        return all(_same(x, y) for x, y in zip(dense_parts(a), dense_parts(b), strict=True))
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def random_marks(device: torch.device) -> tuple[bytes, ...]:
-    """Differ where torch's random numbers were drawn in between."""
-    states = [torch.get_rng_state()]
+def random_marks(device: torch.device) -> tuple[Any, ...]:
+    """Differ where random numbers of torch, numpy or Python were drawn in between."""
+    states: list[Any] = [torch.get_rng_state().numpy().tobytes()]
     if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return tuple(s.numpy().tobytes() for s in states)
+        states.append(torch.cuda.get_rng_state(device).numpy().tobytes())
+    kind, keys, *rest = np.random.get_state()
+    return (*states, kind, np.asarray(keys).tobytes(), *rest, random.getstate())
 
 
 def _random_state() -> tuple[Any, ...]:

@@ -79,6 +79,25 @@ def _convolve(layer: Any, a: Tensor, e: Tensor, padding: tuple[int, ...], groups
     return out
 
 
+def summed_convolution(layer: Any, a: Tensor, e: Tensor) -> PerSample:
+    """The weight's gradient summed over the batch, (*weight.shape): one ordinary backward pass of the layer."""
+    a, padding = _padded(layer, a)
+    grads = torch.ops.aten.convolution_backward(
+        e,
+        a,
+        layer.weight.detach(),
+        None,
+        layer.stride,
+        padding,
+        layer.dilation,
+        False,
+        (0,) * len(layer.kernel_size),
+        layer.groups,
+        (False, True, False),
+    )
+    return {"weight": grads[1]}
+
+
 def batch_norm(layer: Any, a: Tensor, e: Tensor) -> PerSample:
     """Eval mode: a fixed affine map of each channel."""
     total = _per_channel(e)
@@ -111,6 +130,14 @@ def embedding_rows(layer: nn.Embedding, a: Tensor, e: Tensor) -> Tensor:
     """Only the tokens that occur: (batch, tokens * dim)."""
     tokens, place = a.unique(return_inverse=True)
     return _scatter(layer, a, place, e, len(tokens)).flatten(1)
+
+
+def summed_embedding(layer: nn.Embedding, a: Tensor, e: Tensor) -> PerSample:
+    """The weight's gradient summed over the batch, (vocabulary, dim)."""
+    rows, tokens = e.reshape(-1, e.shape[-1]), a.reshape(-1)
+    if layer.padding_idx is not None:
+        rows = rows.masked_fill((tokens == layer.padding_idx).unsqueeze(1), 0.0)
+    return {"weight": rows.new_zeros(layer.num_embeddings, rows.shape[1]).index_add_(0, tokens, rows)}
 
 
 def weight_rows(rule: Rule, layer: Any, a: Tensor, e: Tensor, start: int, stop: int) -> Tensor:

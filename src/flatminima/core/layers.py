@@ -7,7 +7,7 @@ summed over their uses before anything quadratic is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,8 @@ from flatminima.core.layer_rules import (
     embedding_rows,
     linear,
     rule_for,
+    summed_convolution,
+    summed_embedding,
     vmapped,
     weight_rows,
 )
@@ -103,6 +105,16 @@ class LayerGradient:
                 total = total + _inner(rows, vector[name][start : done[name]])
             return total  # type: ignore[no-any-return]
         return sum_of(_inner(g, vector[name]) for name, g in self.per_sample().items())
+
+    def weighted_sum(self, rows: Tensor) -> dict[str, Tensor]:
+        """sum_i rows_i g_i by parameter name in the model, for rows (batch,)."""
+        if self.summed:
+            return {name: _combined(rows, g) for name, g in self.summed.items()}
+        total: dict[str, Tensor] = {}
+        for unit, a, e in self.uses:
+            for name, value in _weighted(unit, a, e, rows).items():
+                total[name] = total[name] + value if name in total else value
+        return total
 
     def factors(self) -> Use | None:
         """Of one use of a linear layer on vectors: layer, input a_i and output gradient e_i, g_i = e_i a_i^T."""
@@ -186,6 +198,28 @@ def _along(unit: Unit, a: Tensor, e: Tensor, vector: Mapping[str, Tensor]) -> Te
     return total
 
 
+def _combined(rows: Tensor, gradients: Tensor) -> Tensor:
+    """sum_i rows_i g_i for gradients (batch, *shape)."""
+    combined: Tensor = torch.tensordot(rows.to(gradients), gradients, 1)
+    return combined
+
+
+def _weighted(unit: Unit, a: Any, e: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    """One use's sum_i rows_i g_i, without a gradient a sample where the layer's own backward formula gives it."""
+    scaled = e * rows.to(e).view(-1, *[1] * (e.dim() - 1))
+    if unit.rule is linear:
+        local = {"bias": scaled.reshape(-1, scaled.shape[-1]).sum(0)}
+        if "weight" in unit.names:
+            local["weight"] = scaled.reshape(-1, scaled.shape[-1]).T @ a.reshape(-1, a.shape[-1])
+    elif unit.rule is convolution:
+        local = {"bias": scaled.flatten(2).sum((0, 2)), **summed_convolution(unit.module, a, scaled)}
+    elif unit.rule is embedding:
+        local = summed_embedding(unit.module, a, scaled)  # type: ignore[arg-type]
+    else:
+        return {name: _combined(rows, g) for name, g in _form(unit, a, e).items()}
+    return {unit.names[name]: value for name, value in local.items() if name in unit.names}
+
+
 def _sum_forms(uses: list[Use]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for use in uses:
@@ -233,14 +267,16 @@ class Tape:
 
     Args:
         units: from `units_of`.
-        size: samples in the batch, the first dimension of every layer's output. The caller has frozen all parameters.
+        size: samples in the batch, the first dimension of every layer's output. Parameters are frozen, so that no graph
+            to them is kept, but where their gradients are to be checked.
         copies: for models that write in place: 1 clones the outputs of first layers, 2 (`COPIES`) also layer inputs.
+        watch: told when a layer's forward begins and ends (``enter(unit)``, ``leave()``).
     """
 
-    def __init__(self, units: list[Unit], size: int, copies: int = 0) -> None:
+    def __init__(self, units: list[Unit], size: int, copies: int = 0, watch: Any = None) -> None:
         self.units, self.size = units, size
-        self.copies = copies
-        self.leaves: list[Tensor] = []
+        self.copies, self.watch = copies, watch
+        self.roots: list[Tensor] = []  # outputs of layers that no other layer stands before
         self.calls: dict[int, int] = {}
         self._listener: Callable[[LayerGradient], None] | None = None
         self._heard: dict[int, int] = {}
@@ -251,11 +287,19 @@ class Tape:
     def recording(self) -> Iterator[None]:
         """The forward pass goes in here; hooks are gone afterwards."""
         handles = [u.module.register_forward_hook(self._hook(i), with_kwargs=True) for i, u in enumerate(self.units)]
+        if self.watch is not None:
+            handles += [u.module.register_forward_pre_hook(self._begin(u), prepend=True) for u in self.units]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _begin(self, unit: Unit) -> Callable[..., None]:
+        def begin(module: nn.Module, args: Any) -> None:
+            self.watch.enter(unit)
+
+        return begin
 
     def _hook(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -272,8 +316,10 @@ class Tape:
             self.calls[index] = self.calls.get(index, 0) + 1
             source = _inputs(unit, args, kwargs, self.copies == COPIES)
             versions = [t._version for t in _flat(source)]
-            if not output.requires_grad:
-                self.leaves.append(output.requires_grad_())
+            if not output.requires_grad or not _asks([*args, *kwargs.values()]):
+                if not output.requires_grad:  # parameters are frozen
+                    output.requires_grad_()
+                self.roots.append(output)
                 if self.copies and not spread:
                     output = output.clone()  # the next layer may write into it, which a leaf forbids
             if spread:  # made once for all samples (position embeddings): one row each, as broadcasting would
@@ -286,11 +332,15 @@ class Tape:
                 output = output.clone() if self.copies else output
 
             def receive(e: Tensor) -> None:
+                if self._listener is None:  # a backward pass that is not the tape's
+                    return
                 if [t._version for t in _flat(source)] != versions:
                     raise NoLayerRule(f"the input of {unit.name} was written in place")
                 self._receive(index, source, e)
 
             output.register_hook(receive)
+            if self.watch is not None:
+                self.watch.leave()
             return output
 
         return hook
@@ -328,7 +378,7 @@ class Tape:
     ) -> list[Tensor]:
         """Send `seed` back from `output`; each layer's gradients go to `listener`, those of `inputs` are returned."""
         self._listener, self._heard, self._pending = listener, {}, {}
-        roots = [*inputs, *self.leaves]
+        roots = [*inputs, *self.roots]
         if not roots or not output.requires_grad:
             raise NoLayerRule("no trainable layer was called")
         try:
@@ -340,6 +390,16 @@ class Tape:
             self._listener, self._pending = None, {}
         found = zip(inputs, grads, strict=False)
         return [g if g is not None else torch.zeros_like(x) for x, g in found]
+
+
+def _asks(values: Iterable[Any]) -> bool:
+    """Whether a gradient is asked for by any of the nested tensors."""
+    for value in values:
+        if isinstance(value, Tensor) and value.requires_grad:
+            return True
+        if isinstance(value, tuple | list) and _asks(value):
+            return True
+    return False
 
 
 def _inputs(unit: Unit, args: Any, kwargs: Any, copy: bool) -> Any:

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,17 +26,27 @@ class Parameters:
     frozen: int
 
     @classmethod
-    def of(cls, model: nn.Module) -> Parameters:
+    def of(cls, model: nn.Module, shared: Mapping[int, nn.Parameter] = MappingProxyType({})) -> Parameters:
         """Collect; refuse what cannot be measured.
+
+        Args:
+            shared: id of a parameter -> the one in whose storage it lies, which stands for it.
 
         Raises:
             ModelError: no trainable parameter, a meta-device or uninitialised one, a quantised or complex one.
             NumericalError: NaN or Inf in a parameter, by name.
         """
-        named = list(model.named_parameters())
+        named = [(name, p) for name, p in model.named_parameters() if id(p) not in shared]
         for name, p in named:
+            if p.is_inference():
+                raise ModelError(
+                    f"parameter {name!r} was made in inference mode, where nothing can be differentiated: make or load "
+                    "the model outside of torch.inference_mode()"
+                )
             if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta:
                 raise ModelError(f"parameter {name!r} holds no values (lazy or meta device): materialise it first")
+            if any(stride == 0 < size - 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
+                raise ModelError(f"parameter {name!r} is expanded: several entries are one in memory; clone() it first")
             if not p.is_floating_point():
                 raise ModelError(f"parameter {name!r} is {p.dtype}; measures need real floating-point parameters")
             if not bool(torch.isfinite(p).all()):

@@ -19,6 +19,8 @@ from torch import Tensor
 from flatminima.core.parameters import Parameters
 from flatminima.errors import UsageError
 
+_RESOLVED = 0.01  # of a step's length, lost where w + u is rounded
+
 
 @dataclass(frozen=True)
 class Relative:
@@ -81,9 +83,10 @@ class Perturbation(ABC):
 
     def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
         """u (W,) for flat weights (W,), in their dtype and on their device."""
-        return self._scaled(self.standard(weights.numel(), generator(seed, index)), weights)
+        return self.scaled(self.standard(weights.numel(), generator(seed, index)), weights)
 
-    def _scaled(self, noise: Tensor, weights: Tensor) -> Tensor:
+    def scaled(self, noise: Tensor, weights: Tensor) -> Tensor:
+        """u for noise of scale 1."""
         return noise.to(weights).mul_(self.scale.of(weights))
 
     @contextmanager
@@ -92,10 +95,18 @@ class Perturbation(ABC):
         weights = parameters.flat()
         try:
             noise = parameters.part(self.standard(len(parameters), generator(seed, index)))
-            parameters.assign(weights + sign * self._scaled(noise, weights))
+            parameters.assign(weights + sign * self.scaled(noise, weights))
             yield
         finally:
             parameters.assign(weights)
+
+
+def resolved(weights: Tensor, step: Tensor) -> bool:
+    """Whether w + step, rounded to the weights' precision, is away from w by what it should be, to one per cent."""
+    size = float(torch.linalg.vector_norm(step.double()))
+    wanted = weights.double() + step.double()
+    error = float(torch.linalg.vector_norm(wanted.to(weights.dtype).double() - wanted))
+    return error <= _RESOLVED * size
 
 
 @dataclass(frozen=True)

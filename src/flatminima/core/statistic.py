@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload
 
+from flatminima.errors import Undefined
+
 if TYPE_CHECKING:
     from flatminima.core.batch import Batch
     from flatminima.core.layers import LayerGradient
@@ -40,8 +42,32 @@ class Cost:
         return Cost(self.forward + other.forward, self.backward + other.backward, max(self.memory, other.memory))
 
 
+class Needs(Flag):
+    """What a statistic asks of a network; shards of one cannot give everything."""
+
+    LOSSES = auto()  # outputs and losses, at w or at other weights
+    GRADIENTS = auto()  # of the mean loss
+    PRODUCTS = auto()  # of the Hessian with a vector
+    GAUSS_NEWTON = auto()  # products with the Gauss-Newton matrix
+    EVERYTHING = auto()  # each sample's own gradient, or every weight in one process
+
+    def words(self) -> str:
+        """For a message."""
+        if self & Needs.EVERYTHING:
+            return "every weight, or a sample's own gradient, in one process"
+        return "products with the Gauss-Newton matrix" if self & Needs.GAUSS_NEWTON else "what shards do not give"
+
+
 class Statistic(ABC, Generic[T]):
-    """Something that costs passes. Subclasses are frozen dataclasses."""
+    """Something that costs passes. Subclasses are frozen dataclasses.
+
+    Attributes:
+        needs: of the network.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.EVERYTHING
 
     @abstractmethod
     def compute(self, minimum: Minimum) -> T:
@@ -109,6 +135,14 @@ class Fold(Statistic[T], Generic[S, T]):
 
     def compute(self, minimum: Minimum) -> T:
         return minimum.sweep([self])[self]  # type: ignore[no-any-return]
+
+    def without_sweep(self, minimum: Minimum) -> T:
+        """The value at a network that cannot hand out what the fold reads, from its products or losses.
+
+        Raises:
+            Undefined: there is no such way.
+        """
+        raise Undefined(f"{type(self).__name__} needs what the network's shards do not give")
 
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.core.batch import Batch
+from flatminima.core.batch import Batch, out_of_memory
+from flatminima.core.following import LayersDisagree
 from flatminima.core.layers import LayerGradient
 from flatminima.core.statistic import Fold, Reads
-from flatminima.errors import Undefined
+from flatminima.errors import Absent, FlatMinimaError, Undefined
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
@@ -44,37 +45,81 @@ def rides(folds: Sequence[Fold[Any, Any]]) -> list[Ride]:
     return [Ride(tuple(members), seed, multiple) for seed, multiple, members in groups]
 
 
-def sweep(minimum: Minimum, ride: Ride, index: Callable[[int, int], Tensor] | None = None) -> dict[Fold[Any, Any], Any]:
-    """Values of the ride's folds; a fold that is undefined maps to its `Undefined`.
+def sweep(
+    minimum: Minimum, ride: Ride, index: Callable[[int, int], Tensor] | None = None, *, tolerant: bool = False
+) -> dict[Fold[Any, Any], Any]:
+    """Values of the ride's folds; a fold that has none maps to its `Absent`.
+
+    Where the layers' gradients turn out not to be the network's, the sweep begins anew with another way to make them.
 
     Args:
         minimum: model, data and loss; the caller guards the model.
         ride: from `rides`.
         index: positions start..stop of the order to sample indices (tests split the data with it).
+        tolerant: an error of one fold's own is why that fold is absent, whatever its class.
     """
-    run = _Run(minimum, ride, index)
-    if minimum.ranks is None:
-        run.go(0, run.total)
-    else:
-        run.share(minimum.ranks)
-    return run.results | {fold: _finish(fold, state) for fold, state in run.states.items()}
+    while True:
+        run = Run(minimum, ride, index, tolerant=tolerant)
+        minimum.following.begin()
+        try:
+            if minimum.ranks is None:
+                run.go(0, run.total)
+            else:
+                run.share(minimum.ranks)
+        except LayersDisagree as disagreement:
+            reason = str(disagreement)
+        else:
+            return run.values()
+        minimum.following.degrade(reason)
 
 
-class _Run:
-    """A ride's states while it goes, and what turned out undefined."""
+class Run:
+    """A ride's states while it goes, and what turned out absent."""
 
-    def __init__(self, minimum: Minimum, ride: Ride, index: Callable[[int, int], Tensor] | None) -> None:
-        self.minimum, self.ride, self.index = minimum, ride, index
+    def __init__(
+        self,
+        minimum: Minimum,
+        ride: Ride,
+        index: Callable[[int, int], Tensor] | None = None,
+        *,
+        tolerant: bool = False,
+    ) -> None:
+        self.minimum, self.ride, self.index, self.tolerant = minimum, ride, index, tolerant
         self.order = None if ride.order_seed is None else minimum.samples.order(ride.order_seed)
         self.states: dict[Fold[Any, Any], Any] = {}
         self.results: dict[Fold[Any, Any], Any] = {}
+        self.limits: dict[Fold[Any, Any], int] = {}
         for fold in ride.folds:
-            try:
-                self.states[fold] = fold.init(minimum)
-            except Undefined as reason:
-                self.results[fold] = reason
-        self.limits = {fold: fold.limit(minimum) for fold in self.states}
+            self._set(fold, self.own(fold, partial(fold.init, minimum)))
+            if fold in self.states:
+                limit = self.own(fold, partial(fold.limit, minimum))
+                if isinstance(limit, Absent):
+                    self._lose(fold, limit)
+                else:
+                    self.limits[fold] = limit
         self.total = max(self.limits.values(), default=0)
+
+    def own(self, fold: Fold[Any, Any], work: Callable[[], Any]) -> Any:
+        """What a fold's own code returns, or why it is absent."""
+        try:
+            return work()
+        except Undefined as reason:
+            return Absent.of(reason)
+        except Exception as error:  # of torch, or of a user's fold: this fold's alone
+            if isinstance(error, LayersDisagree) or out_of_memory(error) or not self.tolerant:
+                raise
+            return Absent.of(error)
+
+    def values(self) -> dict[Fold[Any, Any], Any]:
+        """Of every fold, after all batches."""
+        done = {fold: self.own(fold, partial(fold.finish, state)) for fold, state in self.states.items()}
+        return self.results | done
+
+    def _set(self, fold: Fold[Any, Any], state: Any) -> None:
+        if isinstance(state, Absent):
+            self._lose(fold, state)
+        else:
+            self.states[fold] = state
 
     def go(self, start: int, end: int) -> None:
         """Over the positions from start to end."""
@@ -86,9 +131,7 @@ class _Run:
             stop = min(start + step, end, *(x for x in limits if x > start and x % multiple == 0))
             stop = max(stop, start + 1)
             batch = Batch(minimum, self._indices(start, stop), start)
-            active = [fold for fold in self.states if self.limits[fold] > start]
-            for fold, undefined in _update(batch, active, self.states).items():
-                self._lose(fold, undefined)
+            self.update(batch, [fold for fold in self.states if self.limits[fold] > start])
             start = stop
             progress.report(task, start, self.total)
 
@@ -112,54 +155,60 @@ class _Run:
             return self.index(start, stop)
         return torch.arange(start, stop) if self.order is None else self.order[start:stop]
 
-    def _lose(self, fold: Fold[Any, Any], reason: Undefined) -> None:
+    def _lose(self, fold: Fold[Any, Any], reason: Absent) -> None:
         self.results[fold] = reason
         self.states.pop(fold, None)
         self.limits.pop(fold, None)
 
+    def update(self, batch: Batch, folds: list[Fold[Any, Any]]) -> None:
+        """Give the batch to each fold; those that turn out absent leave the ride."""
+        reads_of = {fold: fold.reads_at(self.minimum) for fold in folds}
+        lost: dict[Fold[Any, Any], Absent] = {}
+        raised: list[Exception] = []
 
-def _finish(fold: Fold[Any, Any], state: Any) -> Any:
-    try:
-        return fold.finish(state)
-    except Undefined as reason:
-        return reason
-
-
-def _update(
-    batch: Batch, folds: list[Fold[Any, Any]], states: dict[Fold[Any, Any], Any]
-) -> dict[Fold[Any, Any], Undefined]:
-    """Give the batch to each fold; those that turn out undefined are returned with the reason."""
-    reads_of = {fold: fold.reads_at(batch.minimum) for fold in folds}
-    reads = reduce(or_, reads_of.values(), Reads(0))
-    lost: dict[Fold[Any, Any], Undefined] = {}
-
-    def hearer(fold: Fold[Any, Any]) -> Callable[[LayerGradient], None]:
-        def hear(layer: LayerGradient) -> None:
-            if fold not in lost:
+        def hearer(fold: Fold[Any, Any]) -> Callable[[LayerGradient], None]:
+            def hear(layer: LayerGradient) -> None:
+                if fold in lost or raised:
+                    return
                 try:
-                    fold.hear(states[fold], layer, batch)
-                except Undefined as reason:
-                    lost[fold] = reason
+                    absent = self.own(fold, lambda: fold.hear(self.states[fold], layer, batch))
+                except Exception as error:  # within autograd's backward pass, which takes it for its own
+                    raised.append(error)
+                    return
+                if isinstance(absent, Absent):
+                    lost[fold] = absent
 
-        return hear
+            return hear
 
-    def hears(flag: Reads) -> list[Callable[[LayerGradient], None]]:
-        return [hearer(fold) for fold in folds if reads_of[fold] & flag]
+        def hears(flag: Reads) -> list[Callable[[LayerGradient], None]]:
+            return [hearer(fold) for fold in folds if reads_of[fold] & flag]
 
-    deep = Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS
-    try:
-        missing = batch.read(reads, hears(Reads.LAYERS), hears(Reads.COLUMNS))
-    except Undefined as reason:  # of all gradients; whoever reads only outputs goes on
-        missing = {deep: reason}
-        if not reads & deep:
-            raise
-        batch.read(reads & ~deep, [], [])
-    for flag, absent in missing.items():
-        lost.update({fold: absent for fold in folds if reads_of[fold] & flag})
-    folds = [fold for fold in folds if fold not in lost]
-    for fold in folds:
+        reads = reduce(or_, reads_of.values(), Reads(0))
+        missing = self._read(batch, reads, hears(Reads.LAYERS), hears(Reads.COLUMNS))
+        if raised:
+            raise raised[0]
+        for flag, absent in missing.items():
+            lost.update({fold: absent for fold in folds if reads_of[fold] & flag or not flag})
+        for fold in folds:
+            if fold in lost:
+                self._lose(fold, lost[fold])
+            else:
+                self._set(fold, self.own(fold, partial(fold.update, self.states[fold], batch)))
+
+    def _read(self, batch: Batch, reads: Reads, layers: list[Any], columns: list[Any]) -> dict[Reads, Absent]:
+        """Prepare what the folds read; what is absent by what is read, under `Reads(0)` all of it."""
+        deep = Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS
         try:
-            states[fold] = fold.update(states[fold], batch)
-        except Undefined as reason:
-            lost[fold] = reason
-    return lost
+            return batch.read(reads, layers, columns)
+        except Undefined as reason:  # of all gradients; whoever reads only outputs goes on
+            if not reads & deep:
+                return {Reads(0): Absent.of(reason)}
+            absent = Absent.of(reason)
+        except (FlatMinimaError, LayersDisagree):  # bad data or weights, which no fold can read
+            raise
+        except Exception as error:
+            if out_of_memory(error) or not self.tolerant:
+                raise
+            return {Reads(0): Absent.of(error)}
+        batch.read(reads & ~deep, [], [])
+        return {deep: absent}

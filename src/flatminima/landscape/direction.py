@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatminima.core.ambient import in_neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import Parameters
 from flatminima.core.perturbation import generator
@@ -32,6 +33,7 @@ class Direction:
     curvature: float | None = None
 
 
+@in_neutral
 def directions(
     minimum: Minimum, kind: str, count: int, *, samples: int | None = 1000, seed: int = 0
 ) -> tuple[Direction, ...]:

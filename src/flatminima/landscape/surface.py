@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.core.ambient import in_neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Gaussian, Perturbation, Relative, describe
 from flatminima.errors import UsageError
 from flatminima.landscape.direction import Direction
 
 EXPECTED_SHARPNESS = Gaussian(Relative(5e-4, 10.0, 1.0))  # Neyshabur et al. 2017: sigma_i = alpha (10 |w_i| + 1)
+_LEAST = 1e-4  # of the weights: a step that the precision must tell from none
 _FEWEST = 3
 
 
@@ -93,6 +95,7 @@ class Landscape:
         }
 
 
+@in_neutral
 def landscape(
     minimum: Minimum,
     along: Sequence[Direction],
@@ -127,6 +130,7 @@ def landscape(
         >>> found.losses.shape, bool(found.losses[1] == found.centre)
         ((3,), True)
     """
+    minimum = minimum.resolving(Gaussian(Relative(_LEAST, 1.0, 0.0)), seed)
     count = len(along)
     if count not in (1, 2) or steps < _FEWEST or not (math.isfinite(radius) and radius > 0):
         raise UsageError(

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec
 
 from flatminima import catalog
 from flatminima.core.statistic import Statistics
-from flatminima.errors import Undefined, UsageError
+from flatminima.errors import Absent, FlatMinimaError, Undefined, UsageError
 from flatminima.estimate import Estimate
 
 P = ParamSpec("P")
@@ -18,15 +19,24 @@ Function = Callable[Concatenate[Statistics, P], Estimate]
 
 
 def measure(function: Function[P]) -> Function[P]:
-    """Stamp the catalogue's direction on the result; turn `Undefined` into an undefined Estimate."""
+    """Stamp the catalogue's direction on the result; turn `Undefined`, and errors of torch, into an undefined one."""
     direction = catalog.measure(function.__name__).direction
+    arguments = signature(function)
 
     @wraps(function)
     def measured(minimum: Statistics, /, *args: P.args, **kwargs: P.kwargs) -> Estimate:
+        arguments.bind(minimum, *args, **kwargs)  # a wrong argument is the caller's, and no property of the network
         try:
             return replace(_told(function(minimum, *args, **kwargs)), direction=direction)
-        except Undefined as reason:
-            return Estimate.missing(reason.reason, direction=direction)
+        except FlatMinimaError as error:
+            if not isinstance(error, Undefined):
+                raise
+            return Estimate.missing(error.reason, direction=direction, code=error.code)
+        except KeyError:  # of `Fixed`, handed too few numbers
+            raise
+        except Exception as error:  # of torch or of the user's network
+            reason = Absent.of(error)
+            return Estimate.missing(reason.reason, direction=direction, code=reason.code)
 
     return measured
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from flatminima.core.perturbation import generator
+from flatminima.core.perturbation import Relative, Uniform, generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
 from flatminima.statistics.around import Around, Point, Worst, climb, cost_of, highest
@@ -51,6 +51,8 @@ class AdaptiveWorstLoss(Statistic[Worst]):
             raise UsageError(f"got steps={self.steps}; at least one gradient is needed")
 
     def compute(self, minimum: Minimum) -> Worst:
+        reach = self.rho if self.norm == "inf" else self.rho / math.sqrt(len(minimum.parameters))  # of one weight
+        minimum = minimum.resolving(Uniform(Relative(reach, 1.0, self.eta)), self.seed)
         size = minimum.parameters.flat().abs() + self.eta
 
         def search(around: Around) -> Point:

@@ -17,8 +17,9 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatminima.core.batch import Batch
+from flatminima.core.space import Space
 from flatminima.errors import NumericalError, Undefined, UsageError
-from flatminima.statistics.krylov import Space
+from flatminima.statistics.second_derivatives import refuse_wrong
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -164,10 +165,20 @@ def curvature_operator(
 
 
 class Graph:
-    """Products with the curvature of one batch's summed loss; differentiated once a product."""
+    """Products with the curvature of one batch's summed loss; differentiated once a product.
 
-    def __init__(self, batch: Batch, curvature: Curvature = "hessian") -> None:
+    Args:
+        batch: of samples. curvature: of their summed loss.
+        examine: check once a network that torch's second derivatives are right.
+
+    Raises:
+        Undefined: they are not, or there are none.
+    """
+
+    def __init__(self, batch: Batch, curvature: Curvature = "hessian", *, examine: bool = True) -> None:
         minimum = batch.minimum
+        if examine:
+            refuse_wrong(minimum, curvature)
         self.minimum, self.count = minimum, len(batch)
         self.tensors = minimum.parameters.tensors
         output = minimum.forward(batch.inputs)
@@ -180,7 +191,6 @@ class Graph:
         if curvature == "hessian":
             seed = minimum.loss.residual(output, batch.targets)
             self.gradients = self._back([output], [seed], create_graph=True)
-            _refuse_wrong_kernels(self.gradients)
         else:
             minimum.loss.refuse_concave(output.detach(), batch.targets)
             leaf = output.detach().requires_grad_()
@@ -209,6 +219,17 @@ class Graph:
         except NotImplementedError as error:
             raise Undefined(f"the network has no second derivative: {str(error).splitlines()[0]}") from None
 
+    def jacobian_product(self, vector: Tensor) -> Tensor:
+        """J v in the output's shape, for a Gauss-Newton graph."""
+        split = self.minimum.parameters.split(vector)
+        pairs = [(g, v.to(g.dtype)) for g, v in zip(self.gradients, split, strict=True) if _differentiable(g)]
+        if not pairs or self.cotangent is None:
+            return torch.zeros_like(self.output)
+        (tangent,) = torch.autograd.grad(
+            [g for g, _ in pairs], self.cotangent, [v for _, v in pairs], retain_graph=True
+        )
+        return tangent
+
     def _by_loss(self, tangent: Tensor) -> Tensor:
         """(d2 loss / d output2) u."""
         leaf, gradient = self.at
@@ -236,6 +257,7 @@ def _differentiable(gradient: Tensor | None) -> TypeGuard[Tensor]:
 
 def _weighed(batch: Batch, curvature: Curvature) -> tuple[Graph, int]:
     """A graph and the bytes of what it keeps."""
+    refuse_wrong(batch.minimum, curvature)  # whose own graphs do not count
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -246,20 +268,3 @@ def _weighed(batch: Batch, curvature: Curvature) -> tuple[Graph, int]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         graph = Graph(batch, curvature)
     return graph, sum(sizes.values())
-
-
-def _refuse_wrong_kernels(gradients: tuple[Tensor | None, ...]) -> None:
-    """torch's weight norm takes the norm as constant in its second derivative (gradgradcheck fails, torch 2.13)."""
-    seen: set[Any] = set()
-    nodes = [gradient.grad_fn for gradient in gradients if gradient is not None]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name().startswith("WeightNormInterface"):
-            raise Undefined(
-                "torch's second derivative of weight_norm is wrong: make the weights plain first, with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
-            )
-        nodes += [following for following, _ in node.next_functions]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.core.statistic import Cost, Statistic
+from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.curvature import Curvature, check_curvature, products_of
 from flatminima.statistics.hessian import group_edges
@@ -73,6 +73,10 @@ class TopEigenvalues(Statistic[Eigenvalues]):
     seed: int = 0
     curvature: Curvature = "hessian"
     products: int = PRODUCTS
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.PRODUCTS if self.curvature == "hessian" else Needs.GAUSS_NEWTON
 
     def __post_init__(self) -> None:
         check_curvature(self.curvature)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 
 from flatminima.core.perturbation import Perturbation
-from flatminima.core.samples import TensorSamples, map_tensors
 from flatminima.core.statistic import Cost, Fold, Statistic
-from flatminima.errors import NumericalError, Undefined
+from flatminima.errors import Absent, NumericalError, Undefined
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -33,13 +31,14 @@ class At(Statistic[T]):
     index: int = 0
 
     def compute(self, minimum: Minimum) -> T:
+        network: Any = minimum.resolving(self.perturbation, self.seed)
         try:
-            with minimum.moved(self.perturbation, self.seed, self.index):
-                value = self.statistic.compute(minimum)
+            with network.moved(self.perturbation, self.seed, self.index):
+                value = self.statistic.compute(network)
         except NumericalError as error:
             raise Undefined(f"at perturbed weights {error}") from None
-        if isinstance(value, Undefined):
-            raise value
+        if isinstance(value, Absent):
+            raise value.raised()
         return value
 
     def cost(self, minimum: Minimum) -> Cost:
@@ -107,23 +106,9 @@ class InFloat64(Statistic[T]):
     fold: Fold[Any, T]
 
     def compute(self, minimum: Minimum) -> T:
-        from flatminima.core.minimum import Minimum
-
-        limit = self.fold.limit(minimum)
-        seed = self.fold.order_seed
-        indices = torch.arange(limit) if seed is None else minimum.samples.order(seed)[:limit]
-        inputs, targets = minimum.samples.take(indices)
-        inputs = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
-        copied = copy.deepcopy(minimum.model).double().eval()
-        double = Minimum(copied, _Ordered(inputs, targets), minimum.loss, batch_size=minimum.batch_size)
-        return double[self.fold]  # type: ignore[no-any-return]
+        if all(p.dtype == torch.float64 for p in minimum.parameters.tensors):
+            return minimum[self.fold]
+        return minimum.replace(dtype=torch.float64)[self.fold]
 
     def cost(self, minimum: Minimum) -> Cost:
         return self.fold.cost(minimum) + self.fold.cost(minimum)
-
-
-class _Ordered(TensorSamples):
-    """Samples already in the order of the fold's seed."""
-
-    def order(self, seed: int) -> torch.Tensor:
-        return torch.arange(len(self))

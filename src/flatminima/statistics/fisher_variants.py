@@ -56,7 +56,7 @@ class RescaledLogits(Statistic[T]):
                 seed=minimum.seed,
             )
             try:
-                return inner[self.statistic]  # type: ignore[no-any-return]
+                return inner[self.statistic]
             finally:
                 minimum.passes.forward += inner.passes.forward
                 minimum.passes.backward += inner.passes.backward

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flatminima.core.batch import Batch
 from flatminima.core.perturbation import generator
-from flatminima.core.statistic import Cost, Fold, Reads
+from flatminima.core.statistic import Cost, Fold, Needs, Reads
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.curvature import Curvature, Graph, check_curvature
 
@@ -84,6 +84,10 @@ class HessianProbes(Fold[_Sums, ProbedHessian]):
 
     reads = Reads.GRAPH
 
+    @property
+    def needs(self) -> Needs:
+        return Needs.PRODUCTS if self.curvature == "hessian" else Needs.GAUSS_NEWTON
+
     def __post_init__(self) -> None:
         check_curvature(self.curvature)
         if self.probes < 1 or self.groups < 1:
@@ -144,6 +148,25 @@ class HessianProbes(Fold[_Sums, ProbedHessian]):
         return ProbedHessian(
             state.diagonal.cpu() / count, layers.sum(0), state.counts.long(), state.population, layers, state.names
         )
+
+    def without_sweep(self, minimum: Minimum) -> ProbedHessian:
+        """From products of the network's own; the diagonal is this process's part."""
+        order = torch.arange(len(minimum.samples)) if self.order_seed is None else minimum.samples.order(self.seed)
+        edges = group_edges(self.limit(minimum), self.groups)
+        traces = torch.zeros(len(edges) - 1, self.probes, dtype=torch.float64)
+        sizes = torch.tensor([b - a for a, b in itertools.pairwise(edges)])
+        diagonal: Tensor | None = None
+        for g, (start, stop) in enumerate(itertools.pairwise(edges)):
+            products = minimum.own_products(order[start:stop], self.curvature)
+            space = products.space
+            for k in range(self.probes):
+                probe = space.part(signs(space.size, self.seed, g * self.probes + k))
+                found = probe.to(minimum.device).double() * products(probe.to(minimum.device, products.precision))
+                traces[g, k] = float(space.total(found.sum()))
+                part = found * (stop - start)
+                diagonal = part if diagonal is None else diagonal.add_(part)
+        assert diagonal is not None
+        return ProbedHessian(diagonal.cpu() / (float(sizes.sum()) * self.probes), traces, sizes, len(minimum.samples))
 
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)

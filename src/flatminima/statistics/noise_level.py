@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.core.perturbation import generator
+from flatminima.core.perturbation import Gaussian, Relative, generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.outputs import Outputs, OutputSummary, margins
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Kind = Literal["random", "worst"]
 Rise = Literal["error", "loss"]
 
+_LEAST = 1e-4  # of the weights: noise that the precision must tell from none
 _START = math.log(0.01)
 _LOWEST, _HIGHEST = math.log(1e-8), math.log(1e4)  # ln sigma that is looked at
 _PRECISION = 1e-3  # of ln sigma
@@ -86,6 +87,7 @@ class NoiseLevel(Statistic[Level]):
             raise UsageError(f"got draws={self.draws}, samples={self.samples}; both must be at least 1")
 
     def compute(self, minimum: Minimum) -> Level:
+        minimum = minimum.resolving(Gaussian(Relative(_LEAST, 1.0, 0.0)), self.seed)
         evaluate = self._rises(minimum)
         count = 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.batch import Batch
-from flatminima.core.statistic import Fold
+from flatminima.core.statistic import Fold, Needs
 from flatminima.errors import Undefined
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class OutputSummary:
 @dataclass(frozen=True)
 class Outputs(Fold["dict[str, Tensor]", OutputSummary]):
     """Losses and margins of every sample."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.LOSSES
 
     def init(self, minimum: Minimum) -> dict[str, Tensor]:
         n = len(minimum.samples)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flatminima import progress
 from flatminima.core.perturbation import Perturbation
-from flatminima.core.statistic import Cost, Statistic
+from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import UsageError
 from flatminima.statistics.around import resolution_of
 from flatminima.statistics.outputs import Outputs
@@ -56,11 +56,18 @@ class PerturbedLoss(Statistic[LossRises]):
     antithetic: bool = False
     seed: int = 0
 
+    @property
+    def needs(self) -> Needs:
+        return Needs.LOSSES
+
     def __post_init__(self) -> None:
         if self.draws < 1 or self.samples < 1:
             raise UsageError(f"got draws={self.draws}, samples={self.samples}; both must be at least 1")
 
     def compute(self, minimum: Minimum) -> LossRises:
+        return self._drawn(minimum.resolving(self.perturbation, self.seed))
+
+    def _drawn(self, minimum: Minimum) -> LossRises:
         n = len(minimum.samples)
         block = min(self.samples, n)
         order = minimum.samples.order(self.seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.core.statistic import Statistic
+from flatminima.core.statistic import Needs, Statistic
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -51,6 +51,10 @@ class Weights(Statistic[FlatWeights]):
 class ParameterCount(Statistic[int]):
     """W, each tied parameter once, frozen ones left out."""
 
+    @property
+    def needs(self) -> Needs:
+        return Needs.LOSSES
+
     def compute(self, minimum: Minimum) -> int:
         return len(minimum.parameters)
 
@@ -58,6 +62,10 @@ class ParameterCount(Statistic[int]):
 @dataclass(frozen=True)
 class SampleCount(Statistic[int]):
     """n, the number of samples."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.LOSSES
 
     def compute(self, minimum: Minimum) -> int:
         return len(minimum.samples)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.core.perturbation import Relative, generator
-from flatminima.core.statistic import Cost, Statistic
+from flatminima.core.perturbation import Relative, Uniform, generator
+from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import UsageError
 from flatminima.statistics.around import Around, Point, Worst, climb, cost_of, highest
 
@@ -45,6 +45,10 @@ class WorstCaseLoss(Statistic[Worst]):
     samples: int | None = 2000
     seed: int = 0
 
+    @property
+    def needs(self) -> Needs:
+        return Needs.LOSSES | Needs.GRADIENTS
+
     def __post_init__(self) -> None:
         if self.method not in ("vertex", "ascent"):
             raise UsageError(f"got method={self.method!r}; expected 'vertex' or 'ascent'")
@@ -52,6 +56,7 @@ class WorstCaseLoss(Statistic[Worst]):
             raise UsageError(f"got steps={self.steps}; at least one gradient is needed")
 
     def compute(self, minimum: Minimum) -> Worst:
+        minimum = minimum.resolving(Uniform(self.scale), self.seed)
         box = self.scale.of(minimum.parameters.flat())
         search = self._vertex if self.method == "vertex" else self._ascent
         return highest(minimum, self.samples, self.seed, lambda around: search(around, box))

@@ -1,0 +1,225 @@
+"""What a network has to be before it is measured: deterministic, without memory, one sample at a time.
+
+Two forward passes of one pair of samples cannot show state, capacity, equal samples or generators other than torch's;
+several random samples, other batch sizes and chosen states of every generator can.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flatminima.core.batch import Batch
+from flatminima.core.guard import random_marks, same_randomness
+from flatminima.core.samples import check_every_target, leaves
+from flatminima.errors import DataError, FlatMinimaError, ModelError
+
+if TYPE_CHECKING:
+    from flatminima.core.minimum import Minimum
+
+_SAMPLES = 8  # random ones, as many as are there
+_DRAWS = 8  # random numbers of a forward pass, each of which is tried at both ends of its range
+_EXTREME = 0.004  # a branch that is taken less often than this may be missed
+_ORDINARY = 16  # passes with ordinary random numbers
+_MIXING = {torch.float64: 1e-6, torch.float32: 1e-2}  # between batches of several and of one, relative
+_MIXING_HALF = 0.2
+
+
+def admit(minimum: Minimum) -> int:
+    """Look at small forward passes: shapes, labels, finiteness, determinism, memory, independence of samples.
+
+    Returns:
+        Entries of one sample's output.
+
+    Raises:
+        DataError: data or a loss that does not fit the network. ModelError: a network that cannot be measured.
+    """
+    n = len(minimum.samples)
+    random_ones = torch.randint(0, n, (_SAMPLES - 1,), generator=torch.Generator().manual_seed(0))
+    chosen = torch.cat([torch.tensor([0]), random_ones]).unique()
+    with minimum.open(), torch.no_grad():
+        batch = minimum.batch(chosen)
+        versions = [t._version for t in leaves(batch.inputs)]
+        before = random_marks(minimum.device)
+        output = _first(minimum, batch)
+        minimum.loss = minimum.loss.fitted(output, batch.targets)
+        batch._receive(output)
+        draws = random_marks(minimum.device) != before
+        minimum.writes_inputs = [t._version for t in leaves(batch.inputs)] != versions
+        _refuse_randomness(minimum, batch, draws)
+    check_every_target(minimum.samples, minimum.loss, batch.outputs)
+    _refuse_memory(minimum, batch)
+    _refuse_mixing(minimum, batch)
+    return batch.outputs[0].numel()
+
+
+def refuse_training_mode(model: nn.Module) -> None:
+    """Refuse a model that is not deterministic in the mode it is in.
+
+    Raises:
+        ModelError: naming the module.
+    """
+    for name, module in model.named_modules():
+        if module.training and _acts_in_training(module):
+            raise ModelError(
+                f"the model is in training mode and {name or 'it'} is {type(module).__name__}; "
+                "measures look at the deterministic network: call model.eval() first"
+            )
+
+
+def _acts_in_training(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p != 0
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return module.dropout != 0
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _first(minimum: Minimum, batch: Batch) -> Tensor:
+    """The first forward pass of all, where data that does not fit the network shows."""
+    try:
+        return minimum.forward(batch.inputs)
+    except FlatMinimaError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        seen = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in leaves(batch.inputs))
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "more than 1 value per channel" in reason:  # BatchNorm in eval mode without running statistics
+            raise ModelError(_MIXES) from None
+        raise DataError(
+            f"the network cannot take the inputs {seen} (of {len(batch)} samples): {reason}; check their shape "
+            "and dtype"
+        ) from error
+
+
+_MIXES = (
+    "the output of a sample changes with the others in its batch (BatchNorm without running statistics?): "
+    "measures need a network that treats samples one by one"
+)
+
+
+def _refuse_randomness(minimum: Minimum, batch: Batch, draws: bool) -> None:
+    """Refuse outputs that random numbers of torch, numpy or Python change, each tried at the ends of its range."""
+
+    def again() -> Tensor:
+        return minimum.forward(minimum.batch(batch.indices).inputs)
+
+    states: Iterator[Callable[[], None]] = iter(_states() if draws else [lambda: None])
+    for state in states:
+        with same_randomness():
+            state()
+            if not torch.equal(batch.outputs, again()):
+                raise ModelError(
+                    "two forward passes in eval mode differ: the network draws random numbers (functional dropout "
+                    "with training=True?) or keeps state; measures need a deterministic network"
+                )
+
+
+def _states() -> Iterator[Callable[[], None]]:
+    """Ways to set every generator: such that one of its next draws is near 0 or near 1, and as they come."""
+    for position in range(_DRAWS):
+        for low in (True, False):
+            yield lambda position=position, low=low: _set_extreme(position, low)  # type: ignore[misc]
+    for seed in range(_ORDINARY):
+        yield lambda seed=seed: _seed(seed)  # type: ignore[misc]
+
+
+def _set_extreme(position: int, low: bool) -> None:
+    def wanted(value: float) -> bool:
+        return value < _EXTREME if low else value > 1 - _EXTREME
+
+    seeds = range(position * 1_000_000, position * 1_000_000 + 20_000)
+    python = next((s for s in seeds if wanted([random.Random(s).random() for _ in range(position + 1)][-1])), 0)
+    legacy = next((s for s in seeds if wanted(float(np.random.RandomState(s % 2**32).rand(position + 1)[-1]))), 0)
+    of_torch = next(
+        (s for s in seeds if wanted(float(torch.rand(position + 1, generator=torch.Generator().manual_seed(s))[-1]))), 0
+    )
+    random.seed(python)
+    np.random.seed(legacy % 2**32)
+    torch.manual_seed(of_torch)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _refuse_memory(minimum: Minimum, batch: Batch) -> None:
+    """Refuse what a network remembers of other samples in eval mode: a running range, a cache, a count that matters."""
+    for first in range(min(2, len(batch))):
+        with minimum.open(), torch.no_grad():
+            alone = minimum.batch(batch.indices[first : first + 1])
+            before = _try(minimum, alone.inputs)
+            kept = _floating_buffers(minimum.model)
+            for rows in (batch.indices, batch.indices.flip(0)):
+                _try(minimum, minimum.batch(rows).inputs)
+            changed = _changed(kept, _floating_buffers(minimum.model))
+            after = _try(minimum, minimum.batch(alone.indices).inputs)
+        if before is None or after is None or torch.equal(before, after):
+            continue
+        raise ModelError(
+            "the output of a sample in eval mode changes after others went through the network: it keeps state"
+            + (f" in buffer {changed!r} (a quantisation observer? freeze it first)" if changed else "")
+            + "; measures need a network without memory"
+        )
+
+
+def _try(minimum: Minimum, inputs: Any) -> Tensor | None:
+    """Outputs, or None where a batch of this size is refused (what mixes samples says so below)."""
+    try:
+        return minimum.forward(inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
+def _floating_buffers(model: nn.Module) -> dict[str, Tensor]:
+    named = model.named_buffers()
+    return {n: b.detach().clone() for n, b in named if b.is_floating_point() and b.layout == torch.strided}
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
+    """A buffer that holds other numbers than before; None: none does."""
+    for name, old in before.items():
+        new = after.get(name)
+        if new is None or new.shape != old.shape or not torch.equal(new.nan_to_num(), old.nan_to_num()):
+            return name
+    return None
+
+
+def _refuse_mixing(minimum: Minimum, batch: Batch) -> None:
+    """Refuse outputs and losses that depend on the other samples of the batch: each alone, in pairs, in other order."""
+    if len(batch) < 2:
+        return
+    scale = max(float(batch.outputs.abs().max()), float(batch.losses.abs().max()))
+    allowed = scale * _MIXING.get(batch.outputs.dtype, _MIXING_HALF)
+    k = len(batch)
+    groups = [torch.tensor([0]), torch.tensor([k - 1]), torch.arange(k).flip(0), torch.arange(k // 2, k)]
+    if k > 2:
+        groups.append(torch.tensor([k // 2, 0]))
+    with minimum.open(), torch.no_grad():
+        for rows in groups:
+            part = minimum.batch(batch.indices[rows])
+            try:
+                part._receive(minimum.forward(part.inputs))
+                same = _close(part.outputs, batch.outputs[rows], allowed)
+            except ValueError as error:  # BatchNorm's, of a single value a channel
+                if isinstance(error, FlatMinimaError):
+                    raise
+                same = False
+            if not same:
+                raise ModelError(_MIXES)
+            if not _close(part.losses, batch.losses[rows], allowed):
+                raise DataError(
+                    f"loss {minimum.loss.name!r} of a sample changes with the others in its batch; measures need a "
+                    "sum over samples"
+                )
+
+
+def _close(a: Tensor, b: Tensor, allowed: float) -> bool:
+    return a.shape == b.shape and float((a - b).abs().max()) <= allowed

@@ -1,0 +1,128 @@
+"""torch's ambient modes, which no measurement may depend on.
+
+Autocast, inference mode, another default dtype or device are inputs that nobody lists: inside `torch.autocast` the
+cache of cast weights makes every perturbation invisible, and an expected sharpness comes out as exactly 0. They are
+switched off around everything that the library computes, and are again as they were afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from threading import RLock
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from flatminima.errors import UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOCK = RLock()  # around whatever reads or sets a switch of the process
+_DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+_CPU = torch.device("cpu")
+_REFUSED = ("FakeTensorMode", "FunctionalTensorMode", "ProxyTorchDispatchMode")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What tensors get that are made without being told."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def now(cls) -> Defaults:
+        return cls(torch.get_default_dtype(), torch.get_default_device())
+
+
+_NEUTRAL = Defaults(torch.float32, _CPU)
+_outer: list[Defaults] = []  # of the caller, while the library has its own
+_depth = 0  # of blocks, changed under the lock
+
+
+@contextmanager
+def neutral() -> Iterator[None]:
+    """No autocast, no inference mode, gradients on, float32 and the CPU as defaults; nested, it does nothing.
+
+    Raises:
+        UsageError: inside a mode whose tensors hold no values, or a functorch transform.
+    """
+    global _depth
+    with LOCK, ExitStack() as stack:
+        if _depth:
+            yield
+            return
+        _refuse_modes()
+        for kind in _DEVICE_TYPES:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        here = Defaults.now()
+        if here != _NEUTRAL:
+            stack.enter_context(_defaults(_NEUTRAL))
+            _outer.append(here)
+            stack.callback(_outer.pop)
+        _depth += 1
+        try:
+            yield
+        finally:
+            _depth -= 1
+
+
+@contextmanager
+def the_models_own(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """The caller's defaults again around a forward pass, where they are those of the model (`dtype`, `device`)."""
+    if not _outer:
+        yield
+        return
+    outer = _outer[0]
+    wanted = Defaults(
+        outer.dtype if outer.dtype == dtype else _NEUTRAL.dtype,
+        outer.device if outer.device.type == device.type else _NEUTRAL.device,
+    )
+    if wanted == Defaults.now():
+        yield
+        return
+    with _defaults(wanted):
+        yield
+
+
+@contextmanager
+def _defaults(wanted: Defaults) -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(wanted.dtype)
+    try:
+        with torch.device(wanted.device):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def in_neutral(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, run in `neutral`."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with neutral():
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _refuse_modes() -> None:
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    modes: list[Any] = _get_current_dispatch_mode_stack()
+    for mode in modes:
+        name = type(mode).__name__
+        if name in _REFUSED:
+            raise UsageError(f"got called inside {name}, whose tensors hold no values; leave it first")
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise UsageError("got called inside a torch.func transform (vmap, grad, ...); call it outside")

@@ -1,0 +1,216 @@
+"""Whether gradients layer by layer are those of the network: checked on every sweep, parameter by parameter.
+
+The tape hears a layer's input and the gradient of its output; what reaches a weight behind its layer's back (a
+functional call, a tied branch, rows in another order) it does not hear. Three checks find that:
+
+- a `Watch` sees every torch function that takes a trainable parameter outside of the layer that owns it;
+- on some batches of each sweep (the first, second, fourth, ...) and on every batch that takes a route not seen
+  before, ``sum_i r_i g_i`` from the layers is compared with an ordinary backward pass, relative to the gradient of
+  each parameter; the ``r_i`` are signed powers of two, so that seeds scale without rounding and rows that changed
+  places show;
+- a parameter that no layer reported must have the gradient zero.
+
+Where one fails, the network is followed with copied inputs, then by one backward pass a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from flatminima.core.layers import COPIES, LayerGradient, Unit
+
+_RELATIVE = {torch.float64: 1e-8, torch.float32: 5e-3}  # of a parameter's gradient, summed in another order
+_RELATIVE_HALF = 5e-2
+_FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6}  # of the whole gradient: a sum that cancels to rounding noise
+_FLOOR_HALF = 5e-3
+_POWERS = 8  # different sizes of r
+_LONGEST_INDEX = 1 << 16  # entries of an index that the route remembers
+_HARMLESS = {"detach", "data", "grad", "zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "full_like"}
+_HARMLESS |= {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
+
+
+class LayersDisagree(Exception):
+    """The tape's gradients are not those of autograd, for the reason in its text; the sweep begins anew."""
+
+
+class Following:
+    """How a network's per-sample gradients are made, and what of it has been checked.
+
+    Attributes:
+        level: 0 to `COPIES`: layer by layer, with so much copied; above: one backward pass a sample.
+        reason: why not level 0, for the reader of a table.
+        generation: counts changes of level after values had been made, which are then made anew.
+    """
+
+    def __init__(self) -> None:
+        self.level = 0
+        self.reason = ""
+        self.generation = 0
+        self.tried = False  # whether a first small batch has chosen the level
+        self._batches = 0
+        self._routes: set[int] = set()
+        self._made = False
+
+    @property
+    def by_layers(self) -> bool:
+        return self.level <= COPIES
+
+    def begin(self) -> None:
+        """A sweep begins: its first batch is to be checked, whatever others have shown."""
+        self._batches = 0
+        self._routes.clear()
+
+    def due(self) -> bool:
+        """Whether the next batch is one of those that every sweep checks; counts it."""
+        self._batches += 1
+        return self._batches & (self._batches - 1) == 0
+
+    def unseen(self, route: int) -> bool:
+        """Whether no batch of this sweep has taken the route."""
+        return route not in self._routes
+
+    def passed(self, route: int) -> None:
+        """A batch with this route was checked, or looks like one that was."""
+        self._routes.add(route)
+        self._made = True
+
+    def degrade(self, reason: str) -> None:
+        """The next level: more copies, then one backward pass a sample."""
+        self.level += 1
+        self.reason = reason
+        if self._made:
+            self.generation += 1
+            self._made = False
+
+
+class Watch(TorchFunctionMode):
+    """Sees parameters that are used outside of their layers, and the route that a batch takes through the network.
+
+    Attributes:
+        behind: name of a parameter -> the function that took it outside of its layer.
+    """
+
+    def __init__(self, units: Iterable[Unit], size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.behind: dict[str, str] = {}
+        self._owned: dict[int, str] = {}
+        for unit in units:
+            for local, name in unit.names.items():
+                owner: Any = unit.module
+                for part in local.split("."):
+                    owner = getattr(owner, part)
+                self._owned[id(owner)] = name
+        self._within: list[frozenset[str]] = []
+        self._trace: list[Any] = []
+
+    @property
+    def route(self) -> int:
+        """Of the functions called, in order, and of the rows that were picked."""
+        return hash(tuple(self._trace))
+
+    def enter(self, unit: Unit) -> None:
+        """A layer's forward begins."""
+        self._trace.append(unit.name)
+        self._within.append(frozenset(unit.names.values()))
+
+    def leave(self) -> None:
+        """A layer's forward is over."""
+        if self._within:
+            self._within.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__" or not self._is_tensor(out):
+            return out
+        if not self._within:
+            self._trace.append(name)
+        if torch.is_grad_enabled() and name not in _HARMLESS:
+            for value in _flat([*args, *kwargs.values()]):
+                owned = self._owned.get(id(value))
+                if owned is not None and not any(owned in names for names in self._within):
+                    self.behind.setdefault(owned, name)
+                elif not self._within:
+                    self._remember(value)
+        return out
+
+    def _remember(self, value: Tensor) -> None:
+        """Rows that an index or mask picks are part of the route."""
+        if value.is_floating_point() or value.is_complex() or value.dim() != 1 or value.numel() > _LONGEST_INDEX:
+            return
+        if value.numel() == self.size and not value.is_meta:
+            self._trace.append(value.detach().cpu().numpy().tobytes())
+
+    @staticmethod
+    def _is_tensor(out: Any) -> bool:
+        return isinstance(out, Tensor) or (isinstance(out, tuple | list) and any(isinstance(x, Tensor) for x in out))
+
+
+def watchable(model: nn.Module) -> bool:
+    """Whether a function mode may stand around the forward pass: compiled parts would be compiled anew."""
+    return not any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+
+
+@contextmanager
+def watching(watch: Watch | None) -> Iterator[None]:
+    """The mode around a forward pass, where there is one."""
+    if watch is None:
+        yield
+        return
+    with watch:
+        yield
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _flat(value)
+
+
+def row_weights(size: int, seed: int = 0) -> Tensor:
+    """Signed powers of two, one a row (size,) float64; rows near each other have different ones."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randperm(size, generator=generator)
+    signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
+    return signs.double() * 2.0 ** (places.remainder(_POWERS).double() - _POWERS // 2)
+
+
+class WeightedSums:
+    """Listens to the layers of one backward pass: ``sum_i r_i g_i`` of every parameter, float64."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.sums: dict[str, Tensor] = {}
+
+    def __call__(self, layer: LayerGradient) -> None:
+        for name, value in layer.weighted_sum(self.rows).items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+
+def disagreement(sums: Mapping[str, Tensor], truth: Mapping[str, Tensor], precision: torch.dtype) -> str | None:
+    """Which parameter's gradient from the layers is not autograd's; None: all agree.
+
+    Args:
+        sums: by parameter name, from the layers; one that no layer reported is absent, its gradient zero.
+        truth: by parameter name, from an ordinary backward pass.
+        precision: that the network computes in.
+    """
+    relative = _RELATIVE.get(precision, _RELATIVE_HALF)
+    norms = {name: float(torch.linalg.vector_norm(g.double())) for name, g in truth.items()}
+    floor = _FLOOR.get(precision, _FLOOR_HALF) * sum(n * n for n in norms.values()) ** 0.5
+    for name, gradient in truth.items():
+        heard = sums.get(name)
+        gap = norms[name] if heard is None else float(torch.linalg.vector_norm(heard.double() - gradient.double()))
+        if not gap <= relative * norms[name] + floor:
+            return f"the gradient of {name!r} from its layer is not autograd's"
+    return None
