@@ -35,7 +35,8 @@ from flatminima.certification.overlap import refuse_overlap
 from flatminima.certification.pipeline import Confidence, Counted, Union, assemble, refuse_ambient
 from flatminima.certification.posteriors import DiagonalGaussian, Posterior
 from flatminima.certification.prior import DEFAULT, Centre, Scales, subset
-from flatminima.certification.provenance import Factory
+from flatminima.certification.provenance import Factory, refuse_changed
+from flatminima.certification.reading import confirm, read
 from flatminima.certification.risk import GibbsRisk, blocks_of, by_batch, constant_errors, errors_at, risk_of
 from flatminima.certification.split import FEWEST, Division, Groups, Repetition, hold_apart
 from flatminima.core.minimum import Minimum
@@ -151,7 +152,8 @@ def certify_around(
     test = None if test_data is None else _test_minimum(minimum, test_data)
     centre = Centre.of(prior, prior_data, minimum, seed=prior_seed, stated=stated, training=prior_training)
     whole = minimum.samples.fingerprint
-    division = hold_apart(minimum.samples, centre.data, seed, groups=groups, repetition=repetition)
+    samples = read(minimum.samples)
+    division = hold_apart(samples, centre.data, seed, groups=groups, repetition=repetition)
     minimum = centre.minimum_of(minimum, division.bound)
     grid = Scales.of(scales)
     wrong = errors_at(minimum, centre.weights)
@@ -172,6 +174,8 @@ def certify_around(
     risk = risk_of(  # fresh draws, after the posterior was frozen
         minimum, choice.posterior, draws=draws, batch_size=batch_size, p_min=p_min, seed=mix(seed, 1)
     )
+    refuse_changed(wrong, errors_at(minimum, centre.weights))
+    confirm(samples)
     details: dict[str, Any] = {"posterior": posterior, "eta": choice.eta, "seed": seed, "prior_seed": prior_seed}
     details |= {"fingerprint": whole, "left_out": len(division.left_out), "groups": division.groups} | shape.details
     details["options"] = {

@@ -16,11 +16,12 @@ from flatminima.certification.certificate import Certificate
 from flatminima.certification.learned import certify_recipe
 from flatminima.certification.pipeline import Union
 from flatminima.certification.provenance import Factory, Start
+from flatminima.certification.reading import read
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
 from flatminima.certification.split import Groups, Repetition
 from flatminima.core.minimum import Minimum
-from flatminima.core.samples import Samples, as_samples
+from flatminima.core.samples import Samples
 from flatminima.errors import UsageError
 from flatminima.io import claimed, write_whole
 from flatminima.training import TrainConfig
@@ -128,7 +129,7 @@ def certify(
         raise UsageError("certify needs a model and its training data, or minimum= and its prior=")
     recipe = recipe or Recipe()
     with nullcontext() if output is None else claimed(Path(output)) as folder:
-        samples = as_samples(train_data)
+        samples = read(train_data)
         if seconds is not None:
             recipe = _planned(model, samples, recipe, seconds, folder, seed)
         certified = certify_recipe(

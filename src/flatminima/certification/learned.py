@@ -34,7 +34,8 @@ from flatminima.certification.ledger import Ledger
 from flatminima.certification.logits import Logits
 from flatminima.certification.overlap import refuse_overlap
 from flatminima.certification.pipeline import Confidence, Counted, Union, assemble, refuse_ambient
-from flatminima.certification.provenance import Factory, Start, start_condition
+from flatminima.certification.provenance import Factory, Start, refuse_changed, start_condition, start_errors
+from flatminima.certification.reading import read
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.risk import GibbsRisk, gibbs_risk
 from flatminima.certification.split import Division, Groups, Repetition, split
@@ -96,7 +97,7 @@ def certify_recipe(
     refuse_ambient()
     undivided = Confidence(delta, delta_mc, Union(evaluations=1 if evaluations is None else evaluations))
     with same_randomness():
-        samples = as_samples(train_data)
+        samples = read(train_data)
         others = None if test_data is None else as_samples(test_data)
         if others is not None:
             remedy = "the test data was passed as training data; give two different splits"
@@ -160,6 +161,7 @@ class _Run:
         start = Start.of(model, self.seed)
         found = self._findings(start, model, stated)
         enforce(conditions(found, Confidence(0.05)), score)  # what can be refused is, before anything is trained
+        answers = self._answers(start)
         with self.clock.stage("prior"):
             base = self._prior_network(start.network)
         with self.clock.stage("features"):
@@ -168,6 +170,7 @@ class _Run:
             prior, penalty = self._posterior(problem)
         with self.clock.stage("evaluation"):
             risk = self._risk(problem, 2, recipe.passes)
+        refuse_changed(answers, self._answers(start))
         key = self._key(recipe.to_dict(), checksum(start.network))
         confidence: Confidence = share(key, f"recipe {key} with seed {self.seed}")
         counted = count(problem, prior, penalty + self.division.nats, risk, recipe.p_min)
@@ -203,6 +206,10 @@ class _Run:
             hyper=f"{sigma}; {layers}",
             p_min=recipe.p_min,
         )
+
+    def _answers(self, start: Start) -> Tensor:
+        """Which of the bound's samples the start errs on; nothing here touches its weights."""
+        return start_errors(start, *tensors_at(self.samples, self.division.bound, start.network))
 
     def _fixed(self, start: Start, prior: Condition) -> Condition:
         checked = "two forward passes agree, whatever else is in the batch"

@@ -17,10 +17,12 @@ from flatminima.certification.rows import Floats, Hashes, rows_of
 from flatminima.core.samples import Samples
 from flatminima.errors import DataError
 
-TOO_ALIKE = 1e-4  # probability at most under which two sets are said to be no independent draws
+TOO_ALIKE = 1e-3  # probability at most under which two sets are said to be no independent draws
 TOLERATED = 0.01  # share of a set that may be another's before it is refused
 
-_EXPECTED = 5.0  # occurrences of an input from which on its counts are normal
+_MOST_VALUES = 500  # inputs whose counts are compared, the most frequent ones
+_UNSUSPICIOUS = 0.02  # of a chi-square, which is not exact, above which nothing is drawn
+_DIVISIONS = 5_000  # random ones
 
 
 @dataclass(frozen=True)
@@ -89,21 +91,28 @@ def refuse_overlap(samples: Samples, others: Samples, what: str, remedy: str) ->
 
 
 def alikeness(own: Hashes, theirs: Hashes) -> float:
-    """Probability that counts of independent sets of one distribution agree so well, by a chi-square's lower tail.
+    """Probability that counts of independent sets of one distribution agree so well.
 
-    Inputs that are expected fewer than 5 times in either set count as one.
+    Given both sets together, every division into sets of these sizes is as likely as any other: an exact test by 5,000
+    random ones of sum_c (a_c - s N_c)^2 / N_c, a_c of N_c being the first set's and s its share. Inputs that occur too
+    rarely count as one.
     """
     values, which = np.unique(np.concatenate([own, theirs]), return_inverse=True)
     a, b = (np.bincount(w, minlength=len(values)) for w in (which[: len(own)], which[len(own) :]))
-    share = len(own) / (len(own) + len(theirs))
-    often = (a + b) * min(share, 1 - share) >= _EXPECTED
-    if often.sum() < 2:
-        return 1.0
+    often = np.zeros(len(values), dtype=bool)
+    often[np.argsort(-(a + b), kind="stable")[:_MOST_VALUES]] = True
     if not often.all():
         a, b = (np.append(c[often], c[~often].sum()) for c in (a, b))
-    total = a + b
-    statistic = float(((a - share * total) ** 2 / (share * (1 - share) * total)).sum())
-    return float(chi2.cdf(statistic, len(total) - 1))
+    total, share = a + b, len(own) / (len(own) + len(theirs))
+
+    def statistic(counts: np.ndarray[Any, Any]) -> Any:
+        return ((counts - share * total) ** 2 / total).sum(-1)
+
+    seen = float(statistic(a))
+    if float(chi2.cdf(seen / (share * (1 - share)), len(total) - 1)) > _UNSUSPICIOUS:
+        return 1.0
+    drawn = np.random.default_rng(0).multivariate_hypergeometric(total, len(own), _DIVISIONS, method="marginals")
+    return (1 + int((statistic(drawn) <= seen * (1 + 1e-9)).sum())) / (1 + _DIVISIONS)
 
 
 def _copied(samples: Samples, others: Samples, own: Hashes, theirs: Hashes) -> bool:

@@ -13,7 +13,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ _ALIKE = 0.75  # correlation of a tensor's entries under two seeds; of 32 indepe
 _NEAR = 0.1  # distance of the small tensors under two seeds, in their size
 _OTHER_SEEDS = 16  # untrained networks that would all have to be lucky: of two classes, once in 10^5
 _LEVEL = 1e-3  # at which a network errs less than a constant answer
-_MOST, _WIDEST = 2_000, 2_000  # samples and features that are examined
+_MOST, _WIDEST = 2_000, 1_000  # samples and features that are examined
 _FOLDS, _REFERENCES, _KNOWS = 5, 5, 0.8  # a probe that errs 0.8 times what any of 5 re-initialised networks does
 
 
@@ -189,6 +189,12 @@ def start_condition(
                 f"{signs.text}, and so do those of {_OTHER_SEEDS} other seeds: as no untrained network does",
                 remedy="pass a function that makes untrained weights",
             )
+        if signs.knows:
+            return prior_condition(
+                False,
+                f"initial weights of seed {seed}, made here; {signs.text}{signs.knows}",
+                remedy="pass the network itself, and say with stated= where its weights come from",
+            )
         return prior_condition(True, f"initial weights of seed {seed}, made here; {signs.text}{then}")
     if not words:
         return prior_condition(
@@ -220,10 +226,30 @@ def check_statement(start: Start, stated: str) -> str:
         )
     if start.made and not start.seeded and not words:
         raise UsageError(
-            f"the function that makes the network ignores its seed: {', '.join(start.fixed[:3])} alike under two; let "
-            "it draw from torch's random state (or take seed=), or state with stated= where its weights come from"
+            f"the function that makes the network ignores its seed: {', '.join(start.fixed[:3])} alike under two, or "
+            "held beside the weights; let it draw from torch's random state (or take seed=), or state with stated= "
+            "where its weights come from"
         )
     return words
+
+
+def start_errors(start: Start, x: Tensor, y: Tensor) -> Tensor:
+    """Which of the samples the start's network errs on, (n,)."""
+    return _errors(start.network, x, y)
+
+
+def refuse_changed(before: Tensor, after: Tensor) -> None:
+    """Refuse a network that gives other answers with the same weights.
+
+    Raises:
+        ModelError: it does.
+    """
+    changed = int((before != after).sum())
+    if changed:
+        raise ModelError(
+            f"the network answers {changed} of {len(before)} samples otherwise than before, with the same weights: it "
+            "depends on more than weights and inputs (a counter, a cache, a clock); make it a function of these"
+        )
 
 
 @dataclass(frozen=True)
@@ -242,8 +268,8 @@ class Signs:
 
 def _signs(start: Start, x: Tensor, y: Tensor) -> Signs:
     signs = _examine(start.network, x, y)
-    if start.made:
-        return signs
+    if start.seeded:
+        return replace(signs, knows=_features_know(start.network, x[:_MOST], y[:_MOST]))
     counters = [int(b) for name, b in start.network.named_buffers() if name.endswith(_COUNTER)]
     if max(counters, default=0):
         return Signs(signs.better, signs.text, f"; its norm layers hold statistics of {max(counters)} batches")

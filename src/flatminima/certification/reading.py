@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatminima.core.samples import Inputs, Samples, TensorSamples, as_samples, content_hashes
+from flatminima.core.samples import Inputs, Samples, as_samples, content_hashes
 from flatminima.errors import DataError
 
 _CHUNK = 512
@@ -33,10 +33,24 @@ class _Taken(Samples):
 
 def read(data: Any) -> Samples:
     """The data as samples whose hashes are computed here, whatever they say of themselves."""
-    samples = as_samples(data)
-    if isinstance(data, Samples):
-        return TensorSamples(samples.inputs, samples.targets) if type(samples) is TensorSamples else _Taken(samples)
-    return samples
+    return data if type(data) is _Taken else _Taken(as_samples(data))
+
+
+def taken(samples: Samples, rows: Tensor) -> tuple[Inputs, Tensor]:
+    """Inputs and targets at rows, which must be what the division was made from.
+
+    Raises:
+        DataError: one has other contents than before.
+    """
+    inputs, targets = samples.take(rows)
+    again = content_hashes(inputs, targets)
+    changed = np.flatnonzero(again != samples.hashes[rows.numpy()])
+    if len(changed):
+        raise DataError(
+            f"sample {int(rows[int(changed[0])])} differs when read again: the data is augmented, its labels are drawn "
+            "anew, or it was changed meanwhile; pass data that stay as they are"
+        )
+    return inputs, targets
 
 
 def confirm(samples: Samples, rows: Tensor | None = None) -> None:
@@ -50,10 +64,4 @@ def confirm(samples: Samples, rows: Tensor | None = None) -> None:
     """
     rows = torch.arange(len(samples)) if rows is None else rows
     for part in rows.split(_CHUNK):
-        again = content_hashes(*samples.take(part))
-        if not np.array_equal(again, samples.hashes[part.numpy()]):
-            i = int(part[int(np.flatnonzero(again != samples.hashes[part.numpy()])[0])])
-            raise DataError(
-                f"sample {i} differs when read again: the data is augmented, its labels are drawn anew, or it was "
-                "changed meanwhile; pass data that stay as they are"
-            )
+        taken(samples, part)

@@ -21,6 +21,7 @@ from flatminima import interrupts, progress
 from flatminima.certification.head import Head, find_head, principal_basis, turned
 from flatminima.certification.logits import check_labels, two_class
 from flatminima.certification.objective import objective as objective_of
+from flatminima.certification.reading import taken
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.stochastic import Prior, StochasticNetwork
 from flatminima.core.perturbation import generator, mix
@@ -98,7 +99,7 @@ def count_errors(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> i
 
 def tensors_at(samples: Samples, rows: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
     """Inputs and labels at `rows` where the model lies, checked: floating point, class indices."""
-    x, y = samples.take(rows)
+    x, y = taken(samples, rows)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise DataError("got inputs that are no floating-point tensor; certify needs (inputs, labels) of a classifier")
     if y.dim() != 1 or y.is_floating_point():
