@@ -67,6 +67,11 @@ COUNTS: list[tuple[str, Callable[[], nn.Module], int]] = [
         models.plain_cnn,
         9 * (3 * 64 + 64 * 64 + 64 * 128 + 128**2) + 4 * (64 + 128) + (128 * 64 + 1) * 256 + 257 * 10,
     ),
+    (
+        "J20 app. E by hand",
+        models.six_layer_cnn,
+        9 * (3 * 64 + 64**2 + 64 * 128 + 128**2 + 128 * 192 + 192**2) + 2 * (64 + 128 + 192) + 193 * 10,
+    ),
     ("by hand", models.mnist_fcn, 785 * 600 + 2 * 601 * 600 + 601 * 10),
     ("PyTorch's MNIST example: 1,199,882", models.mnist_cnn4, 1_199_882),
     ("formulas.md section 3.3: 215k", models.small_cnn, 26 * 16 + (25 * 16 + 1) * 32 + 1569 * 128 + 129 * 10),
@@ -100,6 +105,7 @@ SMALL: list[tuple[str, dict[str, object], tuple[int, ...]]] = [
     ("mnist_cnn4", {"dropout": 0.2, "image_size": 9}, (1, 9, 9)),
     ("small_cnn", {"norm": "batch", "dropout": 0.2}, (1, 28, 28)),
     ("plain_cnn", {"width": 8, "image_size": 18, "dropout": 0.1}, (3, 18, 18)),
+    ("six_layer_cnn", {"width": 4, "image_size": 10}, (3, 10, 10)),
     ("densenet", {"depth": 10, "growth": 4}, (3, 16, 16)),
     ("densenet", {"depth": 16, "growth": 12, "norm": "group"}, (3, 16, 16)),
 ]
@@ -208,6 +214,7 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_stream() -> None:
         ("mnist_cnn", {"image_size": 15}, "at least 16"),
         ("mnist_cnn", {"dropout": 1.0}, "dropout=1.0"),
         ("plain_cnn", {"image_size": 3}, "image_size=3"),
+        ("six_layer_cnn", {"image_size": 3}, "image_size=3"),
     ],
 )
 def test_options_that_do_not_fit(name: str, options: dict[str, object], match: str) -> None:

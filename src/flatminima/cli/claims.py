@@ -34,9 +34,10 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
     elif markdown:
         from flatminima.report.claims import report
         from flatminima.studies.claims import papers
+        from flatminima.studies.index import together
 
         titles = {key: found.title for key, found in papers().items()}
-        typer.echo(report([f.to_dict() for f in findings], results, titles), nl=False)
+        typer.echo(report([f.to_dict() for f in findings], together(results)[0], titles), nl=False)
     else:
         _table(findings)
 

@@ -80,7 +80,7 @@ def augmentation(name: str) -> Augmentation | None:
     """The augmentation schemes of J20 fig. 2, from least to most.
 
     "none" is None; "flip" mirrors at random; "1-crop-f" and "4-crop-f" crop from 1 or 4 pixels of padding,
-    then flip. That the number is the padding is our reading: the paper gives only the names.
+    then flip (J20, sec. 7.1).
     """
     if name not in _SCHEMES:
         raise UnknownName("augmentation", name, _SCHEMES)

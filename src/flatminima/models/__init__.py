@@ -22,6 +22,7 @@ from flatminima.models.perez_ortiz import mnist_cnn4, mnist_fcn
 from flatminima.models.plain_cnn import plain_cnn
 from flatminima.models.random_features import random_features
 from flatminima.models.resnet import resnet20
+from flatminima.models.six_layer_cnn import six_layer_cnn
 from flatminima.models.small_cnn import small_cnn
 from flatminima.models.vgg import vgg
 from flatminima.models.wrn import wide_resnet
@@ -37,6 +38,7 @@ __all__ = [
     "plain_cnn",
     "random_features",
     "resnet20",
+    "six_layer_cnn",
     "small_cnn",
     "vgg",
     "wide_resnet",
@@ -52,6 +54,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "plain_cnn": plain_cnn,
         "random_features": random_features,
         "resnet20": resnet20,
+        "six_layer_cnn": six_layer_cnn,
         "small_cnn": small_cnn,
         "vgg": vgg,
         "wide_resnet": wide_resnet,

@@ -1,7 +1,6 @@
-"""J20's plain six-layer CNN, as far as the paper determines it: six weight layers and no shortcuts.
+"""A plain CNN of six weight layers and no shortcuts: four 3x3 convolutions with batch norm, two linear layers.
 
-Widths, pooling and normalisation are not given; ours are four 3x3 convolutions in two stacks of 64 and 128
-channels and two linear layers, with batch norm. Do not read its parameter count as the paper's.
+J20's plain CNN is another one, `six_layer_cnn`; this one has the committed runs of jia-regularizer.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def plain_cnn(
     Raises:
         ModelError: an option out of range. UnknownName: no such norm or activation.
 
-    Source: J20 table 1 names the network; the layers are our choice.
+    Source: ours; J20's is `six_layer_cnn`.
     """
     check_positive(classes=classes, channels=channels, width=width)
     check_rate(dropout)

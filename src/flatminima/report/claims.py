@@ -112,5 +112,7 @@ def _runs(documents: Sequence[Mapping[str, Any]]) -> str:
         done = sum("result" in run for run in d["runs"])
         missing = f", {d['missing']} missing" if d["missing"] else ""
         cost = duration(d["seconds"])
-        lines.append(f"| `{d['id']}` | {d['scale']} | {done}{missing} | {cost} | {_cell(d['reduction'])} |")
+        differ = "; ".join(d.get("deviations") or [])
+        said = d["reduction"] + (f". Of the printed settings: {differ}" if differ else "")
+        lines.append(f"| `{d['id']}` | {d['scale']} | {done}{missing} | {cost} | {_cell(said)} |")
     return "\n".join(lines) + "\n"

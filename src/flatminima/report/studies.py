@@ -118,7 +118,9 @@ def _shown(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     if figure.exists():
         picture = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
     claims = [_row(claim) for claim in document["claims"]]
+    differ = document.get("deviations") or []
     return document | {
+        "reduction": document["reduction"] + (f". Of the printed settings: {'; '.join(differ)}" if differ else ""),
         "figure": picture,
         "pages": [str(page.relative_to(folder)) for page in sorted(own.glob("*.html"))],
         "cost": duration(document["seconds"]),

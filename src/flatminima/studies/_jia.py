@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from flatminima import measures
@@ -36,6 +37,7 @@ METRICS = {
 }
 _UNITS = {"logdet": "nats", "spectral": "nats^2", "frobenius": "nats^2", "robustness": "1 / input^2"}
 RESCALED = "logdet_rescaled"
+TRIALS, WEIGHT_DECAY = 20, 5e-4  # below the paper's scale, which has the printed 100 and the ResNet paper's 1e-4
 TEST = 2_000  # images that the test error is measured on below paper scale
 
 _NETWORK: dict[str, Any] = {"name": "resnet20"}
@@ -45,8 +47,10 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": {"network": _NETWORK | {"depth": 8}, "size": 16, "subset": 100}
     | {"limit": 1_000, "epochs": 80, "seeds": 5, "test": TEST, "lr": 0.1, "patience": 8},
     "paper": {"network": _NETWORK, "size": None, "subset": 100}
-    | {"limit": 50_000, "epochs": 200, "seeds": 5, "test": None, "lr": 0.1, "patience": 10},
+    | {"limit": 50_000, "epochs": 200, "seeds": 5, "test": None, "lr": 0.1, "patience": 10}
+    | {"trials": 100, "weight_decay": 1e-4},
 }
+DEFAULT_SCHEME = {"paper": {"scheme": "4-crop-f"}}  # of the confusion sets and batch sizes; below, no augmentation
 
 
 def configuration(scale: str, seed: int, **own: Any) -> Config:
@@ -57,19 +61,23 @@ def configuration(scale: str, seed: int, **own: Any) -> Config:
 
 
 def load(config: Config, sources: Sources, limit: int) -> tuple[Tensor, Tensor]:
-    """So many training samples."""
-    return images(sources[config["data"]], "train", limit, config["size"])
+    """So many training samples: the same in every run, or, with "fresh_data", others for each seed."""
+    if not config.get("fresh_data"):
+        return images(sources[config["data"]], "train", limit, config["size"])
+    x, y = images(sources[config["data"]], "train", None, config["size"])
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(config["seed"]))[:limit].to(x.device)
+    return x[chosen], y[chosen]
 
 
 def fit(
     config: Config, sources: Sources, x: Tensor, y: Tensor, augment: Augmentation | None = None
 ) -> tuple[nn.Module, Result]:
-    """SGD, momentum 0.9, l2 5e-4, the rate divided by ten on a plateau of the training loss."""
+    """SGD, momentum 0.9, l2 5e-4 (1e-4 as printed), the rate divided by ten on a plateau of the training loss."""
     options = dict(config["network"])
     model = build(options.pop("name"), seed=config["seed"], **options).to(x.device)
     recipe = TrainConfig(
         lr=config["lr"],
-        weight_decay=5e-4,
+        weight_decay=config.get("weight_decay", WEIGHT_DECAY),
         batch_size=config["batch_size"],
         epochs=config["epochs"],
         target_loss=config["target_loss"],
@@ -93,7 +101,7 @@ def fit(
 def metrics(model: nn.Module, x: Tensor, y: Tensor, config: Config) -> Result:
     """The four metrics on the true training samples, and the log-determinant with rescaled logits; None: undefined."""
     minimum = Minimum(model, (x, y), seed=config["seed"])
-    of = {"subset": config["subset"], "trials": 20}
+    of = {"subset": config["subset"], "trials": config.get("trials", TRIALS)}
     return {
         "logdet": measures.fisher_logdet(minimum, **of).value,
         "spectral": measures.fisher_spectral_radius(minimum, **of).value,

@@ -51,9 +51,18 @@ def fit(model: nn.Module, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], con
     }
 
 
-def look(model: nn.Module, x: Tensor, y: Tensor, *, samples: int, draws: int, seed: int) -> Result:
-    """The four norms over the margin, sharpness, and the bi-criteria curve, None where undefined."""
+def look(
+    model: nn.Module, x: Tensor, y: Tensor, *, samples: int, draws: int, seed: int, ascent_steps: int | None = None
+) -> Result:
+    """The four norms over the margin, sharpness, and the bi-criteria curve, None where undefined.
+
+    Sharpness is by the search over corners; with `ascent_steps` also by the paper's projected ascent of so many.
+    """
     minimum = Minimum(model.eval(), (x, y), seed=seed)
+    ascent: Result = {}
+    if ascent_steps is not None:
+        of: dict[str, Any] = {"method": "ascent", "steps": ascent_steps, "samples": samples}
+        ascent = {"sharpness_by_ascent": measures.sharpness(minimum, alpha=5e-4, **of).value}
     curve = measures.bicriteria(minimum, alphas=ALPHAS, draws=draws, samples=samples).details.get("curve", [])
     return {
         "l2": measures.frobenius_norm(minimum, normalise="figure").value,
@@ -63,6 +72,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor, *, samples: int, draws: int, se
         "sharpness": measures.sharpness(minimum, alpha=5e-4, samples=samples).value,
         "expected_sharpness": measures.expected_sharpness(minimum, alpha=1e-3, draws=draws, samples=samples).value,
         "curve": curve,
+        **ascent,
     }
 
 

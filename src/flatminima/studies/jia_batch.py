@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
+from flatminima.data import augmentation
 from flatminima.studies import _jia
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict
@@ -32,6 +33,7 @@ def _configurations(scale: str) -> list[Config]:
             scale,
             seed,
             batch_size=batch,
+            **_jia.DEFAULT_SCHEME.get(scale, {}),
             target_loss=loss if equal_loss else None,
             epochs=epochs * factor if equal_loss else epochs,
         )
@@ -42,7 +44,7 @@ def _configurations(scale: str) -> list[Config]:
 def run(config: Config, sources: Sources) -> Result:
     """Train with a batch size and measure."""
     x, y = _jia.load(config, sources, config["limit"])
-    model, result = _jia.fit(config, sources, x, y)
+    model, result = _jia.fit(config, sources, x, y, augmentation(config.get("scheme", "none")))
     equal_loss = config["target_loss"] is not None
     return {
         "batch_size": config["batch_size"],
@@ -72,8 +74,8 @@ STUDY = Study(
     _figure,
     {
         "smoke": "80 digits, a small CNN, batches 16 to 64, 8 epochs",
-        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), batches 32 to 256 (128 to 1,024), 80 epochs, "
-        "5 seeds",
-        "paper": "none known",
+        "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), batches 32 to 256 (128 to 1,024), no "
+        "augmentation (4-crop-f), 80 epochs (200), l2 5e-4 (1e-4), 20 trials (100), 5 seeds",
+        "paper": "each network also to one loss; robustness on 200 samples",
     },
 )

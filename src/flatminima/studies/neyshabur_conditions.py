@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatminima import measures
 from flatminima.core.minimum import Minimum
@@ -35,6 +35,7 @@ _SCALES = {
     "paper": (1_000, 3, 1_000, 1e-4, None, 100),
 }
 _DEPTH = 10
+_DELTAS = (0.01, 0.03, 0.1, 0.3)  # of Fig. 5 and 7, where perturbations are not smaller and pixels lie in [0, 1]
 _BINS = 30
 
 
@@ -76,7 +77,34 @@ def run(config: Config, sources: Sources) -> Result:
         "undefined": found.undefined,
         **{key: found.details.get(key) for key in ("inverse_mu", "c2", "c3", "c2_mean", "c3_mean")},
         "by_sample": None if found.value is None else _by_sample(minimum, config["samples"]),
+        "c2_figure": c2_of_the_figure(model, x[minimum.samples.order(config["seed"])[: config["samples"]]]),
     }
+
+
+def c2_of_the_figure(model: nn.Module, x: Tensor) -> float:
+    """Largest share of a layer's ReLU inputs within delta of zero, over delta, at a sample: C2 as Fig. 5 and 7 have it.
+
+    Args:
+        model: a chain whose ReLU are modules. x: samples (n, ...) with entries in [0, 1].
+
+    Returns:
+        The maximum over samples, layers and `_DELTAS`. The condition itself, `measures.conditions`, asks for every
+        delta, where one input of a thousand near zero decides.
+    """
+    found: list[float] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        near = [(inputs[0].abs() <= delta).double().mean(1).max().item() / delta for delta in _DELTAS]
+        found.append(max(near))
+
+    handles = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, nn.ReLU)]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(found)
 
 
 def _by_sample(minimum: Minimum, samples: int) -> dict[str, list[float]]:

@@ -1,0 +1,86 @@
+"""The papers' printed settings against our configurations: every deviation of every scale, by name and number.
+
+What a configuration does not hold, since it never varies, is in `_FIXED`, read from the code that uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from flatminima.studies import _jia, _jia_table, wang_toy
+from flatminima.studies.claims import Setting, papers
+from flatminima.studies.study import Config, Study
+from flatminima.training import TrainConfig
+
+_BATCH = TrainConfig().batch_size
+_JIA = {"trials": _jia.TRIALS, "scheme": "none", "fresh_data": False, "weight_decay": _jia.WEIGHT_DECAY}
+_N17 = {"batch_size": _BATCH, "lr": TrainConfig().lr, "momentum": TrainConfig().momentum, "ascent_steps": None}
+_FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "jia-augmentation": _JIA,
+        "jia-batch": _JIA,
+        "jia-confusion": _JIA,
+        "jia-regularizer": {"trials": _jia_table.TRIALS, "weight_decay": _jia_table.WEIGHT_DECAY},
+        "neyshabur-conditions": _N17,
+        "neyshabur-confusion": _N17,
+        "neyshabur-random-labels": _N17,
+        "neyshabur-width": _N17,
+        "wang-toy": {"samples": wang_toy.SAMPLES},
+    }
+)
+_ALL = "all"  # of a data set's samples
+
+
+def printed(study: Study) -> list[Setting]:
+    """What the papers print of a study's set-up; of one that reads another's runs, of theirs."""
+    name = study.runs_of or study.id
+    return [setting for paper in papers().values() for setting in paper.settings if name in setting.studies]
+
+
+def deviations(study: Study, scale: str) -> list[str]:
+    """Each printed setting that a scale does not have: what it is, what is here, what the paper has.
+
+    Raises:
+        UnknownName: no such scale.
+    """
+    configs, name, found = study.list_runs(scale), study.runs_of or study.id, []
+    for setting in printed(study):
+        about = [c for c in configs if _about(c, setting.only, name)]
+        ours = {_hashable(_lookup(c, setting.key, name)) for c in about}
+        wanted = {_hashable(v) for v in (setting.value if isinstance(setting.value, tuple) else (setting.value,))}
+        if about and ours != wanted:
+            of = "".join(f", {key} {value}" for key, value in setting.only.items())
+            found.append(f"{setting.key}{of}: {_said(ours)} ({_said(wanted)})")
+    return found
+
+
+def _about(config: Config, only: Mapping[str, Any], study: str) -> bool:
+    for key, wanted in only.items():
+        own = _lookup(config, key, study)
+        own = "none" if own is None else own
+        if own not in (wanted if isinstance(wanted, (list, tuple)) else (wanted,)):
+            return False
+    return True
+
+
+def _lookup(config: Config, key: str, study: str) -> Any:
+    """A key of a configuration, "network.depth" of the one within; a limit of None is all samples."""
+    place: Any = {**_FIXED.get(study, {}), **config}
+    for part in key.split("."):
+        place = place.get(part) if isinstance(place, Mapping) else None
+    if place is None and key == "limit":
+        return _ALL
+    if place is None and key == "network.depth" and config.get("network", {}).get("name") == "resnet20":
+        return 20
+    return place
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _said(values: set[Any]) -> str:
+    shown = sorted("none" if v is None else f"{v:,}" if isinstance(v, int) and v >= 10_000 else f"{v}" for v in values)
+    return " and ".join(shown)
