@@ -237,6 +237,50 @@ def test_dropout_is_no_reason_to_warn_and_the_comparison_leaves_no_trace():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+class Always(nn.Module):
+    """Dropout that does not know of modes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_network_that_is_random_in_every_mode_is_judged_by_its_loss() -> None:
+    model = network()
+    model.insert(2, Always())
+    weighted = partial(cross_entropy, weight=WEIGHT)
+    reg = FisherTrace(model, sub_batches=4)
+    reg.backward(weighted, inputs(), labels(24))
+    assert reg.main_gradient == "auto"
+    with pytest.warns(UserWarning, match="off the gradient of the batch"):
+        FisherTrace(model, sub_batches=4).backward(NOT_MEANS["sum"], inputs(), labels(24))
+
+
+class Half(nn.Module):
+    """Outputs in 16 bits, as under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.bfloat16()
+
+
+@pytest.mark.filterwarnings("error")
+def test_outputs_in_sixteen_bits_say_their_weights_to_sixteen_bits() -> None:
+    model = network().float()
+    model.append(Half())
+
+    def weighted(out: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(out.float(), y, weight=WEIGHT.float())
+
+    x, y = inputs().float(), labels(24)
+    plain = torch.autograd.grad(weighted(model(x), y), list(model.parameters()))
+    reg = FisherTrace(model, beta=1e-12, sub_batches=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flatminima.optim.combination._APART", {})  # the passes are 16 bits wide at their end
+        reg.backward(weighted, x, y)
+    torch.testing.assert_close(flat(model), torch.cat([g.reshape(-1) for g in plain]), rtol=0.05, atol=0.01)
+    assert reg.main_gradient == "auto"
+
+
 class Returning(nn.Module):
     """A model that returns its loss, as those of transformers do."""
 

@@ -141,7 +141,10 @@ def compared(
                     for piece, weight in zip(pieces, sums.weights, strict=True):
                         if weight:
                             main = add(main, _gradient(weights, loss_fn, piece.x, piece.y)[1], weight / sums.weight)
-                    off = _off(main, _gradient(weights, loss_fn, x, y)[1], sums)
+                    still = _gradient(weights, loss_fn, x, y)[1]
+                    off = _off(main, still, sums)
+                    if off > 0 and sums.measured and _off(_gradient(weights, loss_fn, x, y)[1], still, sums) > 0:
+                        off = 0.0  # random in eval mode too: what the loss says of itself is all there is
     finally:
         weights.buffers.restore()
         set_random_state(state)

@@ -20,8 +20,11 @@ from flatminima.errors import UsageError
 from flatminima.optim.sub_batches import join, leaves, mapped
 
 _LARGEST = 1 << 21  # entries of a part's outputs; beyond, the copies would cost more than a pass
-_PROPORTIONAL = 1e-3  # relative: how far from a weighted mean a loss may be by rounding
-_SNAP = {torch.float64: 1e-10}  # relative: closer than this, samples are what counts
+# relative, by the kind of number that the outputs are: how far from a weighted mean a loss may be by rounding
+_PROPORTIONAL = {torch.bfloat16: 3e-2, torch.float16: 1e-2}
+_PROPORTIONAL_SINGLE = 1e-3
+# relative: closer than this, samples are what counts
+_SNAP = {torch.float64: 1e-10, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 _SNAP_SINGLE = 1e-5
 
 
@@ -34,6 +37,11 @@ class Part:
     targets: Any
     samples: int
     loss: float
+
+    @property
+    def kinds(self) -> set[torch.dtype]:
+        """The dtypes of the gradients."""
+        return {g.dtype for g in self.gradients if g is not None}
 
     @property
     def square(self) -> float:
@@ -87,11 +95,12 @@ class Counts:
         if not math.isfinite(loss):  # a part that is NaN for another reason than that nothing counts
             return float(part.samples)
         own, apart = _ratio(ours, reference.gradients)
-        if not own > 0 or apart > _PROPORTIONAL:
+        near = max(_PROPORTIONAL.get(kind, _PROPORTIONAL_SINGLE) for kind in reference.kinds | part.kinds)
+        if not own > 0 or apart > near:
             return None
         if math.isfinite(part.loss) and part.square > 0:
             other, apart = _ratio(theirs, part.gradients)
-            if apart > _PROPORTIONAL or abs(own + other - 1) > _PROPORTIONAL:
+            if apart > near or abs(own + other - 1) > near:
                 return None
         else:
             other = 1 - own
@@ -100,7 +109,7 @@ class Counts:
     @staticmethod
     def _rounded(reference: Part, part: Part, ratio: float) -> float:
         """Samples where they are what counts, 0 where nothing does, and otherwise what was found."""
-        near = max(_SNAP.get(g.dtype, _SNAP_SINGLE) for g in reference.gradients if g is not None)
+        near = max(_SNAP.get(kind, _SNAP_SINGLE) for kind in reference.kinds | part.kinds)
         if abs(ratio) <= near:
             return 0.0
         found = ratio * reference.samples
