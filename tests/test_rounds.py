@@ -340,7 +340,7 @@ def test_progress_goes_through_the_hook_and_nowhere_else(capfd):
     measure(_minimum(), ["margin"])  # nobody listens any more
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
-    sweeps = [(done, total) for task, done, total in heard if task == "Gram, Outputs"]
+    sweeps = [(done, total) for task, done, total in heard if task == "Gram, Margins, Outputs"]
     assert sweeps == [(100, 300), (200, 300), (300, 300)]
     assert [(done, total) for task, done, total in heard if task == "expected sharpness"] == [(1, 3), (2, 3), (3, 3)]
     assert all(0 < done <= total and math.isfinite(total) for _, done, total in heard)

@@ -61,16 +61,13 @@ def labelled(loss: Loss, outputs: Tensor, targets: Tensor) -> Labelled:
     """The labelled positions of a batch.
 
     Raises:
-        Undefined: targets that are no classes, or one class only.
+        Undefined: targets that are no classes.
     """
     if targets.is_floating_point() or targets.dtype == torch.bool or outputs.dim() < 2:
         raise Undefined("targets are not classes (integers beside an output of one logit a class)")
-    found = _of_cross_entropy(loss, outputs, targets) if isinstance(loss, CrossEntropy) else None
-    if found is None:
-        found = _of_callable(loss, outputs, targets)
-    if found.rows.shape[2] < 2:
-        raise Undefined("there is one class only: a margin and an entropy need at least two")
-    return found
+    if isinstance(loss, CrossEntropy):
+        return _of_cross_entropy(loss, outputs, targets)
+    return _of_callable(loss, outputs, targets)
 
 
 def _of_cross_entropy(loss: CrossEntropy, outputs: Tensor, targets: Tensor) -> Labelled:
