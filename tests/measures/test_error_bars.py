@@ -87,6 +87,41 @@ def test_intervals_of_pacgen_cover_its_mean_over_draws(draws):
     assert 0.90 <= covered(found, exact.value) <= 0.99
 
 
+@pytest.fixture(scope="module")
+def divergences():
+    """Of 200 draws of 60 samples and two of u, and the mean over u on all 500."""
+    net, data = network(), population(500)
+    m = Minimum(net, data, batch_size=500)
+    exact = measures.sharpness_divergence(m, samples=None, draws=400, seed=10_000)
+    return [measures.sharpness_divergence(m, samples=60, seed=s) for s in range(REPETITIONS)], exact
+
+
+def test_intervals_of_the_sharpness_divergence_cover_all_the_data(divergences):
+    """They count the draw of samples too: of u alone they covered 75%."""
+    found, exact = divergences
+    assert exact.details["error_of"] == "draws" and all(e.details["error_of"] == "both" for e in found)
+    assert 0.90 <= covered([e.interval() for e in found], exact.value) <= 0.99
+
+
+def test_a_given_rho_leaves_the_samples_to_draw():
+    """Without u: each draw has samples of its own, and all the data nothing to draw."""
+    net, data = network(), population(500)
+    m = Minimum(net, data, batch_size=500)
+    options = {"rho": 0.0, "epsilon": 20.0, "gamma": 0.0}
+    exact = measures.pacgen(m, samples=None, **options)
+    assert exact.stderr is None and exact.details["error_of"] == "exact" and exact.details["curvature_bound"] > 0.2
+    found = [measures.pacgen(m, samples=100, draws=4, seed=s, **options) for s in range(REPETITIONS)]
+    assert 0.90 <= covered([e.interval() for e in found], exact.value) <= 0.99
+    assert found[0].details["error_of"] == "data"
+
+
+@pytest.mark.parametrize("diagonal", ["hutchinson", "xdiag", "batch_gradient"])
+def test_random_diagonals_are_drawn_anew_also_of_all_the_data(diagonal):
+    m = Minimum(network(), population(60), batch_size=60)
+    found = measures.pacgen(m, diagonal=diagonal, samples=None, epsilon=20.0, rho=0.0, batch=20)
+    assert found.stderr > 0 and found.details["error_of"] == "data"
+
+
 # -- rtol ------------------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ from flatminima.statistics import (
     HessianProbes,
     PiecewiseLinearDiagonal,
     ProbedHessian,
+    Redrawn,
+    SampleCount,
     SketchedDiagonal,
     Weights,
 )
@@ -43,7 +45,9 @@ def _weights(w):
 
 
 def _given(w, h, key=None):
-    return Fixed({Weights(): _weights(w), key or GaussNewtonDiagonal(300, 0): torch.tensor(h, dtype=torch.float64)})
+    fold, diagonal = key or GaussNewtonDiagonal(300, 0), torch.tensor(h, dtype=torch.float64)
+    # 64 samples: there is nothing to draw, and the second draw is the first
+    return Fixed({Weights(): _weights(w), SampleCount(): 64, fold: diagonal, Redrawn(fold, 1): diagonal})
 
 
 @pytest.mark.parametrize("name", ["pacgen_quadratic", "pacgen_negative"])
@@ -153,7 +157,7 @@ def test_every_diagonal_and_noise_asks_for_its_own_statistics(kind, noise):
     u = noisy.draw(torch.tensor(w).double(), 3, 0)
     change = DiagonalChange.of(*(torch.tensor(v).double() for v in (h, moved)), u)
     assert (change.highest, change.lowest) == (0.5, 0.25)
-    given = Fixed({Weights(): _weights(w), key: values[0], Change(key, noisy, 3, 0): change})
+    given = Fixed({Weights(): _weights(w), SampleCount(): 64, key: values[0], Change(key, noisy, 3, 0): change})
     found = pacgen(
         given, diagonal=kind, noise=noise, rho_scale=0.5, epsilon=0.2, draws=1, samples=64, probes=5, batch=16, seed=3
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -28,10 +28,12 @@ from flatminima.statistics import (
     HessianProbes,
     PiecewiseLinearDiagonal,
     ProbedHessian,
+    Redrawn,
     SampleCount,
     SketchedDiagonal,
     Weights,
 )
+from flatminima.statistics.redrawn import draws as is_drawn
 
 Diagonal = Literal["gauss_newton", "exact", "piecewise_linear", "hutchinson", "xdiag", "fisher", "batch_gradient"]
 Rho = Literal["norm", "paper", "coordinate", "zero"]
@@ -80,7 +82,7 @@ def pacgen(
             or a number.
         noise: of u: "uniform" on +-kappa, or "gaussian", truncated at kappa (sigma = kappa / 2).
         rho_scale: u is drawn at rho_scale * kappa, in (0, 1].
-        draws: of u, each with its own rho; Psi is their mean.
+        draws: of u, and of the samples and probes of h where these are drawn, each with its own rho; Psi is their mean.
         variant: "paper", or "lemma3": eta (h/3 + rho sqrt(m) kappa / 9) in place of h + rho sqrt(m) kappa (W-j).
         eta: of variant "lemma3".
         samples: of the data for h, drawn by seed; None: all.
@@ -89,10 +91,10 @@ def pacgen(
         seed: of samples, probes and u; None: the Minimum's.
 
     Returns:
-        Estimate in nats, stderr over draws of u (not over the choice of `samples`; none where kappa decides every
-        term, because then no draw matters); it adds over parameters, so
-        compare networks of equal m or details["per_parameter"]. details: rho (largest), rho_draws, parameters,
-        curvature_bound (share of terms where curvature decides), negative_curvature (share of h below 0), layers.
+        Estimate in nats, stderr over draws (none where kappa decides every term, because then no draw matters, or where
+        nothing is drawn); it adds over parameters, so compare networks of equal m or details["per_parameter"].
+        details: rho (largest), rho_draws, parameters, error_of, curvature_bound (share of terms where curvature
+        decides), negative_curvature (share of h below 0), layers.
         Undefined: rho is to be drawn and no weight can move (all are 0, and so is epsilon), or the Hessian's diagonal
         is undefined.
 
@@ -112,11 +114,10 @@ def pacgen(
         around = TruncatedGaussian(Relative(rho_scale / 2, slope=gamma, offset=epsilon), bound=2.0)
 
     def estimate(draws: int) -> Estimate:
-        return _psi(minimum, fold, around, seed, draws, rho, gamma, epsilon, variant, eta).with_details(
-            diagonal=diagonal
-        )
+        found = _curvature(minimum, fold, around, seed, draws, rho)
+        return _psi(found, gamma, epsilon, variant, eta).with_details(diagonal=diagonal)
 
-    return until(rtol if rho in ("norm", "paper", "coordinate") else None, draws, estimate)
+    return until(rtol, draws, estimate)
 
 
 @measure
@@ -149,8 +150,8 @@ def sharpness_divergence(
         diagonal, rho, draws, samples, seed: as for `pacgen`.
 
     Returns:
-        Estimate of the sum in units of the loss, stderr over draws of rho; details: sharpness, divergence, eta, kl
-        (sum_i ln(tau_i / sigma_i)), rho, clipped (share of sigma_i that kappa_i bounds).
+        Estimate of the sum in units of the loss, stderr over draws as for `pacgen`; details: sharpness, divergence,
+        eta, kl (sum_i ln(tau_i / sigma_i)), rho, clipped (share of sigma_i that kappa_i bounds).
         Undefined: as for `pacgen`, and where a weight and epsilon are both 0.
 
     Raises:
@@ -166,18 +167,18 @@ def sharpness_divergence(
     seed = seed_of(minimum, seed)
     fold = _diagonal_fold(diagonal, samples, 10, 128, seed)
     around = Uniform(Relative(1.0, slope=gamma, offset=epsilon))
-    n = minimum[SampleCount()]
-    weights, h, rhos = _curvature(minimum, fold, around, seed, draws, rho)
-    w = weights.values
+    found = _curvature(minimum, fold, around, seed, draws, rho)
+    w, n = found.weights.values, found.population
     kappa = gamma * w.abs() + epsilon
     if bool((kappa == 0).any()):
         raise Undefined("a weight is 0 and so is epsilon: its noise has no width, and the divergence is infinite")
     m = len(w)
     temperature = math.sqrt(m * n) if eta is None else eta
-    splits = [_split(w, h, kappa, r, temperature, delta, n) for r in rhos]
+    splits = [_split(w, h.double(), kappa, r, temperature, delta, n) for h, r in found.draws]
     estimate = Estimate.mean(torch.tensor([s["sharpness"] + s["divergence"] for s in splits], dtype=torch.float64))
     mean = {key: sum(s[key] for s in splits) / len(splits) for key in splits[0]}
-    return estimate.with_details(**mean, eta=temperature, rho=max(rhos), parameters=m)
+    details = {"eta": temperature, "rho": max(r for _, r in found.draws), "parameters": m, "error_of": found.error_of}
+    return estimate.with_details(**mean, **details)
 
 
 def _split(w: Tensor, h: Tensor, kappa: Tensor, rho: float, eta: float, delta: float, n: int) -> dict[str, float]:
@@ -189,77 +190,90 @@ def _split(w: Tensor, h: Tensor, kappa: Tensor, rho: float, eta: float, delta: f
     return {"sharpness": float(rise.sum()), "divergence": divergence, "kl": kl, "clipped": clipped}
 
 
-def _psi(
-    minimum: Statistics,
-    fold: Fold[Any, Any],
-    around: Perturbation,
-    seed: int,
-    draws: int,
-    rho: Rho | float,
-    gamma: float,
-    epsilon: float,
-    variant: str,
-    eta: float | None,
-) -> Estimate:
-    weights, h, rhos = _curvature(minimum, fold, around, seed, draws, rho)
-    w = weights.values
-    m = w.numel()
-    totals, bound = torch.zeros(len(rhos), dtype=torch.float64), 0.0
-    layers = dict.fromkeys(weights.names, 0.0)
-    parts = list(zip(weights.names, w.split(list(weights.sizes)), h.split(list(weights.sizes)), strict=True))
-    for k, r in enumerate(rhos):
-        for name, own, curved in parts:
+@dataclass(frozen=True)
+class _Curved:
+    """Weights, h (W,) and rho of each draw, and over what they were drawn."""
+
+    weights: FlatWeights
+    population: int
+    draws: list[tuple[Tensor, float]]
+    error_of: str
+
+
+def _psi(found: _Curved, gamma: float, epsilon: float, variant: str, eta: float | None) -> Estimate:
+    names, sizes, w = found.weights.names, list(found.weights.sizes), found.weights.values
+    m, count = w.numel(), len(found.draws)
+    totals, bound, negative = torch.zeros(count, dtype=torch.float64), 0.0, 0.0
+    layers = dict.fromkeys(names, 0.0)
+    for k, (h, r) in enumerate(found.draws):
+        negative += float((h < 0).sum()) / (m * count)
+        for name, own, curved in zip(names, w.split(sizes), h.split(sizes), strict=True):
             for block, h_block in zip(own.split(_BLOCK), curved.split(_BLOCK), strict=True):
                 # a block: large models have no room for seven vectors more
-                terms, share = _terms(block, h_block, gamma, epsilon, r * math.sqrt(m), variant, eta)
-                found = float(terms.sum())
-                totals[k] += found
-                layers[name] += found / len(rhos)
-                bound += share * len(terms) / (m * len(rhos))
+                terms, share = _terms(block, h_block.double(), gamma, epsilon, r * math.sqrt(m), variant, eta)
+                part = float(terms.sum())
+                totals[k] += part
+                layers[name] += part / count
+                bound += share * len(terms) / (m * count)
     estimate = Estimate.mean(totals)
     if estimate.value is None:
         return estimate
     if not bound:
         estimate = replace(estimate, stderr=None)
+    rhos = [r for _, r in found.draws]
     return estimate.with_details(
         rho=max(rhos),
         rho_draws=rhos,
         parameters=m,
         per_parameter=float(estimate) / m,
         curvature_bound=bound,
-        negative_curvature=float((h < 0).sum()) / m,
+        negative_curvature=negative,
         layers=layers,
+        error_of=found.error_of if bound else "exact",
     )
 
 
 def _curvature(
-    minimum: Statistics, fold: Fold[Any, Any], around: Perturbation, seed: int, draws: int, rho: Rho | float
-) -> tuple[FlatWeights, Tensor, list[float]]:
-    """The weights, h (W,), and rho of each draw."""
+    minimum: Statistics, fold: Statistic[Any], around: Perturbation, seed: int, draws: int, rho: Rho | float
+) -> _Curved:
+    """h of `draws` draws of its samples, each with a rho at a draw of u of its own; fewer where all are the same."""
+    diagonals: list[Statistic[Any]] = [fold, *(Redrawn(fold, k) for k in range(1, draws))]
+    changes: list[Statistic[Any]] = []
+    if rho in ("norm", "paper"):
+        changes = [Change(h, around, seed, k) for k, h in enumerate(diagonals)]
+    weights, n, *rest = _all(minimum, (Weights(), SampleCount(), *diagonals, *changes))
+    sampled, moved = is_drawn(fold, n), rho in ("norm", "paper", "coordinate")
+    values, found = rest[:draws], rest[draws:]
     if rho == "coordinate":
-        return _one_by_one(minimum, fold, around, seed, draws)
-    changes = [Change(fold, around, seed, k) for k in range(draws if rho in ("norm", "paper") else 0)]
-    weights, h, *found = _all(minimum, (Weights(), fold, *changes))
-    if not changes:
-        return weights, h, [0.0 if isinstance(rho, str) else float(rho)]
-    return weights, h, [_slope(change, rho) for change in found]
+        rhos = _one_by_one(minimum, diagonals, values, weights, around, seed)
+    elif changes:
+        rhos = [_slope(change, rho) for change in found]
+    else:
+        rhos = [0.0 if isinstance(rho, str) else float(rho)] * (draws if sampled else 1)
+    kind = {(True, True): "both", (True, False): "data", (False, True): "draws", (False, False): "exact"}
+    return _Curved(weights, n, list(zip(values, rhos, strict=False)), kind[sampled, moved])
 
 
 def _one_by_one(
-    minimum: Statistics, fold: Fold[Any, Any], around: Perturbation, seed: int, draws: int
-) -> tuple[FlatWeights, Tensor, list[float]]:
-    weights = minimum[Weights()]
+    minimum: Statistics,
+    diagonals: list[Statistic[Any]],
+    values: list[Tensor],
+    weights: FlatWeights,
+    around: Perturbation,
+    seed: int,
+) -> list[float]:
+    """rho of each draw, one coordinate moved at a time."""
     m = len(weights.values)
     if m > _COORDINATES:
         raise Undefined(f"rho coordinate by coordinate needs {m} diagonals (limit {_COORDINATES}); use rho='norm'")
     single = [OneCoordinate(around.scale, i) for i in range(m)]
-    h, *moved = _all(minimum, (fold, *(At(fold, u, seed, k) for k in range(draws) for u in single)))
+    moved = _all(minimum, tuple(At(fold, u, seed, k) for k, fold in enumerate(diagonals) for u in single))
     rhos = []
-    for k in range(draws):
+    for k, h in enumerate(values):
         steps = torch.tensor([float(u.draw(weights.values, seed, k)[u.coordinate]) for u in single])
         there = torch.stack([moved[k * m + i][i] for i in range(m)])
         rhos.append(_slope(DiagonalChange.of(h, there, steps), "paper"))
-    return weights, h, rhos
+    return rhos
 
 
 def _terms(

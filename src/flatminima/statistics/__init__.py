@@ -32,6 +32,7 @@ from flatminima.statistics.perturbed import LossRises, PerturbedLoss
 from flatminima.statistics.position_jacobian import PositionJacobian
 from flatminima.statistics.power_law import PowerLaw, fit_power_law
 from flatminima.statistics.radial import RadialCurvature, RadialGradients
+from flatminima.statistics.redrawn import Redrawn
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
 from flatminima.statistics.spectra import WeightSpectra
 from flatminima.statistics.spectrum import SpectralDensity, Spectrum
@@ -89,6 +90,7 @@ __all__ = [
     "Products",
     "RadialCurvature",
     "RadialGradients",
+    "Redrawn",
     "RescaledLogits",
     "SampleConditions",
     "SampleCount",
