@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -13,9 +14,12 @@ from flatminima.bounds import neyshabur_score
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
+from flatminima.measures._extremes import predicted_maximum
 from flatminima.measures._measure import at_least_one, measure, seed_of, until
 from flatminima.statistics import Conditions, SampleConditions, SampleCount
 
+_NAMES = ("inverse_mu", "c2", "c3", "active")
+_SIGMAS = 1.96  # standard errors to the end of a 95% interval
 _SCALES = (-30.0, 10.0)  # ln gamma that is searched
 
 
@@ -74,32 +78,37 @@ def perturbation_score(
     gamma: float | None = None,
     delta: float = 0.05,
     lipschitz: float = math.sqrt(2.0),
-    samples: int | None = 10,
+    samples: int | None = 100,
     seed: int | None = None,
 ) -> Estimate:
     """Right-hand side of N17's Theorem 1 with its constant taken as 1, at noise of equal relative size in all layers.
 
     The noise of layer i has ``sigma_i = gamma mu^2 ||D_i W_i||_F / sqrt(h_i h_{i-1})``. A score: the theorem hides a
-    constant, and mu, C2, C3 and sigma are read off the data.
+    constant, and mu, C2, C3 and sigma are read off the data. The conditions are of every sample, so that 1/mu, C2, C3
+    are the largest and ||D_i W_i|| the smallest of all; from part of the data they are predicted, by Hill's tail of
+    their logarithms.
 
     Args:
         minimum: a Minimum.
         gamma: the relative size, positive; None: the one that makes the score smallest.
         delta: failure probability, in (0, 1).
         lipschitz: C_L of the loss by the logits; sqrt(2) is the cross-entropy's.
-        samples: drawn by seed, at most; None: all.
+        samples: drawn by seed, at most; None: all. Each costs d^2 / 2 products of two layers.
         seed: of the samples; None: the Minimum's.
 
     Returns:
-        Estimate for the samples looked at (their largest constants, so no standard error); details: gamma, inverse_mu,
-        c2, c3, output_norm (mean ||f(x)|| of inputs of length 1), n (training samples). Undefined: as `conditions`,
-        or a score that overflows.
+        Estimate for all the data: at the median of the constants' prediction, its stderr from their upper 95% quantile
+        (what samples leave open of the largest of many lies above); none where all were looked at.
+        details: gamma, inverse_mu, c2, c3 (as used), seen (the largest 1/mu of the samples), output_norm (mean ||f(x)||
+        of inputs of length 1), n (training samples), samples, error_of. Undefined: as `conditions`, or a score that
+        overflows.
 
     Raises:
         UsageError: gamma, delta, lipschitz or samples outside their range.
 
     Source:
-        Neyshabur et al., arXiv 1706.08947, Theorem 1; errata N-e, N-g, N-h, N-i.
+        Neyshabur et al., arXiv 1706.08947, Theorem 1; errata N-e, N-g, N-h, N-i; the prediction: Hill 1975, Weissman
+        1978 (see `_extremes`).
     """
     if not 0 < delta < 1 or (gamma is not None and not 0 < gamma < math.inf) or not 0 < lipschitz < math.inf:
         raise UsageError(f"got gamma={gamma!r}, delta={delta!r}, lipschitz={lipschitz!r}; positive, delta below 1")
@@ -107,23 +116,63 @@ def perturbation_score(
     n = minimum[SampleCount()]
     if n < 2:
         raise Undefined("the bound needs at least 2 samples")
-    mu, active = 1 / float(found.inverse_mu.max()), found.active.min(0).values
-    output = float(found.outputs.mean())
-    c2, c3 = float(found.c2.max()), float(found.c3.max())
+    output = Estimate.mean(found.outputs)
 
-    def score(log_gamma: float) -> float:
-        sigma = _sigma(log_gamma, mu, active, found.widths)
+    def score(constants: _Constants, norm: float, log_gamma: float) -> float:
+        sigma = _sigma(log_gamma, 1 / constants.inverse_mu, constants.active, found.widths)
         return neyshabur_score(
-            output, found.frobenius.numpy(), found.widths, sigma.numpy(), mu, c2, c3, n, delta,
-            lipschitz=lipschitz, active_frobenius=active.numpy(),
+            norm, found.frobenius.numpy(), found.widths, sigma.numpy(), 1 / constants.inverse_mu, constants.c2,
+            constants.c3, n, delta, lipschitz=lipschitz, active_frobenius=constants.active.numpy(),
         )  # fmt: skip
 
-    best = math.log(gamma) if gamma is not None else _smallest(score)
-    value = score(best)
+    def smallest(constants: _Constants, norm: float) -> tuple[float, float]:
+        best = math.log(gamma) if gamma is not None else _smallest(lambda t: score(constants, norm, t))
+        return score(constants, norm, best), best
+
+    median, upper = _constants(found, n)
+    value, best = smallest(median, float(output))
     if not math.isfinite(value):
         raise Undefined("the score overflows: use a smaller gamma")
-    details = {"gamma": math.exp(best), "inverse_mu": 1 / mu, "c2": c2, "c3": c3, "output_norm": output, "n": n}
-    return Estimate(value, details=details)
+    whole, error = len(found.inverse_mu) >= n, None
+    if not whole:
+        higher = [smallest(replace(median, **{name: getattr(upper, name)}), float(output))[0] for name in _NAMES]
+        if not all(map(math.isfinite, higher)):
+            raise Undefined(f"{len(found.inverse_mu)} samples leave the largest constants of {n} open: look at more")
+        moved = score(median, float(output) + (output.stderr or 0.0), best) - value
+        error = math.hypot(*((most - value) / _SIGMAS for most in higher), moved)
+    details = {
+        "gamma": math.exp(best),
+        "inverse_mu": median.inverse_mu,
+        "c2": median.c2,
+        "c3": median.c3,
+        "seen": float(found.inverse_mu.max()),
+        "output_norm": float(output),
+        "n": n,
+        "samples": len(found.inverse_mu),
+        "error_of": "exact" if whole else "data",
+    }
+    return Estimate(value, error, details)
+
+
+@dataclass(frozen=True)
+class _Constants:
+    inverse_mu: float
+    c2: float
+    c3: float
+    active: Tensor
+
+
+def _constants(found: SampleConditions, n: int) -> tuple[_Constants, _Constants]:
+    """Median and upper quantile of what is predicted for all n samples."""
+    logs = [found.inverse_mu.log(), found.c2.log(), found.c3.log(), *(-found.active.log()).unbind(1)]
+    quantiles = zip(*(predicted_maximum(each, n) for each in logs), strict=True)
+    median, upper = (torch.tensor(q, dtype=torch.float64) for q in quantiles)
+
+    def constants(q: Tensor) -> _Constants:
+        inverse_mu, c2, c3 = q[:3].exp().tolist()
+        return _Constants(inverse_mu, c2, c3, (-q[3:]).exp())
+
+    return constants(median), constants(upper)
 
 
 def _found(minimum: Statistics, samples: int | None, seed: int | None) -> SampleConditions:
