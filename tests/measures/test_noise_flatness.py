@@ -167,3 +167,16 @@ def test_rtol_raises_the_draws():
     assert found.details["rtol_reached"]
     assert found.details["n"] > 10
     assert (high - low) / 2 <= 0.05 * found.value
+
+
+def test_the_worst_case_on_parts_of_the_data_has_an_error_bar():
+    """Each part searches for itself; of all the data there is one search, and nothing drawn."""
+    net, data = mlp(4, 8, 3), blobs(300, 4, 3)
+    parts = noise_flatness(Minimum(net, data), kind="worst", rise="loss", draws=10, samples=30)
+    assert parts.stderr > 0 and parts.details["error_of"] == "data"
+    m = Minimum(net, data)
+    whole = noise_flatness(m, kind="worst", rise="loss", draws=10, samples=300)
+    assert whole.stderr is None and whole.details["error_of"] == "exact"
+    once = noise_flatness(Minimum(net, data), kind="worst", rise="loss", draws=1, samples=300)
+    assert whole.value == once.value
+    assert abs(parts.value - whole.value) < 4 * parts.stderr

@@ -46,11 +46,12 @@ def noise_flatness(
         target: the rise.
         draws: of the noise.
         samples: of the data that each draw looks at.
-        rtol: raise `draws` until the 95% interval is value (1 +- rtol); for kind="random".
+        rtol: raise `draws` until the 95% interval is value (1 +- rtol).
         seed: of draws and samples; None: the Minimum's.
 
     Returns:
-        Estimate; stderr over draws for kind="random"; details: n, sigma, slope (of the mean rise by ln sigma),
+        Estimate; stderr over draws, for kind="worst" over the parts of the data that search apart (none where each draw
+        looks at all the data); details: n, error_of, sigma, slope (of the mean rise by ln sigma),
         evaluations. Undefined: targets that are not classes, an error too high to rise by 0.1, no noise that raises
         it so far.
 
@@ -65,7 +66,7 @@ def noise_flatness(
     def estimate(draws: int) -> Estimate:
         level = minimum[_key(minimum, kind, magnitude, epsilon, rise, target, draws, samples, seed)]
         error = None if level.error is None else 2 * level.error
-        return Estimate(-2 * level.log_sigma, error, _details(level, draws))
+        return Estimate(-2 * level.log_sigma, error, _details(level, draws, kind))
 
     at_least_one(draws=draws)
     return until(rtol, draws, estimate)
@@ -98,7 +99,8 @@ def noise_complexity(
         seed: of draws and samples; None: the Minimum's.
 
     Returns:
-        Estimate; stderr over draws for kind="random"; details: n, sigma, slope, evaluations, distance (||w - w0||).
+        Estimate; stderr over draws as for `noise_flatness`; details: n, error_of, sigma, slope, evaluations,
+        distance (||w - w0||).
         Undefined: as `noise_flatness`.
 
     Raises:
@@ -122,7 +124,7 @@ def noise_complexity(
     step = _DIFFERENCE
     slope = (complexity(level.log_sigma + step) - complexity(level.log_sigma - step)) / (2 * step)
     error = None if level.error is None else abs(slope) * level.error
-    return Estimate(value, error, {**_details(level, draws), "distance": float(moved.norm())})
+    return Estimate(value, error, {**_details(level, draws, kind), "distance": float(moved.norm())})
 
 
 def _key(
@@ -134,9 +136,11 @@ def _key(
     return NoiseLevel(kind, used, rise, target, draws, samples, seed_of(minimum, seed))
 
 
-def _details(level: Level, draws: int) -> dict[str, Any]:
+def _details(level: Level, draws: int, kind: str) -> dict[str, Any]:
+    over = {("random", True): "draws", ("worst", True): "exact", ("worst", False): "data"}
     return {
         "n": draws,
+        "error_of": over.get((kind, level.whole), "both"),
         "sigma": math.exp(level.log_sigma),
         "slope": level.slope,
         "evaluations": level.evaluations,

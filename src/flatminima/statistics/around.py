@@ -157,7 +157,7 @@ def highest(minimum: Minimum, samples: int | None, seed: int, search: Search) ->
 
 
 def _of_halves(minimum: Minimum, everything: Tensor, samples: int, search: Search) -> Worst:
-    loss, gradient = _at_the_weights(minimum, everything)
+    loss, gradient = at_the_weights(minimum, everything)
     middle, weights = samples // 2, minimum.parameters.flat()
     halves = everything[:middle], everything[middle:samples]
     points = []
@@ -180,7 +180,7 @@ def _of_halves(minimum: Minimum, everything: Tensor, samples: int, search: Searc
     )  # fmt: skip
 
 
-def _at_the_weights(minimum: Minimum, everything: Tensor) -> tuple[float, Tensor]:
+def at_the_weights(minimum: Minimum, everything: Tensor) -> tuple[float, Tensor]:
     """Mean loss and gradient of all the data, for nothing where a table has them already."""
     if MeanGradient() in minimum and Outputs() in minimum:
         with suppress(Undefined):  # of shards the first has no value

@@ -20,6 +20,7 @@ from flatminima import progress
 from flatminima.core.perturbation import Gaussian, Relative, generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import Undefined, UsageError
+from flatminima.statistics.around import at_the_weights
 from flatminima.statistics.outputs import Outputs, OutputSummary, margins
 
 if TYPE_CHECKING:
@@ -43,14 +44,16 @@ class Level:
 
     Attributes:
         log_sigma: ln of the standard deviation (half-width of the box for "worst").
-        error: standard error of log_sigma over draws; None for "worst".
+        error: standard error of log_sigma over draws; None for one draw.
         slope: d rise / d ln sigma there.  evaluations: of the mean rise.
+        whole: whether each draw saw all the data.
     """
 
     log_sigma: float
     error: float | None
     slope: float
     evaluations: int
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,10 @@ class NoiseLevel(Statistic[Level]):
         with minimum.open():
             root = _root(excess)
             slope = _slope(lambda t: float(rises(t).mean()), root)
-            spread = float(rises(root).std()) / math.sqrt(self.draws) if self.draws > 1 else math.nan
-        error = spread / slope if self.kind == "random" and math.isfinite(spread) else None
-        return Level(root, error, slope, count)
+            last = rises(root)
+            spread = float(last.std()) / math.sqrt(len(last)) if len(last) > 1 else math.nan
+        error = spread / slope if math.isfinite(spread) else None
+        return Level(root, error, slope, count, self.samples >= len(minimum.samples))
 
     def _rises(self, minimum: Minimum) -> Callable[[float], Tensor]:
         """Rises (draws,) at ln sigma."""
@@ -114,16 +118,22 @@ class NoiseLevel(Statistic[Level]):
         n = len(minimum.samples)
         block = min(self.samples, n)
         order = minimum.samples.order(self.seed)
-        blocks = [order[(torch.arange(block) + k * block) % n] for k in range(self.draws)]
+        draws = 1 if self.kind == "worst" and block == n else self.draws  # the search draws nothing but samples
+        blocks = [order[(torch.arange(block) + k * block) % n] for k in range(draws)]
         weights = minimum.parameters.flat()
+        slope = at_the_weights(minimum, order)[1] if self.kind == "worst" else None
 
         def rises(log_sigma: float) -> Tensor:
             scale = self._scale(weights, math.exp(log_sigma))
-            out = torch.zeros(self.draws, dtype=torch.float64)
+            out = torch.zeros(draws, dtype=torch.float64)
             try:
                 for k, indices in enumerate(blocks):
-                    after = self._after(minimum, indices, weights, scale, k)
-                    out[k] = after - float(before[indices].mean())
+                    if slope is not None:
+                        out[k] = self._worst(minimum, (indices, blocks[k - 1]), weights, scale, slope, before)
+                        continue
+                    noise = torch.randn(len(weights), generator=generator(self.seed, k))
+                    minimum.parameters.assign(weights + noise.to(weights) * scale)
+                    out[k] = self._mean(minimum, indices) - float(before[indices].mean())
             finally:
                 minimum.parameters.assign(weights)
             return out
@@ -149,23 +159,40 @@ class NoiseLevel(Statistic[Level]):
             return sigma * weights.abs() + self.epsilon
         return (sigma**2 * weights.square() + self.epsilon**2).sqrt()
 
-    def _after(self, minimum: Minimum, indices: Tensor, weights: Tensor, scale: Tensor, k: int) -> float:
-        """Error or loss at the noise of draw k; for "worst" the highest at the corners that gradients point to."""
-        if self.kind == "random":
-            noise = torch.randn(len(weights), generator=generator(self.seed, k))
-            minimum.parameters.assign(weights + noise.to(weights) * scale)
-            return self._mean(minimum, indices)
-        highest = -math.inf
+    def _worst(
+        self,
+        minimum: Minimum,
+        blocks: tuple[Tensor, Tensor],
+        weights: Tensor,
+        scale: Tensor,
+        slope: Tensor,
+        before: Tensor,
+    ) -> float:
+        """Rise at the highest corner that the gradients of the first block point to, the mean of both blocks.
+
+        The search has all the data's gradient at w, not to follow the block's sampling noise, and the other block holds
+        the optimism of the first against it; see `around`.
+        """
+        own, other = blocks
         minimum.parameters.assign(weights)
+        tilt = slope - minimum.mean_gradient(own)[1]
+        gradient, highest, best = slope, -math.inf, weights
         for _ in range(_ASCENT_STEPS):
-            _, gradient = minimum.mean_gradient(indices)
             if not bool(gradient.any()):
                 break
-            minimum.parameters.assign(weights + scale * gradient.to(weights.dtype).sign())
-            highest = max(highest, self._mean(minimum, indices))
+            corner = weights + scale * gradient.to(weights.dtype).sign()
+            minimum.parameters.assign(corner)
+            found = self._mean(minimum, own)
+            if found > highest:
+                highest, best = found, corner
+            gradient = minimum.mean_gradient(own)[1] + tilt
         if highest == -math.inf:
             raise Undefined("the gradient is exactly 0: no corner is the worst")
-        return highest
+        rise = highest - float(before[own].mean())
+        if other is own:
+            return rise
+        minimum.parameters.assign(best)
+        return (rise + self._mean(minimum, other) - float(before[other].mean())) / 2
 
     def _mean(self, minimum: Minimum, indices: Tensor) -> float:
         total = 0.0
