@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from cases import Net, _scatter
 from flatminima import Minimum
@@ -236,6 +237,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Paths]] = {
     "written into zeros": (
         lambda: Net(lambda s, x: _written(s, x), a=L(4, 3)), (4,),
         lambda m, p: torch.cat([through(m.a, ones(4), p), ones(1)])),
+    "written into views of zeros": (
+        lambda: Net(_views, a=L(4, 3)), (4,), lambda m, p: torch.cat([through(m.a, ones(4), p), ones(1)])),
     "masked": (
         lambda: _masked(), (4,),
         lambda m, p: through(m.a, torch.tensor([2.0**p, 1, 1, 1]).double(), p)),
@@ -246,6 +249,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Paths]] = {
         lambda: nn.Sequential(L(4, 3), nn.Dropout(), nn.Identity(), nn.AlphaDropout(), nn.BatchNorm1d(3)), (4,),
         lambda m, p: through(lambda x: m[4](m[0](x)), ones(4), p)),
 }  # fmt: skip
+
+
+def _views(s: Any, x: Tensor) -> Tensor:
+    out = x.new_zeros(len(x), 4)
+    left, right = out[:, :3], out[:, 3:]
+    left.copy_(s.a(x))
+    right += x[:, :1]
+    return out
 
 
 def _masked() -> nn.Module:
@@ -415,6 +426,29 @@ def test_what_is_written_by_out_is_not_read() -> None:
     algebra = PathAlgebra(1.0, {}, _RULES)
     with torch.no_grad(), algebra, pytest.raises(Undefined, match="out="):
         model(algebra.know(ones(1, 4), -1))
+
+
+def test_a_view_of_what_is_no_zeros_is_refused() -> None:
+    """Its base would stay a constant, and the path through it would be lost."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        out = 2 * torch.ones(len(x), 3, dtype=x.dtype)
+        out[:, 0].copy_(s.a(x)[:, 0])
+        return out
+
+    with pytest.raises(Undefined, match="view of a tensor"):
+        found(Net(forward, a=L(4, 3)).double(), torch.randn(3, 4).double())
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_are_seen(reentrant: bool) -> None:
+    model = ready(lambda: Net(
+        lambda s, x: s.b(checkpoint(lambda h: F.relu(s.a(h)), x, use_reentrant=reentrant)), a=L(4, 3), b=L(3, 2)
+    ))  # fmt: skip
+    network = found(model, torch.randn(3, 4).double())
+    total = float(through(model.b, through(model.a, ones(4), 1), 1).sum())
+    assert network.log_path_norm_1 == pytest.approx(math.log(total), rel=1e-10)
 
 
 def test_what_shares_storage_changes_with_it() -> None:

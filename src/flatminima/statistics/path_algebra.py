@@ -205,8 +205,13 @@ class PathAlgebra(TorchFunctionMode):
         """Make a constant of the network's own making an activation, to be written to."""
         if not self.constants.made(constant) or self.constants.of(constant).uses:
             raise Undefined("an activation is written into a parameter or buffer")
-        constant.data = self.power(constant)
-        self.know(constant, Node("add", ()))
+        sharing = self.constants.sharing(constant)
+        if len(sharing) == 1:
+            constant.data = self.power(constant)
+        elif any(not torch.equal(other, self.power(other)) or other.dtype != torch.float64 for other in sharing):
+            raise Undefined("an activation is written into a view of a tensor that is not made of float64 zeros")
+        for other in sharing:
+            self.know(other, Node("add", ()))
 
 
 def within(value: Any) -> Iterable[Any]:

@@ -103,6 +103,11 @@ class Constants:
         """Whether the network made this tensor during this pass."""
         return id(value) in self._made
 
+    def sharing(self, value: Tensor) -> list[Tensor]:
+        """A tensor that the network made, and those that share its storage."""
+        storage = value.untyped_storage().data_ptr()
+        return [t for t, _ in self._made.values() if t.untyped_storage().data_ptr() == storage]
+
     def of(self, value: object) -> Origin:
         """Where a constant comes from."""
         if not isinstance(value, Tensor):
