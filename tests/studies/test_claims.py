@@ -223,6 +223,8 @@ def test_what_holm_does_not_keep_is_not_informative():
     assert words == ["reproduced", "not informative", "not informative"]
     assert [v.verdict for v in correct(verdicts[:2], ["one", "one"])] == ["reproduced", "contradicted"]  # one test
     assert correct([Verdict("a", "reproduced")], ["a"])[0].verdict == "reproduced"  # of every run: no p
+    spent = [replace(v, spent=1.0) for v in verdicts]
+    assert correct(spent, ["a", "b", "c"])[1].hours == pytest.approx(((2.241 + 0.842) / 2.170) ** 2 - 1, abs=0.01)
 
 
 def test_quantities_are_short_expressions():

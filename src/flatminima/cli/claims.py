@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from flatminima.cli.terminal import out
+from flatminima.cli.terminal import out, say
 from flatminima.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
     if paper is not None and paper not in PAPERS:
         raise UnknownName("paper", paper, PAPERS)
     results = [d for d in documents(output) if d["id"] in STUDIES]
+    if not results:
+        say(f"no results in {output}: what runs decide is not tried there; name a folder of studies with --output")
     findings = evaluate(results, paper=paper, study=study)
     if as_json:
         typer.echo(json.dumps([f.to_dict() for f in findings], allow_nan=False))

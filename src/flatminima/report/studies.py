@@ -82,13 +82,12 @@ def here(claim: Mapping[str, Any]) -> str:
 
 def open_question(claim: Mapping[str, Any]) -> str:
     """The power that a claim without a verdict had, and what would decide it; empty where neither is known."""
-    if claim.get("power") is None or claim.get("effect") is None:
-        return ""
-    text = f"power {100 * claim['power']:.0f} % to see {abs(claim['effect']):.3g}"
-    hours = claim.get("hours")
-    if hours is None or hours < _SHORT:
-        return text
-    return f"{text}; about {hours:.2g} core-hours more would decide it"
+    parts = []
+    if claim.get("power") is not None and claim.get("effect") is not None:
+        parts.append(f"power {100 * claim['power']:.0f} % to see {abs(claim['effect']):.3g}")
+    if claim.get("hours") is not None and claim["hours"] >= _SHORT:
+        parts.append(f"about {claim['hours']:.2g} core-hours more would decide it")
+    return "; ".join(parts)
 
 
 def duration(seconds: float) -> str:

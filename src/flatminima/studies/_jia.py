@@ -121,7 +121,7 @@ def beside(results: Sequence[Result], said: str = "") -> list[Verdict]:
 
 
 def figure(results: Sequence[Result], x: str, title: str) -> Figure:
-    """The paper's four panels, metric against test error, a point a network; test error and loss along x beside."""
+    """Each metric against the test error, a point a network (the paper: against x); error and loss along x beside."""
     drawn, axes = panels(3, 2)
     own = [r for r in results if r["reached"]]
     groups = sorted({r[x] for r in own}, key=_order)

@@ -32,7 +32,7 @@ class Study:
         run: a configuration, and where its data lie, to numbers; pure, and importable by name, so that another process
             can call it.
         claims: results of all runs that succeeded to verdicts.
-        figure: the same results to a matplotlib figure, laid out like the paper's.
+        figure: the same results to a matplotlib figure of the paper's quantities.
         reduction: how each scale differs from the paper, in plain words.
         extra: writes further files from the results into a folder that exists.
         runs_of: id of a study with the same configurations and the same run, whose results this one reads and adds to.

@@ -30,7 +30,8 @@ class Verdict:
         paper: what the paper has, as text, where it gives a number.
         note: why nothing is decided, or what the interval is over.
         id, where, premise: of a paper's sentence, in the registry of claims. p: two-sided. power: to see `effect`.
-        effect: the paper's, or the smallest that counts. hours: of a core, that would decide it, where nothing is.
+        effect: the paper's, or the smallest that counts. spent: hours of a core, by the runs. hours: more of them, that
+            would decide it, where nothing is.
     """
 
     claim: str
@@ -48,6 +49,7 @@ class Verdict:
     p: float | None = None
     power: float | None = None
     effect: float | None = None
+    spent: float | None = None
     hours: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

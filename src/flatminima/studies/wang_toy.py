@@ -52,7 +52,7 @@ _DRAWN = 61  # points a side of a surface, at most
 _SHOWN = (0.02, 0.98)  # quantiles of pacGen between which colours are spread
 
 # points a side of the grid, seeds, fixed entries to choose from
-_SCALES = {"smoke": (25, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "paper": (121, 60, FIXED)}
+_SCALES = {"smoke": (25, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "paper": (121, 30, FIXED)}
 
 
 @dataclass(frozen=True)
@@ -380,7 +380,7 @@ STUDY = Study(
     {
         "smoke": "a grid of 25 x 25, one data set",
         "cpu": "a grid of 61 x 61, ten data sets (the paper: one); mixture and fixed weights are ours",
-        "paper": "a grid of 121 x 121, 60 data sets (the paper: one); mixture and fixed weights are ours",
+        "paper": "a grid of 121 x 121, 30 data sets (the paper: one); mixture and fixed weights are ours",
     },
     page,
 )

@@ -12,6 +12,8 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
+from scipy.stats import norm
+
 from flatminima.errors import Undefined
 from flatminima.studies import inference
 from flatminima.studies.claims.quantities import Row, fits, value
@@ -76,9 +78,19 @@ def correct(verdicts: Sequence[Verdict], tests: Sequence[Hashable]) -> list[Verd
         if verdict.p is not None and verdict.verdict in _DECIDED and adjusted[test] >= LEVEL:
             after = f"{adjusted[test]:.2g} after Holm over {len(adjusted)} tests"
             said = f"{verdict.verdict} at p {verdict.p:.2g} alone, {after}"
-            verdict = replace(verdict, verdict=UNINFORMATIVE, note="; ".join(n for n in (said, verdict.note) if n))
+            note = "; ".join(n for n in (said, verdict.note) if n)
+            hours = _hours_to_keep(verdict, LEVEL * verdict.p / adjusted[test])
+            verdict = replace(verdict, verdict=UNINFORMATIVE, note=note, hours=hours)
         found.append(verdict)
     return found
+
+
+def _hours_to_keep(verdict: Verdict, level: float) -> float | None:
+    """Core-hours more after which the same effect has a p below a level, with a chance of 80 %."""
+    if verdict.spent is None or not verdict.p:
+        return None
+    needed, had = norm.isf(level / 2) + norm.isf(1 - _ENOUGH), norm.isf(verdict.p / 2)
+    return float(max(0.0, (needed / had) ** 2 - 1) * verdict.spent)
 
 
 def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
@@ -102,12 +114,13 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
     )
     if unmet:
         return replace(blank, verdict=UNMET, note=unmet)
+    blank = replace(blank, spent=sum(r["seconds"] for r in own) / 3600)
     try:
         if trial.shape in BOUNDED:
             return _bounded(trial, own, blank)
         if trial.shape == "v":
             return _vertex(trial, own, blank)
-        return _decided(trial, _effect(trial, own), own, blank)
+        return _decided(trial, _effect(trial, own), blank)
     except Undefined as reason:
         return replace(blank, note=reason.reason)
 
@@ -159,11 +172,11 @@ def _block(row: Row) -> int:
     return int(row.get("seed", 0))
 
 
-def _decided(trial: Trial, found: Effect, rows: Sequence[Row], blank: Verdict) -> Verdict:
+def _decided(trial: Trial, found: Effect, blank: Verdict) -> Verdict:
     low, high = found.interval()
     told = replace(blank, statistic=found.value, low=low, high=high, note=_over(found))
     if trial.shape in _NULLS:
-        return _null(trial, found, rows, told)
+        return _null(trial, found, told)
     sign = -1 if trial.shape in _LESS else 1
     ahead, behind = (low, high) if sign > 0 else (-high, -low)  # the interval, seen in the claimed direction
     claimed = abs(trial.effect) if trial.effect is not None else None
@@ -178,10 +191,10 @@ def _decided(trial: Trial, found: Effect, rows: Sequence[Row], blank: Verdict) -
         p = found.p_above(counts * sign) if sign < 0 else found.p_below(counts)
         if p < LEVEL / 2:
             return replace(told, verdict=SMALLER, p=min(1.0, 2 * p))
-    return _open(told, found, counts, rows)
+    return _open(told, found, counts)
 
 
-def _null(trial: Trial, found: Effect, rows: Sequence[Row], told: Verdict) -> Verdict:
+def _null(trial: Trial, found: Effect, told: Verdict) -> Verdict:
     """A sentence that says "no more than"."""
     margin = trial.margin or 0.0
     if trial.shape in _TWO_SIDED_NULLS:
@@ -195,18 +208,17 @@ def _null(trial: Trial, found: Effect, rows: Sequence[Row], told: Verdict) -> Ve
         return replace(told, verdict=REPRODUCED, p=p)
     if beyond < LEVEL / 2:
         return replace(told, verdict=CONTRADICTED, p=2 * beyond)
-    return _open(replace(told, p=p), found, margin or None, rows)
+    return _open(replace(told, p=p), found, margin or None)
 
 
-def _open(told: Verdict, found: Effect, counts: float | None, rows: Sequence[Row]) -> Verdict:
+def _open(told: Verdict, found: Effect, counts: float | None) -> Verdict:
     """Nothing is decided: with which power, and what would."""
     if counts is None:
         return told
-    spent = sum(r["seconds"] for r in rows) / 3600
     power = found.power(counts)
     wanted = counts if power < _ENOUGH else counts / 2  # seen, and still between nothing and what counts
     more = max(0.0, (found.detectable() / wanted) ** 2 - 1)
-    return replace(told, power=power, hours=more * spent)
+    return replace(told, power=power, hours=more * (told.spent or 0.0))
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
