@@ -25,6 +25,7 @@ CHOSEN = [
     "margin",
     partial(measures.expected_sharpness, draws=5, samples=7),
     partial(measures.sharpness, samples=None, steps=3),
+    partial(measures.sharpness, samples=8, steps=3),
     partial(measures.hessian_trace, groups=5, probes=2),
     partial(measures.hessian_top_eigenvalue, samples=None, tolerance=1e-6),
     partial(measures.hessian_top_eigenvalue, samples=15, tolerance=1e-6),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.batch import Batch
-from flatminima.core.statistic import Fold
+from flatminima.core.statistic import Fold, Needs
 from flatminima.statistics.outputs import margins
 from flatminima.statistics.positions import Unit, labelled, refuse_none
 
@@ -48,6 +48,10 @@ class Margins(Fold[_Found, SortedMargins]):
     Raises:
         Undefined: targets that are not classes.
     """
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.LOSSES
 
     def init(self, minimum: Minimum) -> _Found:
         return _Found()
