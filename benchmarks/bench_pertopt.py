@@ -108,6 +108,7 @@ def contenders(name: str) -> dict[str, Any]:
         "PertOPT": PertOPT,
         "PertOPT compiled": lambda base: PertOPT(base, compile=True),
         "SAM": SAM,
+        "SAM, every 5": lambda base: SAM(base, every=5),
         "SAM of pytorch_optimizer": peer,
         "textbook": Textbook,
     }

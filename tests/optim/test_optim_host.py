@@ -164,7 +164,7 @@ def test_distributed_checkpoints_before_the_first_step(kind, flat):
     )
 
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
-    extra = {"every": 3} if kind == "sam" else {}
+    extra = {"every": 3, "reuse": 0.7} if kind == "sam" else {}
 
     def make(model):
         return WRAPPERS[kind](torch.optim.AdamW(model.parameters(), 1e-2), **extra)

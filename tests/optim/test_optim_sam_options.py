@@ -67,7 +67,7 @@ def test_reuse_goes_on_from_a_checkpoint():
     models = [oracle.network(oracle.start()) for _ in range(3)]
 
     def make(model):
-        return SAM(torch.optim.Adam(model.parameters(), 0.05), rho=0.3, every=4, steps_per_epoch=3)
+        return SAM(torch.optim.Adam(model.parameters(), 0.05), rho=0.3, every=4, reuse=0.7, steps_per_epoch=3)
 
     batches = oracle.torch_batches(12)
     whole, first = make(models[0]), make(models[1])
@@ -139,7 +139,7 @@ def test_maximising_minus_f_is_minimising_f(every):
     found = []
     for maximize in (False, True):
         w = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
-        opt = SAM(torch.optim.SGD([w], 0.05, maximize=maximize), rho=0.3, every=every)
+        opt = SAM(torch.optim.SGD([w], 0.05, maximize=maximize), rho=0.3, every=every, reuse=0.7)
 
         def closure(w=w, opt=opt, maximize=maximize):
             opt.zero_grad()

@@ -23,6 +23,8 @@ from flatminima.optim.kernels import kernel
 from flatminima.optim.noise import NoiseStream
 from flatminima.optim.shards import box, gradient, is_sharded, like, local, total
 
+_NONE = {"perturb": False}  # a group that is left out
+
 
 @dataclass
 class Part:
@@ -103,9 +105,8 @@ class Curvature:
                         self.live[p] = self._fresh(group, p)
                     elif "h" not in self.live[p] and not self._shares(group, p):
                         self.live[p]["h"] = self._moment(p).detach().clone()  # up to now it was the same
-        for part in self._all(groups):
-            if not _noisy(part.group):  # the others' backup is w_t already
-                torch._foreach_copy_(part.previous, part.weights)
+        for part in self._all([group if not _noisy(group) else _NONE for group in groups]):
+            torch._foreach_copy_(part.previous, part.weights)  # the others' backup is w_t already
         self._follow(groups, shared=False)
 
     def after(self, groups: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ _TINY = 2e-38  # the smallest float32 that is not flushed: a shut gate gives x /
 
 def kappa(previous: Tensor, dtype: torch.dtype, gamma: Any, eps: Any) -> Tensor:
     """kappa_i = (gamma / ln(1 + epoch)) |w_{t-1,i}| + eps; gamma comes annealed."""
-    return previous.to(dtype).abs().mul_(gamma).add_(eps)
+    return _scaled_plus(previous.to(dtype).abs(), gamma, eps)
 
 
 def width(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any) -> Tensor:
@@ -30,21 +30,16 @@ def width(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta:
 
     rho_i = drift_i * pull, pull = 1 / ||w_t - w_{t-1}|| or 0 where nothing moved; anneal = 1 / ln(1 + epoch).
     """
-    bound = kappa(previous, drift.dtype, gamma, eps)
-    if isinstance(pull, float):
-        curvature = torch.addcmul(h, drift, bound, value=pull)
-    else:
-        curvature = (drift * bound).mul_(pull).add_(h)
-    by_curvature = curvature.mul_(eta).rsqrt_().mul_(anneal)
-    return torch.minimum(by_curvature, bound).nan_to_num_(nan=0.0, posinf=0.0)  # inf * 0: gate shut, nothing moved
+    bound, by_curvature = _both(previous, h, drift, gamma, eps, eta, anneal, pull)
+    return torch.maximum(by_curvature, bound).neg_()
 
 
 def settle(
     w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any
 ) -> None:
     """drift becomes -sigma_t and previous w_t. Writes come last: an error changes nothing."""
-    sigma = width(previous, h, drift, gamma, eps, eta, anneal, pull)
-    torch.neg(sigma, out=drift)
+    bound, by_curvature = _both(previous, h, drift, gamma, eps, eta, anneal, pull)
+    torch.maximum(by_curvature, bound, out=drift)
     previous.copy_(w)
 
 
@@ -53,9 +48,29 @@ def settle_rest(
 ) -> None:
     """The same where some elements are settled already: in a step's next micro-batch, or after an interruption."""
     done = torch.signbit(drift)
-    sigma = width(previous, h, drift.abs(), gamma, eps, eta, anneal, pull)
-    drift.copy_(torch.where(done, drift, -sigma))
+    bound, by_curvature = _both(previous, h, drift.abs(), gamma, eps, eta, anneal, pull)
+    drift.copy_(torch.where(done, drift, torch.maximum(by_curvature, bound)))
     previous.copy_(w)
+
+
+def _both(
+    previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any
+) -> tuple[Tensor, Tensor]:
+    """-kappa, and minus the width that the curvature allows; both with the sign bit set, also where they are 0."""
+    bound = _scaled_plus(previous.to(drift.dtype).abs(), -gamma, -eps)
+    if isinstance(pull, float):
+        curvature = torch.addcmul(h, drift, bound, value=-pull)
+    else:
+        curvature = h - (drift * bound).mul_(pull)
+    curvature.nan_to_num_(nan=torch.inf, posinf=torch.inf)  # inf * 0: the gate is shut and nothing moved
+    return bound, curvature.rsqrt_().mul_(-anneal * eta**-0.5)
+
+
+def _scaled_plus(x: Tensor, factor: Any, addend: Any) -> Tensor:
+    """factor x + addend, in one pass where the numbers are no tensors."""
+    if isinstance(factor, float) and isinstance(addend, float):
+        return torch.add(_tensor(addend), x, alpha=factor)
+    return x.mul_(factor).add_(addend)
 
 
 def displace(w: Tensor, drift: Tensor, levels: Tensor) -> None:
@@ -65,18 +80,22 @@ def displace(w: Tensor, drift: Tensor, levels: Tensor) -> None:
 
 def follow(g: Tensor, h: Tensor, drift: Tensor, beta1: Any, beta2: Any) -> None:
     """h_{t+1} = beta1 h_t + (1 - beta1) g^2 and drift = |h_{t+1} - h_t| = (1 - beta1) |g^2 - h_t|."""
-    g = g.to(h.dtype)
-    is_open = g.abs().lt_(beta2)  # 1 or 0; NaN counts as shut
-    square = g * g
-    torch.div((square - h).abs_().mul_(1 - beta1).add_(_TINY), is_open, out=drift)
-    h.mul_(beta1).add_(square.mul_(1 - beta1))
+    square = g.to(h.dtype).square()
+    change = (square - h).mul_(1 - beta1)
+    h.add_(change)
+    torch.div(change.abs_().add_(_TINY), _open(square, beta2), out=drift)
 
 
 def follow_shared(g: Tensor, h: Tensor, drift: Tensor, beta1: Any, beta2: Any) -> None:
     """The same drift from h_{t+1}, which the base optimizer has already made: (1 - beta1) / beta1 |g^2 - h_{t+1}|."""
-    g = g.to(h.dtype)
-    is_open = g.abs().lt_(beta2)
-    torch.div((g * g).sub_(h).abs_().mul_((1 - beta1) / beta1).add_(_TINY), is_open, out=drift)
+    square = g.to(h.dtype).square()
+    change = _scaled_plus((square - h).abs_(), (1 - beta1) / beta1, _TINY)
+    torch.div(change, _open(square, beta2), out=drift)
+
+
+def _open(square: Tensor, beta2: Any) -> Tensor:
+    """1 where |g| < beta2, else 0; NaN counts as shut. In place."""
+    return square.lt_(beta2 * beta2)
 
 
 def squared_distance(w: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,4 +135,4 @@ def _for_vectors(argument: Any) -> Any:
 
 @lru_cache(maxsize=256)
 def _tensor(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+    return torch.tensor(value, dtype=torch.float64)  # of no dimension: it makes no other dtype of what it is added to

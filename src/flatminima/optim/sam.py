@@ -58,7 +58,7 @@ class SAM(Wrapper):
         eta: of T, finite and >= 0. The authors' code has 0.01.
         every: steps from one ascent to the next; between them one pass a step. By hand, ask `due`.
         reuse: alpha of LookSAM, >= 0: how much of the last ascent's direction the steps between add to their
-            gradient (one tensor a parameter). 0: plain steps. The paper has 0.7.
+            gradient (one tensor a parameter). 0: plain steps; the paper has 0.7.
         schedule: epoch -> factor of rho.
         start_epoch: the first epoch with an ascent, from 1.
         steps_per_epoch: advances `epoch`; None: set `opt.epoch` yourself.
@@ -100,7 +100,7 @@ class SAM(Wrapper):
         model: nn.Module | None = None,
         eta: float = 0.0,
         every: int = 1,
-        reuse: float = 0.7,
+        reuse: float = 0.0,
         schedule: Callable[[float], float] | None = None,
         start_epoch: float = 1.0,
         steps_per_epoch: int | None = None,
