@@ -118,6 +118,17 @@ def claimed(folder: Path) -> Iterator[Path]:
         lock.release()
 
 
+def refuse_in_use(folder: Path) -> None:
+    """Refuse before the work a folder that another process has claimed; leaves nothing behind.
+
+    Raises:
+        FolderInUse: it has.
+    """
+    if (folder / LOCK).is_file():
+        with claimed(folder):
+            pass
+
+
 def cannot_write(path: Path, error: BaseException, to: str = "") -> UsageError | WriteFailed:
     """The error to raise for a path that the system refused to write.
 

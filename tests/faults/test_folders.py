@@ -131,9 +131,9 @@ def test_a_folder_that_cannot_be_written(name: str, invoke: Invoke, tmp_path: Pa
     assert not list(closed.iterdir())
 
 
-@pytest.mark.parametrize("name", ["train", "certify", "demo"])
+@pytest.mark.parametrize("name", ["train", "certify", "demo", "measure", "landscape"])
 def test_a_second_process_is_turned_away(name: str, invoke: Invoke, tmp_path: Path) -> None:
-    """Where runs have a state of their own; the lock is a process's, so another one has to hold it."""
+    """Before any work, where files belong together; the lock is a process's, so another one has to hold it."""
     output = tmp_path / "output"
     code = f"from flatminima.io import claimed\nfrom pathlib import Path\nwith claimed(Path({str(output)!r})):"
     code += "\n print('mine', flush=True)\n input()"

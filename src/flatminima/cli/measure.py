@@ -243,10 +243,11 @@ def writable(output: Path, files: tuple[str, ...]) -> None:
 
     Raises:
         WriteFailed: the folder, or where it would be made, cannot be written.
-        UsageError: a folder has the name of a file.
+        FolderInUse: another process writes there. UsageError: a folder has the name of a file.
     """
-    from flatminima.io import cannot_write
+    from flatminima.io import cannot_write, refuse_in_use
 
+    refuse_in_use(output)
     try:
         folder = output.absolute()
         while not folder.exists():
