@@ -195,8 +195,8 @@ def test_more_epochs_go_on_from_a_finished_run(cli, tmp_path):
     assert cli(*more, "--output", tmp_path / "longer", "--epochs", "3")[0] == 0
     code, out, err = cli(*more, "--output", tmp_path / "longer", "--epochs", "5")
     assert code == 0 and "5 epochs, 15 steps" in out, err
-    a, b = (read_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "longer"))
-    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    a, b = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "longer"))
+    assert a == b
     assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "longer")]
     cosine = [*MLP, "--schedule", "cosine", "--output", tmp_path / "cosine"]
     assert cli(*cosine)[0] == 0
@@ -306,7 +306,7 @@ def test_torchrun_trains_what_one_process_does(cli, tmp_path):
     code, out, err = cli(*options, "--output", tmp_path / "one")
     assert code == 0, err
     two = torchrun(*options, folder=tmp_path / "two")
-    assert two.returncode == 0, two.stderr
+    assert two.returncode == 0 and "UserWarning" not in two.stderr, two.stderr
     alone, shared = json.loads(out), json.loads(two.stdout)
     assert shared["train"]["loss"] == pytest.approx(alone["train"]["loss"], rel=1e-5)
     assert shared["test"]["error"] == alone["test"]["error"] and two.stderr.count("Weights:") == 1

@@ -56,7 +56,7 @@ def take_step(
         sums = list(numbers)
         if ranks is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            total, wrong, *sums = summed(ranks, parameters, [float(loss), float(errors), *numbers])
+            total, wrong, *sums = summed(ranks, parameters, [float(loss.detach()), float(errors), *numbers])
             loss, errors = loss.new_tensor(total), int(wrong)
         seen.append((loss.detach(), errors, sums))
         return loss
