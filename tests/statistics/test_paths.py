@@ -253,9 +253,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Paths]] = {
 
 def _views(s: Any, x: Tensor) -> Tensor:
     out = x.new_zeros(len(x), 4)
-    left, right = out[:, :3], out[:, 3:]
-    left.copy_(s.a(x))
-    right += x[:, :1]
+    out[:, :3].copy_(s.a(x))
+    out[:, 3:] += x[:, :1]
     return out
 
 
