@@ -228,6 +228,26 @@ def test_independent_draws_that_repeat_are_a_certificate_s_samples(data: tuple[T
         assert "distinct" in found.evidence
 
 
+def test_a_group_for_every_copy_hides_nothing() -> None:
+    x, y = torch.eye(60).repeat(50, 1), categories(60, 60)[1].repeat(50)
+    assert "counts more alike" in split(as_samples((x, y)), 0.5, 0, groups=range(3_000)).doubt
+    x, y = (t.repeat(50, *(1,) * (t.dim() - 1)) for t in continuous(60))
+    assert "alike" in split(as_samples((x, y)), 0.5, 0, groups=range(3_000)).doubt
+    pairs = torch.arange(3_000) // 60 // 2 * 60 + torch.arange(3_000) % 60  # two copies of a row each
+    assert "alike" in split(as_samples((x, y)), 0.5, 0, groups=pairs).doubt
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 6, 11])
+def test_rows_of_a_few_values_that_repeat_but_for_their_last_bits(d: int) -> None:
+    x, y = continuous(80, d=d)
+    g = torch.Generator().manual_seed(1)
+    again = torch.randint(0, 80, (2_000,), generator=g)
+    jittered = x[again] * (1 + 1e-7 * torch.randn(2_000, d, generator=g))
+    found = split(as_samples((jittered, y[again])), 0.5, 0)
+    assert "copies" in found.doubt or d <= 2  # two values in bfloat16 are categories as well
+    assert split(as_samples(continuous(2_000, d=d)), 0.5, 0).doubt == ""
+
+
 def test_a_few_copies_are_left_out_and_paid() -> None:
     x, y = continuous(2_000)
     x[:5], y[:5] = x[1_000:1_005], 1 - y[1_000:1_005]  # the labels say nothing

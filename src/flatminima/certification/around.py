@@ -345,6 +345,7 @@ class _Setting:
             constant_errors=int(constant_errors(self.minimum).sum()),
             sigma=q.scale,
             p_min=self.p_min,
+            left_out=len(self.division.left_out),
         )
         listed = enforce(conditions(self.findings, confidence), score)
         return assemble(counted, confidence, listed, prior=self.centre.text, objective=objective, details=details)

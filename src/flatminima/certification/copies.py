@@ -19,10 +19,9 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from flatminima.certification.layout import Layout, layouts
-from flatminima.certification.rows import Floats, chunks, rows_of
+from flatminima.certification.rows import FEWEST_VALUES, Floats, chunks, rows_of
 from flatminima.core.samples import Samples, leaves
 
-_FEWEST_VALUES = 12  # of a sample, below which two unlike ones are often linear functions of each other
 _FEW_LEVELS, _FEWEST_OTHER = 8, 16  # distinct values of a row, or values unlike its most frequent, that tell it apart
 _CORRELATION = 0.9995  # of a near-copy's values with the original's, in each channel; bfloat16 leaves 0.9999
 _BEYOND_MEAN = 0.98  # the same after the mean of each position is taken off, which all samples have in common
@@ -83,7 +82,7 @@ def _found(samples: Samples, others: Samples | None) -> Copies:
     for mine, theirs in product(*layouts(*shapes)):
         a = _Set.of(first, mine)
         b = a if others is None else _Set.of(second, theirs)
-        if sizes[0] >= _FEWEST_VALUES:
+        if sizes[0] >= FEWEST_VALUES:
             _by_moments(a, b, others is None, found)
         if others is not None and sizes[0] >= 2:
             _by_columns(a, b, found)

@@ -49,7 +49,7 @@ def group_order(samples: Samples, numbers: Tensor, seed: int) -> Tensor:
 
     The key of a group is a hash of its samples' sorted content hashes and of the number of equal groups before it.
     """
-    contents = _group_hashes(samples.hashes, numbers.numpy())
+    contents = group_hashes(samples.hashes, numbers.numpy())
     seen: dict[int, int] = {}
     keys = []
     for content in contents:
@@ -73,7 +73,8 @@ def one_of_each(samples: Samples, numbers: Tensor, chosen: Tensor, seed: int) ->
     return torch.tensor([best[g][1] for g in chosen.tolist()], dtype=torch.int64)
 
 
-def _group_hashes(hashes: Hashes, numbers: np.ndarray[Any, Any]) -> list[int]:
+def group_hashes(hashes: Hashes, numbers: np.ndarray[Any, Any]) -> list[int]:
+    """A hash of each group's samples, whatever their order, (G,)."""
     order = np.lexsort((hashes, numbers))
     cuts = np.flatnonzero(np.diff(numbers[order])) + 1
     return [hash_bytes(part.tobytes()) for part in np.split(hashes[order], cuts)]

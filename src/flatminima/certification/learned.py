@@ -173,7 +173,7 @@ class _Run:
         refuse_changed(answers, self._answers(start))
         key = self._key(recipe.to_dict(), checksum(start.network))
         confidence: Confidence = share(key, f"recipe {key} with seed {self.seed}")
-        counted = count(problem, prior, penalty + self.division.nats, risk, recipe.p_min)
+        counted = count(problem, prior, penalty, risk, recipe.p_min, self.division)
         details = self._details(problem, start)
         if others is not None:
             details["test"] = self._test(problem, others)
@@ -316,17 +316,18 @@ def risk_of_recipe(
     )
 
 
-def count(problem: Problem, prior: Prior, penalty: float, risk: GibbsRisk, p_min: float) -> Counted:
-    """What a certificate of the problem is put together from."""
+def count(problem: Problem, prior: Prior, penalty: float, risk: GibbsRisk, p_min: float, division: Division) -> Counted:
+    """What a certificate of the problem is put together from; what the division left out is paid here."""
     return Counted(
         risk=risk,
         kl=problem.network.exact_kl(prior),
-        penalty=penalty,
+        penalty=penalty + division.nats,
         n=len(problem.y),
         holdout_errors=holdout_errors(problem),
         constant_errors=len(problem.y) - int(problem.y.bincount().max()),
         sigma=float(prior.sigma or 0.0),
         p_min=p_min,
+        left_out=len(division.left_out),
     )
 
 

@@ -105,6 +105,7 @@ class Counted:
         risk: of fresh draws on the n samples. kl: KL(Q || P). penalty: nats for choices made after seeing them.
         holdout_errors: of the prior's mean network on the n samples. constant_errors: of the best constant answer.
         sigma: of the prior.
+        left_out: samples of the bound that were left out and paid for in `penalty`; no hold-out bound pays for them.
     """
 
     risk: GibbsRisk
@@ -115,6 +116,7 @@ class Counted:
     constant_errors: int
     sigma: float
     p_min: float
+    left_out: int = 0
 
 
 def assemble(
@@ -136,6 +138,7 @@ def assemble(
     risk, n = counted.risk, counted.n
     uppers = [float(bounds.monte_carlo_risk(p, risk.draws, confidence.draws)) for p in (risk.error, risk.cross_entropy)]
     nats = counted.kl + counted.penalty
+    holdout = 1.0 if counted.left_out else bounds.binomial_tail_inverse(counted.holdout_errors, n, confidence.each)
     bound, ce_bound = (float(bounds.pac_bayes_kl(upper, nats, n, confidence.samples)) for upper in uppers)
     return Certificate(
         risk_bound=bound,
@@ -149,7 +152,7 @@ def assemble(
         delta_mc=confidence.for_draws,
         candidates=confidence.union.candidates,
         evaluations=confidence.union.evaluations,
-        holdout_bound=float(bounds.binomial_tail_inverse(counted.holdout_errors, n, confidence.each)),
+        holdout_bound=float(holdout),
         holdout_network="prior's mean network",
         prior=prior,
         assumptions=assumptions,

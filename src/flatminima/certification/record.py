@@ -229,10 +229,10 @@ def _recipe_again(
         hyper="as recorded",
         p_min=recipe.p_min,
     )
-    penalty = division.nats + (sigma_penalty(recorded.sigma) if recipe.fit_sigma else 0.0)
+    penalty = sigma_penalty(recorded.sigma) if recipe.fit_sigma else 0.0
     risk = risk_of_recipe(problem, recipe, seed, 2, recipe.passes)
     return assemble(
-        count(problem, prior, penalty, risk, recipe.p_min),
+        count(problem, prior, penalty, risk, recipe.p_min, division),
         confidence,
         enforce(conditions(found, confidence), True),
         prior=recorded.prior,

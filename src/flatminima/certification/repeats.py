@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import binom, poisson
+from torch import Tensor
 
-from flatminima.certification.rows import CHUNK, Floats, Hashes, counts_of, row_hashes, rows_of
-from flatminima.core.samples import Samples
+from flatminima.certification.groups import group_hashes
+from flatminima.certification.rows import CHUNK, FEWEST_VALUES, Floats, Hashes, chunks, counts_of, row_hashes, rows_of
+from flatminima.core.samples import Samples, leaves
 
 IMPROBABLE = 1e-3  # probability at most under which counts are said to be those of no independent draws
 
@@ -25,6 +27,7 @@ _SPLITS = 4  # of the columns into two halves, at random
 _ALIKE = 0.05  # share of the repeated rows that may have a half in common with a row unlike them
 _MANY_HALVES = 3  # of 2 x 4 in which repeated rows must be alone, for their repetition to be copying
 _FEWEST_ROWS = 8  # distinct rows from which on halves say anything
+_FEWEST_COARSE = 3  # values of a row from which on unlike ones are seldom equal in bfloat16
 _LATTICE_ROWS = 1_000  # rows that a column is looked at
 _INJECTIVE = 0.9  # share of distinct values in a column that alone tells rows apart
 
@@ -37,6 +40,8 @@ class Repeats:
         n: samples. distinct: unlike in input or target. inputs: unlike in input. most: copies of the most frequent.
         p_value: of the counts, at most, whatever distribution the samples were drawn from independently.
         whole: the rows that repeat are continuous values, which independent draws do not repeat.
+        identity: (n,) hashes by which they repeat, of the inputs or, where they repeat off in their last bits, of the
+            inputs in bfloat16.
     """
 
     n: int
@@ -45,6 +50,7 @@ class Repeats:
     most: int
     p_value: float
     whole: bool
+    identity: Hashes = field(repr=False, compare=False)
 
     @property
     def even(self) -> bool:
@@ -64,13 +70,43 @@ class Repeats:
         return text
 
 
-def find_repeats(samples: Samples) -> Repeats:
-    """Count what repeats, and test whether independent draws explain it; a second pass where inputs repeat."""
-    inputs = samples.input_hashes
-    pairs, rows = counts_of(samples.hashes), counts_of(inputs)
-    p_value = min(1.0, 2 * min(evenness(pairs), evenness(rows)))
-    whole = len(rows) < len(inputs) and repeat_whole(inputs, lambda at: rows_of(samples.take(torch.from_numpy(at))[0]))
-    return Repeats(len(samples), len(pairs), len(rows), int(rows.max()), p_value, whole)
+def find_repeats(samples: Samples, numbers: Tensor | None = None) -> Repeats:
+    """Count what repeats, and test whether independent draws explain it; a second pass where inputs repeat.
+
+    Args:
+        numbers: (n,) of each sample's group, whose contents are counted then instead of the samples'.
+    """
+    inputs, coarse = samples.input_hashes, _coarse(samples)
+
+    def read(at: np.ndarray[Any, Any]) -> Floats:
+        return rows_of(samples.take(torch.from_numpy(at))[0])
+
+    whole, identity = _repeats(inputs) and repeat_whole(inputs, read), inputs
+    if coarse is not None and _repeats(coarse) and repeat_whole(coarse, lambda at: _rounded(read(at))):
+        whole, identity = True, coarse
+    tested = [samples.hashes, inputs] + ([] if coarse is None else [coarse])
+    if numbers is not None:
+        tested = [np.array(group_hashes(t, numbers.numpy()), dtype=np.uint64) for t in tested]
+    p_value = min(1.0, len(tested) * min(evenness(counts_of(t)) for t in tested))
+    rows = counts_of(identity)
+    return Repeats(len(inputs), len(counts_of(samples.hashes)), len(rows), int(rows.max()), p_value, whole, identity)
+
+
+def _repeats(hashes: Hashes) -> bool:
+    return int(counts_of(hashes).max()) > 1
+
+
+def _coarse(samples: Samples) -> Hashes | None:
+    """Hashes of the inputs in bfloat16; None where near-copies are told by their moments, or there are no fractions."""
+    first = leaves(samples.take(torch.tensor([0]))[0])
+    values = sum(t[0].numel() for t in first)
+    if not _FEWEST_COARSE <= values < FEWEST_VALUES or not any(t.is_floating_point() for t in first):
+        return None
+    return np.concatenate([row_hashes(_rounded(rows_of(x))) for _, x in chunks(samples)])
+
+
+def _rounded(rows: Floats) -> Floats:
+    return torch.from_numpy(rows).bfloat16().float().numpy()
 
 
 def evenness(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:

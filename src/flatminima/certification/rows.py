@@ -14,6 +14,7 @@ from flatminima.core.samples import Samples, leaves
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
+FEWEST_VALUES = 12  # of a sample, below which unlike ones are often linear functions of each other
 CHUNK = 2_000  # samples that are read at a time
 
 

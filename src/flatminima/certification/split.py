@@ -108,17 +108,17 @@ def split(
         raise UsageError(f"got repetition={repetition!r}; expected 'tested', or 'independent' to state it")
     numbers = None if groups is None else group_numbers(groups, len(samples))
     drawn = fair_draw(samples, fraction, seed, numbers)
-    repeats, copies = find_repeats(samples), find_copies_within(samples)
+    repeats, copies = find_repeats(samples, numbers), find_copies_within(samples)
     stated = "every repeated row was drawn anew" if repetition == "independent" else ""
     units = torch.arange(len(samples)) if numbers is None else numbers
     lost = torch.zeros(len(drawn.bound), dtype=torch.bool)
     if not stated:
-        equal = torch.from_numpy(samples.input_hashes.view(np.int64)) if repeats.whole else None
+        equal = torch.from_numpy(repeats.identity.view(np.int64)) if repeats.whole else None
         lost = _copied(units, drawn.order, drawn.cut, equal, copies.pairs)
     left = _leave_out(drawn.bound, lost)
     why = "; ".join(e for e in (repeats.evidence, copies.evidence) if e)
     doubt = f"{int(lost.sum())} of the bound's {len(lost)} samples are copies ({why})" if left is None else ""
-    if repeats.even and numbers is None and not stated:
+    if repeats.even and not stated:
         doubt = repeats.evidence
     bound, out, nats = left or (drawn.bound.sort().values, _NONE, 0.0)
     count = None if numbers is None else len(drawn.order)
