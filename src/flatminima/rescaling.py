@@ -8,7 +8,6 @@ outputs did not change; nothing is assumed from the architecture.
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import math
@@ -23,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from flatminima import progress
 from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import copied
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.rounds import MeasureFunction, functions, measure
@@ -231,7 +231,7 @@ def _apply(model: nn.Module, rescaling: Rescaling, a: float) -> None:
 
 def _rescaled(minimum: Minimum, rescaling: Rescaling, a: float) -> Minimum:
     with minimum.open():
-        model = copy.deepcopy(minimum.model).eval()
+        model = copied(minimum.model).eval()
     _apply(model, rescaling, a)
     return Minimum(model, minimum.samples, minimum.loss, batch_size=minimum.batch_size, seed=minimum.seed)
 
@@ -244,7 +244,7 @@ def _drift(minimum: Minimum, rescaling: Rescaling, factors: Sequence[float]) -> 
         allowed = _UNCHANGED.get(before.dtype, _UNCHANGED_DEFAULT)
         worst = 0.0
         for a in factors:
-            model = copy.deepcopy(minimum.model)
+            model = copied(minimum.model)
             try:
                 _apply(model, rescaling, a)
                 other = Minimum(model.eval(), minimum.samples, minimum.loss, batch_size=minimum.batch_size)

@@ -65,14 +65,23 @@ def refuse_training_mode(model: nn.Module) -> None:
         ModelError: naming the module.
     """
     for name, module in model.named_modules():
-        if module.training and _acts_in_training(module):
+        if getattr(module, "training", False) and _acts_in_training(module):
             raise ModelError(
-                f"the model is in training mode and {name or 'it'} is {type(module).__name__}; "
+                f"the model is in training mode and {name or 'it'} is {_kind(module)}; "
                 "measures look at the deterministic network: call model.eval() first"
             )
 
 
+def _kind(module: nn.Module) -> str:
+    """Of TorchScript the class that was compiled."""
+    return str(getattr(module, "original_name", type(module).__name__))
+
+
 def _acts_in_training(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return _kind(module).startswith(("BatchNorm", "SyncBatchNorm")) or (
+            "Dropout" in _kind(module) and getattr(module, "p", 1) != 0
+        )
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p != 0
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):

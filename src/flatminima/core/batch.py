@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatminima.core.following import LayersDisagree, Watch, WeightedSums, disagreement, row_weights, watching
 from flatminima.core.layers import LayerGradient, NoLayerRule, Tape
+from flatminima.core.parameters import dense
 from flatminima.core.samples import Inputs, leaves, map_tensors
 from flatminima.core.statistic import Reads
 from flatminima.errors import Absent, DataError, FlatMinimaError, ModelError, NumericalError, Undefined
@@ -78,14 +79,14 @@ class Batch:
         """Flat gradient (W,) of the sum of the losses, with a graph to the parameters."""
         total, tensors = self._total()
         grads = torch.autograd.grad(total, tensors, create_graph=True, allow_unused=True)
-        parts = [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(grads, tensors, strict=True)]
-        return torch.cat(parts)
+        pairs = zip(grads, tensors, strict=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else dense(g)).reshape(-1) for g, p in pairs])
 
     def gradient(self) -> Tensor:
         """Gradient of the summed loss (W,), detached."""
         total, tensors = self._total()
         grads = torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True)
-        return torch.cat([g.reshape(-1) for g in grads])
+        return torch.cat([dense(g).reshape(-1) for g in grads])
 
     def _total(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Sum of the losses, to be differentiated by the parameters."""
@@ -231,7 +232,7 @@ class Batch:
             if out_of_memory(error):
                 raise
             raise Undefined(f"the network's own backward pass fails: {str(error).splitlines()[0]}") from None
-        return [g.to_dense() if g.layout != torch.strided else g for g in grads]
+        return [dense(g) for g in grads]
 
     def _sample_by_sample(self, leaves_in: list[Tensor]) -> Backward:
         """The slow truth: one graph to the parameters, one backward pass a sample. For models no tape can follow."""
@@ -260,7 +261,7 @@ class Batch:
                     if out_of_memory(error):
                         raise
                     raise Undefined(f"the network's own backward pass fails: {str(error).splitlines()[0]}") from None
-                rows.append([g.to_dense() if g.layout != torch.strided else g for g in grads])
+                rows.append([dense(g) for g in grads])
             stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
             n = len(parameters.tensors)
             by_name = dict(zip(parameters.names, stacked[:n], strict=True))

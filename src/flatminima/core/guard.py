@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatminima.core.identity import dense_parts, same_content
 from flatminima.core.identity import version as _version
 
-_TABLES = ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TABLES = ("_parameters", "_buffers", *_HOOKS)
 
 
 @contextmanager
@@ -27,9 +28,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
     state = [(t, t.detach().clone(), _version(t)) for t in _tensors(model)]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     grads = [(p.grad, p.grad.detach().clone()) for p in model.parameters() if p.grad is not None]
-    tables = [(getattr(m, name), dict(getattr(m, name))) for m in model.modules() for name in _TABLES]
-    modes = [(m, m.training) for m in model.modules()]
-    attributes = [(m, dict(vars(m))) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    compiled = {m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)}  # their tables are copies
+    tables = [
+        (getattr(m, name), dict(getattr(m, name)))
+        for m in model.modules()
+        for name in (_HOOKS if m in compiled else _TABLES)
+    ]
+    buffers = [(m, name, b) for m in compiled for name, b in m.named_buffers(recurse=False)]
+    modes = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
+    attributes = [(m, dict(vars(m))) for m in model.modules() if m not in compiled]
     try:
         with same_randomness():
             model.eval()
@@ -44,6 +51,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             if [*map(id, table.values())] != [*map(id, entries.values())] or [*table] != [*entries]:
                 table.clear()
                 table.update(entries)
+        for m, name, buffer in buffers:
+            if getattr(m, name) is not buffer:
+                setattr(m, name, buffer)
         with torch.no_grad():
             for tensor, copy, _ in state:
                 if not _same(tensor, copy):

@@ -87,10 +87,13 @@ def sample_bytes(tensor: Tensor) -> Tensor:
 
 def structure(model: nn.Module) -> tuple[Any, ...]:
     """Changes where a layer, a forward function or a plain setting of a module (an active adapter) is another."""
-    out = []
+    out: list[tuple[Any, ...]] = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # compiled: its forward and settings are what they are
+            out.append((name, id(module), 0, ()))
+            continue
         forward = vars(module).get("forward", type(module).forward)
-        settings = () if isinstance(module, torch.jit.ScriptModule) else tuple(_settings(vars(module)))
+        settings = tuple(_settings(vars(module)))
         out.append((name, id(module), id(getattr(forward, "__func__", forward)), settings))
     return tuple(out)
 

@@ -6,7 +6,6 @@ random state are as before after every use, and after every exception.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from flatminima.core.identity import fingerprint, marks_of, structure
 from flatminima.core.layers import Unit, units_of
 from flatminima.core.losses import Loss
 from flatminima.core.network import Network, Passes
-from flatminima.core.parameters import Parameters, unwrap
+from flatminima.core.parameters import Parameters, copied, unwrap
 from flatminima.core.samples import (
     Inputs,
     Samples,
@@ -113,7 +112,7 @@ class Minimum(Network):
             self.device = here
         else:
             with tied(model, self._shared):
-                model = copy.deepcopy(model).to(self.device)
+                model = copied(model).to(self.device)
             self._shared = aliases(model)
             self.parameters = Parameters.of(model, self._shared)
         self.model = model
@@ -182,7 +181,7 @@ class Minimum(Network):
         samples = self.samples if data is None else as_samples(data)
         if dtype is not None:
             with self.open():  # shared weights are tied there, and stay so in the copy
-                network = copy.deepcopy(network).to(dtype).eval()
+                network = copied(network).to(dtype).eval()
             samples = Converted(samples, dtype)
         other = type(self)(network, samples, self.loss, batch_size=self.batch_size, seed=self.seed, output=self.output)
         other.ranks, other.passes = self.ranks, self.passes

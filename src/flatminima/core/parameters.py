@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -100,6 +101,25 @@ class Parameters:
         """Copy a flat vector (W,) into the parameters."""
         for p, part in zip(self.tensors, self.split(vector), strict=True):
             p.copy_(part)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy with parameters of its own: TorchScript's deepcopy would leave them hanging on the original's graph.
+
+    Compressed sparse tensors, which have no deepcopy, are cloned.
+    """
+    held = [*model.buffers(), *(v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))]
+    with torch.no_grad():
+        clones = {id(t): t.detach().clone() for t in held if t.layout not in (torch.strided, torch.sparse_coo)}
+        other = copy.deepcopy(model, clones)
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        theirs.requires_grad_(ours.requires_grad)
+    return other
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient as autograd's dense tensor: of an embedding with ``sparse=True`` it holds rows alone."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:

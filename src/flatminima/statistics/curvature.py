@@ -17,6 +17,8 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatminima.core.batch import Batch
+from flatminima.core.identity import dense_parts
+from flatminima.core.parameters import dense
 from flatminima.core.space import Space
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.statistics.second_derivatives import refuse_wrong
@@ -242,9 +244,10 @@ class Graph:
 
     def _back(self, ends: list[Tensor], seeds: list[Tensor], create_graph: bool = False) -> tuple[Tensor | None, ...]:
         """d ends / d w against `seeds`, one a parameter, None where nothing depends on it; the graph is kept."""
-        return torch.autograd.grad(
+        grads = torch.autograd.grad(
             ends, self.tensors, seeds, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
+        return tuple(g if g is None else dense(g) for g in grads)
 
     def _flat(self, parts: tuple[Tensor | None, ...]) -> Tensor:
         pairs = zip(parts, self.tensors, strict=True)
@@ -261,8 +264,9 @@ def _weighed(batch: Batch, curvature: Curvature) -> tuple[Graph, int]:
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        for part in dense_parts(tensor):
+            storage = part.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself would make a reference cycle of outputs
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -48,6 +48,8 @@ class FeedForward(Statistic[FeedForwardNetwork]):
         recurrent = next((type(m).__name__ for m in minimum.model.modules() if isinstance(m, nn.RNNBase)), None)
         if recurrent is not None:
             raise Undefined(f"{recurrent!r} is not a layer of a ReLU network")
+        if any(isinstance(m, torch.jit.ScriptModule) for m in minimum.model.modules()):
+            raise Undefined("TorchScript's operations cannot be followed: measure the module that it was made of")
         ones = map_tensors(lambda t: torch.ones_like(t, dtype=torch.float64, device=minimum.device), inputs)
         with minimum.open(), torch.no_grad():
             first, one = _run(minimum, ones, 1.0)

@@ -6,7 +6,6 @@ training mode on chunks of 10 samples, so that a sample's gradient runs through 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flatminima import progress
 from flatminima.core.batch import Batch, logits
 from flatminima.core.layers import LayerGradient
+from flatminima.core.parameters import copied, dense
 from flatminima.core.samples import map_tensors
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import Undefined, UsageError
@@ -113,7 +113,7 @@ class TrainingGram(Statistic[GramMatrices]):
         plain = Gram(self.subset, self.trials, self.seed)
         state = plain.init(minimum)
         with minimum.open():
-            model = copy.deepcopy(minimum.model).double()
+            model = copied(minimum.model).double()
         tensors: list[Tensor] = [p.requires_grad_() for p in _trainable(model, minimum)]
         order = minimum.samples.order(self.seed)[: plain.limit(minimum)]
         with _batch_statistics(model):
@@ -146,7 +146,7 @@ def _jacobian(minimum: Minimum, model: nn.Module, tensors: list[Tensor], indices
         seed = torch.zeros_like(unit)
         seed[i] = unit[i]
         grads = torch.autograd.grad(output, tensors, seed, retain_graph=True, allow_unused=True, materialize_grads=True)
-        rows.append(torch.cat([g.reshape(-1) for g in grads]))
+        rows.append(torch.cat([dense(g).reshape(-1) for g in grads]))
     minimum.passes.backward += len(indices) ** 2
     return torch.stack(rows), log_norms
 
