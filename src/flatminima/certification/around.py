@@ -171,9 +171,9 @@ def certify_around(
         seed=seed,
     )
     choice = _choose(minimum, shape, grid, tuple(etas or shape.etas), undivided.samples, p_min, seed)
-    risk = risk_of(  # fresh draws, after the posterior was frozen
-        minimum, choice.posterior, draws=draws, batch_size=batch_size, p_min=p_min, seed=mix(seed, 1)
-    )
+    mark = _digest(torch.cat([minimum.parameters.flat(torch.float64).cpu(), centre.weights]))
+    drawn = mix(seed, 1 + int(mark, 16) % 2**48)  # other draws for other weights: none can be fitted to them
+    risk = risk_of(minimum, choice.posterior, draws=draws, batch_size=batch_size, p_min=p_min, seed=drawn)
     refuse_changed(wrong, errors_at(minimum, centre.weights))
     confirm(samples)
     details: dict[str, Any] = {"posterior": posterior, "eta": choice.eta, "seed": seed, "prior_seed": prior_seed}
@@ -200,7 +200,7 @@ def certify_around(
     if test is not None:
         details["test"] = _on_test(test, choice.posterior, p_min, seed)
     made = (posterior, dict(shape.details), choice.eta, choice.posterior.scale, draws, batch_size, seed, prior_seed)
-    key = run_key((made, centre.text, _digest(centre.weights), _digest(minimum.parameters.flat())))
+    key = run_key((made, centre.text, mark, risk.error, risk.cross_entropy, choice.posterior.kl, len(minimum.samples)))
     declared = None if union is None else union.k
     what = f"{posterior}, {centre.text}"
     confidence = share_of(delta, delta_mc, undivided.union, declared, whole, ledger, key, what)

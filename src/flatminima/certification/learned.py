@@ -171,9 +171,12 @@ class _Run:
         with self.clock.stage("evaluation"):
             risk = self._risk(problem, 2, recipe.passes)
         refuse_changed(answers, self._answers(start))
-        key = self._key(recipe.to_dict(), checksum(start.network))
-        confidence: Confidence = share(key, f"recipe {key} with seed {self.seed}")
         counted = count(problem, prior, penalty, risk, recipe.p_min, self.division)
+        # with what was counted, since a network of other code may have the same weights
+        key = self._key(
+            recipe.to_dict(), checksum(start.network), risk.error, risk.cross_entropy, counted.kl, counted.n
+        )
+        confidence: Confidence = share(key, f"recipe {key} with seed {self.seed}")
         details = self._details(problem, start)
         if others is not None:
             details["test"] = self._test(problem, others)

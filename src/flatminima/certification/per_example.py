@@ -30,6 +30,8 @@ class PerExample(TorchFunctionMode):
 
     Args:
         sigmas: id of a weight tensor mu -> sigma, of mu's shape.
+        standing_in: id of the tensor that the network holds in mu's place -> mu. It should be NaN, so that a use of it
+            that is not seen here (in compiled or scripted code) does not pass for a draw.
         examples: size of the batch, the leading dimension of every layer's input.
         generator: of the noise.
         kernels_by_batch: one draw of a convolution's kernels for the whole batch, to train with; unbiased, but its
@@ -39,13 +41,15 @@ class PerExample(TorchFunctionMode):
     def __init__(
         self,
         sigmas: Mapping[int, Tensor],
+        standing_in: Mapping[int, Tensor],
         examples: int,
         generator: torch.Generator | None = None,
         *,
         kernels_by_batch: bool = False,
     ) -> None:
         super().__init__()
-        self.sigmas, self.examples, self.generator = sigmas, examples, generator
+        self.sigmas, self.standing_in = sigmas, standing_in
+        self.examples, self.generator = examples, generator
         self.kernels_by_batch = kernels_by_batch
         self.used: set[int] = set()
 
@@ -54,14 +58,24 @@ class PerExample(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
-        if not any(id(t) in self.sigmas for t in _tensors((args, kwargs))):
+        if not any(id(t) in self.standing_in for t in _tensors((args, kwargs))):
             return func(*args, **kwargs)
         if rule is not None:
+            args, kwargs = (self._means(values) for values in (args, kwargs))
             return rule(self, func, *args, **kwargs)
         result = func(*args, **kwargs)
         if any(True for _ in _tensors(result)):
             raise SharedWeights(f"{getattr(func, '__name__', func)} reads a random weight outside of its layer")
         return result  # a shape, a dtype
+
+    def _means(self, values: Any) -> Any:
+        """Arguments of a layer, with means for what stands in for them."""
+        if isinstance(values, dict):
+            return {key: self._mean(value) for key, value in values.items()}
+        return tuple(self._mean(value) for value in values)
+
+    def _mean(self, value: Any) -> Any:
+        return self.standing_in.get(id(value), value)
 
     def sigma(self, weight: Tensor | None) -> Tensor | None:
         """sigma of a weight that is random; each may be asked for once."""

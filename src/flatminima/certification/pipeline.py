@@ -181,6 +181,10 @@ def refuse_ambient() -> None:
         )
     if torch.is_inference_mode_enabled():
         raise UsageError("got torch.inference_mode around a certificate, which trains; use torch.no_grad, or neither")
+    if torch.get_default_device().type not in ("cpu", "cuda", "mps", "xpu"):
+        raise UsageError(
+            f"got a default device of {torch.get_default_device()}, which holds no values: leave torch.device out"
+        )
     if torch.get_default_dtype() != torch.float32:
         raise UsageError(
             f"got a default dtype of {torch.get_default_dtype()}: the same seed draws other weights under it; certify "

@@ -21,8 +21,8 @@ from flatminima.certification.posteriors import DiagonalGaussian, Posterior
 from flatminima.certification.stochastic import StochasticNetwork
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import generator
-from flatminima.core.samples import TensorSamples
-from flatminima.errors import DataError, NumericalError
+from flatminima.core.samples import Inputs, TensorSamples
+from flatminima.errors import DataError, ModelError, NumericalError
 
 _AT_ONCE, _MOST = 32, 1 << 24  # draws made together, and numbers in them
 
@@ -147,6 +147,8 @@ def by_batch(
                 for part in indices.split(minimum.batch_size):
                     batch = minimum.batch(part)
                     output = minimum.forward(batch.inputs)
+                    if index == 0:
+                        _refuse_still(minimum, batch.inputs, output, kept, weights + noise[place])
                     labels = class_labels(batch.targets, output, minimum.loss)
                     logits = two_class(output)
                     wrong += errors(logits, labels)
@@ -156,6 +158,24 @@ def by_batch(
         finally:
             minimum.parameters.assign(kept)
     return GibbsRisk(wrong / seen, min(loss / seen, 1.0), len(blocks), "batch")
+
+
+def _refuse_still(minimum: Minimum, inputs: Inputs, output: Tensor, kept: Tensor, drawn: Tensor) -> None:
+    """Refuse a network that does not follow its weights: it would be evaluated at the mean, whatever is drawn.
+
+    Raises:
+        ModelError: weights that moved, and outputs that are the same to the last bit.
+    """
+    if torch.equal(drawn.to(kept), kept):
+        return
+    minimum.parameters.assign(kept)
+    same = torch.equal(minimum.forward(inputs), output)
+    minimum.parameters.assign(drawn)
+    if same:
+        raise ModelError(
+            "the network's outputs stay the same when its weights are drawn anew: it computes with a copy of them; let "
+            "it read its parameters at each pass"
+        )
 
 
 def errors(logits: Tensor, labels: Tensor) -> int:

@@ -21,7 +21,7 @@ from flatminima.certification.per_example import PerExample, SharedWeights
 from flatminima.core.parameters import Parameters
 from flatminima.errors import ModelError, UsageError
 
-_PROBE = 3  # examples of a probing pass
+_PROBE, _BATCH = 3, 64  # examples of a probing pass, and of one that looks for what they do to each other
 _LARGEST_KERNEL = 1 << 20  # weights of a convolution drawn by the example; larger ones take one draw a batch
 
 
@@ -114,7 +114,10 @@ class StochasticNetwork(nn.Module):
         if not isinstance(first, Tensor) or first.dim() not in (1, 2):
             got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
             raise ModelError(f"got an output {got}; a certificate needs logits (batch, classes)")
-        if not torch.allclose(first[: len(part)], part, rtol=1e-3, atol=1e-4):
+        many = x[:_BATCH]
+        whole, turned = self.network(many), self.network(many.flip(0)).flip(0)
+        pairs = ((first[: len(part)], part), (whole, turned), (whole[: len(first)], first))
+        if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs):
             raise ModelError("an example's output depends on the others of its batch; freeze the network's statistics")
         try:
             large = [
@@ -123,15 +126,20 @@ class StochasticNetwork(nn.Module):
             if large:
                 raise SharedWeights(f"{large[0]} is a kernel too large to draw for every example")
             for some in (few, fewer):  # two sizes: an axis may happen to be as long as one batch
-                self._per_example(some, None, False)
+                if bool(self._per_example(some, None, False).isnan().any()):
+                    raise SharedWeights("a random weight is used where it cannot be seen, in compiled or scripted code")
             self.by, self.reason = "example", ""
         except SharedWeights as found:
             self.by, self.reason = "batch", str(found)
+        except RuntimeError as error:  # the network itself has just run
+            self.by, self.reason = "batch", f"not drawn by the example: {str(error).splitlines()[0]}"
 
     def _per_example(self, x: Any, generator: torch.Generator | None, kernels_by_batch: bool) -> Tensor:
         sigmas = {id(mean): rho.exp() for mean, rho in zip(self.means, self.log_sigmas, strict=True)}
-        with PerExample(sigmas, len(x), generator, kernels_by_batch=kernels_by_batch) as mode:
-            out: Tensor = self.network(x)
+        nan = {n: m.new_full((), math.nan).expand(m.shape) for n, m in zip(self.names, self.means, strict=True)}
+        means = {id(nan[name]): mean for name, mean in zip(self.names, self.means, strict=True)}
+        with PerExample(sigmas, means, len(x), generator, kernels_by_batch=kernels_by_batch) as mode:
+            out: Tensor = functional_call(self.network, nan, (x,))
         missing = [n for n, mean in zip(self.names, self.means, strict=True) if id(mean) not in mode.used]
         if missing:
             raise SharedWeights(f"no layer that is known uses {missing[0]}")

@@ -169,6 +169,7 @@ class Checkpoint:
         write_whole(self.path, lambda file: torch.save(state | {"key": self.key}, file))
 
 
+@torch.enable_grad()
 def train_prior(
     model: nn.Module,
     x: Tensor,
@@ -192,6 +193,7 @@ def train_prior(
     model.eval()
 
 
+@torch.enable_grad()
 def train_posterior(
     network: StochasticNetwork,
     prior: Prior,

@@ -1,0 +1,242 @@
+"""Where weights come from: what a function makes under a seed, and what a network that is handed in gives away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from two_blobs import blobs
+
+from flatminima import Minimum, certify
+from flatminima.certification import Recipe, certify_around
+from flatminima.certification.provenance import Start, make
+from flatminima.errors import ModelError, UsageError
+from flatminima.models import build
+from flatminima.training import TrainConfig
+
+FREE = Recipe(prior_fraction=0.0, epochs=0, passes=1)
+
+
+class Named(nn.Module):
+    """A layer with tensors of several kinds, each made by a function."""
+
+    def __init__(self, **tensors: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+        for name, draw in tensors.items():
+            value = draw()
+            if value.is_floating_point() and name.startswith("p"):
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+
+FIXED = torch.randn(64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "fixed"),
+    [
+        ({}, ()),
+        ({"p": lambda: torch.ones(40)}, ()),  # a constant holds next to nothing
+        ({"p": lambda: torch.full((40,), 1e-5)}, ()),  # LayerScale's
+        ({"p": lambda: torch.eye(8)}, ()),
+        ({"p": lambda: torch.tensor([0.0] * 8 + [1.0] * 8)}, ()),  # an LSTM's forget gates
+        ({"mask": lambda: torch.ones(9, 9).tril().bool()}, ()),
+        ({"p": lambda: 1 + 0.02 * torch.randn(64)}, ()),  # around one, but drawn
+        ({"p": lambda: FIXED}, ("p",)),
+        ({"b": lambda: FIXED}, ("b",)),  # a buffer is as good a place
+        ({"p": lambda: FIXED + 1e-3 * torch.randn(64)}, ("p",)),  # the same with noise of its own
+        ({"p": lambda: 2.0 * FIXED + 0.5 * torch.randn(64)}, ("p",)),
+        ({"p": lambda: torch.tensor([0.3712])}, ("p",)),  # one number that is no round one
+        ({"p": lambda: FIXED[:5]}, ("p",)),
+    ],
+)
+def test_what_a_seed_does_not_change_is_named(tensors: dict[str, Any], fixed: tuple[str, ...]) -> None:
+    start = Start.of(lambda: Named(**tensors), 0)
+    assert tuple(name for name in start.fixed if name in tensors) == fixed
+
+
+def test_small_networks_with_small_noise_do_not_come_from_their_seed() -> None:
+    def near() -> nn.Module:
+        net = nn.Linear(2, 2)
+        with torch.no_grad():
+            net.weight.copy_(torch.tensor([[-1.3, -0.7], [0.9, 1.1]]) + 0.01 * torch.randn(2, 2))
+            net.bias.zero_()
+        return net
+
+    assert not Start.of(near, 0).seeded
+    assert Start.of(lambda: nn.Linear(2, 2), 0).seeded
+
+
+def test_a_function_is_called_under_its_seed_whatever_it_draws_from() -> None:
+    def by_numpy() -> nn.Module:
+        net = nn.Linear(2, 2)
+        with torch.no_grad():
+            net.weight.copy_(torch.from_numpy(np.random.standard_normal((2, 2))))
+        return net
+
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    for factory in (by_numpy, partial(build, "mlp", widths=(2, 4, 2)), partial(build, "mlp", seed=5, widths=(2, 4, 2))):
+        one, two = make(factory, 3), make(factory, 3)
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+        assert Start.of(factory, 3).seeded
+    torch.manual_seed(3)
+    assert torch.equal(make(lambda: nn.Linear(2, 2), 3).weight, nn.Linear(2, 2).weight)
+    torch.set_rng_state(state[0])
+    assert np.random.get_state()[1].tolist() == state[1]
+
+
+def memorised(x: Tensor, y: Tensor, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 2))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def random_labels() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(300, 20, generator=g), torch.randint(0, 2, (300,), generator=g)
+
+
+def test_a_network_that_memorised_two_classes_is_not_untrained(random_labels: tuple[Tensor, Tensor]) -> None:
+    net = memorised(*random_labels)
+    with pytest.raises(UsageError, match="stated to be untrained, but it errs on 0 of 300 samples"):
+        certify(net, random_labels, recipe=FREE, stated="untrained")
+    assert certify(net, random_labels, recipe=FREE).standing == "score"
+
+
+def test_features_that_memorised_under_a_fresh_head_are_not_untrained(random_labels: tuple[Tensor, Tensor]) -> None:
+    net = memorised(*random_labels)
+    torch.manual_seed(5)
+    net[2] = nn.Linear(128, 2)
+    with pytest.raises(UsageError, match="a linear probe of its features errs on"):
+        certify(net, random_labels, recipe=FREE, stated="Untrained")
+    torch.manual_seed(0)
+    honest = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 2))
+    assert certify(honest, random_labels, recipe=FREE, stated="untrained").standing == "conditional"
+
+
+def test_a_function_that_trains_without_gradients_of_torch_is_seen_by_all_its_seeds(
+    random_labels: tuple[Tensor, Tensor],
+) -> None:
+    def trains() -> nn.Module:
+        seed = int(torch.randint(0, 1000, ()))
+        with torch.enable_grad():  # on data that it finds by itself
+            g = torch.Generator().manual_seed(0)
+            return memorised(torch.randn(300, 20, generator=g), torch.randint(0, 2, (300,), generator=g), seed)
+
+    with pytest.raises(UsageError, match="so do those of 16 other seeds"):
+        certify(trains, random_labels, recipe=FREE)
+
+
+def test_an_untrained_network_that_is_lucky_is_none_that_was_trained() -> None:
+    """Of two blobs, an untrained line errs on few samples under every other seed: that is no sign of training."""
+    standings = {certify(lambda: nn.Linear(2, 2), blobs(64, 0), recipe=FREE, seed=s).standing for s in range(8)}
+    assert standings == {"certificate"}
+
+
+def test_what_a_handed_in_network_holds_besides_weights_is_in_no_certificate() -> None:
+    """P and Q are evaluated in the network that the function makes, not in the one that was handed in."""
+
+    class Table(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            for row, label in zip(*blobs(64, 0), strict=True):
+                out = out + 100.0 * (x == row).all(1, keepdim=True) * nn.functional.one_hot(label, 2)
+            return out
+
+    data = blobs(64, 0)
+    cheat = Table(2, 2)
+    with torch.no_grad():
+        cheat.weight.zero_()
+    minimum = Minimum(cheat, data)
+    honest = Minimum(nn.Linear(2, 2), data)
+    with torch.no_grad():
+        honest.model.weight.zero_()
+        honest.model.bias.copy_(cheat.bias)
+    one, two = (
+        certify_around(m, "gaussian", prior=lambda: nn.Linear(2, 2), scales=1.0, draws=64)
+        for m in (minimum, Minimum(honest.model, data))
+    )
+    assert one.risk_bound == two.risk_bound > 0.3
+
+
+def test_the_prior_is_trained_here_where_it_is_to_be_met() -> None:
+    x, y = blobs(160, 0)
+    first, second = (x[:80], y[:80]), (x[80:], y[80:])
+    net = make(lambda: nn.Linear(2, 2), 1)
+    c = certify_around(
+        Minimum(net, second),
+        prior=lambda: nn.Linear(2, 2),
+        prior_data=first,
+        prior_training=TrainConfig(epochs=3, batch_size=20),
+        draws=64,
+    )
+    assert c.is_certificate and c.prior == "3 epochs of sgd on 80 other samples, from seed 0"
+    with pytest.raises(UsageError, match="the bound's samples are the prior's"):
+        certify_around(
+            Minimum(net, second),
+            prior=lambda: nn.Linear(2, 2),
+            prior_data=second,
+            prior_training=TrainConfig(epochs=1),
+        )
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        (lambda: torch.autocast("cpu", torch.bfloat16), "torch.autocast"),
+        (torch.inference_mode, "torch.inference_mode"),
+        (lambda: torch.device("meta"), "default device"),
+    ],
+    ids=["autocast", "inference", "meta"],
+)
+@pytest.mark.parametrize("path", ["recipe", "minimum"])
+def test_modes_that_change_what_is_certified_are_refused(mode: Any, says: str, path: str) -> None:
+    minimum, data = Minimum(nn.Linear(2, 2), blobs(64, 0)), blobs(64, 0)
+    with pytest.raises(UsageError, match=says), mode():
+        if path == "recipe":
+            certify(lambda: nn.Linear(2, 2), data)
+        else:
+            certify_around(minimum, prior="zero")
+
+
+def test_another_default_dtype_is_refused() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UsageError, match="default dtype"):
+            certify(lambda: nn.Linear(2, 2), blobs(64, 0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_no_grad_changes_nothing() -> None:
+    data = blobs(64, 0)
+    with torch.no_grad():
+        inside = certify(lambda: nn.Linear(2, 2), data)
+    assert inside.risk_bound == certify(lambda: nn.Linear(2, 2), data).risk_bound
+
+
+def test_a_network_that_computes_with_a_copy_of_its_weights_is_refused() -> None:
+    class Copying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.kept = [self.layer.weight.detach().clone()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.kept[0]) + 0.0 * self.layer.weight.sum()
+
+    with pytest.raises(ModelError, match="computes with a copy"):
+        certify_around(Minimum(Copying(), blobs(64, 0)), "uniform", prior="zero", scales=9.0, score=True)
