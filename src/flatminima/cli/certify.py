@@ -260,9 +260,8 @@ def _draw(c: Certificate, path: Path) -> None:
     from flatminima.report.plots import certificate_terms
     from flatminima.report.theme import standalone
 
-    trained = c.details.get("prior_samples") != 0  # an untrained prior's hold-out bound says nothing
-    beside = {"hold-out bound": c.holdout_bound if trained else None, "errors seen": c.empirical_risk}
+    beside = {"hold-out bound": c.holdout_bound, "errors seen": c.empirical_risk, "constant answer": c.constant_error}
     if "test" in c.details:
         beside["test error"] = c.details["test"]["error"]
-    shown = {name: value for name, value in beside.items() if value is not None}
-    write_whole(path, standalone(certificate_terms(c.risk_bound, c.terms(), shown)) + "\n")
+    drawn = certificate_terms(c.risk_bound, c.terms(), beside, standing=c.standing, title=c.statement)
+    write_whole(path, standalone(drawn) + "\n")

@@ -126,17 +126,19 @@ def certificate(c: dict[str, Any]) -> str:
         return svg(figure, "The certificate, the hold-out bound and the observed errors")
 
 
-def certificate_terms(bound: float, terms: dict[str, float], beside: dict[str, float]) -> str:
+def certificate_terms(
+    bound: float, terms: dict[str, float], beside: dict[str, float], *, standing: str = "certificate", title: str = ""
+) -> str:
     """A certificate as the sum of its terms, above the bounds and errors that stand beside it.
 
     Args:
-        bound: what the certificate says, in [0, 1].
+        bound: what the certificate says, in [0, 1]. standing: what it is. title: its whole statement, for the figure.
         terms: name -> what it adds to the bound; they sum to it.
         beside: name -> another bound or an observed error.
     """
     from matplotlib.figure import Figure
 
-    names = [f"certificate {100 * bound:.2f}%", *(f"{name} {100 * value:.2f}%" for name, value in beside.items())]
+    names = [f"{standing} {100 * bound:.2f}%", *(f"{name} {100 * value:.2f}%" for name, value in beside.items())]
     with style("certificate-terms"):
         figure = Figure(figsize=(WIDTH, 0.42 * len(names) + 1.3))
         axes = figure.add_subplot()
@@ -152,7 +154,7 @@ def certificate_terms(bound: float, terms: dict[str, float], beside: dict[str, f
         axes.set_xlabel("0-1 error (%)")
         axes.grid(axis="x")
         axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.32 if len(names) > 2 else -0.5), ncols=2, frameon=False)
-        return svg(figure, "The certificate as the sum of its terms, and the observed errors")
+        return svg(figure, title or "The certificate as the sum of its terms, and the observed errors")
 
 
 def layers(values: dict[str, float], label: str, name: str, errors: dict[str, float | None] | None = None) -> str:
