@@ -32,13 +32,14 @@ from flatminima.certification.families import Curvature, Family, family
 from flatminima.certification.learned import share_of
 from flatminima.certification.logits import class_labels
 from flatminima.certification.overlap import refuse_overlap
-from flatminima.certification.pipeline import Confidence, Counted, Union, assemble, refuse_ambient
+from flatminima.certification.pipeline import Confidence, Counted, Union, assemble
 from flatminima.certification.posteriors import DiagonalGaussian, Posterior
 from flatminima.certification.prior import DEFAULT, Centre, Scales, subset
 from flatminima.certification.provenance import Factory, refuse_changed
 from flatminima.certification.reading import confirm, read
 from flatminima.certification.risk import GibbsRisk, blocks_of, by_batch, constant_errors, errors_at, risk_of
 from flatminima.certification.split import FEWEST, Division, Groups, Repetition, hold_apart
+from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Relative, mix
 from flatminima.core.samples import as_samples
@@ -60,6 +61,7 @@ class _Choice:
     penalty: float
 
 
+@neutral()
 def certify_around(
     minimum: Minimum,
     posterior: str = "gaussian",
@@ -146,7 +148,6 @@ def certify_around(
         >>> certificate.is_certificate, 0 <= certificate.empirical_risk <= certificate.risk_bound <= 1
         (True, True)
     """
-    refuse_ambient()
     undivided = Confidence(delta, delta_mc, union or Union())
     _check(minimum, draws, batch_size, p_min, box)
     test = None if test_data is None else _test_minimum(minimum, test_data)
@@ -213,6 +214,7 @@ def certify_around(
     return certificate
 
 
+@neutral()
 def certify_gaussian(
     model: nn.Module,
     prior: Tensor,
@@ -255,8 +257,7 @@ def certify_gaussian(
 
     Source: Langford & Caruana (2002), Maurer (2004), Dziugaite & Roy (2017), Perez-Ortiz et al. (2021).
     """
-    refuse_ambient()
-    confidence = Confidence(delta, delta_mc, union or Union(), "by the caller's count")
+    confidence = Confidence(delta, delta_mc, union or Union())
     words = printable(prior_text)
     if not words:
         raise UsageError("got no prior_text: state in words where the prior's weights come from")
@@ -387,7 +388,7 @@ def _choose(
 def _test_minimum(minimum: Minimum, test_data: Any) -> Minimum:
     others = as_samples(test_data)
     refuse_overlap(minimum.samples, others, "also in the test data", "give two different splits")
-    return Minimum(copy.deepcopy(minimum.model).eval(), others, minimum.loss, batch_size=minimum.batch_size)
+    return minimum.replace(model=copy.deepcopy(minimum.model).eval(), data=others)
 
 
 def _on_test(test: Minimum, posterior: Posterior, p_min: float, seed: int) -> dict[str, float]:

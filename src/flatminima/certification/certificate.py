@@ -182,10 +182,10 @@ class Certificate:
             raise UsageError(f"not a certificate: {error}; expected what Certificate.to_dict wrote") from None
 
     def __str__(self) -> str:
-        k = self.candidates * self.evaluations
+        paid = next((a.evidence for a in self.assumptions if a.text == PAID), "unknown")
         lines = [
             self.statement,
-            f"  chosen from                     {k:,} that could have been; delta is divided by that",
+            f"  its share                       {printable(paid)}",
             f"  error on the bound's {self.n} samples  {self.empirical_risk:.4f} "
             f"({self.draws} draws; at most {ceiled(self.monte_carlo_upper)})",
             f"  KL(Q||P)                        {self.kl + self.penalty:.2f} nats, sigma {self.sigma:.4g}",

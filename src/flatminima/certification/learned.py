@@ -33,7 +33,7 @@ from flatminima.certification.conditions import (
 from flatminima.certification.ledger import Ledger
 from flatminima.certification.logits import Logits
 from flatminima.certification.overlap import refuse_overlap
-from flatminima.certification.pipeline import Confidence, Counted, Union, assemble, refuse_ambient
+from flatminima.certification.pipeline import Confidence, Counted, Union, assemble
 from flatminima.certification.provenance import Factory, Start, refuse_changed, start_condition, start_errors
 from flatminima.certification.reading import read
 from flatminima.certification.recipe import Recipe
@@ -53,6 +53,7 @@ from flatminima.certification.train import (
     train_posterior,
     train_prior,
 )
+from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.samples import Samples, as_samples
 from flatminima.io import run_key
@@ -76,6 +77,7 @@ class Certified:
     start: Start
 
 
+@neutral()
 def certify_recipe(
     model: nn.Module | Factory,
     train_data: Any,
@@ -94,7 +96,6 @@ def certify_recipe(
     seed: int = 0,
 ) -> Certified:
     """`certify` of a network yet to be trained, with the posterior beside the certificate."""
-    refuse_ambient()
     undivided = Confidence(delta, delta_mc, Union(evaluations=1 if evaluations is None else evaluations))
     with same_randomness():
         samples = read(train_data)
@@ -134,10 +135,14 @@ def share_of(
         key: what determines the certificate. what: for whoever reads the ledger.
     """
     if path is None:
-        return Confidence(delta, delta_mc, union, "by the caller's count" if declared else "no ledger is kept")
+        if declared:
+            return Confidence(delta, delta_mc, union)
+        return Confidence(delta, delta_mc, union, "as the only one that could have been chosen on these samples")
     entry = Ledger(path, fingerprint).take(f"{key}-{delta!r}-{declared}", declared, what)
-    source = "by the caller's count, and the ledger's" if entry.declared else "by the ledger, and those that follow"
-    return Confidence(delta, delta_mc, replace(union, candidates=1, evaluations=entry.evaluations), source)
+    counted = replace(union, candidates=1, evaluations=entry.evaluations)
+    if entry.declared:
+        return Confidence(delta, delta_mc, counted)
+    return Confidence(delta, delta_mc, counted, "by the ledger, which leaves the rest to what follows on these samples")
 
 
 @dataclass

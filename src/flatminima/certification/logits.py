@@ -20,25 +20,26 @@ class Logits(nn.Module):
 
     Args:
         network: that returns them in an object, a dictionary or a tuple.
+        which: entry of what it returns, as for `Minimum`.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, which: Any = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.which = network, which
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return logits(self.network(*args, **kwargs))
+        return logits(self.network(*args, **kwargs), self.which)
 
     @classmethod
     @torch.no_grad()
-    def needed(cls, network: nn.Module, x: Any) -> nn.Module:
+    def needed(cls, network: nn.Module, x: Any, which: Any = None) -> nn.Module:
         """The network itself where it returns a tensor for `x`, else wrapped, so that names of weights stay short."""
         modes = [(m, m.training) for m in network.modules()]
         with same_randomness():
             output = network.eval()(x)
         for module, training in modes:
             module.training = training
-        return network if isinstance(output, Tensor) else cls(network)
+        return network if which is None and isinstance(output, Tensor) else cls(network, which)
 
 
 def two_class(output: Tensor) -> Tensor:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from flatminima import bounds
 from flatminima.certification.certificate import Assumption, Certificate
 from flatminima.certification.risk import GibbsRisk
@@ -57,7 +55,7 @@ class Confidence:
     delta: float
     delta_mc: float | None = None
     union: Union = Union()
-    source: str = "as given"
+    source: str = "by the caller's count of what could have been chosen"
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -94,7 +92,7 @@ class Confidence:
     def evidence(self) -> str:
         """How delta is shared, for the reader."""
         k = self.union.k
-        return f"delta / {k} each, {k} could have been chosen {self.source}" if k > 1 else f"one alone, {self.source}"
+        return f"1/{k:,} of delta, {self.source}" if k > 1 else f"all of delta, {self.source}"
 
 
 @dataclass(frozen=True)
@@ -165,28 +163,3 @@ def assemble(
         objective=objective,
         details=dict(details),
     )
-
-
-def refuse_ambient() -> None:
-    """Refuse modes of torch under which a certificate would be about another network, or another draw.
-
-    Raises:
-        UsageError: autocast (its cache of cast weights outlives a draw), inference mode, another default dtype.
-    """
-    kinds = ("cpu", "cuda", "mps", "xpu")
-    if any(torch.is_autocast_enabled(kind) for kind in kinds):
-        raise UsageError(
-            "got torch.autocast around a certificate: it keeps copies of weights from one draw to the next; leave it "
-            "out, and call model.bfloat16() for lower precision"
-        )
-    if torch.is_inference_mode_enabled():
-        raise UsageError("got torch.inference_mode around a certificate, which trains; use torch.no_grad, or neither")
-    if torch.get_default_device().type not in ("cpu", "cuda", "mps", "xpu"):
-        raise UsageError(
-            f"got a default device of {torch.get_default_device()}, which holds no values: leave torch.device out"
-        )
-    if torch.get_default_dtype() != torch.float32:
-        raise UsageError(
-            f"got a default dtype of {torch.get_default_dtype()}: the same seed draws other weights under it; certify "
-            "under torch.set_default_dtype(torch.float32), with a network of any dtype"
-        )

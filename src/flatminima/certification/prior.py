@@ -157,10 +157,7 @@ class Centre:
         """
         samples = minimum.samples if len(rows) == len(minimum.samples) else subset(minimum.samples, rows)
         if self.network is None:
-            if samples is minimum.samples:
-                return minimum
-            options: dict[str, Any] = {"batch_size": minimum.batch_size, "device": minimum.device, "seed": minimum.seed}
-            return Minimum(minimum.model, samples, minimum.loss, **options)
+            return minimum if samples is minimum.samples else minimum.replace(data=samples)
         network = copy.deepcopy(self.network)
         own = dict(minimum.parameters)
         with torch.no_grad():
@@ -168,9 +165,8 @@ class Centre:
                 p.requires_grad_(name in own)
                 if name in own:
                     p.data = own[name].detach().clone()
-        options = {"batch_size": minimum.batch_size, "device": minimum.device, "seed": minimum.seed}
         network = network.to(minimum.device, minimum.parameters.tensors[0].dtype)
-        return Minimum(network.eval(), samples, minimum.loss, **options)
+        return minimum.replace(model=network.eval(), data=samples)
 
     def condition(self, minimum: Minimum, division: Division, wrong: Tensor) -> Condition:
         """That the bound's samples had no part in it.

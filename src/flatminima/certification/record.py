@@ -29,13 +29,14 @@ from flatminima.certification.conditions import (
 )
 from flatminima.certification.learned import Certified, checksum, count, risk_of_recipe, sigma_penalty
 from flatminima.certification.logits import Logits
-from flatminima.certification.pipeline import Confidence, Union, assemble, refuse_ambient
+from flatminima.certification.pipeline import Confidence, Union, assemble
 from flatminima.certification.prior import Centre, Scales
 from flatminima.certification.provenance import Factory, Start
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.split import Division, Groups, Repetition, split
 from flatminima.certification.stochastic import Prior
 from flatminima.certification.train import Problem, make_problem, offsets, orthonormal, tensors_at
+from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Relative
@@ -184,11 +185,11 @@ def compare(recorded: Certificate, again: Certificate) -> list[Comparison]:
     return [Comparison(name, _number(recorded, name), _number(again, name)) for name in _COMPARED]
 
 
+@neutral()
 def recomputed(
     path: Path, model: nn.Module | Factory, data: Any, prior_data: Any = None, *, groups: Groups | None = None
 ) -> tuple[Certificate, Certificate]:
     """A certificate as recorded, and as it is computed again; what cannot be is stated in the second, by the record."""
-    refuse_ambient()
     document = read_document(path)
     recorded = Certificate.from_dict(document)
     samples = as_samples(data)
@@ -218,7 +219,7 @@ def _recipe_again(
         problem, prior, made = _rebuilt(model, weights, recorded, recipe, seed, samples, division)
         problem.network.probe(problem.x)
     union = Union(recorded.candidates, recorded.evaluations)
-    confidence = Confidence(recorded.delta, recorded.delta_mc, union, "by the record")
+    confidence = Confidence(recorded.delta, recorded.delta_mc, union, "as recorded")
     word = "" if made else f"the prior's weights are what the record says, {recorded.prior}"
     found = Findings(
         prior=prior_condition(True if made else None, "initial weights made again", stated=word),

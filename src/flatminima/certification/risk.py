@@ -234,7 +234,7 @@ def _by_example(minimum: Minimum, posterior: Posterior) -> StochasticNetwork | N
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in minimum.parameters.tensors):
         return None
     with minimum.open():
-        network = StochasticNetwork(Logits.needed(minimum.model, samples.inputs[:1]), posterior.scale)
+        network = StochasticNetwork(Logits.needed(minimum.model, samples.inputs[:1], minimum.output), posterior.scale)
         network.probe(samples.inputs)
     if network.by != "example":
         return None
