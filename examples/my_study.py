@@ -6,6 +6,7 @@ flatminima study examples/my_study.py -j 2 --output runs/flatness
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -43,7 +44,8 @@ def run(config: dict[str, Any], sources: Any) -> dict[str, Any]:
 def claims(results: Sequence[dict[str, Any]]) -> list[Verdict]:
     """What the runs decide."""
     widths, traces, seeds = ([r[key] for r in results] for key in ("width", "trace", "seed"))
-    return [trend("the Hessian's trace falls with the width", widths, traces, seeds=seeds, sign=-1)]
+    doublings = [math.log2(width) for width in widths]
+    return [trend("the Hessian's trace falls with each doubling of the width", doublings, traces, seeds=seeds, sign=-1)]
 
 
 def figure(results: Sequence[dict[str, Any]]) -> Figure:
