@@ -46,6 +46,8 @@ FORMS = {
     "transposed": lambda x: x.transpose(2, 3),
     "channels last": lambda x: x.permute(0, 2, 3, 1),
     "channels last, normalised, flipped, half": lambda x: normalised(x).permute(0, 2, 3, 1).flip(2).half(),
+    "blue first": lambda x: x.flip(1),
+    "blue first, flipped, half": lambda x: x.flip(1, 3).half(),
     "flat": lambda x: x.flatten(1) * 2,
     "flat, channels last": lambda x: x.permute(0, 2, 3, 1).flatten(1) * 2,
 }
@@ -96,6 +98,9 @@ def test_rows_of_a_table(d: int) -> None:
     for other in (rows(300, d, 1), rows(300, d, 1) * 255):
         assert find_copies(as_samples((x, y)), as_samples((other, y))).kinds == ()
     assert find_copies_within(as_samples((x, y))).kinds == ()
+    if d >= 12:
+        back = find_copies(as_samples((x, y)), as_samples((x.flip(1) * 3, y)))
+        assert len(back.kinds) == 300 and set(back.kinds) == {"reversed"}
     for form in (lambda t: t * 255, lambda t: t.float().double() * (1 + 1e-7), lambda t: (t - t.mean(0)) / t.std(0)):
         found = find_copies(as_samples((x, y)), as_samples((form(x), y)))
         assert len(found.kinds) >= 290
@@ -177,7 +182,7 @@ def test_turns_are_the_eight_of_a_square() -> None:
     layout = layouts(((3, 4, 4),), ((4, 4, 3),))[0][0]
     x = torch.rand(1, 3, 4, 4)
     turned = [image.reshape(-1) for _, image in layout.turns(x.flatten(1).numpy())]
-    assert len(turned) == 8
+    assert len(turned) == 8 + 2  # and two with the channels reversed
     expected = [f.rot90(k, (2, 3)).flatten().numpy() for f in (x, x.flip(3)) for k in range(4)]
     assert all(any(np.array_equal(t, e) for t in turned) for e in expected)
     for image in expected:  # and change no weight

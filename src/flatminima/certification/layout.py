@@ -36,11 +36,12 @@ class Layout:
     def weights(self) -> Floats:
         """Two weights of each position, (height width, 2), that no turn changes: powers of the distance to the middle.
 
-        Of a row, which nothing turns, random ones.
+        Of a row, random ones, alike from both ends.
         """
         count = self.height * self.width
         if self.flat:
             found = np.random.default_rng(1).standard_normal((count, 2))
+            found += found[::-1].copy()
         else:
             y, x = (np.arange(size) - (size - 1) / 2 for size in (self.height, self.width))
             away = ((y / self.height) ** 2)[:, None] + ((x / self.width) ** 2)[None]
@@ -57,11 +58,14 @@ class Layout:
     def turns(self, rows: Floats) -> Iterator[tuple[str, Floats]]:
         """Rows with channels first in every position an image can be turned to, with its name; "" for as they are."""
         yield "", rows
-        if self.flat:
-            return
         images = rows.reshape(len(rows), self.channels, self.height, self.width)
+        if self.flat:
+            yield "reversed", np.ascontiguousarray(images[..., ::-1, ::-1]).reshape(len(rows), -1)
+            return
         flips = {"flipped": images[..., ::-1], "flipped vertically": images[..., ::-1, :]}
         flips["turned"] = images[..., ::-1, ::-1]
+        if self.channels == 3:
+            flips |= {"channels reversed": images[:, ::-1], "channels reversed, flipped": images[:, ::-1, :, ::-1]}
         if self.height == self.width:
             over = images.swapaxes(2, 3)
             flips |= {"transposed": over, "turned left": over[..., ::-1, :], "turned right": over[..., ::-1]}
