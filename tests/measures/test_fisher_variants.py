@@ -17,7 +17,7 @@ from flatminima.measures import (
     fisher_spectral_radius,
     fisher_trace,
 )
-from flatminima.statistics import FisherMatrix, TrainingGram
+from flatminima.statistics import FisherMatrix, FisherParts, TrainingGram
 
 
 def smooth(outputs=1):
@@ -224,3 +224,44 @@ def test_both_at_once():
             squares.append(sum(float(g.square().sum()) for g in grads))
     assert found.value == pytest.approx(sum(squares) / 12, rel=1e-9)
     assert math.isfinite(found.stderr)
+
+
+# -- the full matrix of part of the data ------------------------------------------------------------------------------
+
+
+def regression(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, generator=g, dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    return Minimum(net, (x, net(x).detach()), "mse", batch_size=n)
+
+
+def test_the_full_determinant_of_part_of_the_data_covers_that_of_all():
+    """200 draws of 150 of 600; uncorrected it is too small, by more than its error bar."""
+    m = regression(600, 0)
+    exact = fisher_logdet_full(m)
+    assert exact.stderr is None and exact.details["error_of"] == "exact"
+    found = [fisher_logdet_full(m, samples=150, seed=s) for s in range(200)]
+    share = sum(low <= exact.value <= high for low, high in (e.interval() for e in found)) / 200
+    assert 0.90 <= share <= 0.99, share
+    means = [sum(e.details["uncorrected"] for e in found) / 200, sum(e.value for e in found) / 200]
+    assert means[0] < means[1] and abs(means[1] - exact.value) < 0.5 * abs(means[0] - exact.value)
+
+
+def test_parts_of_the_full_matrix_are_those_of_their_samples():
+    m = regression(60, 0)
+    order = m.samples.order(3)
+    parts = m[FisherParts(47, 3, 4)]
+    for part, (a, b) in zip(parts, ((0, 11), (11, 23), (23, 35), (35, 47)), strict=True):
+        x, y = m.samples.take(order[a:b])
+        expected = Minimum(m.model, (x, y), "mse")[FisherMatrix()]
+        torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_rank_that_depends_on_the_samples_has_no_error_bar():
+    net = smooth()
+    found = fisher_logdet_full(Minimum(net, binary(), "binary_cross_entropy"), samples=8, pseudo=True)
+    assert found.stderr is None and found.details["error_of"] == "data" and "depends on which" in found.details["note"]

@@ -16,7 +16,7 @@ from flatminima.statistics.elsewhere import At, Change, DiagonalChange, InFloat6
 from flatminima.statistics.entropy import OutputEntropies, PositionSums
 from flatminima.statistics.factor import FisherFactor, GaussNewtonFactor
 from flatminima.statistics.feedforward import FeedForward
-from flatminima.statistics.fisher_variants import FisherMatrix, RescaledLogits, TrainingGram
+from flatminima.statistics.fisher_variants import FisherMatrix, FisherParts, RescaledLogits, TrainingGram
 from flatminima.statistics.gram import Gram, GramMatrices
 from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, ProbedHessian
 from flatminima.statistics.jacobian import InputJacobian
@@ -56,6 +56,7 @@ __all__ = [
     "FisherDiagonal",
     "FisherFactor",
     "FisherMatrix",
+    "FisherParts",
     "FlatWeights",
     "GaussNewtonDiagonal",
     "GaussNewtonFactor",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from flatminima.core.samples import map_tensors
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.gram import Gram, GramMatrices
+from flatminima.statistics.hessian import group_edges
 from flatminima.statistics.moments import Moments
 
 if TYPE_CHECKING:
@@ -175,32 +177,83 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Matrix:
-    total: Tensor
-    order: tuple[str, ...]
-    sizes: dict[str, int]
-    stop: int
-    count: int = 0
+    total: Tensor  # (parts, W, W)
+    sizes: dict[str, int]  # of the parameters, in order
+    edges: tuple[int, ...]  # of the parts, positions in the order
+    start: int = 0  # of the batch that is being heard
     column: dict[str, Tensor] = field(default_factory=dict)  # per-sample gradients of one column, by parameter
-    rows: Tensor | None = None
 
     def flush(self) -> None:
         if not self.column:
             return
         n = len(next(iter(self.column.values())))
-        parts = [
-            self.column[name].reshape(n, -1).double()
-            if name in self.column
-            else self.total.new_zeros(n, self.sizes[name])
-            for name in self.order
+        columns = [
+            self.column[name].reshape(n, -1).double() if name in self.column else self.total.new_zeros(n, size)
+            for name, size in self.sizes.items()
         ]
-        rows = torch.cat(parts, 1)
-        inside = rows if self.rows is None else rows * self.rows.unsqueeze(1)
-        self.total += inside.T @ rows
+        rows = torch.cat(columns, 1)
+        for part, (one, two) in enumerate(pairwise(self.edges)):
+            own = rows[max(one - self.start, 0) : max(two - self.start, 0)]
+            self.total[part] += own.T @ own
         self.column = {}
 
 
 @dataclass(frozen=True)
-class FisherMatrix(Fold[_Matrix, Tensor]):
+class FisherParts(Fold[_Matrix, Tensor]):
+    """`FisherMatrix` of each of `parts` runs of the samples, (parts, W, W) float64.
+
+    Args:
+        samples: how many, drawn by `seed`; None: all.
+        seed: of the draw.
+        parts: of (nearly) equal size, at most a sample each.
+
+    Raises:
+        Undefined: more than 5,000 parameters.
+    """
+
+    samples: int | None = None
+    seed: int = 0
+    parts: int = 1
+
+    reads = Reads.OUTPUTS | Reads.COLUMNS
+
+    @property
+    def order_seed(self) -> int | None:
+        return None if self.samples is None and self.parts == 1 else self.seed
+
+    def limit(self, minimum: Minimum) -> int:
+        n = len(minimum.samples)
+        return n if self.samples is None else min(self.samples, n)
+
+    def init(self, minimum: Minimum) -> _Matrix:
+        size = len(minimum.parameters)
+        if size > LARGEST:
+            raise Undefined(f"the full matrix of {size} parameters is too large (limit {LARGEST})")
+        edges = group_edges(self.limit(minimum), self.parts)
+        zeros = torch.zeros(len(edges) - 1, size, size, dtype=torch.float64, device=minimum.device)
+        return _Matrix(zeros, {name: p.numel() for name, p in minimum.parameters}, tuple(edges))
+
+    def hear(self, state: _Matrix, layer: LayerGradient, batch: Batch) -> None:
+        gradients = layer.per_sample()
+        if state.column.keys() & gradients.keys():  # the next column has begun
+            state.flush()
+        state.start = batch.start
+        state.column.update(gradients)
+
+    def update(self, state: _Matrix, batch: Batch) -> _Matrix:
+        state.flush()
+        return state
+
+    def merge(self, left: _Matrix, right: _Matrix) -> _Matrix:
+        return _Matrix(left.total + right.total, left.sizes, left.edges)
+
+    def finish(self, state: _Matrix) -> Tensor:
+        sizes = torch.tensor(state.edges).diff().to(state.total)
+        return (state.total / sizes.view(-1, 1, 1)).cpu()
+
+
+@dataclass(frozen=True)
+class FisherMatrix(Statistic[Tensor]):
     """I = (1/n) sum_x sum_i f_i grad(-ln f_i) grad(-ln f_i)^T, (W, W) float64 (Jia & Su 2020, eq. 2, labels y = f).
 
     The Fisher matrix of the model's own distribution; it equals the Hessian of a loss whose labels the network fits.
@@ -216,39 +269,8 @@ class FisherMatrix(Fold[_Matrix, Tensor]):
     samples: int | None = None
     seed: int = 0
 
-    reads = Reads.OUTPUTS | Reads.COLUMNS
+    def compute(self, minimum: Minimum) -> Tensor:
+        return minimum[FisherParts(self.samples, self.seed)][0]
 
-    @property
-    def order_seed(self) -> int | None:
-        return None if self.samples is None else self.seed
-
-    def limit(self, minimum: Minimum) -> int:
-        n = len(minimum.samples)
-        return n if self.samples is None else min(self.samples, n)
-
-    def init(self, minimum: Minimum) -> _Matrix:
-        size = len(minimum.parameters)
-        if size > LARGEST:
-            raise Undefined(f"the full matrix of {size} parameters is too large (limit {LARGEST})")
-        zeros = torch.zeros(size, size, dtype=torch.float64, device=minimum.device)
-        sizes = {name: p.numel() for name, p in minimum.parameters}
-        return _Matrix(zeros, tuple(sizes), sizes, self.limit(minimum))
-
-    def hear(self, state: _Matrix, layer: LayerGradient, batch: Batch) -> None:
-        gradients = layer.per_sample()
-        if state.column.keys() & gradients.keys():  # the next column has begun
-            state.flush()
-        inside = torch.arange(batch.start, batch.start + len(batch)) < state.stop
-        state.rows = None if bool(inside.all()) else inside.double().to(batch.outputs.device)
-        state.column.update(gradients)
-
-    def update(self, state: _Matrix, batch: Batch) -> _Matrix:
-        state.flush()
-        state.count += min(len(batch), state.stop - batch.start)
-        return state
-
-    def merge(self, left: _Matrix, right: _Matrix) -> _Matrix:
-        return _Matrix(left.total + right.total, left.order, left.sizes, left.stop, left.count + right.count)
-
-    def finish(self, state: _Matrix) -> Tensor:
-        return (state.total / state.count).cpu()
+    def cost(self, minimum: Minimum) -> Cost:
+        return FisherParts(self.samples, self.seed).cost(minimum)
