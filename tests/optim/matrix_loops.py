@@ -167,6 +167,8 @@ class Run:
         if not (self.situation == "skipped step" and t == SKIPPED):
             self.opt.step()
         self.opt.zero_grad()
+        with torch.no_grad():
+            self.model(x)  # after which FSDP2's root keeps its weights gathered: the next noise must reach them
 
     def evaluate_inside(self, x, y):
         with self.opt.perturbed():

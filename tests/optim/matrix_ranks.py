@@ -31,11 +31,13 @@ class FSDP2(Ranks):
     """Sharded before the optimizer is made, as torch asks for: `cut` does it."""
 
     def whole(self, model):
+        model.reshard()
         return torch.cat([p.full_tensor().detach().double().reshape(-1) for p in model.parameters()])
 
     def save(self, model, opt):
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
+        model.reshard()
         return get_state_dict(model, opt)
 
     def load(self, saved, model, opt):
@@ -47,7 +49,7 @@ class FSDP2(Ranks):
 def cut(model):
     from torch.distributed.fsdp import fully_shard
 
-    for part in (model.conv, model.head, model):
+    for part in (model.head, model):  # the convolution is the root's own: it stays gathered after an evaluation
         fully_shard(part)
     return model
 

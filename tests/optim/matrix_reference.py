@@ -15,7 +15,7 @@ from flatminima.optim.noise import NoiseStream, unit
 
 STEPS, PER_EPOCH, BATCH, RATE, SWITCH, SKIPPED, BROKEN = 6, 3, 8, 0.2, 3, 1, 4
 RHO, CLIP = 0.3, 0.1
-PERTOPT = {"eta": 3e4, "gamma": 0.3, "eps": 1e-3, "beta1": 0.999, "beta2": 0.6}
+PERTOPT = {"eta": 1e6, "gamma": 0.6, "eps": 1e-2, "beta1": 0.9, "beta2": 0.1}  # every branch is taken
 FISHER = {"beta": 4.0, "alpha": 0.05, "sub_batches": 4, "step": "alpha"}
 METHODS = ("PertOPT", "SAM", "FisherTrace")
 SITUATIONS = (
