@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatminima import Minimum, measure, measures
-from flatminima.core.following import disagreement, row_weights
+from flatminima.core.following import Comparison, row_weights
+from flatminima.core.layers import LayerGradient
 from flatminima.statistics import FisherDiagonal, Outputs
 
 N = 60
@@ -186,8 +187,13 @@ def test_rows_near_each_other_weigh_differently() -> None:
 
 
 def test_a_parameter_that_no_layer_reported_must_have_no_gradient() -> None:
+    def compared(sums: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:
+        comparison = Comparison(torch.ones(1), truth, torch.float32)
+        comparison(LayerGradient("a", summed={name: value.unsqueeze(0) for name, value in sums.items()}))
+        return comparison.disagreement()
+
     truth = {"a": torch.ones(3), "b": torch.full((2,), 1e-4)}
-    assert disagreement({"a": torch.ones(3)}, truth, torch.float32) is not None
-    assert "'b'" in str(disagreement({"a": torch.ones(3)}, truth, torch.float32))
-    assert disagreement({"a": torch.ones(3)}, truth | {"b": torch.zeros(2)}, torch.float32) is None
-    assert disagreement({"a": 1.01 * torch.ones(3), "b": truth["b"]}, truth, torch.float32) is not None
+    assert "'b'" in str(compared({"a": torch.ones(3)}, truth))
+    assert compared({"a": torch.ones(3)}, truth | {"b": torch.zeros(2)}) is None
+    assert "'a'" in str(compared({"a": 1.01 * torch.ones(3), "b": truth["b"]}, truth))
+    assert compared(truth, truth) is None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flatminima.core.following import LayersDisagree, Watch, WeightedSums, disagreement, row_weights, watching
+from flatminima.core.following import Comparison, LayersDisagree, Watch, row_weights, watching
 from flatminima.core.layers import LayerGradient, NoLayerRule, Tape
 from flatminima.core.parameters import dense
 from flatminima.core.samples import Inputs, leaves, map_tensors
@@ -197,22 +197,25 @@ class Batch:
         Raises:
             LayersDisagree: naming the parameter whose gradient differs.
         """
-        sums = WeightedSums(row_weights(len(self)).to(recorded.output.device))
         if unit is None:
             seed = torch.randn(recorded.output.shape, generator=torch.Generator().manual_seed(0)).to(recorded.output)
-            self.minimum.passes.backward -= len(self)
-            self.minimum.passes.checks += len(self)
-            back(seed, [sums], True)
         else:
             seed = unit
-            back(seed, [*layers, sums], True)
-        scaled = seed * sums.rows.to(seed).view(-1, *[1] * (seed.dim() - 1))
-        truth = self._ordinary(recorded.output, scaled, retain)
-        reason = disagreement(sums.sums, dict(zip(self.minimum.parameters.names, truth, strict=True)), seed.dtype)
+        rows = row_weights(len(self)).to(recorded.output.device)
+        scaled = seed * rows.to(seed).view(-1, *[1] * (seed.dim() - 1))
+        names = self.minimum.parameters.names
+        comparison = Comparison(
+            rows, dict(zip(names, self._ordinary(recorded.output, scaled), strict=True)), seed.dtype
+        )
+        if unit is None:
+            self.minimum.passes.backward -= len(self)
+            self.minimum.passes.checks += len(self)
+        back(seed, [comparison] if unit is None else [*layers, comparison], retain)
+        reason = comparison.disagreement()
         if reason is not None:
             raise LayersDisagree(reason)
 
-    def _ordinary(self, output: Tensor, seed: Tensor, retain: bool) -> list[Tensor]:
+    def _ordinary(self, output: Tensor, seed: Tensor) -> list[Tensor]:
         """Gradients of the parameters by an ordinary backward pass.
 
         Raises:
@@ -224,7 +227,7 @@ class Batch:
                 output,
                 self.minimum.parameters.tensors,
                 seed,
-                retain_graph=retain,
+                retain_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )

@@ -15,6 +15,7 @@ Where one fails, the network is followed with copied inputs, then by one backwar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ _RELATIVE = {torch.float64: 1e-8, torch.float32: 5e-3}  # of a parameter's gradi
 _RELATIVE_HALF = 5e-2
 _FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6}  # of the whole gradient: a sum that cancels to rounding noise
 _FLOOR_HALF = 5e-3
+_BLOCK = 1 << 20  # entries at a time
 _POWERS = 8  # different sizes of r
 _LONGEST_INDEX = 1 << 16  # entries of an index that the route remembers
 _HARMLESS = {"detach", "data", "grad", "zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "full_like"}
@@ -185,32 +187,39 @@ def row_weights(size: int, seed: int = 0) -> Tensor:
     return signs.double() * 2.0 ** (places.remainder(_POWERS).double() - _POWERS // 2)
 
 
-class WeightedSums:
-    """Listens to the layers of one backward pass: ``sum_i r_i g_i`` of every parameter, float64."""
+class Comparison:
+    """Listens to the layers of one backward pass, each compared at once with autograd and let go of.
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self.sums: dict[str, Tensor] = {}
+    Args:
+        rows (batch,): r_i. truth: gradient of ``sum_i r_i loss_i`` by parameter name, from an ordinary backward pass.
+        precision: that the network computes in.
+    """
+
+    def __init__(self, rows: Tensor, truth: Mapping[str, Tensor], precision: torch.dtype) -> None:
+        self.rows, self.truth = rows, truth
+        self._relative = _RELATIVE.get(precision, _RELATIVE_HALF)
+        self._norms = {name: _norm(g) for name, g in truth.items()}
+        self._floor = _FLOOR.get(precision, _FLOOR_HALF) * sum(n * n for n in self._norms.values()) ** 0.5
+        self._reported: set[str] = set()
+        self._wrong: str | None = None
 
     def __call__(self, layer: LayerGradient) -> None:
         for name, value in layer.weighted_sum(self.rows).items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self._reported.add(name)
+            gap = _norm(value.to(self.truth[name].dtype).sub_(self.truth[name]))
+            if not gap <= self._relative * self._norms[name] + self._floor:
+                self._wrong = self._wrong or name
+
+    def disagreement(self) -> str | None:
+        """Which parameter's gradient from the layers is not autograd's; None: all agree.
+
+        One that no layer reported must have the gradient zero.
+        """
+        unheard = (n for n in self.truth if n not in self._reported and not self._norms[n] <= self._floor)
+        name = self._wrong or next(unheard, None)
+        return None if name is None else f"the gradient of {name!r} from its layer is not autograd's"
 
 
-def disagreement(sums: Mapping[str, Tensor], truth: Mapping[str, Tensor], precision: torch.dtype) -> str | None:
-    """Which parameter's gradient from the layers is not autograd's; None: all agree.
-
-    Args:
-        sums: by parameter name, from the layers; one that no layer reported is absent, its gradient zero.
-        truth: by parameter name, from an ordinary backward pass.
-        precision: that the network computes in.
-    """
-    relative = _RELATIVE.get(precision, _RELATIVE_HALF)
-    norms = {name: float(torch.linalg.vector_norm(g.double())) for name, g in truth.items()}
-    floor = _FLOOR.get(precision, _FLOOR_HALF) * sum(n * n for n in norms.values()) ** 0.5
-    for name, gradient in truth.items():
-        heard = sums.get(name)
-        gap = norms[name] if heard is None else float(torch.linalg.vector_norm(heard.double() - gradient.double()))
-        if not gap <= relative * norms[name] + floor:
-            return f"the gradient of {name!r} from its layer is not autograd's"
-    return None
+def _norm(tensor: Tensor) -> float:
+    """Euclidean, summed in float64 without a copy of that size."""
+    return math.sqrt(sum(float(part.double().square().sum()) for part in tensor.reshape(-1).split(_BLOCK)))
