@@ -68,6 +68,10 @@ class Following:
         self._batches = 0
         self._routes.clear()
 
+    def skip(self) -> None:
+        """The next batch is not checked, as most are not."""
+        self._batches = 2
+
     def due(self) -> bool:
         """Whether the next batch is one of those that every sweep checks; counts it."""
         self._batches += 1
@@ -218,6 +222,17 @@ class Comparison:
         unheard = (n for n in self.truth if n not in self._reported and not self._norms[n] <= self._floor)
         name = self._wrong or next(unheard, None)
         return None if name is None else f"the gradient of {name!r} from its layer is not autograd's"
+
+
+class Sums:
+    """Listens to the layers of one backward pass: ``sum_i r_i g_i`` by parameter name."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.sums: dict[str, Tensor] = {}
+
+    def __call__(self, layer: LayerGradient) -> None:
+        self.sums.update(layer.weighted_sum(self.rows))
 
 
 def _norm(tensor: Tensor) -> float:

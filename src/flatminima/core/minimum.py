@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flatminima.core.admission import admit, refuse_training_mode
 from flatminima.core.ambient import neutral, the_models_own
 from flatminima.core.distributed import Ranks
-from flatminima.core.following import LayersDisagree, watchable
+from flatminima.core.following import Comparison, LayersDisagree, Sums, row_weights, watchable
 from flatminima.core.guard import differentiable, same_randomness, untouched
 from flatminima.core.identity import fingerprint, marks_of, structure
 from flatminima.core.layers import Unit, units_of
@@ -222,7 +222,7 @@ class Minimum(Network):
             while True:
                 self.following.begin()
                 try:
-                    self.batch(rows).read(Reads.LAYERS, [], [])
+                    self._compare_modes(rows)
                 except LayersDisagree as disagreement:
                     self.following.degrade(str(disagreement))
                 except Undefined:
@@ -232,6 +232,27 @@ class Minimum(Network):
         spent = self.passes.forward - passes.forward + self.passes.backward - passes.backward
         self.passes.forward, self.passes.backward = passes.forward, passes.backward
         self.passes.checks += spent
+
+    def _compare_modes(self, rows: Tensor) -> None:
+        """A checked pass, in which weights ask for gradients, and one like most, in which none does, must agree.
+
+        Raises:
+            LayersDisagree: they do not (reentrant checkpoints give other gradients where no input asks for one).
+        """
+        sums = Sums(row_weights(len(rows)).to(self.device))
+        self.batch(rows).read(Reads.LAYERS, [sums], [])
+        truth = {name: sums.sums.get(name, torch.zeros_like(p)) for name, p in self.parameters}
+        frozen = Comparison(sums.rows, truth, self.parameters.tensors[0].dtype)
+        self.following.skip()
+        self.batch(rows).read(Reads.LAYERS, [frozen], [])
+        reason = frozen.disagreement()
+        if reason is not None:
+            raise LayersDisagree(f"{reason} where weights ask for no gradient")
+
+    @property
+    def copies(self) -> int:
+        """What the tape copies because the model writes in place: 0 to 2 (see `Tape`)."""
+        return self.following.level if self.follows_layers else 0
 
     # -- whether it is still the same --------------------------------------------------------------------------------
 
