@@ -137,12 +137,12 @@ def share_of(
     if path is None:
         if declared:
             return Confidence(delta, delta_mc, union)
-        return Confidence(delta, delta_mc, union, "as the only one that could have been chosen on these samples")
+        return Confidence(delta, delta_mc, union, "if no other could have been chosen")
     entry = Ledger(path, fingerprint).take(f"{key}-{delta!r}-{declared}", declared, what)
     counted = replace(union, candidates=1, evaluations=entry.evaluations)
     if entry.declared:
         return Confidence(delta, delta_mc, counted)
-    return Confidence(delta, delta_mc, counted, "by the ledger, which leaves the rest to what follows on these samples")
+    return Confidence(delta, delta_mc, counted, "by the ledger; the rest is for others")
 
 
 @dataclass

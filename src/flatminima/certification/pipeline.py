@@ -55,7 +55,7 @@ class Confidence:
     delta: float
     delta_mc: float | None = None
     union: Union = Union()
-    source: str = "by the caller's count of what could have been chosen"
+    source: str = "by the caller's count"
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
