@@ -28,7 +28,7 @@ from flatminima.core.samples import as_samples
 from flatminima.data import load_tensors
 from flatminima.errors import DataError, ModelError, UnknownName, UsageError
 from flatminima.models import build
-from flatminima.training import TrainConfig, train
+from flatminima.training import TrainConfig, read_weights, train
 
 SHORT = TrainConfig(lr=0.05, epochs=3, schedule="cosine", batch_size=50)
 QUICK = Recipe(prior=SHORT, passes=2)
@@ -233,6 +233,28 @@ def test_the_record_is_recomputed_from_the_weights(layers: str, tmp_path: Path) 
         recompute(path, net(), blobs(400, seed=1))
     with pytest.raises(UsageError, match="do not fit the model"):
         recompute(path, net(hidden=9), data)
+
+
+@pytest.mark.parametrize("layers", ["all", "head"])
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_what_is_kept_in_half_precision_is_what_was_certified(
+    layers: str, fraction: float, epochs: int, tmp_path: Path
+) -> None:
+    """Of a seed's weights nothing is kept: they are made, and rounded, again."""
+    fit = layers == "head" and epochs > 0
+    recipe = Recipe(
+        prior_fraction=fraction, prior=SHORT, layers=layers, epochs=epochs, passes=2, keep="float16", fit_sigma=fit,
+        sigma=0.5,
+    )  # fmt: skip
+    c = certify(wide, blobs(400), recipe=recipe, output=tmp_path)
+    found = recompute(tmp_path / "certificate.json", wide, blobs(400))
+    assert c.is_certificate and [f.name for f in found if not f.agrees] == []
+    names = (
+        set(read_weights(tmp_path / "weights.safetensors")) if (tmp_path / "weights.safetensors").exists() else set()
+    )
+    assert any(n.startswith("base.") for n in names) == (fraction > 0)
+    assert any(n.startswith("mean.") for n in names) == (epochs > 0)
 
 
 def test_a_derived_verdict_cannot_be_written_in(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from flatminima.certification.provenance import Factory, Start
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.split import Division, Groups, Repetition, split
 from flatminima.certification.stochastic import Prior
-from flatminima.certification.train import Problem, make_problem, offsets, orthonormal, tensors_at
+from flatminima.certification.train import Problem, make_problem, offsets, round_weights, tensors_at
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.minimum import Minimum
@@ -89,8 +89,8 @@ def save(certified: Certified, folder: Path, source: Mapping[str, Any] | None = 
         names = [*(f"mean.{n}" for n in problem.network.names), *(f"log_sigma.{n}" for n in problem.network.names)]
         own, _, moved = offsets(problem.network, prior)
         tensors |= {name: m.half() if half else t for name, t, m in zip(names, own, moved, strict=True)}
-    if problem.head is not None and problem.head.basis is not None:
-        tensors["basis"] = _kept(problem.head.basis, half)
+    if problem.basis is not None:
+        tensors["basis"] = problem.basis
     return _write(certified.certificate, tensors, folder, source)
 
 
@@ -327,7 +327,7 @@ def _rebuilt(
     """The problem and its prior from kept weights, and whether the prior's were made again here."""
     rows = division.bound
     start = Start.of(model, seed)
-    base = Logits.needed(start.network, tensors_at(samples, rows[:2], start.network)[0]).eval()
+    base = Logits.needed(copy.deepcopy(start.network), tensors_at(samples, rows[:2], start.network)[0]).eval()
     state = {name.removeprefix("base."): t for name, t in weights.items() if name.startswith("base.")}
     if state:
         _loaded(base, weights, "base.")
@@ -335,9 +335,8 @@ def _rebuilt(
         raise CheckpointError(
             f"the network has other initial weights under seed {seed} than the certificate's: give what made it"
         )
+    round_weights(base, recipe.keep)  # what a seed makes again was rounded before anything was counted
     basis = weights.get("basis")
-    if basis is not None and basis.dtype == torch.float16:
-        basis = orthonormal(basis)
     if recipe.layers == "head" and basis is None:
         raise CheckpointError("the weights hold no basis of the head's inputs")
     problem = make_problem(base, samples, rows, recipe, basis)

@@ -34,6 +34,7 @@ from flatminima.training.schedule import cosine
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 _BATCH = 500
+_ROUNDINGS = 20  # one or two are enough
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Problem:
         base: the whole network at the prior's mean, in eval mode.
         head: the layer that is random, where not all are. network: the stochastic one.
         means: of the prior. x, y: of the bound, x its features where a head is random.
+        basis: of a head's inputs, as it is kept.
     """
 
     base: nn.Module
@@ -52,6 +54,7 @@ class Problem:
     means: dict[str, Tensor]
     x: Tensor
     y: Tensor
+    basis: Tensor | None = None
 
 
 def make_problem(
@@ -76,12 +79,12 @@ def make_problem(
         x = plain.features(base, x)
         if basis is None:
             basis = principal_basis(x)
-            basis = orthonormal(basis.half()) if recipe.keep == "float16" else basis
-        head = plain.turned(basis.to(x))
+            basis = basis.half() if recipe.keep == "float16" else basis
+        head = plain.turned((orthonormal(basis) if basis.dtype == torch.float16 else basis).to(x))
         x = turned(x, head.basis)
         network = StochasticNetwork(head.layer(base), recipe.sigma)
     means = {n: m.detach().clone() for n, m in zip(network.names, network.means, strict=True)}
-    return Problem(base, head, network, means, x, y)
+    return Problem(base, head, network, means, x, y, basis)
 
 
 def holdout_errors(problem: Problem) -> int:
@@ -120,10 +123,17 @@ def round_weights(model: nn.Module, keep: str) -> None:
 
 
 def round_posterior(network: StochasticNetwork, prior: Prior) -> None:
-    """Round Q to what half-precision offsets from P hold: means in weights, log sigma in ln s."""
-    for tensor, base, offset in zip(*offsets(network, prior), strict=True):
-        with torch.no_grad():
-            tensor.copy_(base + offset.half().to(tensor))
+    """Round Q to what half-precision offsets from P hold: means in weights, log sigma in ln s.
+
+    Until nothing changes: a sum in single precision is rounded too, and what is read back must be the same to the bit.
+    """
+    for tensor, base, _ in zip(*offsets(network, prior), strict=True):
+        for _ in range(_ROUNDINGS):
+            rounded = base + (tensor - base).detach().half().to(tensor)
+            if torch.equal(rounded, tensor):
+                break
+            with torch.no_grad():
+                tensor.copy_(rounded)
 
 
 def offsets(network: StochasticNetwork, prior: Prior) -> tuple[list[Tensor], list[Tensor | float], list[Tensor]]:
