@@ -181,7 +181,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tmp_path / "out/landscape.json").read_text())
     assert document["samples"] == 50 and len(document["losses"]) == 3
-    assert {p.name for p in (tmp_path / "out").iterdir()} == set(command.FILES)
+    assert {p.name for p in (tmp_path / "out").iterdir()} - {".lock"} == set(command.FILES)
     run(tmp_path, dimensions=2, along="eigenvectors")
     assert capsys.readouterr().out.startswith("Mean loss on a plane through the minimum: ")
     run(tmp_path, dry_run=True, output=tmp_path / "none", dimensions=2)

@@ -3,6 +3,7 @@
 A network at a minimum of its loss, so that the mean gradient of a few samples is mostly sampling noise.
 """
 
+import copy
 from functools import cache
 
 import pytest
@@ -87,11 +88,14 @@ def test_all_the_data_is_not_sampled(kind):
     assert one.details["error_of"] == "rounding" and one.stderr < 1e-15
 
 
-def test_float32_cannot_resolve_the_rise_of_a_tiny_box():
+def test_a_box_below_float32s_spacing_is_searched_in_float64():
+    torch.manual_seed(0)
     net = nn.Linear(3, 2)
     x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
     found = sharpness(Minimum(net, (x, y)), alpha=1e-8)
-    eps = torch.finfo(torch.float32).eps
+    exact = sharpness(Minimum(copy.deepcopy(net).double(), (x.double(), y)), alpha=1e-8)
+    assert found.value == pytest.approx(exact.value, rel=1e-6) and found.value > 0
+    eps = torch.finfo(torch.float64).eps
     assert found.stderr == pytest.approx(eps * found.details["loss"] / (1 + found.details["loss"]), rel=1e-6)
 
 

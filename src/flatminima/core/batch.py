@@ -117,11 +117,15 @@ class Batch:
         if not check and minimum.following.unseen(recorded.route):
             minimum.passes.forward -= len(self)
             minimum.passes.checks += len(self)
+            recorded.tape.release()
             recorded = self._record(True)
-        self._receive(recorded.output)
-        with nullcontext() if recorded.check else frozen(minimum):
-            back = self._by_layers(recorded, inputs)
-            lost |= self._send_back(reads, layers, columns, back, bool(inputs), recorded)
+        try:
+            self._receive(recorded.output)
+            with nullcontext() if recorded.check else frozen(minimum):
+                back = self._by_layers(recorded, inputs)
+                lost |= self._send_back(reads, layers, columns, back, bool(inputs), recorded)
+        finally:
+            recorded.tape.release()
         minimum.following.passed(recorded.route)
         return lost
 
@@ -134,14 +138,18 @@ class Batch:
         minimum = self.minimum
         watch = Watch(minimum.units, len(self)) if minimum.watchable else None
         tape = Tape(minimum.units, len(self), minimum.following.level, watch)
-        with nullcontext() if check else frozen(minimum), following_errors():
-            with tape.recording(), watching(watch):
-                output = minimum.forward(self.inputs)
-            if check and not output.requires_grad:
-                raise Undefined("the network's output does not depend on a trainable parameter")
-        if watch is not None and watch.behind:
-            name, function = next(iter(watch.behind.items()))
-            raise LayersDisagree(f"{name!r} is used outside of its layer, by {function}")
+        try:
+            with nullcontext() if check else frozen(minimum), following_errors():
+                with tape.recording(), watching(watch):
+                    output = minimum.forward(self.inputs)
+                if check and not output.requires_grad:
+                    raise Undefined("the network's output does not depend on a trainable parameter")
+            if watch is not None and watch.behind:
+                name, function = next(iter(watch.behind.items()))
+                raise LayersDisagree(f"{name!r} is used outside of its layer, by {function}")
+        except BaseException:
+            tape.release()
+            raise
         return Recorded(tape, output, check, watch.route if watch is not None else 0)
 
     def _by_layers(self, recorded: Recorded, inputs: list[Tensor]) -> Backward:

@@ -295,6 +295,11 @@ class Tape:
             for handle in handles:
                 handle.remove()
 
+    def release(self) -> None:
+        """Let go of the outputs: their hooks hold the tape, a cycle that no garbage collector sees."""
+        self.roots.clear()
+        self._pending.clear()
+
     def _begin(self, unit: Unit) -> Callable[..., None]:
         def begin(module: nn.Module, args: Any) -> None:
             self.watch.enter(unit)

@@ -147,15 +147,12 @@ def landscape(
     values = np.empty((len(grid), 2))
     with minimum.open(), torch.no_grad():
         weights = minimum.parameters.flat()
-        try:
-            centre, _ = _means(minimum, indices)
-            for i, point in enumerate(grid):
-                shift = torch.from_numpy(point).to(vectors) @ vectors
-                minimum.parameters.assign(weights + shift.to(weights))
+        centre, _ = _means(minimum, indices)
+        for i, point in enumerate(grid):
+            shift = torch.from_numpy(point).to(vectors) @ vectors
+            with minimum.at(weights + shift.to(weights)):
                 values[i] = _means(minimum, indices)
-                progress.report("landscape", i + 1, len(grid))
-        finally:
-            minimum.parameters.assign(weights)
+            progress.report("landscape", i + 1, len(grid))
         sigma = noise.scale.of(weights).double()
     rms = math.sqrt(noise.second_moment * float(sigma.square().sum()))
     shape = (steps,) * count

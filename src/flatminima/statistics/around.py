@@ -204,12 +204,11 @@ def resolution_of(minimum: Minimum, loss: float) -> float:
 
 
 def mean_loss(minimum: Minimum, indices: Tensor) -> float:
-    """Mean loss over the samples at `indices`."""
-    total = 0.0
-    with torch.no_grad():
-        for part in indices.split(minimum.batch_size):
-            batch = minimum.batch(part)
-            losses = minimum.loss(minimum.forward(batch.inputs), batch.targets)
-            refuse_overflow(losses)
-            total += float(losses.double().sum())
-    return total / len(indices)
+    """Mean loss over the samples at `indices`.
+
+    Raises:
+        Undefined: a loss that is not finite.
+    """
+    losses = minimum.losses(indices)
+    refuse_overflow(losses)
+    return float(losses.sum()) / len(indices)

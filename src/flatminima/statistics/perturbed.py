@@ -91,20 +91,12 @@ class PerturbedLoss(Statistic[LossRises]):
         with minimum.open(), torch.no_grad():
             for k in draws:
                 indices = order[(torch.arange(block) + k * block) % n]
-                out[1, k] = self._mean(minimum, indices) if base is None else float(base[indices].mean())
+                out[1, k] = minimum.mean_loss(indices) if base is None else float(base[indices].mean())
                 for sign in signs:
                     with self.perturbation.applied(minimum.parameters, self.seed, k, sign):
-                        out[0, k] += (self._mean(minimum, indices) - out[1, k]) / len(signs)
+                        out[0, k] += (minimum.mean_loss(indices) - out[1, k]) / len(signs)
                 progress.report("expected sharpness", k + 1, self.draws)
         return out
-
-    def _mean(self, minimum: Minimum, indices: Tensor) -> float:
-        total = 0.0
-        for part in indices.split(minimum.batch_size):
-            batch = minimum.batch(part)
-            losses = minimum.loss(minimum.forward(batch.inputs), batch.targets)
-            total += float(losses.double().sum())
-        return total / len(indices)
 
     def cost(self, minimum: Minimum) -> Cost:
         n = len(minimum.samples)

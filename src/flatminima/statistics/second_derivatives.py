@@ -101,6 +101,8 @@ def _compare(minimum: Minimum, curvature: str, precision: torch.dtype) -> Absent
     graph = Graph(minimum.batch(indices), curvature, examine=False)  # type: ignore[arg-type]
     vector = torch.randn(len(weights), generator=generator(_SEED, -1)).to(weights)
     vector[_gradient(minimum, indices) == 0] = 0  # a padding row moves the output, and has no gradient by convention
+    if not bool(vector.any()):  # no weight moves any output
+        return None
     if curvature == "hessian":
         product = minimum.parameters.split(graph.product(vector))
         probe: Callable[[], list[Tensor]] = lambda: minimum.parameters.split(minimum.mean_gradient(indices)[1])  # noqa: E731
