@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flatminima import demo
+from flatminima.certification.split import nats_left_out
 from flatminima.demo import MEASURES, recipes, run_demo
 from flatminima.errors import UsageError
 
@@ -50,7 +51,9 @@ def test_the_certificate_holds_here_and_says_what_it_rests_on(made: tuple[Path, 
     assert c["risk_bound"] >= c["monte_carlo_upper"] >= c["empirical_risk"]
     assert c["risk_bound"] > c["gibbs_test_error"]
     assert c["candidates"] == 4  # every recipe could have been the prior
-    assert c["penalty"] == pytest.approx(math.log(len(demo.SIGMAS)))
+    left = c["details"]["left_out"]  # of the bound's samples, copies of the prior's
+    nats = math.log(len(demo.SIGMAS)) + nats_left_out(c["n"] + left, left)
+    assert c["penalty"] == pytest.approx(nats)
     assert len(c["assumptions"]) >= 8
 
 
