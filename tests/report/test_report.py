@@ -141,7 +141,7 @@ def test_figures_follow_the_theme(results: dict[str, Any], tmp_path: Path) -> No
 
 def test_an_undefined_certificate_bound_does_not_break_the_page(results: dict[str, Any], tmp_path: Path) -> None:
     document = copy.deepcopy(results)
-    document["certificate"]["is_certificate"] = False
+    document["certificate"] |= {"is_certificate": False, "standing": "score"}
     document["certificate"]["assumptions"][0]["holds"] = False
     write_report(document, tmp_path / "report.html")
     assert "Score, not a certificate" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from torch import Tensor
 from flatminima.core.perturbation import Perturbation
 from flatminima.core.statistic import Cost, Fold, Statistic
 from flatminima.errors import Absent, NumericalError, Undefined
+from flatminima.statistics.redrawn import Redrawn
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -90,7 +91,8 @@ class Change(Statistic[DiagonalChange]):
         return DiagonalChange.of(before, after.to(before.device), u.to(before.device))
 
     def cost(self, minimum: Minimum) -> Cost:
-        return self.diagonal.cost(minimum)
+        at_w = self.diagonal  # which may be known there for nothing; away from w it never is
+        return (at_w.statistic if isinstance(at_w, Redrawn) else at_w).cost(minimum)
 
 
 def _diagonal(value: Any) -> Tensor:
