@@ -20,6 +20,7 @@ MEASURES = sorted(catalog.MEASURES)
 NORMS = {"frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_complexity", "spectral_norm"}
 RELU = NORMS | {"vc_dimension"}
 NO_CLASSES = NORMS | {"margin", "output_entropy", "robustness"}
+TOKENS = RELU | {"robustness"}  # classes at every position, and inputs that are not continuous
 # no initial weights are given; the conditions are of networks of layers and ReLU alone, without biases
 ALWAYS = {"distance_from_init", "conditions", "perturbation_score"}
 LARGE = {"fisher_logdet_full"}  # more parameters than a full matrix has room for
@@ -152,8 +153,8 @@ NETWORKS = {
     "several labels": (_network(partial(_mlp, 5), _several_labels, "binary_cross_entropy"), NO_CLASSES),
     "vit": (partial(_transformer, "vit"), RELU),
     "bert": (partial(_transformer, "bert"), RELU | {"robustness"}),
-    "gpt2": (partial(_transformer, "gpt2"), RELU | NO_CLASSES),
-    "llama, tied": (partial(_transformer, "llama"), RELU | NO_CLASSES),
+    "gpt2": (partial(_transformer, "gpt2"), TOKENS),
+    "llama, tied": (partial(_transformer, "llama"), TOKENS),
 }
 
 
