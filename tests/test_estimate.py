@@ -143,6 +143,7 @@ def test_to_dict_is_strict_json_whatever_is_in_the_details():
         "undefined": None,
         "direction": "lower",
         "kind": "score",
+        "code": None,
         "details": {
             "nan": None,
             "inf": [None, None, 1.0],

@@ -253,7 +253,7 @@ BAD_FACTORIES = [
     ("usermodels:leaves", 1, "raised SystemExit: 7"),
     ("usermodels:ready", 2, "is a network already"),
     ("usermodels:brokn", 2, "did you mean 'broken'?"),
-    ("usermodels:wrong", 2, "(2, 1, 8, 8)"),
+    ("usermodels:wrong", 2, "1, 8, 8)"),
     ("raises_inside:net", 1, "importing 'raises_inside' failed"),
     ("usermodels:nan", 1, "holds NaN or Inf"),
     ("usermodels:narrow", 2, "out of range"),

@@ -12,7 +12,7 @@ from flatminima.bounds import bicriteria_kl, hoeffding, kl_uniform, uniform_pert
 from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.measures import bicriteria, expected_sharpness, pacgen, sharpness_divergence
-from flatminima.statistics import FlatWeights, GaussNewtonDiagonal, SampleCount, Weights
+from flatminima.statistics import FlatWeights, GaussNewtonDiagonal, Redrawn, SampleCount, Weights
 
 W, H, N = [1.0, -2.0, 0.5, 0.1], [400.0, 1.0, 0.25, -3.0], 50
 
@@ -20,7 +20,8 @@ W, H, N = [1.0, -2.0, 0.5, 0.1], [400.0, 1.0, 0.25, -3.0], 50
 def given():
     weights = FlatWeights(torch.tensor(W, dtype=torch.float64), ("w",), (4,))
     h = torch.tensor(H, dtype=torch.float64)
-    return Fixed({Weights(): weights, GaussNewtonDiagonal(300, 0): h, SampleCount(): N})
+    diagonal = GaussNewtonDiagonal(300, 0)
+    return Fixed({Weights(): weights, diagonal: h, Redrawn(diagonal, 1): h, SampleCount(): N})
 
 
 @pytest.mark.parametrize("eta", [0.5, 14.0, 1e4, None])
@@ -64,6 +65,7 @@ def test_options_outside_their_range():
         {
             Weights(): FlatWeights(torch.tensor([0.0, 1.0], dtype=torch.float64), ("w",), (2,)),
             GaussNewtonDiagonal(300, 0): torch.ones(2, dtype=torch.float64),
+            Redrawn(GaussNewtonDiagonal(300, 0), 1): torch.ones(2, dtype=torch.float64),
             SampleCount(): 5,
         }
     )

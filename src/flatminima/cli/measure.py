@@ -183,6 +183,10 @@ def measure(
         minimum, notes = _minimum(request)
         for note in notes if first() else ():  # only now: where something was refused, that line is all there is
             say(f"Note: {note}")
+        if subset is not None and subset > len(minimum.samples):
+            raise UsageError(
+                f"got --subset {subset} of {len(minimum.samples)} samples; leave it out to take what there is"
+            )
         wanted = [with_options(name, budget, subset) for name in names]
         if dry_run:
             planned = _plan(minimum, wanted, as_json)

@@ -39,13 +39,13 @@ class Parameters:
         """
         named = [(name, p) for name, p in model.named_parameters() if id(p) not in shared]
         for name, p in named:
+            if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta:
+                raise ModelError(f"parameter {name!r} holds no values (lazy or meta device): materialise it first")
             if p.is_inference():
                 raise ModelError(
                     f"parameter {name!r} was made in inference mode, where nothing can be differentiated: make or load "
                     "the model outside of torch.inference_mode()"
                 )
-            if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta:
-                raise ModelError(f"parameter {name!r} holds no values (lazy or meta device): materialise it first")
             if any(stride == 0 < size - 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
                 raise ModelError(f"parameter {name!r} is expanded: several entries are one in memory; clone() it first")
             if not p.is_floating_point():

@@ -17,7 +17,7 @@ def aliases(model: nn.Module) -> dict[int, nn.Parameter]:
     Raises:
         ModelError: parameters that overlap in part.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.numel() and not p.is_meta and _addressable(p)]
+    named = [(name, p) for name, p in model.named_parameters() if _addressable(p) and p.numel()]
     named.sort(key=lambda pair: not pair[1].requires_grad)  # a trainable one stands for the frozen ones beside it
     first: dict[tuple[object, ...], nn.Parameter] = {}
     out: dict[int, nn.Parameter] = {}
@@ -41,6 +41,9 @@ def aliases(model: nn.Module) -> dict[int, nn.Parameter]:
 
 
 def _addressable(p: Tensor) -> bool:
+    """Whether the parameter has a place in memory."""
+    if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta:
+        return False
     try:
         return p.data_ptr() != 0
     except RuntimeError:

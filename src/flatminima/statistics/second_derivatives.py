@@ -86,9 +86,8 @@ def _generic(minimum: Minimum) -> Iterator[None]:
     """Weights a thousandth away, where no pre-activation is exactly zero."""
     parts = []
     for i, p in enumerate(minimum.parameters.tensors):
-        size = float(p.detach().double().square().mean().sqrt()) or 1.0
         noise = torch.randn(p.shape, generator=generator(_SEED, i)).to(p)
-        parts.append((p.detach() + _AWAY * size * noise).reshape(-1))
+        parts.append((p.detach() + _AWAY * _size(p) * noise).reshape(-1))
     with minimum.at(torch.cat(parts)):
         yield
 
@@ -99,7 +98,9 @@ def _compare(minimum: Minimum, curvature: str, precision: torch.dtype) -> Absent
     indices = torch.arange(len(minimum.samples))
     weights = minimum.parameters.flat()
     graph = Graph(minimum.batch(indices), curvature, examine=False)  # type: ignore[arg-type]
-    vector = torch.randn(len(weights), generator=generator(_SEED, -1)).to(weights)
+    sizes_of = [_size(p) for p in minimum.parameters.tensors]  # layers may differ by many orders of magnitude
+    vector = torch.cat([torch.full((p.numel(),), s) for p, s in zip(minimum.parameters.tensors, sizes_of, strict=True)])
+    vector = torch.randn(len(weights), generator=generator(_SEED, -1)).mul_(vector).to(weights)
     vector[_gradient(minimum, indices) == 0] = 0  # a padding row moves the output, and has no gradient by convention
     if not bool(vector.any()):  # no weight moves any output
         return None
@@ -107,17 +108,20 @@ def _compare(minimum: Minimum, curvature: str, precision: torch.dtype) -> Absent
         product = minimum.parameters.split(graph.product(vector))
         probe: Callable[[], list[Tensor]] = lambda: minimum.parameters.split(minimum.mean_gradient(indices)[1])  # noqa: E731
         product = [part / len(indices) for part in product]
+        units = sizes_of
     else:
-        product = [graph.jacobian_product(vector).double().reshape(-1)]
+        product, units = [graph.jacobian_product(vector).double().reshape(-1)], [1.0]
         probe = lambda: [_outputs(minimum, indices)]  # noqa: E731
-    signs = [torch.randn(part.shape, generator=generator(_SEED, -2 - i)).to(part) for i, part in enumerate(product)]
+    signs = [
+        unit * torch.randn(part.shape, generator=generator(_SEED, -2 - i)).to(part)
+        for i, (part, unit) in enumerate(zip(product, units, strict=True))
+    ]
     expected = torch.stack([(s * part).sum() for s, part in zip(signs, product, strict=True)])
-    sizes = torch.stack([part.norm() for part in product])
+    sizes = torch.stack([unit * part.norm() for part, unit in zip(product, units, strict=True)])
     allowed = _RELATIVE[precision] * sizes + _FLOOR[precision] * sizes.norm()
     differences: list[Tensor] = []
-    scale = float(weights.double().norm() / vector.double().norm()) or 1.0
     for length in _LENGTHS[precision]:
-        found = _difference(minimum, weights, vector, length * scale, probe)
+        found = _difference(minimum, weights, vector, length, probe)
         projected = torch.stack([(s * part).sum() for s, part in zip(signs, found, strict=True)])
         if bool(((projected - expected).abs() <= allowed).all()):
             return None
@@ -141,6 +145,11 @@ def _difference(
         sides.append([part.double().clone() for part in probe()])
     minimum.parameters.assign(weights)
     return [(a - b) / (2 * h) for a, b in zip(*sides, strict=True)]
+
+
+def _size(tensor: Tensor) -> float:
+    """Root mean square of a parameter; 1 where it is zero."""
+    return float(tensor.detach().double().square().mean().sqrt()) or 1.0
 
 
 def _gradient(minimum: Minimum, indices: Tensor) -> Tensor:
