@@ -280,6 +280,22 @@ def _patients() -> tuple[Data, Tensor]:
     return (x, torch.randint(0, K, (N // 20,), generator=g).repeat_interleave(20)), torch.arange(N) // 20
 
 
+def _torn_patients(prior_groups: bool) -> Certificate:
+    """Half of each patient's rows for the prior, which is trained here, and half for the bound."""
+    (x, y), patients = _patients()
+    a, b = torch.arange(0, N, 2), torch.arange(1, N, 2)
+    torch.manual_seed(0)
+    return certify_around(
+        Minimum(memorised(fresh(), (x, y)), (x[b], y[b])),
+        prior=fresh,
+        prior_data=(x[a], y[a]),
+        prior_training=replace(SHORT, epochs=40),
+        draws=200,
+        groups=patients[b],
+        **({"prior_groups": patients[a]} if prior_groups else {}),
+    )
+
+
 def _own_as_prior(change: Callable[[Tensor], Tensor], labels: Callable[[Tensor], Tensor] = lambda y: y) -> Certificate:
     x, y = data()
     return certify_around(minimum(), prior=near(1e-3), prior_data=(change(x), labels(y)), draws=200)
@@ -454,6 +470,8 @@ ATTACKS = (
         "false: 0.041",
         "holds",
     ),
+    Attack("patients on both sides, named", lambda: _torn_patients(True), "no groups", "refused"),
+    Attack("patients on both sides, the prior's not named", lambda: _torn_patients(False), "no groups", "refused"),
     Attack("a data set that swaps its samples", lambda: certify(fresh, _Swapping(), recipe=HALF), "holds", "refused"),
     Attack("a data set that relabels a few", lambda: certify(fresh, _Relabelling(), recipe=HALF), "holds", "refused"),
     Attack("samples that choose their order", lambda: certify(fresh, _Choosing(), recipe=HALF), "holds", "holds"),

@@ -77,6 +77,7 @@ def around(posterior: str) -> Callable[[World, int], Certificate]:
             delta=DELTA,
             seed=seed,
             groups=None if groups is None else groups[half:],
+            prior_groups=None if groups is None else groups[:half],
         )
 
     return run

@@ -337,6 +337,20 @@ def test_a_few_of_the_priors_samples_are_left_out_and_paid() -> None:
     assert found.nats == nats_left_out(500, 4)
 
 
+def test_a_group_on_both_sides_is_the_priors() -> None:
+    """Rows of the same patients on both sides are no copies; nothing but their identifiers tells."""
+    one, two = as_samples(continuous(300)), as_samples(continuous(300, seed=1))
+    patients = torch.arange(300) % 100
+    assert "100 of 100 groups in both" in hold_apart(one, two, 0, groups=patients, prior_groups=patients).leak
+    assert "none of the prior's" in hold_apart(one, two, 0, groups=patients).leak
+    apart = hold_apart(one, two, 0, groups=patients, prior_groups=patients + 100)
+    assert (apart.leak, apart.nats, len(apart.bound)) == ("", 0.0, 100)
+    paid = hold_apart(one, two, 0, groups=patients, prior_groups=patients + 99)
+    assert (paid.leak, paid.nats, len(paid.bound)) == ("", nats_left_out(100, 1), 99)
+    with pytest.raises(DataError, match="got 2 groups for 300 samples"):
+        hold_apart(one, two, 0, groups=patients, prior_groups=[1, 2])
+
+
 def test_the_same_categories_twice_are_too_much_alike() -> None:
     """Independent draws of 40 categories pass; the very samples of the prior, with other labels, do not."""
     x, y = categories(4_000, 40)

@@ -87,6 +87,7 @@ def certify_around(
     ledger: str | Path | None = None,
     test_data: Any = None,
     groups: Groups | None = None,
+    prior_groups: Groups | None = None,
     repetition: Repetition = "tested",
     output: str | Path | None = None,
     source: Mapping[str, Any] | None = None,
@@ -126,6 +127,7 @@ def certify_around(
         ledger: file that counts the certificates of these samples, across commands.
         test_data: only to report the error on it in `details`; refused where it is the bound's.
         groups: an identifier a sample, of what was drawn independently (a patient, a document); n counts groups then.
+        prior_groups: the same of `prior_data`, where groups are given; none of the bound's may be among them.
         repetition: "tested", whether independent draws explain rows that repeat; or "independent", the caller's word
             that every repeated row was drawn anew.
         output: folder for certificate.json and weights.safetensors; `source`: of model and data, recorded beside them.
@@ -154,7 +156,7 @@ def certify_around(
     centre = Centre.of(prior, prior_data, minimum, seed=prior_seed, stated=stated, training=prior_training)
     whole = minimum.samples.fingerprint
     samples = read(minimum.samples)
-    division = hold_apart(samples, centre.data, seed, groups=groups, repetition=repetition)
+    division = hold_apart(samples, centre.data, seed, groups=groups, prior_groups=prior_groups, repetition=repetition)
     minimum = centre.minimum_of(minimum, division.bound)
     grid = Scales.of(scales)
     wrong = errors_at(minimum, centre.weights)

@@ -49,6 +49,7 @@ def certify(
     evaluations: int | None = None,
     ledger: str | Path | Literal[False] | None = None,
     groups: Groups | None = None,
+    prior_groups: Groups | None = None,
     repetition: Repetition = "tested",
     score: bool = False,
     seed: int = 0,
@@ -84,7 +85,7 @@ def certify(
         ledger: file that counts the certificates of these samples, across commands; one in `output` by default, False
             for none.
         groups: an identifier a sample, of what was drawn independently (a patient, a document, an augmented original);
-            the division and n count groups then.
+            the division and n count groups then. prior_groups: the same of `prior_data`.
         repetition: "tested", whether independent draws explain rows that repeat; or "independent", your word that every
             repeated row was drawn anew.
         score: give a number also where a condition fails; `is_certificate` is then False.
@@ -121,9 +122,10 @@ def certify(
             kept = _ledger(ledger, folder, minimum.samples)
             return certify_around(minimum, posterior, prior=prior, prior_data=prior_data, prior_training=prior_training,
                                   stated=stated, delta=delta, delta_mc=delta_mc, union=union, ledger=kept,
-                                  test_data=test_data, groups=groups, repetition=repetition, output=folder,
+                                  test_data=test_data, groups=groups, prior_groups=prior_groups,
+                                  repetition=repetition, output=folder,
                                   source=source, score=score, seed=seed)  # fmt: skip
-    if prior is not None or prior_data is not None or prior_training is not None:
+    if any(x is not None for x in (prior, prior_data, prior_training, prior_groups)):
         raise UsageError("got a prior without a minimum; for a network that certify trains, the recipe makes the prior")
     if model is None or train_data is None:
         raise UsageError("certify needs a model and its training data, or minimum= and its prior=")

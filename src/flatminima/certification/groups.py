@@ -20,28 +20,31 @@ from flatminima.errors import DataError
 _PICK = b"one sample of a group"  # parts the draw of a group's sample from the draw of the groups
 
 
-def group_numbers(groups: Tensor | Sequence[Any] | np.ndarray[Any, Any], n: int) -> Tensor:
-    """Groups as numbers 0 .. G-1, (n,), in the order in which they occur.
+def identifiers(groups: Tensor | Sequence[Any] | np.ndarray[Any, Any], n: int) -> list[Any]:
+    """Groups as Python values, one a sample.
 
     Args:
-        groups: one identifier a sample, numbers or texts. n: samples.
+        groups: numbers or texts. n: samples.
 
     Raises:
         DataError: another length, or an identifier that is missing (None, NaN).
     """
-    values = groups.detach().cpu().tolist() if isinstance(groups, Tensor) else list(groups)
-    if len(values) != n:
-        raise DataError(f"got {len(values)} groups for {n} samples; give one group identifier a sample")
-    numbers: dict[Any, int] = {}
-    out = []
+    given = groups.detach().cpu().tolist() if isinstance(groups, Tensor) else list(groups)
+    if len(given) != n:
+        raise DataError(f"got {len(given)} groups for {n} samples; give one group identifier a sample")
+    values = [value.item() if isinstance(value, np.generic) else value for value in given]
     for i, value in enumerate(values):
-        value = value.item() if isinstance(value, np.generic) else value
         if value is None or value != value or isinstance(value, list):
             raise DataError(
-                f"got group {value!r} for sample {i}; give every sample one identifier, its own if it is alone"
+                f"got group {value!r} for sample {i}; give every sample an identifier, one of its own if alone"
             )
-        out.append(numbers.setdefault(value, len(numbers)))
-    return torch.tensor(out)
+    return values
+
+
+def group_numbers(groups: Tensor | Sequence[Any] | np.ndarray[Any, Any], n: int) -> Tensor:
+    """Groups as numbers 0 .. G-1, (n,), in the order in which they occur; errors as of `identifiers`."""
+    numbers: dict[Any, int] = {}
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in identifiers(groups, n)])
 
 
 def group_order(samples: Samples, numbers: Tensor, seed: int) -> Tensor:

@@ -155,7 +155,13 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def recompute(
-    path: Path, model: nn.Module | Factory, data: Any, prior_data: Any = None, *, groups: Groups | None = None
+    path: Path,
+    model: nn.Module | Factory,
+    data: Any,
+    prior_data: Any = None,
+    *,
+    groups: Groups | None = None,
+    prior_groups: Groups | None = None,
 ) -> list[Comparison]:
     """Every number of a certificate again: from its weights, the data and the recorded seed.
 
@@ -168,7 +174,7 @@ def recompute(
         model: a function that makes the network, or one of the same architecture, whose weights are replaced.
         data: the whole training data, prior's part included; around a minimum, the samples of the bound.
         prior_data: around a minimum, those that its prior was trained on.
-        groups: of the samples, where the certificate was made with them.
+        groups, prior_groups: of the samples and of prior_data, where the certificate was made with them.
 
     Returns:
         A Comparison for each number.
@@ -177,7 +183,7 @@ def recompute(
         CheckpointError: files that do not fit, are damaged or were exchanged. UsageError: the data are others than the
             certificate's.
     """
-    return compare(*recomputed(path, model, data, prior_data, groups=groups))
+    return compare(*recomputed(path, model, data, prior_data, groups=groups, prior_groups=prior_groups))
 
 
 def compare(recorded: Certificate, again: Certificate) -> list[Comparison]:
@@ -187,7 +193,13 @@ def compare(recorded: Certificate, again: Certificate) -> list[Comparison]:
 
 @neutral()
 def recomputed(
-    path: Path, model: nn.Module | Factory, data: Any, prior_data: Any = None, *, groups: Groups | None = None
+    path: Path,
+    model: nn.Module | Factory,
+    data: Any,
+    prior_data: Any = None,
+    *,
+    groups: Groups | None = None,
+    prior_groups: Groups | None = None,
 ) -> tuple[Certificate, Certificate]:
     """A certificate as recorded, and as it is computed again; what cannot be is stated in the second, by the record."""
     document = read_document(path)
@@ -202,7 +214,7 @@ def recomputed(
     weights = _read_beside(path, document)
     if "recipe" in recorded.details:
         return recorded, _recipe_again(recorded, weights, model, samples, groups)
-    return recorded, _around_again(path, recorded, weights, model, samples, prior_data, groups)
+    return recorded, _around_again(path, recorded, weights, model, samples, prior_data, (groups, prior_groups))
 
 
 def _recipe_again(
@@ -249,7 +261,7 @@ def _around_again(
     model: nn.Module | Factory,
     samples: Samples,
     prior_data: Any,
-    groups: Groups | None,
+    groups: tuple[Groups | None, Groups | None],
 ) -> Certificate:
     """Around a minimum: the posterior is chosen by the recorded pilot draws, and certified by the recorded ones."""
     try:
@@ -269,7 +281,8 @@ def _around_again(
         return certify_around(
             Minimum(network, samples, loss, batch_size=batch),
             prior=prior,
-            groups=groups,
+            groups=groups[0],
+            prior_groups=groups[1],
             scales=scales,
             delta=recorded.delta,
             delta_mc=recorded.delta_mc,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flatminima.certification.copies import Copies, find_copies_within
-from flatminima.certification.groups import group_numbers, group_order, one_of_each
+from flatminima.certification.groups import group_numbers, group_order, identifiers, one_of_each
 from flatminima.certification.overlap import TOLERATED, find_overlap
 from flatminima.certification.repeats import Repeats, find_repeats
 from flatminima.core.samples import Samples
@@ -170,6 +170,7 @@ def hold_apart(
     seed: int,
     *,
     groups: Groups | None = None,
+    prior_groups: Groups | None = None,
     repetition: Repetition = "tested",
 ) -> Division:
     """All samples for the bound, without what they have in common with those that a prior was trained on.
@@ -177,7 +178,7 @@ def hold_apart(
     Args:
         samples: n of the bound. prior_data: those of the prior; None for none.
         seed: key of the hash that draws one sample of each group.
-        groups: an identifier a sample of the bound; none of them may be among the prior's, which is not checked here.
+        groups, prior_groups: an identifier a sample, of the bound's and of the prior's; equal ones are one group.
         repetition: as for `split`.
 
     Returns:
@@ -191,11 +192,20 @@ def hold_apart(
     units = torch.arange(len(samples)) if groups is None else group_numbers(groups, len(samples))
     bound = torch.cat([alone.bound, alone.left_out]).sort().values
     lost = torch.isin(bound, alone.left_out) | torch.isin(units[bound], units[common.indices])
-    left = None if common.alike else _leave_out(bound, lost)
     found = replace(alone, copies=common.copies, shared=common.evidence)
+    if groups is not None:
+        if prior_groups is None:
+            leak = "got groups of the bound's samples and none of the prior's, which may have seen others of them"
+            return replace(found, leak=leak, remedy="pass prior_groups=, an identifier for each sample of prior_data")
+        seen = set(identifiers(prior_groups, len(prior_data)))
+        both = torch.tensor([value in seen for value in identifiers(groups, len(samples))])
+        lost |= both[bound]
+        if both.any():
+            found = replace(found, shared=f"{found.shared}; {int(both[bound].sum())} of {len(bound)} groups in both")
+    left = None if common.alike else _leave_out(bound, lost)
     if left is None:
         remedy = "train the prior on samples of its own and make the Minimum of the others"
-        return replace(found, leak=f"the bound's samples are the prior's: {common.evidence}", remedy=remedy)
+        return replace(found, leak=f"the bound's samples are the prior's: {found.shared}", remedy=remedy)
     bound, out, nats = left
     return replace(found, bound=bound, left_out=out, nats=nats)
 
