@@ -27,7 +27,7 @@ from flatminima.cli.landscape import landscape
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
 from flatminima.cli.rank import rank
-from flatminima.cli.ranks import first
+from flatminima.cli.ranks import first, leave_together
 from flatminima.cli.report import report
 from flatminima.cli.reproduce import own_study, reproduce
 from flatminima.cli.train import train
@@ -87,7 +87,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     if os.environ.get("NO_COLOR"):  # rich would keep bold and moving cursors
         os.environ["TERM"] = "dumb"
-    sys.exit(_run())
+    code = _run()
+    leave_together(code)
+    sys.exit(code)
 
 
 def _run() -> int:

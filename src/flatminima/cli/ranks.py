@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(seconds=15)  # for processes that a launcher starts together; each has to import torch first
 _PATIENCE_TORCHRUN = timedelta(seconds=60)
 _LATER = timedelta(minutes=30)  # torch's own, for what comes after
+_stores: list[Any] = []  # that the processes met by
 _REMEDY = "start with torchrun, or unset WORLD_SIZE for one process"
 
 
@@ -53,8 +56,29 @@ def ranks() -> Ranks | None:
     if not dist.is_initialized():
         store, rank, size = _met()
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        _stores.append(store)
         atexit.register(dist.destroy_process_group)
     return Ranks()
+
+
+def leave_together(code: int) -> None:
+    """End a process of several when the others are done too, without the end of the interpreter.
+
+    Threads of gloo's that still run when the interpreter's statics are destroyed abort the process, after all is
+    written; torchrun then takes a finished run for a failed one.
+    """
+    if not _stores:
+        return
+    import torch.distributed as dist
+
+    if code == 0:
+        with contextlib.suppress(Exception):  # another that has failed, or is gone, is not waited for
+            _stores[-1].set(f"flatminima/done/{dist.get_rank()}", "done")
+            _stores[-1].wait([f"flatminima/done/{other}" for other in range(dist.get_world_size())], _PATIENCE)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _met() -> tuple[Any, int, int]:
