@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -24,20 +25,26 @@ def cpu() -> Exception:
     return RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
 
 
+@dataclass
+class Limits:
+    room: int
+    late: int
+
+
 class Room(nn.Module):
     """A network that fits `room` samples; `late` lets the first forward passes of a full batch through."""
 
     def __init__(self, room: int, error: Callable[[], Exception] = cuda, late: int = 0) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-        self.limits = [room, late]  # a list: the guard puts attributes back
+        self.limits = Limits(room, late)  # an object of its own: the guard puts attributes and collections back
         self.error = error
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > self.limits[0]:
-            if not self.limits[1]:
+        if len(x) > self.limits.room:
+            if not self.limits.late:
                 raise self.error()
-            self.limits[1] -= 1
+            self.limits.late -= 1
         out: Tensor = self.net(x)
         return out
 
@@ -57,15 +64,18 @@ def table(model: nn.Module, batch_size: int = 32):  # type: ignore[no-untyped-de
     return m, measure(m, small)
 
 
-@pytest.mark.parametrize("error", [cuda, cpu, MemoryError], ids=["cuda", "cpu", "python"])
-@pytest.mark.parametrize("late", [0, 3], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    ("error", "late"),
+    [(cuda, 0), (cpu, 0), (MemoryError, 0), (cuda, 3), (cuda, 60)],
+    ids=["cuda", "cpu", "python", "in admission", "later"],
+)
 def test_the_same_numbers_in_smaller_batches(error: Callable[[], Exception], late: int) -> None:
     torch.manual_seed(0)
     model = Room(5, error, late)
     before = copy.deepcopy(model.state_dict())
     m, found = table(model)
     assert m.batch_size == 4 and "batches halved to 4 samples, because memory ran out" in found.notes
-    model.limits[0] = 1000
+    model.limits.room = 1000
     _, whole = table(model)
     for name in found:
         assert float(found[name]) == pytest.approx(float(whole[name]), rel=1e-9), name
@@ -76,7 +86,7 @@ def test_the_same_numbers_in_smaller_batches(error: Callable[[], Exception], lat
 def test_not_even_one_sample_is_one_line() -> None:
     model = Room(1000)
     m = Minimum(model.eval(), data())
-    model.limits[0] = 0
+    model.limits.room = 0
     with pytest.raises(NumericalError, match=r"one sample at a time .CUDA out of memory"):
         measure(m, ["margin"])
 

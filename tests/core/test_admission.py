@@ -205,3 +205,34 @@ def test_parameters_that_overlap_in_part_are_refused() -> None:
     net[2].weight = nn.Parameter(whole[30:54].view(3, 8))
     with pytest.raises(ModelError, match="overlap in memory"):
         Minimum(net, (X, Y))
+
+
+class Logs(Net):
+    """A counter, a log, a cache and a record of shapes that the forward pass keeps and never reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[float] = []
+        self.cache: dict[str, Any] = {"shapes": [], "last": None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.log.append(float(x.detach().sum()))
+        self.cache["shapes"].append(tuple(x.shape))
+        self.cache["last"] = x.detach()
+        return self.b(torch.tanh(self.a(x)))
+
+
+def test_what_a_forward_pass_writes_is_state_that_comes_back_and_no_setting() -> None:
+    net = Logs().eval()
+    net(X[:3])
+    log, shapes, last = list(net.log), list(net.cache["shapes"]), net.cache["last"]
+    minimum = Minimum(net, (X, Y))
+    measures.margin(minimum)
+    assert (net.calls, net.log, net.cache["shapes"]) == (1, log, shapes) and net.cache["last"] is last
+    net(X[:5])  # the caller uses the network in between
+    assert net.calls == 2 and measures.expected_sharpness(minimum, draws=3).value is not None
+    assert net.calls == 2 and len(net.log) == 2 and len(net.cache["shapes"]) == 2
+    net.width = 8
+    with pytest.raises(StaleMinimum, match="settings"):
+        measures.margin(minimum)

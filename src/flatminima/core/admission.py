@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatminima.core.batch import Batch
+from flatminima.core.batch import Batch, out_of_memory
 from flatminima.core.guard import random_marks, same_randomness
+from flatminima.core.identity import settings
 from flatminima.core.samples import check_every_target, leaves
 from flatminima.errors import DataError, FlatMinimaError, ModelError
 
@@ -38,15 +39,25 @@ def admit(minimum: Minimum) -> int:
 
     Raises:
         DataError: data or a loss that does not fit the network. ModelError: a network that cannot be measured.
+        NumericalError: not even one sample fits into memory.
     """
+    return minimum.within_memory(lambda: _admit(minimum))
+
+
+def _admit(minimum: Minimum) -> int:
     n = len(minimum.samples)
     random_ones = torch.randint(0, n, (_SAMPLES - 1,), generator=torch.Generator().manual_seed(0))
     chosen = torch.cat([torch.tensor([0]), random_ones]).unique()
+    if minimum.halvings:  # memory ran out
+        chosen = chosen[: minimum.batch_size]
     with minimum.open(), torch.no_grad():
         batch = minimum.batch(chosen)
+        before_settings = settings(minimum.model)
         versions = [t._version for t in leaves(batch.inputs)]
         before = random_marks(minimum.device)
         output = _first(minimum, batch)
+        after_settings = settings(minimum.model)
+        minimum.forget({k for k, v in after_settings.items() if before_settings.get(k) != v})
         minimum.loss = minimum.loss.fitted(output, batch.targets)
         batch._receive(output)
         draws = random_marks(minimum.device) != before
@@ -96,6 +107,8 @@ def _first(minimum: Minimum, batch: Batch) -> Tensor:
     except FlatMinimaError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
         seen = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in leaves(batch.inputs))
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if "more than 1 value per channel" in reason:  # BatchNorm in eval mode without running statistics
@@ -183,7 +196,9 @@ def _try(minimum: Minimum, inputs: Any) -> Tensor | None:
     """Outputs, or None where a batch of this size is refused (what mixes samples says so below)."""
     try:
         return minimum.forward(inputs)
-    except (RuntimeError, ValueError, IndexError):
+    except (RuntimeError, ValueError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         return None
 
 

@@ -6,6 +6,7 @@ Weights, buffers, training modes, gradients, `requires_grad`, hooks and the glob
 from __future__ import annotations
 
 import random
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from flatminima.core.identity import version as _version
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TABLES = ("_parameters", "_buffers", *_HOOKS)
+_COLLECTIONS = (list, dict, set, deque, OrderedDict, defaultdict)
 
 
 @contextmanager
@@ -37,14 +39,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
     buffers = [(m, name, b) for m in compiled for name, b in m.named_buffers(recurse=False)]
     modes = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
     attributes = [(m, dict(vars(m))) for m in model.modules() if m not in compiled]
+    collections = [c for _, kept in attributes for c in _collections(kept)]
     try:
         with same_randomness():
             model.eval()
             yield
     finally:
-        for m, kept in attributes:  # counters, caches (not what they hold)
+        for m, kept in attributes:  # counters, caches
             vars(m).clear()
             vars(m).update(kept)
+        for collection, held in collections:
+            _refill(collection, held)
         for m, training in modes:
             m.training = training
         for table, entries in tables:  # a forward pass may replace a buffer instead of writing into it
@@ -66,6 +71,31 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for p, grad, requires_grad in parameters:
             p.grad = grad
             p.requires_grad_(requires_grad)
+
+
+def _collections(attributes: dict[str, Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Lists, dicts and sets of a module (logs, caches) and those within them, with the entries that they hold."""
+    stack = [value for name, value in attributes.items() if name not in (*_TABLES, "_modules")]
+    seen: set[int] = set()
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or type(value) not in _COLLECTIONS:
+            continue
+        seen.add(id(value))
+        entries = [*value.items()] if isinstance(value, dict) else [*value]
+        stack += [entry for _, entry in entries] if isinstance(value, dict) else entries
+        yield value, entries
+
+
+def _refill(collection: Any, entries: list[Any]) -> None:
+    if isinstance(collection, dict):
+        now = [*collection.items()]
+        same = len(now) == len(entries) and all(a is c and b is d for (a, b), (c, d) in zip(now, entries, strict=True))
+    else:
+        same = [*map(id, collection)] == [*map(id, entries)]
+    if not same:
+        collection.clear()
+        collection.extend(entries) if isinstance(collection, list | deque) else collection.update(entries)
 
 
 @contextmanager

@@ -85,20 +85,30 @@ def sample_bytes(tensor: Tensor) -> Tensor:
     return entries.contiguous().view(-1).view(torch.uint8)
 
 
-def structure(model: nn.Module) -> tuple[Any, ...]:
-    """Changes where a layer, a forward function or a plain setting of a module (an active adapter) is another."""
+def structure(model: nn.Module, state: frozenset[tuple[str, str]] = frozenset()) -> tuple[Any, ...]:
+    """Changes where a layer, a forward function or a plain setting of a module (an active adapter) is another.
+
+    Args:
+        state: (module, attribute) of what forward passes write (counters, logs), which are no settings.
+    """
     out: list[tuple[Any, ...]] = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # compiled: its forward and settings are what they are
             out.append((name, id(module), 0, ()))
             continue
         forward = vars(module).get("forward", type(module).forward)
-        settings = tuple(_settings(vars(module)))
+        settings = tuple((k, v) for k, v in settings_of(vars(module)) if (name, k) not in state)
         out.append((name, id(module), id(getattr(forward, "__func__", forward)), settings))
     return tuple(out)
 
 
-def _settings(attributes: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def settings(model: nn.Module) -> dict[tuple[str, str], str]:
+    """Plain attributes of all modules: (module, attribute) -> content."""
+    return {(name, k): v for name, module in model.named_modules() for k, v in settings_of(vars(module))}
+
+
+def settings_of(attributes: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Attributes that are text, numbers or small collections of these."""
     for name, value in attributes.items():
         if name not in _SKIPPED and _plain(value):
             yield name, repr(value)

@@ -118,6 +118,7 @@ class Minimum(Network):
         self.model = model
         self.writes_inputs = False
         self._mark = fingerprint(self._source)
+        self._state: frozenset[tuple[str, str]] = frozenset()
         self._structure = structure(self._source)
         self._data_mark = marks_of(self._held())
 
@@ -210,7 +211,11 @@ class Minimum(Network):
         if not self.following.tried:
             self.following.tried = True
             if self.following.by_layers:
-                self._choose()
+                try:
+                    self._choose()
+                except BaseException:  # memory ran out, or somebody stops: the next one tries again
+                    self.following.tried = False
+                    raise
                 self.following.begin()
         return self.following.by_layers
 
@@ -218,6 +223,8 @@ class Minimum(Network):
         """The way that a few random samples allow."""
         n, passes = len(self.samples), replace(self.passes)
         rows = torch.randint(0, n, (_TRIED,), generator=torch.Generator().manual_seed(1)).unique()
+        if self.halvings:  # memory ran out
+            rows = rows[: self.batch_size]
         with self.open():
             while True:
                 self.following.begin()
@@ -256,6 +263,11 @@ class Minimum(Network):
 
     # -- whether it is still the same --------------------------------------------------------------------------------
 
+    def forget(self, written: set[tuple[str, str]]) -> None:
+        """Attributes (module, name) that a forward pass writes are state, not settings of the network."""
+        self._state |= written
+        self._structure = structure(self._source, self._state)
+
     def _held(self) -> list[Tensor]:
         """Tensors of the data, where it is held as tensors."""
         if not isinstance(self.samples, TensorSamples):
@@ -267,7 +279,7 @@ class Minimum(Network):
             return
         if fingerprint(self._source) != self._mark:
             raise StaleMinimum("the model's weights or buffers changed since this Minimum was made; make a new Minimum")
-        if structure(self._source) != self._structure:
+        if structure(self._source, self._state) != self._structure:
             raise StaleMinimum(
                 "the model's layers, forward functions or settings (an active adapter?) changed since this Minimum was "
                 "made; make a new Minimum"

@@ -64,6 +64,8 @@ def refuse_wrong(minimum: Minimum, curvature: str) -> None:
 def _examine(minimum: Minimum, curvature: str) -> Absent | None:
     n = len(minimum.samples)
     rows = torch.randint(0, n, (_SAMPLES,), generator=torch.Generator().manual_seed(2)).unique()
+    if minimum.halvings:  # memory ran out
+        rows = rows[: minimum.batch_size]
     small = len(minimum.parameters) <= _LARGEST
     try:
         copied = minimum.replace(data=minimum.samples.take(rows), dtype=torch.float64) if small else None
