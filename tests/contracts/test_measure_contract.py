@@ -16,38 +16,79 @@ from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.rounds import _Known, _Missing
+from mutation import snapshot
 
 MEASURES = sorted(catalog.MEASURES)
 FUNCTIONS = {name: catalog.MEASURES[name].load() for name in MEASURES}
 DRAWING = [name for name in MEASURES if "seed" in inspect.signature(FUNCTIONS[name]).parameters]
+KEYS = sorted(NETWORKS)
+
+names = pytest.mark.parametrize("name", MEASURES)
+# a worker that has a network's tables gets all of its tests
+networks = pytest.mark.parametrize(
+    "key", [pytest.param(k, marks=pytest.mark.xdist_group(f"contract of {k}")) for k in KEYS]
+)
 
 
-@pytest.fixture(params=MEASURES)
-def name(request):
-    return request.param
+def small(name, **options):
+    return partial(FUNCTIONS[name], **SMALL.get(name, {}), **options)
 
 
-@pytest.fixture(params=sorted(NETWORKS))
-def network(request):
-    return NETWORKS[request.param]
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Of one measure alone: its answer, how often it asked for statistics, and what it left changed."""
 
-
-def small(name):
-    return partial(FUNCTIONS[name], **SMALL.get(name, {}))
+    estimate: Estimate
+    asked: int
+    changed: list[str]
 
 
 @cache
-def table(key):
-    """Every measure of one network, in one table."""
-    return measure(NETWORKS[key].minimum(), [small(name) for name in MEASURES])
+def alone(name, key):
+    """The one evaluation of a measure on a network: every test below compares with it."""
+    model = NETWORKS[key].model
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.25)
+    before, minimum, asked = snapshot(model), NETWORKS[key].minimum(), 0
+    while True:
+        try:
+            estimate = small(name)(_Known(minimum))
+            break
+        except _Missing as request:
+            asked += 1
+            minimum.compute(request.keys)
+    after = snapshot(model)
+    for p in model.parameters():
+        p.grad = None
+    return Evaluation(estimate, asked, [k for k in before.keys() | after.keys() if before.get(k) != after.get(k)])
 
 
+@cache
+def table(key, variant="", value=None):
+    """Every measure of one network in one table: as it is, with other batches, data in another order, another seed."""
+    network = NETWORKS[key]
+    if variant == "order":
+        order = torch.randperm(len(network.y), generator=generator(3))
+        network = dataclasses.replace(network, x=network.x[order], y=network.y[order])
+    if variant == "again":
+        torch.manual_seed(12345)
+    options = {variant: value} if variant in ("batch_size", "seed") else {}
+    return rows(network.minimum(**options), [small(name) for name in MEASURES])
+
+
+def rows(minimum, functions):
+    """The table's estimates in the order of the functions."""
+    return dict(zip(MEASURES, measure(minimum, functions).values(), strict=True))
+
+
+@names
 def test_docstring_says_what_goes_in_what_comes_out_and_where_it_is_from(name):
     text = inspect.getdoc(FUNCTIONS[name])
     for section in ("Args:", "Returns:", "Source:"):
         assert f"\n{section}\n" in text, f"{name} has no {section}"
 
 
+@names
 def test_options_are_keyword_only_typed_and_documented(name):
     function = inspect.unwrap(FUNCTIONS[name])
     first, *options = inspect.signature(function).parameters.values()
@@ -61,14 +102,16 @@ def test_options_are_keyword_only_typed_and_documented(name):
         assert option.name != "seed" or option.default is None  # None: the Minimum's own
 
 
-def test_a_value_or_a_reason_never_nan(name, network):
+@networks
+@names
+def test_a_value_or_a_reason_never_nan(name, key):
     """And the direction of the catalogue either way; details that are JSON, strictly."""
-    found = small(name)(network.minimum())
+    found = alone(name, key).estimate
     assert isinstance(found, Estimate)
     assert found.direction == catalog.MEASURES[name].direction
     assert found.kind == "score"
     json.dumps(found.to_dict(), allow_nan=False)
-    reason = network.undefined.get(name, "")
+    reason = NETWORKS[key].undefined.get(name, "")
     if reason:
         assert reason in found.undefined
     elif reason is not None:
@@ -76,33 +119,18 @@ def test_a_value_or_a_reason_never_nan(name, network):
         assert math.isfinite(found.value)
 
 
-def test_at_most_two_rounds(name, network):
+@networks
+@names
+def test_at_most_two_rounds(name, key):
     """Asked on what is known, it names what it misses at most twice, then answers."""
-    minimum, asked = network.minimum(), 0
-    while True:
-        try:
-            small(name)(_Known(minimum))
-            break
-        except _Missing as request:
-            asked += 1
-            minimum.compute(request.keys)
-    assert asked <= 2
+    assert alone(name, key).asked <= 2
 
 
-def test_the_model_is_left_as_it_was(name, network):
-    model = network.model
-    for p in model.parameters():
-        p.grad = torch.full_like(p, 0.25)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    random = torch.get_rng_state()
-    small(name)(network.minimum())
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    assert not any(m.training for m in model.modules())
-    assert all(p.requires_grad and bool((p.grad == 0.25).all()) for p in model.parameters())
-    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
-    for p in model.parameters():
-        p.grad = None
+@networks
+@names
+def test_the_model_is_left_as_it_was(name, key):
+    """Weights, buffers, gradients, modes, hooks and the random states."""
+    assert alone(name, key).changed == []
 
 
 def same(one, two, rel=1e-6):
@@ -114,53 +142,60 @@ def same(one, two, rel=1e-6):
             assert one.stderr == pytest.approx(two.stderr, rel=rel, abs=1e-12)
 
 
-def test_the_same_again_bit_for_bit(name, network):
-    """Whatever the global random state."""
-    one = small(name)(network.minimum())
-    torch.manual_seed(12345)
-    two = small(name)(network.minimum())
-    assert one.to_dict() == two.to_dict()
-
-
-def test_batch_size_does_not_matter(name, network):
-    one = small(name)(network.minimum())
-    for batch_size in (1, 5, 100):
-        same(small(name)(network.minimum(batch_size=batch_size)), one)
-
-
-def test_the_order_of_the_data_does_not_matter(name, network):
-    order = torch.randperm(len(network.y), generator=generator(3))
-    shuffled = dataclasses.replace(network, x=network.x[order], y=network.y[order])
-    same(small(name)(shuffled.minimum()), small(name)(network.minimum()))
-
-
-@pytest.mark.parametrize("key", sorted(NETWORKS))
+@networks
+@names
 def test_alone_or_in_a_table(name, key):
     """Sharing sweeps with every other measure changes the cost, never the number."""
-    alone = small(name)(NETWORKS[key].minimum())
-    row = next(e for row, e in table(key).items() if row.partition("(")[0] == name)
-    same(row, alone, rel=1e-11)
+    same(table(key)[name], alone(name, key).estimate, rel=1e-11)
+
+
+@networks
+@names
+def test_the_same_again_bit_for_bit(name, key):
+    """Whatever the global random state."""
+    assert table(key)[name].to_dict() == table(key, "again")[name].to_dict()
+
+
+@networks
+@names
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_batch_size_does_not_matter(name, key, batch_size):
+    same(table(key, "batch_size", batch_size)[name], alone(name, key).estimate)
+
+
+@networks
+@names
+def test_the_order_of_the_data_does_not_matter(name, key):
+    same(table(key, "order")[name], alone(name, key).estimate)
 
 
 def _drawn_on(name):
     return "mlp without biases" if name in ("conditions", "perturbation_score") else "mlp"
 
 
+@cache
+def seeded(key, of_minimum, of_measure):
+    """A table of the measures that draw, each with a seed of its own."""
+    given = [small(n, seed=of_measure) if n in DRAWING else small(n) for n in MEASURES]
+    return rows(NETWORKS[key].minimum(seed=of_minimum), given)
+
+
 @pytest.mark.parametrize("name", DRAWING)
 def test_the_minimums_seed_is_the_default(name):
     """Catches a Minimum whose seed reaches no draw."""
-    network = NETWORKS[_drawn_on(name)]
-    default = small(name)(network.minimum(seed=7))
-    assert default.to_dict() == small(name)(network.minimum(), seed=7).to_dict()
-    assert default.value != small(name)(network.minimum()).value
+    key = _drawn_on(name)
+    default = table(key, "seed", 7)[name]
+    assert default.to_dict() == seeded(key, 0, 7)[name].to_dict()
+    assert default.value != table(key)[name].value
 
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_seeds_that_are_given_win(name):
-    network = NETWORKS[_drawn_on(name)]
-    assert small(name)(network.minimum(seed=7), seed=0).to_dict() == small(name)(network.minimum()).to_dict()
+    key = _drawn_on(name)
+    assert seeded(key, 7, 0)[name].to_dict() == table(key)[name].to_dict()
 
 
+@names
 def test_a_measure_needs_its_statistics(name):
     """A pure function of what it is handed: nothing there, nothing comes out of somewhere else."""
     with pytest.raises(KeyError):
@@ -248,29 +283,44 @@ def test_the_transformations_leave_the_function_unchanged(kind):
         assert torch.allclose(transform(a)(x), transform(1.0)(x), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", sorted(TRANSFORMATIONS))
+def _options(name, kind):
+    if name == "fisher_logdet_full":
+        return {"pseudo": True}
+    if name == "power_law_exponent":
+        return SMALL[name]
+    if name == "distance_from_init":
+        transform, _ = TRANSFORMATIONS[kind]
+        return {"initial": torch.ones(len(_minimum_of(transform(1.0)).parameters))}
+    return {"subset": 8} if "subset" in inspect.signature(FUNCTIONS[name]).parameters else {}
+
+
+@cache
+def transformed(kind):
+    """For each factor a table of every measure."""
+    transform, _ = TRANSFORMATIONS[kind]
+    given = [partial(FUNCTIONS[name], **_options(name, kind)) for name in MEASURES]
+    return [rows(_minimum_of(transform(a)), given) for a in FACTORS]
+
+
+@names
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.xdist_group(f"invariance {k}")) for k in sorted(TRANSFORMATIONS)]
+)
 def test_the_catalogue_says_what_a_measure_is_invariant_to(name, kind):
     """Listed: unchanged over a = 1e-2 ... 1e2. Not listed: it changes, and the reader must know."""
-    transform, invariance = TRANSFORMATIONS[kind]
-    options = {"subset": 8} if "subset" in inspect.signature(FUNCTIONS[name]).parameters else {}
-    if name == "fisher_logdet_full":
-        options = {"pseudo": True}
-    if name == "power_law_exponent":
-        options = SMALL[name]
-    if name == "distance_from_init":
-        options = {"initial": torch.ones(len(_minimum_of(transform(1.0)).parameters))}
-    values = [FUNCTIONS[name](_minimum_of(transform(a)), **options).value for a in FACTORS]
+    values = [one[name].value for one in transformed(kind)]
     if name in ("conditions", "perturbation_score") and kind != "balanced":
         assert values == [None] * len(FACTORS)  # of networks without biases
         return
     assert None not in values
     spread = (max(values) - min(values)) / max(map(abs, values))
-    if invariance in catalog.MEASURES[name].invariant:
+    if TRANSFORMATIONS[kind][1] in catalog.MEASURES[name].invariant:
         assert spread < 1e-6, values
     else:
         assert spread > 1e-3, values
 
 
+@names
 def test_invariances_are_the_ones_that_are_tested(name):
     assert catalog.MEASURES[name].invariant <= {invariance for _, invariance in TRANSFORMATIONS.values()}
 
@@ -278,11 +328,13 @@ def test_invariances_are_the_ones_that_are_tested(name):
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
+@names
 def test_an_unknown_option_is_pythons_own_error(name):
     with pytest.raises(TypeError, match="unexpected keyword argument 'samplse'"):
         FUNCTIONS[name](NETWORKS["mlp"].minimum(), samplse=3)
 
 
+@names
 def test_counts_below_one_are_usage_errors(name):
     """Never a ZeroDivisionError or a NaN from the middle of a sweep."""
     function = FUNCTIONS[name]
