@@ -195,12 +195,13 @@ class Comparison:
     """Listens to the layers of one backward pass, each compared at once with autograd and let go of.
 
     Args:
-        rows (batch,): r_i. truth: gradient of ``sum_i r_i loss_i`` by parameter name, from an ordinary backward pass.
+        rows (batch,): r_i. truth: gradient of ``sum_i r_i loss_i`` by parameter name, from an ordinary backward pass;
+            let go of as the layers come, each once.
         precision: that the network computes in.
     """
 
     def __init__(self, rows: Tensor, truth: Mapping[str, Tensor], precision: torch.dtype) -> None:
-        self.rows, self.truth = rows, truth
+        self.rows, self.truth = rows, dict(truth)
         self._relative = _RELATIVE.get(precision, _RELATIVE_HALF)
         self._norms = {name: _norm(g) for name, g in truth.items()}
         self._floor = _FLOOR.get(precision, _FLOOR_HALF) * sum(n * n for n in self._norms.values()) ** 0.5
@@ -210,8 +211,9 @@ class Comparison:
     def __call__(self, layer: LayerGradient) -> None:
         for name, value in layer.weighted_sum(self.rows).items():
             self._reported.add(name)
-            gap = _norm(value.to(self.truth[name].dtype).sub_(self.truth[name]))
-            if not gap <= self._relative * self._norms[name] + self._floor:
+            truth = self.truth.pop(name, None)
+            gap = math.inf if truth is None else _norm(value.to(truth.dtype).sub_(truth))
+            if not gap <= self._relative * self._norms.get(name, 0.0) + self._floor:
                 self._wrong = self._wrong or name
 
     def disagreement(self) -> str | None:
@@ -219,7 +221,7 @@ class Comparison:
 
         One that no layer reported must have the gradient zero.
         """
-        unheard = (n for n in self.truth if n not in self._reported and not self._norms[n] <= self._floor)
+        unheard = (n for n, norm in self._norms.items() if n not in self._reported and not norm <= self._floor)
         name = self._wrong or next(unheard, None)
         return None if name is None else f"the gradient of {name!r} from its layer is not autograd's"
 

@@ -248,8 +248,10 @@ class Minimum(Network):
         """
         sums = Sums(row_weights(len(rows)).to(self.device))
         self.batch(rows).read(Reads.LAYERS, [sums], [])
-        truth = {name: sums.sums.get(name, torch.zeros_like(p)) for name, p in self.parameters}
-        frozen = Comparison(sums.rows, truth, self.parameters.tensors[0].dtype)
+        for name, p in self.parameters:
+            sums.sums.setdefault(name, torch.zeros_like(p))
+        frozen = Comparison(sums.rows, sums.sums, self.parameters.tensors[0].dtype)
+        sums.sums.clear()  # each layer's goes when it is compared
         self.following.skip()
         self.batch(rows).read(Reads.LAYERS, [frozen], [])
         reason = frozen.disagreement()

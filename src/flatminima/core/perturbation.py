@@ -20,6 +20,7 @@ from flatminima.core.parameters import Parameters
 from flatminima.errors import UsageError
 
 _RESOLVED = 0.01  # of a step's length, lost where w + u is rounded
+_BLOCK = 1 << 22  # weights at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Relative:
 
     def of(self, weights: Tensor) -> Tensor:
         """sigma (W,) for flat weights (W,)."""
-        return self.alpha * (self.slope * weights.abs() + self.offset)
+        return weights.abs().mul_(self.slope).add_(self.offset).mul_(self.alpha)  # of large models no second vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class Perturbation(ABC):
         weights = parameters.flat()
         try:
             noise = parameters.part(self.standard(len(parameters), generator(seed, index)))
-            parameters.assign(weights + sign * self.scaled(noise, weights))
+            parameters.assign(self.scaled(noise, weights).mul_(sign).add_(weights))
             yield
         finally:
             parameters.assign(weights)
@@ -103,10 +104,12 @@ class Perturbation(ABC):
 
 def resolved(weights: Tensor, step: Tensor) -> bool:
     """Whether w + step, rounded to the weights' precision, is away from w by what it should be, to one per cent."""
-    size = float(torch.linalg.vector_norm(step.double()))
-    wanted = weights.double() + step.double()
-    error = float(torch.linalg.vector_norm(wanted.to(weights.dtype).double() - wanted))
-    return error <= _RESOLVED * size
+    size, error = 0.0, 0.0
+    for w, u in zip(weights.split(_BLOCK), step.split(_BLOCK), strict=True):
+        wanted = w.double() + u.double()
+        size += float(u.double().square().sum())
+        error += float((wanted.to(w.dtype).double() - wanted).square().sum())
+    return error <= _RESOLVED**2 * size
 
 
 @dataclass(frozen=True)

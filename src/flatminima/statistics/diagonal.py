@@ -68,11 +68,12 @@ class _Sum:
                 self.total[name] = squares
 
     def flat(self) -> Tensor:
-        zeros = torch.zeros(1, dtype=torch.float64)
-        parts = [
-            self.total[n].reshape(-1).cpu() if n in self.total else zeros.expand(size) for n, size in self.sizes.items()
-        ]
-        return torch.cat(parts) / self.count
+        """The mean, (W,) float64 on the CPU; the sums are let go of one by one."""
+        mean = torch.zeros(sum(self.sizes.values()), dtype=torch.float64)
+        for name, part in zip(self.sizes, mean.split(list(self.sizes.values())), strict=True):
+            if name in self.total:
+                part.copy_(self.total.pop(name).reshape(-1))
+        return mean.div_(self.count)
 
 
 @dataclass(frozen=True)
