@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ TABLE = "the whole table"
 def network() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for a, b in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for a, b in pairwise(WIDTHS):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval(), (torch.randn(SAMPLES, WIDTHS[0]), torch.arange(SAMPLES) % 10)
 

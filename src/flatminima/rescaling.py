@@ -233,7 +233,7 @@ def _rescaled(minimum: Minimum, rescaling: Rescaling, a: float) -> Minimum:
     with minimum.open():
         model = copied(minimum.model).eval()
     _apply(model, rescaling, a)
-    return Minimum(model, minimum.samples, minimum.loss, batch_size=minimum.batch_size, seed=minimum.seed)
+    return minimum.replace(model=model)
 
 
 def _drift(minimum: Minimum, rescaling: Rescaling, factors: Sequence[float]) -> float | None:
@@ -247,7 +247,7 @@ def _drift(minimum: Minimum, rescaling: Rescaling, factors: Sequence[float]) -> 
             model = copied(minimum.model)
             try:
                 _apply(model, rescaling, a)
-                other = Minimum(model.eval(), minimum.samples, minimum.loss, batch_size=minimum.batch_size)
+                other = minimum.replace(model=model.eval())
                 after = other.forward(other.batch(indices).inputs)
             except (Undefined, NumericalError):
                 return None

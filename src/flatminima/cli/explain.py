@@ -33,12 +33,10 @@ def with_more(names: Sequence[str]) -> list[str]:
 
 def part(minimum: Minimum) -> Minimum:
     """The same network on at most `AUDITED` samples of its data, drawn by its seed."""
-    from flatminima.core.minimum import Minimum
-
     if len(minimum.samples) <= AUDITED:
         return minimum
     data = minimum.samples.take(minimum.samples.order(minimum.seed)[:AUDITED])
-    return Minimum(minimum.model, data, minimum.loss, batch_size=minimum.batch_size, seed=minimum.seed)
+    return minimum.replace(data=data)
 
 
 def landscapes(minimum: Minimum, seed: int) -> dict[str, Landscape]:

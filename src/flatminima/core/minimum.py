@@ -170,13 +170,21 @@ class Minimum(Network):
             total += float(losses.detach().double().sum())
         return total / len(indices), gradient / len(indices)
 
-    def replace(self, *, model: nn.Module | None = None, data: Any = None, dtype: torch.dtype | None = None) -> Self:
+    def replace(
+        self,
+        *,
+        model: nn.Module | None = None,
+        data: Any = None,
+        dtype: torch.dtype | None = None,
+        returns_logits: bool = False,
+    ) -> Self:
         """Another Minimum with the same options, whose passes count here too.
 
         Args:
             model: another network; None: this one, or a copy of it where `dtype` is given.
             data: other samples; None: these. With `dtype`, floating-point inputs and targets are converted as well.
             dtype: of the copy's weights and buffers.
+            returns_logits: `model` returns these themselves, whatever `output` names.
         """
         network = self.model if model is None else model
         samples = self.samples if data is None else as_samples(data)
@@ -184,7 +192,8 @@ class Minimum(Network):
             with self.open():  # shared weights are tied there, and stay so in the copy
                 network = copied(network).to(dtype).eval()
             samples = Converted(samples, dtype)
-        other = type(self)(network, samples, self.loss, batch_size=self.batch_size, seed=self.seed, output=self.output)
+        output = None if returns_logits else self.output
+        other = type(self)(network, samples, self.loss, batch_size=self.batch_size, seed=self.seed, output=output)
         other.ranks, other.passes = self.ranks, self.passes
         return other
 

@@ -77,7 +77,7 @@ def _run(minimum: Minimum, inputs: Inputs, p: float) -> tuple[PathAlgebra, float
         algebra.know(leaf, -1 - i)
     with algebra:
         try:
-            output = logits(_call(minimum.model, inputs))
+            output = logits(_call(minimum.model, inputs), minimum.output)
         except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError) as error:
             if isinstance(error, FlatMinimaError):
                 raise

@@ -47,33 +47,21 @@ class RescaledLogits(Statistic[T]):
             raise UsageError(f"got a logit norm of {self.norm!r}; it must be positive and finite")
 
     def compute(self, minimum: Minimum) -> T:
-        from flatminima.core.minimum import Minimum
-
         with minimum.open():
-            inner = Minimum(
-                _Rescaled(minimum.model, self.norm).eval(),
-                minimum.samples,
-                minimum.loss,
-                batch_size=minimum.batch_size,
-                seed=minimum.seed,
-            )
-            try:
-                return inner[self.statistic]
-            finally:
-                minimum.passes.forward += inner.passes.forward
-                minimum.passes.backward += inner.passes.backward
+            rescaled = _Rescaled(minimum.model, self.norm, minimum.output).eval()
+            return minimum.replace(model=rescaled, returns_logits=True)[self.statistic]
 
     def cost(self, minimum: Minimum) -> Cost:
         return self.statistic.cost(minimum)
 
 
 class _Rescaled(nn.Module):
-    def __init__(self, model: nn.Module, norm: float) -> None:
+    def __init__(self, model: nn.Module, norm: float, output: Any) -> None:
         super().__init__()
-        self.model, self.norm = model, norm
+        self.model, self.norm, self.output = model, norm, output
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        output = logits(self.model(*args, **kwargs))
+        output = logits(self.model(*args, **kwargs), self.output)
         length = output.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(output.dtype).tiny)
         scaled: Tensor = self.norm * output / length
         return scaled
@@ -140,7 +128,7 @@ def _jacobian(minimum: Minimum, model: nn.Module, tensors: list[Tensor], indices
     """Gradients (b, W) of the losses for unit-norm output gradients, through one batch, and ln of the norms (b,)."""
     batch = minimum.batch(indices)
     inputs = map_tensors(lambda x: x.double() if x.is_floating_point() else x, batch.inputs)
-    output = logits(_call(model, inputs))
+    output = logits(_call(model, inputs), minimum.output)
     minimum.passes.forward += len(indices)
     unit, log_norms = minimum.loss.seed(output.detach(), batch.targets)
     rows = []
