@@ -34,6 +34,7 @@ LAYERS = [
         "diagnosis",
         "certification",
     ),  # never each other; a certificate trains its prior
+    ("track",),
     ("studies", "integrations", "demo", "landscape", "doctor"),
     ("cli",),
 ]

@@ -30,6 +30,7 @@ from flatminima.cli.rank import rank
 from flatminima.cli.ranks import first, leave_together
 from flatminima.cli.report import report
 from flatminima.cli.reproduce import own_study, reproduce
+from flatminima.cli.track import track
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
 
@@ -59,6 +60,7 @@ app.command("rank")(rank)
 app.command("report")(report)
 app.command("reproduce")(reproduce)
 app.command("study")(own_study)
+app.command("track")(track)
 app.command("train")(train)
 
 

@@ -36,7 +36,7 @@ from flatminima.core.samples import (
 )
 from flatminima.core.sharing import aliases, tied
 from flatminima.core.statistic import Fold, Needs, Reads, Statistic
-from flatminima.errors import DataError, ModelError, StaleMinimum, Undefined
+from flatminima.errors import DataError, ModelError, StaleMinimum, Undefined, UsageError
 
 _TRIED = 8  # random samples on which the way to per-sample gradients is chosen
 
@@ -284,6 +284,23 @@ class Minimum(Network):
         if not isinstance(self.samples, TensorSamples):
             return []
         return [*leaves(self.samples.inputs), self.samples.targets]
+
+    def renew(self) -> None:
+        """Take the model's weights, buffers and settings as they are now, and forget what was computed at others.
+
+        For a network that trains on: whether it can be measured at all is not looked at again.
+
+        Raises:
+            NumericalError: NaN or Inf in a parameter. UsageError: this Minimum computes on a copy on another device.
+        """
+        if self.model is not self._source:
+            raise UsageError(
+                "this Minimum is of a copy on another device: make a new one, or compute where the model is"
+            )
+        self.parameters = Parameters.of(self.model, self._shared)
+        self._mark, self._structure = fingerprint(self._source), structure(self._source)
+        for known in self._layers:
+            known.clear()
 
     def refuse_stale(self) -> None:
         if self._depth:

@@ -125,6 +125,12 @@ class Curvature:
             self.distance = total(squares)
         self.settled = False
 
+    def mean_h(self) -> float | None:
+        """Mean of h over the coordinates here; None: there are none."""
+        every = [local(held["h"] if "h" in held else self._moment(p)) for p, held in self.live.items()]
+        count = sum(t.numel() for t in every)
+        return float(torch.stack([t.double().sum().cpu() for t in every]).sum()) / count if count else None
+
     def load(self, tensors: dict[Tensor, dict[str, Tensor]], distance: Tensor | None, settled: bool) -> None:
         """From a checkpoint; copies, in the dtypes they have there."""
         self.live = {

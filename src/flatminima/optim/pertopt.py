@@ -152,6 +152,11 @@ class PertOPT(Wrapper):
             self._curvature.fit()
             return self._census()
 
+    def mean_h(self) -> float | None:
+        """Mean of h over the coordinates that have had a gradient: what noise is sized by. None: none has."""
+        self._outside("mean_h()")
+        return self._curvature.mean_h()
+
     def _census(self) -> Diagnostics:
         census = Census()
         for part in self._curvature.parts(self.param_groups):

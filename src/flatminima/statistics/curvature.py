@@ -107,6 +107,28 @@ class Products:
                 total = found if total is None else total.add_(found)
         return torch.zeros_like(vector, dtype=torch.float64) if total is None else total
 
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """Mean loss and its gradient (W,) float64, of the graphs that the products use: of a kept one, free.
+
+        Raises:
+            UsageError: of Gauss-Newton products, whose graphs hold no gradient.
+        """
+        if self.curvature != "hessian":
+            raise UsageError("got curvature='gauss_newton', whose graphs hold no gradient; ask Hessian products")
+        ranks = self.minimum.ranks
+        total = self._value_and_gradient() if ranks is None else ranks.total(self._value_and_gradient)
+        total /= self.count
+        return float(total[-1]), total[:-1]
+
+    def _value_and_gradient(self) -> Tensor:
+        """(W + 1,) float64: summed over this process's samples, the loss last."""
+        total = torch.zeros(self.size + 1, dtype=torch.float64, device=self.minimum.device)
+        with self.minimum.open():
+            for graph in self._graphs():
+                total[:-1] += graph.gradient()
+                total[-1] += graph.loss(graph.output.detach(), graph.targets).double().sum()
+        return total
+
     @property
     def precision(self) -> torch.dtype:
         """In which the network computes: vectors need no more."""
@@ -220,6 +242,10 @@ class Graph:
             return self._flat(self._back([self.output], [self._by_loss(tangent)]))
         except NotImplementedError as error:
             raise Undefined(f"the network has no second derivative: {str(error).splitlines()[0]}") from None
+
+    def gradient(self) -> Tensor:
+        """Of the summed loss, (W,) float64, for a Hessian graph."""
+        return self._flat(self.gradients).detach()
 
     def jacobian_product(self, vector: Tensor) -> Tensor:
         """J v in the output's shape, for a Gauss-Newton graph."""

@@ -1,0 +1,111 @@
+"""A tracker's rows as a table: pandas, Parquet, HTML, text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from flatminima.errors import MissingExtra
+from flatminima.io import write_whole
+from flatminima.track.log import Header, Row, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ALWAYS = ("loss", "lr", "threshold")
+_SHOWN = 8  # columns of the text
+
+
+@dataclass(frozen=True)
+class TrackTable(Sequence[Row]):
+    """A row a check, in the order of the steps.
+
+    Attributes:
+        header: of the run: quantities, probe, loss function, mode, versions.
+        rows: as in the log. values: name -> number or None; undefined: name -> why there is none.
+    """
+
+    header: Header
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> TrackTable:
+        """From a log.
+
+        Raises:
+            UsageError: no log of a tracker.
+        """
+        header, rows = read(path)
+        return cls(header, tuple(rows))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def columns(self) -> list[str]:
+        """Names of the numbers, in the order in which they first came."""
+        found = [name for name in _ALWAYS if any(row.get(name) is not None for row in self.rows)]
+        return list(dict.fromkeys([*found, *(name for row in self.rows for name in row["values"])]))
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of the checks where the quantity has a value."""
+        found = [(row["step"], row["values"].get(name, row.get(name))) for row in self.rows]
+        return [(step, float(value)) for step, value in found if value is not None]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a check, indexed by step: numbers (NaN where there is none), standard errors as NAME_stderr, events."""
+        import pandas as pd
+
+        columns = self.columns()
+        data: dict[str, list[Any]] = {
+            name: [row["values"].get(name, row.get(name)) for row in self.rows] for name in columns
+        }
+        for name in dict.fromkeys(n for row in self.rows for n in row["stderr"]):
+            data[f"{name}_stderr"] = [row["stderr"].get(name) for row in self.rows]
+        frame = pd.DataFrame(data, index=pd.Index([row["step"] for row in self.rows], name="step"), dtype=float)
+        frame["events"] = ["; ".join(row["events"]) for row in self.rows]
+        return frame
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """`to_pandas` as a Parquet file, written whole.
+
+        Raises:
+            MissingExtra: pyarrow is not installed. WriteFailed, UsageError: the path cannot be written.
+        """
+        try:
+            import_module("pyarrow")
+        except ImportError:
+            raise MissingExtra("pyarrow", "parquet", "to_parquet()") from None
+        frame = self.to_pandas()
+        write_whole(path, lambda file: frame.to_parquet(file))
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The page of `flatminima track`; with `path` also written there, whole."""
+        from flatminima.track.page import page
+
+        text = page(self)
+        if path is not None:
+            write_whole(path, text)
+        return text
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html())
+
+    def __str__(self) -> str:
+        names = self.columns()[:_SHOWN]
+        width = max([12, *(len(name) for name in names)])
+        lines = ["step".rjust(8) + "".join(name.rjust(width + 2) for name in names)]
+        for row in self.rows:
+            cells = [row["values"].get(name, row.get(name)) for name in names]
+            shown = ["-" if value is None else f"{value:.5g}" for value in cells]
+            lines.append(f"{row['step']:>8}" + "".join(cell.rjust(width + 2) for cell in shown))
+            lines += [f"{'':>8}  {event}" for event in row["events"]]
+        return "\n".join(lines)

@@ -1,0 +1,390 @@
+"""`Tracker`: curvature of the loss while a network trains, for one call a step.
+
+Weights, BatchNorm, gradients, modes and random states are those of a run without it, bit for bit. Whatever fails is
+said once, and training goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from flatminima.core.ambient import neutral
+from flatminima.core.fsdp import ShardedMinimum
+from flatminima.core.guard import untouched
+from flatminima.core.minimum import Minimum
+from flatminima.core.network import Network
+from flatminima.core.parameters import unwrap
+from flatminima.errors import Absent, Undefined, UsageError
+from flatminima.estimate import Estimate
+from flatminima.io import versions, write_whole
+from flatminima.rounds import measure
+from flatminima.track.check import Check
+from flatminima.track.events import events
+from flatminima.track.log import SCHEMA, Header, Log, Row
+from flatminima.track.memory import Memory, Options
+from flatminima.track.quantities import QUANTITIES, intervals
+from flatminima.track.sinks import as_sinks
+from flatminima.track.table import TrackTable
+
+_SAVE_SECONDS = 30.0  # between two writes of what is carried, beside the log
+_STATE = ".state"  # added to the log's name
+_AS_MEASURES = {"noise_scale": "gradient_noise_scale", "expected_sharpness": "expected_sharpness"}
+
+
+class TrackerWarning(UserWarning):
+    """Something that a tracker cannot follow; training goes on."""
+
+
+class Tracker:
+    """Follow curvature and other quantities of a network in training, on a fixed probe of samples.
+
+    Between checks `step` costs next to nothing. At a check the network is looked at in eval mode, as it is: nothing of
+    it changes. The eigenvector is carried from check to check, and products with the Hessian go on until the residual
+    says that the eigenvalue is within the tolerance; what has not converged is no number.
+
+    Args:
+        model: in training; compiled and DDP-wrapped ones are unwrapped, FSDP2's are looked at in their shards.
+        probe: samples that every check looks at: what `Minimum` takes as data. The cost of a check is in proportion.
+        loss: as for `Minimum`; should be the training loss, where thresholds are to mean something.
+        optimizer: the run's, or a wrapper of it; None: no preconditioner and no threshold.
+        every: steps between two checks.
+        quantities: names of `QUANTITIES` or of the catalogue's measures, or name -> steps between two looks; None:
+            `usual(every)`, to which others are added with `|`.
+        log: a JSON-lines file, a row a check; one that is there is gone on with. Beside it lies what is carried.
+        sinks: one or several targets of `track.as_sink`.
+        strict: raise instead of saying it once.
+        options: tolerance, cap on products, batches, seed, processes.
+
+    Raises:
+        UsageError, ModelError, DataError: options or a probe that cannot be, before training begins.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
+        >>> tracker = Tracker(model, (x, y), optimizer=optimizer, every=2)
+        >>> for step in range(4):
+        ...     optimizer.zero_grad()
+        ...     loss = nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     tracker.step(step, loss)
+        >>> [row["step"] for row in tracker.table()], tracker.table()[-1]["threshold"]
+        ([0, 2], 4.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Any,
+        *,
+        loss: str | Callable[[Any, Tensor], Tensor] = "cross_entropy",
+        optimizer: Any = None,
+        every: int = 50,
+        quantities: Iterable[str] | Mapping[str, int] | None = None,
+        log: str | os.PathLike[str] | None = None,
+        sinks: Any = None,
+        strict: bool = False,
+        options: Options | None = None,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise UsageError(f"got every={every!r}; a whole number of steps from 1")
+        self.intervals = intervals(quantities, every)
+        self.optimizer, self.strict, self.options = optimizer, strict, options or Options()
+        self.memory = Memory()
+        self.memory.follower("eigenvalue", self.options)  # refuses the options now
+        self.sinks = as_sinks(sinks)
+        self.rows: list[Row] = []
+        self.seconds = 0.0  # spent in checks
+        self._model, self._probe, self._batch_size = unwrap(model), probe, self.options.batch_size
+        self._asked: dict[str, Any] = {"loss": loss, "output": self.options.output, "seed": self.options.seed}
+        self._said: set[str] = set()
+        self._last: dict[str, int] = {}
+        self._losses: list[Any] = []
+        self._network: Network | None = None
+        self._signature: tuple[Any, ...] = ()
+        self._log: Log | None = None
+        self._saved = -math.inf
+        self._began = time.perf_counter()
+        self.passive = self._is_passive()
+        self.header: Header = {}
+        if not self.passive:
+            self._begin(log)
+
+    def step(self, step: int, loss: Any = None) -> Row | None:
+        """Call after every step of the optimizer.
+
+        Args:
+            step: its number, from 0. loss: of the step, a number or a tensor of one; it is not waited for.
+
+        Returns:
+            The row, where this was a check; None otherwise.
+        """
+        if self.passive:
+            return None
+        try:
+            with neutral():
+                return self._step(step, loss)
+        except Exception as error:  # whatever it is, training goes on
+            if self.strict:
+                raise
+            self._say(Absent.of(error).reason)
+            return None
+
+    def table(self) -> TrackTable:
+        """The rows so far, those of the log that this run went on with among them."""
+        return TrackTable(self.header, tuple(self.rows))
+
+    @property
+    def overhead(self) -> float:
+        """Seconds in checks over all other seconds since the tracker was made."""
+        return self.seconds / max(time.perf_counter() - self._began - self.seconds, 1e-9)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried, for a checkpoint: directions, where tracking began, when each quantity was looked at."""
+        return {"memory": self.memory.state_dict(), "last": dict(self._last)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        if self.passive or not state:
+            return
+        self.memory.load_state_dict(state["memory"], self.options)
+        self._last = {name: int(step) for name, step in state["last"].items()}
+        self._fit()
+
+    def close(self) -> None:
+        """Write what is carried beside the log; also done every half a minute."""
+        if self._log is not None and not self.passive:
+            self._keep()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- a check -----------------------------------------------------------------------------------------------------
+
+    def _step(self, step: int, loss: Any) -> Row | None:
+        if loss is not None:
+            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+        due = [name for name, interval in self.intervals.items() if self._is_due(name, step, interval)]
+        row = self._check(step, due) if due else None
+        if "update_sharpness" in self.intervals and self._is_due("update_sharpness", step + 1, None):
+            self.memory.before = self._renewed().parameters.flat()
+        return row
+
+    def _is_due(self, name: str, step: int, interval: int | None) -> bool:
+        interval = self.intervals[name] if interval is None else interval
+        last = self._last.get(name)
+        return last is None or step < last or step // interval > last // interval
+
+    def _check(self, step: int, due: list[str]) -> Row:
+        began = time.perf_counter()
+        row: Row = {"step": step, "values": {}, "stderr": {}, "undefined": {}, "details": {}, "events": []}
+        row |= self._loss() | {"lr": self._rate(), "threshold": None, "thresholds": None, "edge": None}
+        self._last |= dict.fromkeys(due, step)
+        row["products"] = 0
+        try:
+            self._look(row, step, due)
+        except Exception as error:
+            if self.strict:
+                raise
+            reason = Absent.of(error).reason
+            row["undefined"] |= {name: reason for name in due if name not in row["values"]}
+            self._say(reason)
+        row["events"] = events(row, self.rows)
+        row["seconds"] = round(time.perf_counter() - began, 6)
+        while self.rows and self.rows[-1]["step"] >= step:  # a run that went back
+            self.rows.pop()
+        self.rows.append(row)
+        self._tell(row)
+        self.seconds += time.perf_counter() - began
+        return row
+
+    def _look(self, row: Row, step: int, due: list[str]) -> None:
+        network = self._renewed()
+        with network.open():
+            check = Check(network, self.optimizer, self.memory, self.options, step)
+            for name in _ordered(due):
+                if name == "optimizer":
+                    self._note(row, name, check.of_optimizer)
+                elif name in QUANTITIES and name not in _AS_MEASURES:
+                    self._note(row, name, lambda name=name: check.quantity(name))  # type: ignore[misc]
+            row["products"] = check.products
+            self._note_threshold(row, check)
+        names = [name for name in due if name not in QUANTITIES or name in _AS_MEASURES]
+        if names:
+            table = self._measured(network, [_AS_MEASURES.get(name, name) for name in names])
+            for name in names:
+                found = table[_AS_MEASURES.get(name, name)]
+                self._note(row, name, lambda found=found: found)  # type: ignore[misc]
+
+    @staticmethod
+    def _measured(network: Network, names: list[str]) -> Mapping[str, Estimate]:
+        return measure(network, names)  # type: ignore[arg-type]
+
+    def _note(self, row: Row, name: str, work: Callable[[], Estimate | dict[str, float]]) -> None:
+        """A quantity's value, or why there is none."""
+        try:
+            found = work()
+        except Undefined as error:
+            row["undefined"][name] = error.reason
+            row["values"][name] = None
+            return
+        except Exception as error:
+            if self.strict:
+                raise
+            row["undefined"][name] = Absent.of(error).reason
+            row["values"][name] = None
+            self._say(f"{name}: {row['undefined'][name]}")
+            return
+        if isinstance(found, dict):
+            row["values"] |= {key: value if math.isfinite(value) else None for key, value in found.items()}
+            return
+        row["values"][name] = found.value
+        if found.stderr is not None:
+            row["stderr"][name] = found.stderr
+        if found.undefined is not None:
+            row["undefined"][name] = found.undefined
+        details = found.to_dict()["details"]
+        row["details"][name] = {key: value for key, value in details.items() if not isinstance(value, dict | list)}
+
+    def _note_threshold(self, row: Row, check: Check) -> None:
+        try:
+            stable = check.stability()
+        except Undefined as error:
+            if error.code not in ("no_optimizer", "no_state"):
+                self._say(error.reason)
+            return
+        row["threshold"], row["thresholds"] = stable.threshold, list(stable.thresholds)
+        value = row["values"].get("preconditioned")
+        if value is None and stable.plain:
+            value = row["values"].get("eigenvalue")
+        row["edge"] = None if value is None else value / stable.threshold
+
+    def _loss(self) -> dict[str, Any]:
+        """Mean, greatest and last loss since the last check; one wait for an accelerator."""
+        losses, self._losses = self._losses, []
+        if not losses:
+            return {"loss": None, "loss_last": None, "loss_max": None}
+        values = [float(v) for v in torch.stack([torch.as_tensor(v).float().mean().cpu() for v in losses])]
+        finite = [v for v in values if math.isfinite(v)]
+        found: dict[str, Any] = {
+            "loss": sum(finite) / len(finite) if finite else None,
+            "loss_last": values[-1] if math.isfinite(values[-1]) else None,
+            "loss_max": max(finite) if finite else None,
+        }
+        if len(finite) < len(values):
+            self._say("the training loss is not finite")
+            found["loss_not_finite"] = True
+        return found
+
+    def _rate(self) -> float | None:
+        groups = getattr(self.optimizer, "param_groups", None) or []
+        rates = [float(group["lr"]) for group in groups if "lr" in group]
+        return max(rates) if rates else None
+
+    def _tell(self, row: Row) -> None:
+        if self._log is not None:
+            self._log.write(row)
+            if time.monotonic() - self._saved > _SAVE_SECONDS:
+                self._keep()
+        values = {name: value for name, value in row["values"].items() if value is not None}
+        values |= {name: row[name] for name in ("loss", "lr", "threshold", "edge") if row[name] is not None}
+        for sink in self.sinks:
+            try:
+                sink(row["step"], values)
+            except Exception as error:
+                if self.strict:
+                    raise
+                self._say(f"a sink failed: {Absent.of(error).reason}")
+
+    # -- the network -------------------------------------------------------------------------------------------------
+
+    def _begin(self, log: str | os.PathLike[str] | None) -> None:
+        network = self._renewed()
+        self.memory.initial = network.parameters.flat()
+        self.header = {
+            "kind": "header",
+            "schema": SCHEMA,
+            "model": type(self._model).__name__,
+            "parameters": len(network.parameters),
+            "samples": len(network.samples),
+            "loss_function": network.loss.name,
+            "mode": "eval",
+            "intervals": self.intervals,
+            "optimizer": None if self.optimizer is None else type(self.optimizer).__name__,
+            "tolerance": self.options.tolerance,
+            "versions": versions(),
+        }
+        if log is not None and not (isinstance(network, ShardedMinimum) and dist.get_rank() != 0):
+            self._log = Log(log, self.header)
+            self.rows = list(self._log.rows)
+            state = self._state_file()
+            if self.rows and state.exists():
+                try:
+                    self.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
+                except Exception as error:  # a damaged file may raise anything; the rows are there
+                    self._say(f"cannot go on from {state}: {Absent.of(error).reason}; the next check begins afresh")
+
+    def _state_file(self) -> Path:
+        assert self._log is not None
+        return self._log.path.with_name(self._log.path.name + _STATE)
+
+    def _keep(self) -> None:
+        self._saved = time.monotonic()
+        write_whole(self._state_file(), lambda file: torch.save(self.state_dict(), file))
+
+    def _renewed(self) -> Network:
+        """The network at its weights of now; admitted again where layers, devices or frozen parameters changed."""
+        signature = tuple(
+            (n, id(p), p.shape, p.dtype, p.device, p.requires_grad) for n, p in self._model.named_parameters()
+        )
+        if isinstance(self._network, Minimum) and signature == self._signature:
+            self._network.renew()
+            return self._network
+        sharded = any(hasattr(p, "device_mesh") for p in self._model.parameters())
+        options = {"batch_size": self._batch_size or 1 << 20, **self._asked}
+        with untouched(self._model):
+            if sharded:
+                self._network = ShardedMinimum(self._model, self._probe, **options)
+            else:
+                self._network = Minimum(self._model, self._probe, ranks=self.options.ranks, **options)
+        self._signature = signature
+        self._fit()
+        return self._network
+
+    def _fit(self) -> None:
+        if self._network is not None:
+            parameters = self._network.parameters
+            sizes = [(name, p.numel()) for name, p in parameters]
+            if isinstance(self._network, ShardedMinimum):
+                sizes = [(name, p.to_local().numel()) for name, p in parameters]  # type: ignore[attr-defined]
+            self.memory.fit(sizes, self._network.device)
+
+    def _is_passive(self) -> bool:
+        alone = self.options.ranks is None and not any(hasattr(p, "device_mesh") for p in self._model.parameters())
+        return alone and dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
+
+    def _say(self, what: str) -> None:
+        """Once each."""
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(f"tracker: {what}; training goes on", TrackerWarning, stacklevel=4)
+
+
+def _ordered(due: list[str]) -> list[str]:
+    """Shared graphs first; what moves the weights last."""
+    moves = ("critical_sharpness", "update_sharpness")
+    return [n for n in QUANTITIES if n in due and n not in moves] + [n for n in moves if n in due]
