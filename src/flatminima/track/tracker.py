@@ -78,7 +78,7 @@ class Tracker:
         ...     loss = nn.functional.cross_entropy(model(x), y)
         ...     loss.backward()
         ...     optimizer.step()
-        ...     tracker.step(step, loss)
+        ...     _ = tracker.step(step, loss)
         >>> [row["step"] for row in tracker.table()], tracker.table()[-1]["threshold"]
         ([0, 2], 4.0)
     """
