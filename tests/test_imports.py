@@ -11,7 +11,19 @@ ROOT = Path(flatminima.__file__).parent
 
 # From the ground up. A module may import its own row's packages only where the row says so, and every row below it.
 LAYERS = [
-    ("errors", "progress", "distributed", "io", "interrupts", "ambient", "identity", "sharing", "space", "kinks"),
+    (
+        "errors",
+        "progress",
+        "display",
+        "distributed",
+        "io",
+        "interrupts",
+        "ambient",
+        "identity",
+        "sharing",
+        "space",
+        "kinks",
+    ),
     ("guard",),
     ("estimate", "parameters", "samples", "losses", "catalog"),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
@@ -36,6 +48,7 @@ LAYERS = [
     ),  # never each other; a certificate trains its prior
     ("track",),
     ("studies", "integrations", "demo", "landscape", "doctor"),
+    ("notebook",),
     ("cli",),
 ]
 ROW = {name: i for i, row in enumerate(LAYERS) for name in row}

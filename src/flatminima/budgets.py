@@ -6,6 +6,9 @@ benchmark holds the sets to training epochs on the same data: fast two, default 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, get_args
 
 from flatminima import catalog
@@ -33,6 +36,8 @@ THOROUGH: dict[str, dict[str, Any]] = {
     "sharpness": {"samples": None, "steps": 20},
     "sharpness_divergence": {"samples": None, "draws": 5},
 }
+WORTH = 8  # positions of one sequence that count as a sample: they depend on each other
+_FEWEST = 4  # sequences
 OPTIONS = {"fast": FAST, "default": {}, "thorough": THOROUGH}
 
 
@@ -57,3 +62,24 @@ def names(budget: str) -> list[str]:
 def options(budget: str, name: str) -> dict[str, Any]:
     """What a budget changes of a measure's defaults."""
     return dict(OPTIONS[check(budget)].get(name, {}))
+
+
+def for_sequences(given: Mapping[str, Any], function: Callable[..., Any], positions: int) -> dict[str, Any]:
+    """The options where a sample is a sequence: its positions count, so that a table costs no more for longer texts.
+
+    Args:
+        given: of a budget. function: the measure. positions: labelled at most in a sample.
+
+    Returns:
+        The options; with 8 positions or more, `samples` such that 8 positions count as one, at least 4 sequences.
+
+    Examples:
+        >>> for_sequences({"samples": 128}, lambda minimum, *, samples=100: None, 64)
+        {'samples': 16}
+    """
+    out = dict(given)
+    default = signature(function).parameters.get("samples")
+    count = out.get("samples", None if default is None else default.default)
+    if positions >= WORTH and isinstance(count, int):
+        out["samples"] = min(count, max(_FEWEST, math.ceil(WORTH * count / positions)))
+    return out

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from flatminima.display import html
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -162,6 +164,9 @@ class Estimate:
         if self.value is None:
             return f"undefined: {self.undefined}"
         return f"{self.value:.4g}" + (f" +- {self.stderr:.2g}" if self.stderr is not None else "")
+
+    def _repr_html_(self) -> str:
+        return html("estimate", self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON; never NaN: a number that is not finite is None."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
 
 Listener = Callable[[str, float, float], None]  # task, done, total
 
@@ -13,9 +16,18 @@ _listener: ContextVar[Listener | None] = ContextVar("flatminima_progress", defau
 
 def report(task: str, done: float, total: float) -> None:
     """Tell whoever listens that `done` of `total` units of `task` are finished."""
-    listener = _listener.get()
+    listener = _listener.get() or _in_a_notebook()
     if listener is not None:
         listener(task, done, total)
+
+
+@cache
+def _in_a_notebook() -> Listener | None:
+    """A notebook's own bars, where nobody else listens."""
+    if "ipykernel" not in sys.modules:
+        return None
+    found: Listener | None = import_module("flatminima.notebook").bars()
+    return found
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from flatminima import progress
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import copied
+from flatminima.display import html
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.rounds import MeasureFunction, functions, measure
@@ -109,6 +110,9 @@ class Audit:
                 for r, rows in self.values.items()
             ],
         }
+
+    def _repr_html_(self) -> str:
+        return html("audit", self)
 
     def __str__(self) -> str:
         from rich.console import Console

@@ -14,11 +14,14 @@ from itertools import count
 from textwrap import fill
 from typing import Any
 
+import torch
+
 from flatminima import budgets, catalog
 from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic, Statistics
 from flatminima.core.sweep import rides
+from flatminima.display import html
 from flatminima.errors import Absent, DataError, ModelError, NumericalError, StaleMinimum, UsageError
 from flatminima.estimate import Direction, Estimate
 from flatminima.table import MeasureTable
@@ -42,6 +45,10 @@ class _Known:
     def seed(self) -> int:
         return self.minimum.seed
 
+    @property
+    def output_size(self) -> int:
+        return self.minimum.output_size
+
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
         missing = [k for k in keys if k not in self.minimum]
@@ -64,6 +71,9 @@ class Plan:
     others: tuple[str, ...]
     cost: Cost
 
+    def _repr_html_(self) -> str:
+        return html("plan", self)
+
     def __str__(self) -> str:
         lines: list[str] = []
         for i, names in enumerate(self.sweeps):
@@ -82,7 +92,15 @@ def _wrapped(text: str) -> str:
     return fill(text, 80, initial_indent="  ", subsequent_indent="      ")
 
 
-def functions(measures: Iterable[str | MeasureFunction] | None, budget: str = "default") -> dict[str, MeasureFunction]:
+def positions(minimum: Minimum) -> int:
+    """Labelled positions that a sample has at most: tokens of a sequence, pixels of an image; 1 for one label each."""
+    _, targets = minimum.samples.take(torch.arange(1))
+    return 1 if targets.is_floating_point() or targets.dtype == torch.bool else max(1, targets.numel())
+
+
+def functions(
+    measures: Iterable[str | MeasureFunction] | None, budget: str = "default", positions: int = 1
+) -> dict[str, MeasureFunction]:
     """Names or functions to functions by name; None means every measure of the budget.
 
     Raises:
@@ -94,7 +112,7 @@ def functions(measures: Iterable[str | MeasureFunction] | None, budget: str = "d
     out: dict[str, MeasureFunction] = {}
     for entry in budgets.names(budget) if measures is None else measures:
         if isinstance(entry, str):
-            function = _within(budget, catalog.measure(entry).name)
+            function = _within(budget, catalog.measure(entry).name, positions)
             out[_free(entry, function, out)] = function
         elif callable(entry):
             out[_free(_name(entry), entry, out)] = entry
@@ -106,10 +124,10 @@ def functions(measures: Iterable[str | MeasureFunction] | None, budget: str = "d
 
 
 @cache
-def _within(budget: str, name: str) -> MeasureFunction:
+def _within(budget: str, name: str, positions: int) -> MeasureFunction:
     """A measure of the catalogue with the budget's counts; the same object every time, so that twice is once."""
     function: MeasureFunction = catalog.measure(name).load()
-    options = budgets.options(budget, name)
+    options = budgets.for_sequences(budgets.options(budget, name), function, positions)
     return update_wrapper(partial(function, **options), function) if options else function
 
 
@@ -147,7 +165,7 @@ def measure(
         UsageError: no measures, or a function that does not return an Estimate.
         DataError, ModelError, NumericalError: bad data or weights, named.
     """
-    chosen = functions(measures, budget)
+    chosen = functions(measures, budget, positions(minimum))
     before, started = replace(minimum.passes), time.perf_counter()
     with neutral():
         results = _rounds(minimum, chosen)
@@ -214,7 +232,7 @@ def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = No
     Raises:
         UnknownName, UsageError: as `measure`.
     """
-    missing = _try(minimum, functions(measures, budget), {})
+    missing = _try(minimum, functions(measures, budget, positions(minimum)), {})
     folds = [key for key in missing if isinstance(key, Fold)]
     others = [key for key in missing if not isinstance(key, Fold)]
     cost = Cost()
@@ -242,7 +260,7 @@ def _ride_cost(folds: Iterable[Fold[Any, Any]], minimum: Minimum) -> Cost:
             graphs += cost
             continue
         forward = max(forward, cost.forward)
-        kind = columns if reads & columns else reads & Reads.LAYERS
+        kind = columns if reads & columns else reads & (Reads.LAYERS | Reads.DRAWN)
         backward[kind] = max(backward.get(kind, 0.0), cost.backward)
     return Cost(forward + graphs.forward, sum(backward.values()) + graphs.backward, memory)
 
@@ -285,6 +303,8 @@ def notes(minimum: Minimum) -> tuple[str, ...]:
     if minimum.parameters.frozen:
         out.append(f"{minimum.parameters.frozen} frozen parameters left out")
     dtypes = {str(p.dtype).removeprefix("torch.") for p in minimum.parameters.tensors}
+    if positions(minimum) >= budgets.WORTH:
+        out.append(f"a sample is a sequence: where a part of the data is looked at, {budgets.WORTH} positions are one")
     out.append(f"weights in {', '.join(sorted(dtypes))}; sums in float64")
     out += minimum.loss.notes
     if minimum.halvings:

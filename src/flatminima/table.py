@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flatminima.errors import UsageError
+from flatminima.display import html
+from flatminima.errors import MissingExtra, UsageError
 from flatminima.estimate import ERRORS, Estimate
 from flatminima.io import write_whole
 
@@ -79,6 +80,66 @@ class MeasureTable(Mapping[str, Estimate]):
         frame = pd.DataFrame.from_dict(rows, orient="index")
         return frame.astype({"value": float, "stderr": float})  # also where every one is None
 
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """The rows of `to_pandas` as Parquet, with the measure's name as the first column.
+
+        Raises:
+            UsageError, WriteFailed: the path cannot be written. MissingExtra: pyarrow is not installed.
+        """
+        frame = self.to_pandas().rename_axis("measure").reset_index()
+        buffer = io.BytesIO()
+        try:
+            frame.to_parquet(buffer, index=False)
+        except ImportError:
+            raise MissingExtra("pyarrow", "data", "Parquet") from None
+        write_whole(path, buffer.getvalue())
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The page that `flatminima report` makes: one file, with nothing to load; with `path` also written there.
+
+        Raises:
+            UsageError, WriteFailed: the path cannot be written.
+        """
+        text = html("page", self)
+        if path is not None:
+            write_whole(path, text)
+        return text
+
+    def log(self, sink: Any, *, step: int | None = None, prefix: str = "flatminima/") -> None:
+        """Send values and standard errors to a tracker.
+
+        Args:
+            sink: with ``log_metrics(values, step)`` (MLflow, Lightning's loggers), ``add_scalar(name, value, step)``
+                (TensorBoard) or ``log(values, step=step)`` (W&B, trackio), or a function of values and step.
+            step: of training; None: the tracker's own.
+            prefix: of the names. Undefined measures are left out.
+
+        Raises:
+            UsageError: a sink that is none of these.
+
+        Examples:
+            >>> table = MeasureTable({"m": Estimate(2.0, 0.1)}, 1, 1, 0.0, 0.0, 0.0, "mse", "")
+            >>> table.log(lambda values, step: print(values, step), step=3)
+            {'flatminima/m': 2.0, 'flatminima/m.stderr': 0.1} 3
+        """
+        values: dict[str, float] = {}
+        for name, e in self.items():
+            if e.value is not None:
+                values[prefix + name] = e.value
+                if e.stderr is not None:
+                    values[f"{prefix}{name}.stderr"] = e.stderr
+        if callable(getattr(sink, "log_metrics", None)):
+            sink.log_metrics(values, step=step)
+        elif callable(getattr(sink, "add_scalar", None)):
+            for name, value in values.items():
+                sink.add_scalar(name, value, step)
+        elif callable(getattr(sink, "log", None)):
+            sink.log(values) if step is None else sink.log(values, step=step)
+        elif callable(sink):
+            sink(values, step)
+        else:
+            raise UsageError(f"got a sink of type {type(sink).__name__}; expected log_metrics, add_scalar or log")
+
     def to_dict(self) -> dict[str, Any]:
         """One JSON document; numbers are never NaN."""
         return {
@@ -126,6 +187,9 @@ class MeasureTable(Mapping[str, Estimate]):
         if path is not None:
             write_whole(path, text + "\n")
         return text
+
+    def _repr_html_(self) -> str:
+        return html("table", self)
 
     def show(self) -> None:
         """Print the table."""

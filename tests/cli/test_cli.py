@@ -510,5 +510,5 @@ def test_the_page_again_without_measuring(cli, tmp_path) -> None:
     code, _, err = cli("report", str(folder))
     assert code == 2 and "not what this version writes" in err
     code, _, err = cli("report", str(tmp_path))
-    assert code == 2 and "holds neither measures.json nor results.json" in err
+    assert code == 2 and "holds none of measures.json, results.json" in err
     assert cli("report", str(tmp_path / "absent"))[0] == 2

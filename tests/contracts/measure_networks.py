@@ -54,6 +54,7 @@ def _answers(model, x):
 
 _NORMS = ("frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_complexity", "spectral_norm")
 _RELU = (*_NORMS, "vc_dimension")
+_NORMED = dict.fromkeys(("group_norm", "path_norm", "vc_dimension"), "norm") | {"lipschitz": "attention"}
 
 
 def _table():
@@ -77,12 +78,12 @@ def _table():
         "mlp": Network(mlp, rows, _answers(mlp, rows)),
         "mislabelled mlp": Network(confused, rows, torch.arange(21) % 3, undefined=wrong),
         "cnn with BatchNorm": Network(cnn, images, _answers(cnn, images)),
-        "LayerNorm and GELU": Network(normed, rows, _answers(normed, rows), undefined=dict.fromkeys(_RELU, "norm")),
+        "LayerNorm and GELU": Network(normed, rows, _answers(normed, rows), undefined=_NORMED),
         "embedding": Network(
             words,
             tokens,
             _answers(words, tokens),
-            undefined={**dict.fromkeys(_RELU, "input"), "robustness": "not continuous"},
+            undefined=dict.fromkeys(_RELU, "input"),
         ),
         "regression": Network(
             regression, rows, _real(21, 2, seed=4), "mse", {**margins, "robustness": "needs a classifier"}

@@ -20,7 +20,7 @@ MEASURES = sorted(catalog.MEASURES)
 NORMS = {"frobenius_norm", "group_norm", "lipschitz", "path_norm", "spectral_complexity", "spectral_norm"}
 RELU = NORMS | {"vc_dimension"}
 NO_CLASSES = NORMS | {"margin", "output_entropy", "robustness"}
-TOKENS = RELU | {"robustness"}  # classes at every position, and inputs that are not continuous
+TRANSFORMER = {"group_norm", "lipschitz", "path_norm", "vc_dimension"}  # the others are products over matrices there
 # no initial weights are given; the conditions are of networks of layers and ReLU alone, without biases
 ALWAYS = {"distance_from_init", "conditions", "perturbation_score"}
 LARGE = {"fisher_logdet_full"}  # more parameters than a full matrix has room for
@@ -151,10 +151,10 @@ NETWORKS = {
     "gru": (_network(partial(Recurrent, nn.GRU), _sequences), RELU),
     "regression": (_network(partial(_mlp, 2), _regression, "mse"), NO_CLASSES),
     "several labels": (_network(partial(_mlp, 5), _several_labels, "binary_cross_entropy"), NO_CLASSES),
-    "vit": (partial(_transformer, "vit"), RELU),
-    "bert": (partial(_transformer, "bert"), RELU | {"robustness"}),
-    "gpt2": (partial(_transformer, "gpt2"), TOKENS),
-    "llama, tied": (partial(_transformer, "llama"), TOKENS),
+    "vit": (partial(_transformer, "vit"), TRANSFORMER),
+    "bert": (partial(_transformer, "bert"), TRANSFORMER),
+    "gpt2": (partial(_transformer, "gpt2"), TRANSFORMER),
+    "llama, tied": (partial(_transformer, "llama"), TRANSFORMER),
 }
 
 

@@ -284,11 +284,17 @@ def test_log_probabilities_picked_by_the_label():
     assert output_entropy(called).value == pytest.approx(output_entropy(named).value, rel=1e-9)
 
 
-def test_token_ids_are_not_continuous():
+def test_token_ids_are_differentiated_by_their_embeddings():
     net = randomise(Net(lambda s, x: s.out(s.table(x)), table=nn.Embedding(5, 3), out=nn.Linear(3, 4)), 1)
     x = torch.randint(0, 5, (9, 6), generator=generator(0))
     m = Minimum(net, (x, torch.randint(0, 4, (9, 6), generator=generator(1))), "token_cross_entropy")
-    assert "not continuous" in robustness(m).undefined
+    found = robustness(m)
+    jacobians = []
+    for token in range(5):  # a row of the table to the probabilities of its own position
+        e = net.table.weight[token].detach()
+        j = torch.autograd.functional.jacobian(lambda e: net.out(e).softmax(0), e)
+        jacobians.append(float(torch.linalg.matrix_norm(j, 2)) ** 2)
+    assert min(jacobians) <= found.value <= max(jacobians)
     assert output_entropy(m).value > 0
 
 

@@ -59,10 +59,54 @@ def test_it_is_the_mean_square_of_the_given_norms():
     assert (found.value, found.stderr) == (5.0, pytest.approx(4.0))
 
 
-def test_token_inputs_are_not_continuous():
-    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+class Looked(nn.Module):
+    """Tokens whose embedding is also the head, beside kinds and a mask that are no words."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.words, self.kinds = nn.Embedding(5, 3), nn.Embedding(2, 3)
+        self.inner = nn.Linear(6, classes)
+
+    def forward(self, input_ids, kinds):
+        x = torch.tanh(self.words(input_ids.view(-1, 2)) + self.kinds(kinds))
+        return self.inner((x @ self.words.weight.T @ self.words.weight).flatten(1))
+
+    def of(self, embedded, kinds):
+        x = torch.tanh(embedded + self.kinds(kinds))
+        return self.inner((x @ self.words.weight.T @ self.words.weight).flatten(1))
+
+
+@pytest.mark.parametrize("classes", [3, 70])  # beyond 64 by products
+def test_tokens_are_differentiated_by_their_embeddings(classes):
+    """The Jacobian written out; the head's use of the embedding's weights, kinds of token and masks are left alone."""
+    torch.manual_seed(0)
+    net = Looked(classes).double()
+    x, kinds = torch.randint(0, 5, (9, 2), generator=generator(0)), torch.arange(18).view(9, 2) % 2
+    found = robustness(Minimum(net, ({"input_ids": x, "kinds": kinds}, torch.arange(9) % classes)))
+    norms = []
+    for i in range(9):
+
+        def probabilities(e, i=i):
+            return net.of(e, kinds[i : i + 1]).softmax(1)[0]
+
+        jacobian = torch.autograd.functional.jacobian(probabilities, net.words(x[i : i + 1]).detach())
+        norms.append(float(torch.linalg.matrix_norm(jacobian.flatten(1), 2)) ** 2)
+    assert found.value == pytest.approx(sum(norms) / 9, rel=1e-6)
+    assert "embeddings" in found.details["note"]
+    assert all(not m._forward_hooks for m in net.modules())
+
+
+def test_tokens_that_nothing_looks_up_are_not_continuous():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.inner(nn.functional.one_hot(x, 5).sum(1).float())
+
     x = torch.randint(0, 5, (9, 2), generator=generator(0))
-    assert "not continuous" in robustness(Minimum(net, (x, torch.arange(9) % 2))).undefined
+    assert "not continuous" in robustness(Minimum(Counts(), (x, torch.arange(9) % 2))).undefined
 
 
 def test_regression_has_no_probabilities():
@@ -172,9 +216,3 @@ def test_many_classes_without_a_second_derivative():
     x, y = blobs(9, 5, 3)
     model = Net()
     assert robustness(Minimum(model, (x, y))).value == pytest.approx(float(_norms(model, x).mean()), rel=1e-8)
-
-
-def test_many_classes_of_tokens():
-    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, CLASSES)).double()
-    x = torch.randint(0, 5, (9, 2), generator=generator(0))
-    assert "not continuous" in robustness(Minimum(net, (x, torch.arange(9)))).undefined

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from flatminima import bounds
+from flatminima.display import html
 from flatminima.errors import UsageError
 
 Standing = Literal["certificate", "conditional", "score"]
@@ -180,6 +181,9 @@ class Certificate:
             return cls(**known | {"assumptions": listed})
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"not a certificate: {error}; expected what Certificate.to_dict wrote") from None
+
+    def _repr_html_(self) -> str:
+        return html("certificate", self)
 
     def __str__(self) -> str:
         paid = next((a.evidence for a in self.assumptions if a.text == PAID), "unknown")

@@ -20,6 +20,7 @@ import typer
 
 import flatminima
 from flatminima import interrupts
+from flatminima.cli.card import card
 from flatminima.cli.certify import certify
 from flatminima.cli.demo import demo
 from flatminima.cli.doctor import doctor
@@ -50,6 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("card")(card)
 app.command("certify")(certify)
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatminima import budgets, catalog
-from flatminima.cli import explain, factory
+from flatminima.cli import explain, factory, language
 from flatminima.cli.device import usable
 from flatminima.cli.options import (
     LOSSES,
@@ -37,13 +37,16 @@ from flatminima.cli.options import (
     ImageMode,
     ImageSize,
     LabelColumn,
+    Length,
     Limit,
     Loss,
     Model,
     ModelArg,
+    Packing,
     Scaling,
     Seed,
     Subset,
+    TextColumn,
     Threads,
 )
 from flatminima.cli.ranks import first, ranks
@@ -90,6 +93,9 @@ class Request:
     seed: int
     device: str | None
     threads: int | None
+    text_column: str | None = None
+    length: int | None = None
+    packing: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -109,7 +115,10 @@ class Request:
         """
         budgets.check(self.budget)
         _ = self.names
-        factory.split(self.model)
+        if language.is_language(self.model):
+            language.check(self.model, self.data, self.packing, self.length)
+        else:
+            factory.split(self.model)
         factory.arguments(list(self.model_arg))
         for kind, value, known in (("loss", self.loss, LOSSES), ("scaling", self.scaling, SCALINGS)):
             if value not in known:
@@ -124,7 +133,7 @@ class Request:
     def document(self) -> dict[str, Any]:
         """The options that say what was measured, for the report: those not given are left out."""
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in (None, ())}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in (None, (), False)}
 
 
 def measure(
@@ -149,6 +158,9 @@ def measure(
     label_column: LabelColumn = None,
     mode: ImageMode = None,
     image_size: ImageSize = None,
+    text_column: TextColumn = None,
+    length: Length = None,
+    packing: Packing = False,
     batch_size: BatchSize = 256,
     seed: Seed = 0,
     device: Device = None,
@@ -173,6 +185,7 @@ def measure(
     request = Request(
         model, data, checkpoint, split, measures, scaling, limit, loss, subset, budget, tuple(model_arg or ()), app_dir,
         data_config, image_column, label_column, mode, image_size, batch_size, seed, device, threads,
+        text_column, length, packing,
     )  # fmt: skip
     request.check()
     names = explain.with_more(request.names) if explained else request.names
@@ -187,7 +200,7 @@ def measure(
             raise UsageError(
                 f"got --subset {subset} of {len(minimum.samples)} samples; leave it out to take what there is"
             )
-        wanted = [with_options(name, budget, subset) for name in names]
+        wanted = [with_options(name, budget, subset, minimum) for name in names]
         if dry_run:
             planned = _plan(minimum, wanted, as_json)
         else:
@@ -272,7 +285,12 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     network, notes = built(request)
-    return stands(request, network, loaded(request, request.split), ranks()), notes
+    if not language.is_language(request.model):
+        return stands(request, network, loaded(request, request.split), ranks()), notes
+    data, said = texts(request, request.split)
+    minimum = stands(request, network, data, ranks())
+    losses = language.said_of_losses(minimum)
+    return minimum, [*notes, *said, *([] if losses is None else [losses])]
 
 
 def built(request: Request) -> tuple[nn.Module, list[str]]:
@@ -282,6 +300,8 @@ def built(request: Request) -> tuple[nn.Module, list[str]]:
     from flatminima.training import load_checkpoint
 
     usable(request.device)
+    if language.is_language(request.model):
+        return _of_the_hub(request)
     torch.manual_seed(request.seed)  # weights of a factory that has no checkpoint
     network = factory.build(request.model, factory.arguments(list(request.model_arg)), request.app_dir)
     notes = []
@@ -294,6 +314,29 @@ def built(request: Request) -> tuple[nn.Module, list[str]]:
     if any(module.training for module in network.modules()):
         notes.append("called model.eval(): no dropout, BatchNorm with its running statistics")
     return network.eval(), notes
+
+
+def _of_the_hub(request: Request) -> tuple[nn.Module, list[str]]:
+    """A model of Hugging Face, with the weights of --checkpoint where that is given."""
+    from flatminima.training import load_checkpoint
+
+    found = language.load(request.model)
+    more = [] if request.checkpoint is None else load_checkpoint(found.model, request.checkpoint)
+    return found.model.eval(), [*found.notes, *more]
+
+
+def texts(request: Request, split: str) -> tuple[tuple[dict[str, Tensor], Tensor], tuple[str, ...]]:
+    """Tokens and targets of a split, and notes."""
+    return language.texts(
+        request.model,
+        request.data,
+        split,
+        limit=request.limit,
+        length=request.length,
+        packing=request.packing,
+        text_column=request.text_column,
+        label_column=request.label_column,
+    )
 
 
 def loaded(request: Request, split: str) -> tuple[Tensor, Tensor]:
@@ -315,14 +358,14 @@ def loaded(request: Request, split: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def stands(request: Request, network: nn.Module, data: tuple[Tensor, Tensor], shared: Ranks | None = None) -> Minimum:
+def stands(request: Request, network: nn.Module, data: tuple[Any, Tensor], shared: Ranks | None = None) -> Minimum:
     """The network at its weights on the data."""
     from flatminima.core.minimum import Minimum
 
     return Minimum(
         network,
         data,
-        request.loss,
+        language.loss(request.model, request.loss) if language.is_language(request.model) else request.loss,
         batch_size=request.batch_size,
         device=usable(request.device),
         seed=request.seed,
@@ -330,10 +373,12 @@ def stands(request: Request, network: nn.Module, data: tuple[Tensor, Tensor], sh
     )
 
 
-def with_options(name: str, budget: str, subset: int | None) -> MeasureFunction:
+def with_options(name: str, budget: str, subset: int | None, minimum: Minimum) -> MeasureFunction:
     """The measure with the budget's counts, and with its Gram subset where that is given."""
+    from flatminima.rounds import positions
+
     function: MeasureFunction = catalog.measure(name).load()
-    options = budgets.options(budget, name)
+    options = budgets.for_sequences(budgets.options(budget, name), function, positions(minimum))
     if subset is not None and "subset" in signature(function).parameters:
         options["subset"] = subset
     return update_wrapper(partial(function, **options), function) if options else function

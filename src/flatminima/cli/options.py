@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 # what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
-LOSSES = ("binary_cross_entropy", "causal_lm", "cross_entropy", "mse", "token_cross_entropy")
+LOSSES = (
+    "binary_cross_entropy", "causal_lm", "causal_lm_sequence", "cross_entropy", "mse", "token_cross_entropy",
+    "token_cross_entropy_sequence",
+)  # fmt: skip
 SCALINGS = ("standard", "unit")
 
-Model = Annotated[str, typer.Option(help="Import string, package.module:factory.")]
+Model = Annotated[str, typer.Option(help="Import string package.module:factory, or hf:NAME_OR_FOLDER[@revision].")]
 ModelArg = Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")]
 AppDir = Annotated[Path | None, typer.Option(help="Folder to import --model from.")]
 Data = Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")]
@@ -20,6 +23,9 @@ ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, whe
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, where it cannot be guessed.")]
 ImageMode = Annotated[str | None, typer.Option(help="Convert images: 'L' (grey) or 'RGB'.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels square.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the texts, for hf: models.")]
+Length = Annotated[int | None, typer.Option(min=2, help="Tokens a text, for hf: models; longer ones are cut.")]
+Packing = Annotated[bool, typer.Option("--packing", help="hf: models: texts after each other in blocks of --length.")]
 Scaling = Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")]
 Loss = Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")]

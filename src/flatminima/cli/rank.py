@@ -189,7 +189,7 @@ def _one(
 
     network, notes = built(request)
     minimum = stands(request, network, data[request.split])
-    table = measure(minimum, [with_options(name, request.budget, request.subset) for name in request.names])
+    table = measure(minimum, [with_options(name, request.budget, request.subset, minimum) for name in request.names])
     if test_split is None:
         return (table, None), notes
     if not minimum.loss.labels:

@@ -11,25 +11,22 @@ import typer
 from flatminima.cli.terminal import say
 from flatminima.errors import FlatMinimaError, UsageError
 
-_NUMBERS = ("measures.json", "results.json")  # of `measure` and of `demo`
+_NUMBERS = ("measures.json", "results.json", "certificate.json", "landscape.json", "result.json", "rank.json")
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Where `measure --output` or `demo` left its numbers.")],
+    folder: Annotated[Path, typer.Argument(help="The --output of measure, demo, certify, landscape, train or rank.")],
 ) -> None:
     """Write report.html again from the numbers that are there."""
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; give the --output of an earlier command")
     found = next((folder / name for name in _NUMBERS if (folder / name).is_file()), None)
     if found is None:
-        raise UsageError(f"{folder} holds neither {' nor '.join(_NUMBERS)}; give the --output of measure or demo")
-    document = _read(found)
-    from flatminima.report import write_measures, write_report
-
-    write = write_measures if found.name == _NUMBERS[0] else write_report
+        raise UsageError(f"{folder} holds none of {', '.join(_NUMBERS)}; give the --output of an earlier command")
+    document = read(found)
     page = folder / "report.html"
     try:
-        write(document, page)
+        _write(document, found, page)
     except FlatMinimaError:
         raise
     except Exception as error:  # an edited document may break any part of a page
@@ -38,7 +35,21 @@ def report(
     say(f"Report: {page}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _write(document: dict[str, Any], found: Path, page: Path) -> None:
+    from flatminima.io import write_whole
+    from flatminima.report import write_measures, write_report
+    from flatminima.report.folder import PAGES, folder_page
+
+    if found.name in PAGES:
+        write_whole(page, folder_page(found.name, document, found.parent))
+    elif found.name == "measures.json":
+        write_measures(document, page)
+    else:
+        write_report(document, page)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that a command wrote."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from flatminima.core.following import Comparison, LayersDisagree, Watch, row_weights, watching
 from flatminima.core.layers import LayerGradient, NoLayerRule, Tape
 from flatminima.core.parameters import dense
+from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Inputs, leaves, map_tensors
 from flatminima.core.statistic import Reads
 from flatminima.errors import Absent, DataError, FlatMinimaError, ModelError, NumericalError, Undefined
@@ -32,7 +34,17 @@ class Recorded:
 
 
 Listener = Callable[[LayerGradient], None]
+Draws = Mapping[tuple[int, int], list[Listener]]  # by how many random combinations of columns, and their seed
 Backward = Callable[[Tensor, list[Listener], bool], list[Tensor]]  # seed, who hears, keep the graph -> input gradients
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who hears the loss's gradients, those of each Gauss-Newton column, and of random combinations of these."""
+
+    layers: list[Listener]
+    columns: list[Listener]
+    drawn: Draws
 
 
 class Batch:
@@ -62,14 +74,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Absent]:
+    def read(
+        self, reads: Reads, layers: list[Listener], columns: list[Listener], drawn: Draws | None = None
+    ) -> dict[Reads, Absent]:
         """Prepare what the folds read; layer gradients go to the listeners as they come.
+
+        Args:
+            reads: the union of what the folds read.
+            layers, columns: listeners to the loss's gradients and to those of each Gauss-Newton column.
+            drawn: listeners to random combinations of these columns, by (how many, seed).
 
         Returns:
             what has no meaning here, with the reason; nothing of it was sent to a listener.
         """
-        if reads & (Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS):
-            return self._with_layers(reads, layers, columns)
+        if reads & (Reads.LAYERS | Reads.COLUMNS | Reads.DRAWN | Reads.INPUTS):
+            return self._with_layers(reads, Listeners(layers, columns, drawn or {}))
         if reads & Reads.OUTPUTS:
             with torch.no_grad():
                 self._receive(self.minimum.forward(self.inputs))
@@ -99,7 +118,7 @@ class Batch:
         minimum.passes.backward += len(self)
         return total, minimum.parameters.tensors
 
-    def _with_layers(self, reads: Reads, layers: list[Listener], columns: list[Listener]) -> dict[Reads, Absent]:
+    def _with_layers(self, reads: Reads, listeners: Listeners) -> dict[Reads, Absent]:
         minimum = self.minimum
         lost: dict[Reads, Absent] = {}
         inputs: list[Tensor] = []
@@ -111,7 +130,7 @@ class Batch:
         if not minimum.follows_layers:
             with frozen(minimum):
                 back = self._sample_by_sample(inputs)
-                return lost | self._send_back(reads, layers, columns, back, bool(inputs))
+                return lost | self._send_back(reads, listeners, back, bool(inputs))
         check = minimum.following.due()
         recorded = self._record(check)
         if not check and minimum.following.unseen(recorded.route):
@@ -123,7 +142,7 @@ class Batch:
             self._receive(recorded.output)
             with nullcontext() if recorded.check else frozen(minimum):
                 back = self._by_layers(recorded, inputs)
-                lost |= self._send_back(reads, layers, columns, back, bool(inputs), recorded)
+                lost |= self._send_back(reads, listeners, back, bool(inputs), recorded)
         finally:
             recorded.tape.release()
         minimum.following.passed(recorded.route)
@@ -165,8 +184,7 @@ class Batch:
     def _send_back(
         self,
         reads: Reads,
-        layers: list[Listener],
-        columns: list[Listener],
+        listeners: Listeners,
         back: Backward,
         inputs: bool,
         recorded: Recorded | None = None,
@@ -175,6 +193,7 @@ class Batch:
         loss = self.minimum.loss
         lost: dict[Reads, Absent] = {}
         unit = factor = None
+        drawn = listeners.drawn if reads & Reads.DRAWN else {}
         # all seeds before the first backward pass, so that no fold hears half of what it reads
         if reads & Reads.LAYERS:
             try:
@@ -186,16 +205,39 @@ class Batch:
                 factor = loss.columns(self.outputs, self.targets)
             except Undefined as reason:
                 lost |= {Reads.COLUMNS: Absent.of(reason), Reads.INPUTS: Absent.of(reason)}
-        check = recorded is not None and recorded.check and (unit is not None or factor is not None)
+        wanted = [(seed, c, count) for count, seed in drawn for c in range(count)]
+        first: Tensor | None = None
+        if wanted:
+            try:
+                first = self._drawn(*wanted[0])
+            except Undefined as reason:
+                lost[Reads.DRAWN] = Absent.of(reason)
+        more = first is not None
+        check = recorded is not None and recorded.check and (unit is not None or factor is not None or more)
         if recorded is not None and check:
-            self._check(recorded, unit, layers, back, factor is not None)
+            self._check(recorded, unit, listeners.layers, back, factor is not None or more)
         elif unit is not None:
-            back(unit, layers, factor is not None)
+            back(unit, listeners.layers, factor is not None or more)
         if factor is not None:
-            grads = [back(seed, columns, c + 1 < len(factor)) for c, seed in enumerate(factor)]
+            grads = [back(seed, listeners.columns, more or c + 1 < len(factor)) for c, seed in enumerate(factor)]
             if inputs:
                 self.input_columns = torch.stack([torch.cat([g.reshape(len(self), -1) for g in gs], 1) for gs in grads])
+        while first is not None:
+            (seed, _, count), *wanted = wanted
+            back(first, drawn[count, seed], bool(wanted))
+            first = self._drawn(*wanted[0]) if wanted else None
         return lost
+
+    def _drawn(self, seed: int, index: int, count: int) -> Tensor:
+        """Combination `index` of `count` of the loss's Gauss-Newton columns, over sqrt(count).
+
+        The signs of a sample depend on its place in the order, and not on the batch.
+        """
+        own, shape = mix(seed, index), self.outputs.shape[1:]
+        signs = [torch.randint(0, 2, shape, generator=generator(own, self.start + i), dtype=torch.int8)
+                 for i in range(len(self))]  # fmt: skip
+        both = torch.stack(signs).mul_(2).sub_(1).to(self.outputs.device)
+        return self.minimum.loss.drawn_column(self.outputs, self.targets, both) / math.sqrt(count)
 
     def _check(
         self, recorded: Recorded, unit: Tensor | None, layers: list[Listener], back: Backward, retain: bool

@@ -49,7 +49,8 @@ class Minimum(Network):
             unwrapped.
         data: ``(x, y)`` tensors or arrays, a Dataset, a DataLoader that does not shuffle, a list of batches or a
             stream. ``x`` may be a tensor, tuple or dict.
-        loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"token_cross_entropy"``, ``"causal_lm"``,
+        loss: ``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``, ``"token_cross_entropy"``, ``"causal_lm"``
+            (means over a sample's tokens; with ``_sequence`` at the end sums),
             one of torch's losses (``nn.CrossEntropyLoss(weight=w, reduction="none")``, ``functional.mse_loss``), or a
             callable ``(output, target) -> losses`` of shape (batch,).
         batch_size: samples at a time; results do not depend on it beyond rounding. Halved where memory runs out.

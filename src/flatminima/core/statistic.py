@@ -84,6 +84,7 @@ class Reads(Flag):
     OUTPUTS = auto()  # logits, per-sample losses
     LAYERS = auto()  # per-layer gradients of the loss (one backward pass, no weight gradient formed)
     COLUMNS = auto()  # the same for each column of the loss's Gauss-Newton factor (C backward passes)
+    DRAWN = auto()  # the same for a few random combinations of those columns (`Fold.drawn`)
     INPUTS = auto()  # gradients with respect to the input under those columns
     GRAPH = auto()  # losses with a graph to the parameters
 
@@ -109,6 +110,11 @@ class Fold(Statistic[T], Generic[S, T]):
     @property
     def multiple(self) -> int:
         return 1
+
+    @property
+    def drawn(self) -> tuple[int, int] | None:
+        """How many random combinations of the Gauss-Newton columns the fold reads, and of which seed."""
+        return None
 
     def limit(self, minimum: Minimum) -> int:
         """How many samples, from the front of the order, the fold looks at."""
@@ -150,6 +156,8 @@ class Fold(Statistic[T], Generic[S, T]):
         backward = share * bool(reads & Reads.LAYERS)
         if reads & (Reads.COLUMNS | Reads.INPUTS):
             backward += share * minimum.output_size
+        if reads & Reads.DRAWN and self.drawn is not None:
+            backward += share * self.drawn[0]
         return Cost(forward=share, backward=backward)
 
 

@@ -184,7 +184,12 @@ class Run:
             return [hearer(fold) for fold in folds if reads_of[fold] & flag]
 
         reads = reduce(or_, reads_of.values(), Reads(0))
-        missing = self._read(batch, reads, hears(Reads.LAYERS), hears(Reads.COLUMNS))
+        drawn: dict[tuple[int, int], list[Callable[[LayerGradient], None]]] = {}
+        for fold in folds:
+            if reads_of[fold] & Reads.DRAWN and fold.drawn is not None:
+                drawn.setdefault(fold.drawn, []).append(hearer(fold))
+        read = partial(batch.read, layers=hears(Reads.LAYERS), columns=hears(Reads.COLUMNS), drawn=drawn)
+        missing = self._read(reads, read)
         if raised:
             raise raised[0]
         for flag, absent in missing.items():
@@ -195,11 +200,11 @@ class Run:
             else:
                 self._set(fold, self.own(fold, partial(fold.update, self.states[fold], batch)))
 
-    def _read(self, batch: Batch, reads: Reads, layers: list[Any], columns: list[Any]) -> dict[Reads, Absent]:
+    def _read(self, reads: Reads, read: Callable[[Reads], dict[Reads, Absent]]) -> dict[Reads, Absent]:
         """Prepare what the folds read; what is absent by what is read, under `Reads(0)` all of it."""
-        deep = Reads.LAYERS | Reads.COLUMNS | Reads.INPUTS
+        deep = Reads.LAYERS | Reads.COLUMNS | Reads.DRAWN | Reads.INPUTS
         try:
-            return batch.read(reads, layers, columns)
+            return read(reads)
         except Undefined as reason:  # of all gradients; whoever reads only outputs goes on
             if not reads & deep:
                 return {Reads(0): Absent.of(reason)}
@@ -210,5 +215,5 @@ class Run:
             if out_of_memory(error) or not self.tolerant:
                 raise
             return {Reads(0): Absent.of(error)}
-        batch.read(reads & ~deep, [], [])
+        read(reads & ~deep)
         return {deep: absent}

@@ -18,6 +18,7 @@ from flatminima import progress
 from flatminima.core.ambient import in_neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Gaussian, Perturbation, Relative, describe
+from flatminima.display import html
 from flatminima.errors import UsageError
 from flatminima.landscape.direction import Direction
 
@@ -76,6 +77,9 @@ class Landscape:
     centre: float
     samples: int
     loss: str
+
+    def _repr_html_(self) -> str:
+        return html("landscape", self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON; what overflowed is None."""

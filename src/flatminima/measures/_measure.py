@@ -59,6 +59,11 @@ def seed_of(minimum: Statistics, seed: int | None) -> int:
     return int(getattr(minimum, "seed", 0)) if seed is None else seed
 
 
+def output_size_of(minimum: Statistics) -> int:
+    """Entries of one sample's output, for language models tokens times words (0 for numbers handed over by `Fixed`)."""
+    return int(getattr(minimum, "output_size", 0))
+
+
 def at_least_one(**counts: Any) -> None:
     """Refuse counts below 1; None means all and passes.
 

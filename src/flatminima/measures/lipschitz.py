@@ -8,9 +8,15 @@ from typing import Any, Literal
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
+from flatminima.measures._matrices import instead
 from flatminima.measures._measure import measure
 from flatminima.measures._over_margin import Normalise, check_options, with_margin
 from flatminima.statistics import FeedForward, OperatorNorms
+
+_TRANSFORMER = (
+    "dot-product attention has no Lipschitz constant (Kim, Papamakarios & Mnih 2021), and that of LayerNorm is "
+    "1 / sqrt(eps): no bound of a transformer by its layers' norms says anything"
+)
 
 
 @measure
@@ -39,8 +45,9 @@ def lipschitz(
     Returns:
         Estimate in nats, exact for the data; details: log_constant (ln C), log_product (sum over all layers, which
         is the same for a chain without pooling, and no bound elsewhere), log_margin, layers, folded, diagonal,
-        branches, residual. Undefined: not a ReLU network, not a classifier, a margin that is not positive, C = 0, a
-        convolution's norm that does not converge.
+        branches, residual. Undefined: not a ReLU network (attention has no Lipschitz constant: Kim,
+        Papamakarios & Mnih 2021), not a classifier, a margin that is not positive, C = 0, a convolution's norm that
+        does not converge.
 
     Raises:
         UsageError: an unknown norm or normalisation, a fraction outside (0, 1].
@@ -51,7 +58,12 @@ def lipschitz(
     check_options(normalise, fraction)
     if norm not in ("2", "inf"):
         raise UsageError(f"got norm={norm!r}; expected '2' or 'inf'")
-    (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
+    try:
+        (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
+    except Undefined:
+        if instead(minimum, lambda: Estimate(0.0)) is not None:
+            raise Undefined(_TRANSFORMER) from None
+        raise
     constant = norms.log_lipschitz_2 if norm == "2" else norms.log_lipschitz_inf
     if constant == -math.inf:
         raise Undefined("a layer of zeros, or a factor of 0, cuts the output off: the Lipschitz constant is 0")

@@ -21,6 +21,7 @@ from torch import Tensor
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
+from flatminima.measures._matrices import instead, over_matrices
 from flatminima.measures._measure import measure
 from flatminima.measures._over_margin import (
     Normalise,
@@ -81,20 +82,31 @@ def frobenius_norm(
         fraction: of the margin.
         over_margin: divide by the margin; without, any ReLU network will do.
 
+    Of a transformer (a network with LayerNorm or RMSNorm) ``ln prod_i ||W_i||_F^2`` over all weight matrices,
+    embeddings and head too, adapters merged, without constants and margin: what Yang et al. measure, no bound.
+
     Returns:
         Estimate in nats, exact for the data; details: log_margin, layers (each factor), factors (of numbers that
         multiply activations), folded BatchNorms, diagonal (BatchNorms and scales that are layers of their own), widths
         (h_i), branches (the network is no chain, and the product no bound).
-        Undefined: not a ReLU network, not a classifier, a margin that is not positive, a layer of zeros.
+        Undefined: neither a ReLU network nor a transformer, not a classifier, a margin that is not positive, a layer of
+        zeros.
 
     Raises:
         UsageError: an unknown normalisation, a fraction outside (0, 1].
 
     Source:
-        Neyshabur et al., arXiv 1706.08947, sec. 2.3.
+        Neyshabur et al., arXiv 1706.08947, sec. 2.3; transformers: Yang et al., arXiv 2202.02842 (Jiang et al.,
+        eq. 37).
     """
     check_options(normalise, fraction, get_args(Product))
-    network, log_margin = network_and_margin(minimum, fraction, over_margin)
+    try:
+        network, log_margin = network_and_margin(minimum, fraction, over_margin)
+    except Undefined:
+        found = instead(minimum, lambda: over_matrices(minimum, lambda m: m.frobenius, normalise == "balanced"))
+        if found is None:
+            raise
+        return found
     constant = math.log(4.0) if normalise == "capacity" else 0.0
     factors = {
         _key(i, layer.name): 2 * _log(float(layer.matrix.norm()), layer.name) + constant
@@ -173,6 +185,8 @@ def spectral_norm(
         fraction: of the margin.
         over_margin: divide by the margin; without, any ReLU network will do.
 
+    Of a transformer ``ln prod_i ||W_i||_2^2``, as `frobenius_norm` (Jiang et al., eq. 32).
+
     Returns:
         Estimate in nats, exact for the data; details: those of `frobenius_norm`, and residual, the largest of the
         singular values' (below 1e-4 of the squared norm). Undefined: as `frobenius_norm`, or a convolution's norm
@@ -187,6 +201,19 @@ def spectral_norm(
     check_options(normalise, fraction, get_args(Product))
     if convolutions not in ("operator", "kernel"):
         raise UsageError(f"got convolutions={convolutions!r}; expected 'operator' or 'kernel'")
+    try:
+        return _spectral(minimum, normalise, convolutions, fraction, over_margin)
+    except Undefined:
+        found = instead(minimum, lambda: over_matrices(minimum, lambda m: m.two, normalise == "balanced"))
+        if found is None:
+            raise
+        return found
+
+
+def _spectral(
+    minimum: Statistics, normalise: Product, convolutions: str, fraction: float, over_margin: bool
+) -> Estimate:
+    """`spectral_norm` of a ReLU network."""
     if convolutions == "operator":
         (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
         found = [(norm.two, layer.width) for norm, layer in zip(norms.layers, network.layers, strict=True)]

@@ -15,12 +15,13 @@ from flatminima.core.perturbation import OneCoordinate, Perturbation, Relative, 
 from flatminima.core.statistic import Fold, Statistic, Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, measure, output_size_of, seed_of, until, with_note
 from flatminima.statistics import (
     At,
     BatchGradientSquares,
     Change,
     DiagonalChange,
+    DrawnGaussNewtonDiagonal,
     FisherDiagonal,
     FlatWeights,
     GaussNewtonDiagonal,
@@ -40,6 +41,8 @@ Rho = Literal["norm", "paper", "coordinate", "zero"]
 Noise = Literal["uniform", "gaussian"]
 
 _BLOCK = 1 << 22  # weights at a time
+_EXACT = 100  # entries of an output up to which every Gauss-Newton column is sent back
+_DRAWN = 4  # random combinations of them above
 _COORDINATES = 1_000  # parameters up to which rho is taken coordinate by coordinate
 
 
@@ -58,6 +61,7 @@ def pacgen(
     eta: float | None = None,
     samples: int | None = 300,
     probes: int = 10,
+    columns: int | None = None,
     batch: int = 128,
     rtol: float | None = None,
     seed: int | None = None,
@@ -71,7 +75,8 @@ def pacgen(
     Args:
         minimum: a Minimum.
         gamma, epsilon: of the neighbourhood; not both 0.
-        diagonal: h_i. "gauss_newton" (exact for piecewise-linear networks, C backward passes), "piecewise_linear"
+        diagonal: h_i. "gauss_newton" (exact for piecewise-linear networks, C backward passes, or `columns` of them,
+            unbiased, where an output has more than 100 entries), "piecewise_linear"
             (that, refused elsewhere), "exact" (small networks), "hutchinson" (`probes` products), "xdiag" (2 `probes`
             products, at least 6; closer where few eigenvalues are large), "fisher" (per-sample squared gradients),
             "batch_gradient" (the paper's squared gradients of mini-batches of `batch`: about Fisher / batch,
@@ -87,6 +92,8 @@ def pacgen(
         eta: of variant "lemma3".
         samples: of the data for h, drawn by seed; None: all.
         probes, batch: of the estimators.
+        columns: random combinations of a sample's Gauss-Newton columns that stand for all of them; None: 4 where an
+            output has more than 100 entries (tokens times words), else all columns.
         rtol: raise `draws` until the 95% interval is value (1 +- rtol).
         seed: of samples, probes and u; None: the Minimum's.
 
@@ -94,7 +101,7 @@ def pacgen(
         Estimate in nats, stderr over draws (none where kappa decides every term, because then no draw matters, or where
         nothing is drawn); it adds over parameters, so compare networks of equal m or details["per_parameter"].
         details: rho (largest), rho_draws, parameters, error_of, curvature_bound (share of terms where curvature
-        decides), negative_curvature (share of h below 0), layers.
+        decides), negative_curvature (share of h below 0), layers, columns (drawn; None: all), note.
         Undefined: rho is to be drawn and no weight can move (all are 0, and so is epsilon), or the Hessian's diagonal
         is undefined.
 
@@ -105,9 +112,11 @@ def pacgen(
         Wang et al., arXiv 1809.07402, sec. 6 (the AISTATS 2020 version: sec. 7).
     """
     _check(gamma, epsilon, rho, noise, rho_scale, draws, variant, eta)
-    at_least_one(samples=samples, probes=probes, batch=batch)
+    at_least_one(samples=samples, probes=probes, batch=batch, columns=columns)
     seed = seed_of(minimum, seed)
-    fold = _diagonal_fold(diagonal, samples, probes, batch, seed)
+    fold: Statistic[Any] = _diagonal_fold(diagonal, samples, probes, batch, seed)
+    if diagonal == "gauss_newton":
+        fold = _gauss_newton(minimum, samples, columns, seed)
     kappa_scale = Relative(rho_scale, slope=gamma, offset=epsilon)
     around: Perturbation = Uniform(kappa_scale)
     if noise == "gaussian":
@@ -115,7 +124,7 @@ def pacgen(
 
     def estimate(draws: int) -> Estimate:
         found = _curvature(minimum, fold, around, seed, draws, rho)
-        return _psi(found, gamma, epsilon, variant, eta).with_details(diagonal=diagonal)
+        return _with_columns(_psi(found, gamma, epsilon, variant, eta), fold).with_details(diagonal=diagonal)
 
     return until(rtol, draws, estimate)
 
@@ -165,7 +174,9 @@ def sharpness_divergence(
     if not 0 < delta < 1 or (eta is not None and not 0 < eta < math.inf):
         raise UsageError(f"got delta={delta!r}, eta={eta!r}; delta in (0, 1), eta positive and finite")
     seed = seed_of(minimum, seed)
-    fold = _diagonal_fold(diagonal, samples, 10, 128, seed)
+    fold: Statistic[Any] = _diagonal_fold(diagonal, samples, 10, 128, seed)
+    if diagonal == "gauss_newton":
+        fold = _gauss_newton(minimum, samples, None, seed)
     around = Uniform(Relative(1.0, slope=gamma, offset=epsilon))
     found = _curvature(minimum, fold, around, seed, draws, rho)
     w, n = found.weights.values, found.population
@@ -178,7 +189,7 @@ def sharpness_divergence(
     estimate = Estimate.mean(torch.tensor([s["sharpness"] + s["divergence"] for s in splits], dtype=torch.float64))
     mean = {key: sum(s[key] for s in splits) / len(splits) for key in splits[0]}
     details = {"eta": temperature, "rho": max(r for _, r in found.draws), "parameters": m, "error_of": found.error_of}
-    return estimate.with_details(**mean, **details)
+    return _with_columns(estimate.with_details(**mean, **details), fold)
 
 
 def _split(w: Tensor, h: Tensor, kappa: Tensor, rho: float, eta: float, delta: float, n: int) -> dict[str, float]:
@@ -305,6 +316,23 @@ def _diagonal_fold(
     if kind not in folds:
         raise UsageError(f"got diagonal={kind!r}; expected one of {', '.join(sorted(folds))}")
     return folds[kind]  # type: ignore[return-value]
+
+
+def _gauss_newton(
+    minimum: Statistics, samples: int | None, columns: int | None, seed: int
+) -> GaussNewtonDiagonal | DrawnGaussNewtonDiagonal:
+    """The Gauss-Newton diagonal from all columns of the loss's factor, or from a few random combinations of them."""
+    if columns is None and output_size_of(minimum) <= _EXACT:
+        return GaussNewtonDiagonal(samples, seed)
+    return DrawnGaussNewtonDiagonal(samples, seed, _DRAWN if columns is None else columns)
+
+
+def _with_columns(estimate: Estimate, fold: Statistic[Any]) -> Estimate:
+    """What a reader must know of drawn columns."""
+    if not isinstance(fold, DrawnGaussNewtonDiagonal):
+        return estimate.with_details(columns=None)
+    found = estimate.with_details(columns=fold.columns)
+    return with_note(found, f"curvature from {fold.columns} random columns a sample")
 
 
 def _all(minimum: Statistics, keys: tuple[Statistic[Any], ...]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, measure, seed_of, until, with_note
 from flatminima.measures._positions import mean_of_positions
 from flatminima.statistics import InputJacobian, PositionJacobian
 
@@ -26,6 +26,8 @@ def robustness(
     Where tokens or pixels have labels, the mean is over labelled positions, each with its own probabilities or
     logits; one position of each sample is drawn.
 
+    Of a network of tokens x are their embeddings, the vectors that the tokens are looked up in.
+
     Args:
         minimum: a Minimum.
         samples: how many at most, drawn from the data by seed.
@@ -35,14 +37,15 @@ def robustness(
         seed: of the draw; None: the Minimum's.
 
     Returns:
-        Estimate; stderr over samples; details: n, of, and for positions their number and unit. Undefined: token
-        inputs; probabilities where targets are not classes.
+        Estimate; stderr over samples; details: n, of, and for positions their number and unit. Undefined:
+        tokens that no embedding looks up; probabilities where targets are not classes.
 
     Raises:
         UsageError: no samples, an unknown `of`.
 
     Source:
-        Jia & Su, arXiv 1911.08192, sec. 7.1: f are the probabilities, not the logits.
+        Jia & Su, arXiv 1911.08192, sec. 7.1: f are the probabilities, not the logits. Embeddings: Miyato, Dai &
+        Goodfellow 2017, arXiv 1605.07725, sec. 3.
     """
     at_least_one(samples=samples)
     if of not in ("probabilities", "logits"):
@@ -55,6 +58,8 @@ def robustness(
                 return Estimate.mean(minimum[InputJacobian(n, found)].square(), of=of, error_of="new data")
             except Undefined:  # targets are not one class a sample
                 pass
-        return mean_of_positions(minimum[PositionJacobian(n, of, found)]).with_details(of=of)
+        sums = minimum[PositionJacobian(n, of, found)]
+        value = mean_of_positions(sums).with_details(of=of)
+        return with_note(value, "by the token embeddings") if sums.embedded else value
 
     return until(rtol, samples, estimate)

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
+from flatminima.measures._matrices import complexity_of_matrices, instead
 from flatminima.measures._measure import measure
 from flatminima.measures._over_margin import check_options, log_factors, with_margin
 from flatminima.statistics import FeedForward, LinearLayer, OperatorNorms
@@ -47,10 +48,17 @@ def spectral_complexity(
 
     Source:
         Jiang et al. 2020, arXiv 1912.02178, appendix C, eq. 29, 30 (spec-init-main, spec-orig-main), 33
-        (fro-over-spec); Bartlett, Foster & Telgarsky 2017; Pitas et al. 2017.
+        (fro-over-spec); Bartlett, Foster & Telgarsky 2017; Pitas et al. 2017. Transformers: Yang et al., arXiv
+        2202.02842, over all weight matrices, without a margin, initial=None alone.
     """
     check_options("figure", fraction)
-    (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
+    try:
+        (network, norms), log_margin = with_margin(minimum, fraction, over_margin, FeedForward(), OperatorNorms())
+    except Undefined:
+        found = instead(minimum, lambda: complexity_of_matrices(minimum)) if initial is None else None
+        if found is None:
+            raise
+        return found
     ratios, log_product = {}, 2 * sum(log_factors(network).values())
     for i, (layer, norm) in enumerate(zip(network.layers, norms.layers, strict=True)):
         if norm.two == 0:

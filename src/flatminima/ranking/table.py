@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flatminima.core.minimum import Minimum
+from flatminima.display import html
 from flatminima.errors import UsageError
 from flatminima.ranking.controlled import Controlled, Point, controlled
 from flatminima.ranking.correlation import Correlation, kendall
@@ -54,6 +55,9 @@ class RankTable:
         for name, c in self.controlled.items():
             rows[name] |= {"granulated": c.granulated, "conditional": c.conditional, "worst": c.worst}
         return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _repr_html_(self) -> str:
+        return html("ranking", self)
 
     def show(self) -> None:
         """Print the table."""

@@ -60,19 +60,24 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
     Raises:
         UsageError: the path cannot be written.
     """
+    write_whole(path, measures_page(document, Path(path).parent))
+
+
+def measures_page(document: dict[str, Any], folder: Path | None = None) -> str:
+    """The page of one measured network, with the pictures that lie in `folder`."""
     layered = [
         _layers(name, e["details"]["layers"], e["details"].get("layer_stderrs"))
         for name, e in document["measures"].items()
         if e["value"] is not None and isinstance(e["details"].get("layers"), dict) and e["details"]["layers"]
     ]
-    page = render(
+    return render(
         "measure.html.j2",
         title="Measures of one minimum",
         subtitle=f"{document['parameters']:,} parameters, {document['samples']:,} samples",
         verdict=measure_verdict(document),
         layered=layered,
         heat=heat_map(layered),
-        pictures=pictures(Path(path).parent),
+        pictures=[] if folder is None else pictures(folder),
         measures=document["measures"],
         diagnosis=document.get("diagnosis", []),
         spectrum=_spectrum(document["measures"]),
@@ -80,7 +85,6 @@ def write_measures(document: dict[str, Any], path: str | Path) -> None:
         audit=document.get("audit"),
         provenance=_measure_provenance(document),
     )
-    write_whole(path, page)
 
 
 def _spectrum(measures: dict[str, Any]) -> Markup | None:
@@ -174,7 +178,7 @@ def _demo_provenance(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("command", f"flatminima demo {flags}"),
         ("data", f"{data['name']}: {data['train']} training and {data['test']} test samples"),
         ("data fingerprint", data["fingerprint"]),
-        *_versions(results["versions"]),
+        *version_rows(results["versions"]),
         ("threads", "1"),
         ("time", f"{results['seconds']:.0f} s, networks kept from an earlier run not counted"),
         ("passes a network", _passes(first)),
@@ -191,7 +195,7 @@ def _measure_provenance(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("samples", f"{document['samples']} (fingerprint {document['data']})"),
         ("parameters", str(document["parameters"])),
         ("loss", document["loss"]),
-        *_versions(document.get("versions", {})),
+        *version_rows(document.get("versions", {})),
         *((name, str(document[name])) for name in ("device", "threads") if name in document),
         ("time", f"{document['seconds']:.1f} s"),
         ("passes", _passes(document)),
@@ -199,7 +203,8 @@ def _measure_provenance(document: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in document["notes"]]
 
 
-def _versions(versions: dict[str, str]) -> list[tuple[str, str]]:
+def version_rows(versions: dict[str, str]) -> list[tuple[str, str]]:
+    """The row of a page's provenance."""
     return [("versions", ", ".join(f"{k} {v}" for k, v in versions.items()))] if versions else []
 
 

@@ -6,6 +6,7 @@ from flatminima.statistics.conditions import Conditions, SampleConditions
 from flatminima.statistics.curvature import Curvature, Products, curvature_operator
 from flatminima.statistics.diagonal import (
     BatchGradientSquares,
+    DrawnGaussNewtonDiagonal,
     FisherDiagonal,
     GaussNewtonDiagonal,
     PiecewiseLinearDiagonal,
@@ -22,6 +23,7 @@ from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, Probed
 from flatminima.statistics.jacobian import InputJacobian
 from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
 from flatminima.statistics.margins import Margins, SortedMargins
+from flatminima.statistics.matrices import MatrixNorm, MatrixNorms
 from flatminima.statistics.mean_gradient import MeanGradient
 from flatminima.statistics.moments import Moments
 from flatminima.statistics.network_graph import FeedForwardNetwork, LinearLayer, Node, SampleOperator
@@ -48,6 +50,7 @@ __all__ = [
     "Conditions",
     "Curvature",
     "DiagonalChange",
+    "DrawnGaussNewtonDiagonal",
     "Eigenpairs",
     "Eigenvalues",
     "ExactTraces",
@@ -71,6 +74,8 @@ __all__ = [
     "LinearLayer",
     "LossRises",
     "Margins",
+    "MatrixNorm",
+    "MatrixNorms",
     "MeanGradient",
     "Moments",
     "NetworkNorms",

@@ -16,6 +16,7 @@ from torch import Tensor
 from flatminima.core.batch import Batch
 from flatminima.core.layers import LayerGradient, Unit, outer_squares
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
+from flatminima.errors import UsageError
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
 from flatminima.statistics.piecewise_linear import refuse_unless_piecewise_linear
 from flatminima.statistics.sketch import xdiag
@@ -128,6 +129,42 @@ class GaussNewtonDiagonal(_Diagonal):
     """diag of (1/n) sum_i J_i^T (d2 loss / d output2) J_i, J_i the Jacobian of sample i's output."""
 
     reads = Reads.OUTPUTS | Reads.COLUMNS
+
+    def hear(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
+        state.add(layer, state.inside(batch))
+
+
+@dataclass(frozen=True)
+class DrawnGaussNewtonDiagonal(_Diagonal):
+    """`GaussNewtonDiagonal` from random combinations of each sample's columns: unbiased, one backward pass each.
+
+    A combination is B s with signs s independent over the output's entries, so that its square's mean is the diagonal:
+    no matrix of the output's size is formed, and the cost does not grow with a vocabulary.
+
+    Args:
+        columns: how many combinations a sample.
+        samples: how many, drawn by `seed`; None: all.
+        seed: of the draws.
+
+    Raises:
+        UsageError: no columns.
+    """
+
+    columns: int = 4
+
+    reads = Reads.OUTPUTS | Reads.DRAWN
+
+    def __post_init__(self) -> None:
+        if self.columns < 1:
+            raise UsageError(f"got columns={self.columns}; at least 1 combination of columns is needed")
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed  # the signs of a sample depend on its place
+
+    @property
+    def drawn(self) -> tuple[int, int]:
+        return self.columns, self.seed
 
     def hear(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
         state.add(layer, state.inside(batch))

@@ -23,11 +23,13 @@ class PositionSums:
     Attributes:
         sums (n,), counts (n,) float64: in the order of the data.
         unit: what a position is.
+        embedded: the inputs are tokens' embeddings.
     """
 
     sums: Tensor
     counts: Tensor
     unit: Unit
+    embedded: bool = False
 
 
 @dataclass

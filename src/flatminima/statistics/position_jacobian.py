@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flatminima.core.batch import Batch, frozen
 from flatminima.core.perturbation import generator
-from flatminima.core.samples import leaves
 from flatminima.core.statistic import Cost, Fold
 from flatminima.errors import Undefined, UsageError
+from flatminima.statistics.embeddings import continuous_inputs, of_tokens, refuse_unopened
 from flatminima.statistics.entropy import PositionSums
 from flatminima.statistics.jacobian import CLASSES, PRODUCT_COST, USUAL_PRODUCTS, norms_of_logits, norms_of_softmax
 from flatminima.statistics.positions import Labelled, Unit, labelled, refuse_none
@@ -28,6 +28,7 @@ class _State:
     squares: Tensor
     counts: Tensor
     unit: Unit = "sample"
+    embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class PositionJacobian(Fold[_State, PositionSums]):
     """||d f / dx||_2^2 at a random labelled position of each of `samples` random samples, times the sample's positions.
 
     The mean over positions is sum(sums) / sum(counts); one position a sample is looked at, since those of one sample
-    are alike. f are the position's class probabilities or logits, or for targets that are no classes (of="logits"
-    alone) the whole output. Up to 64 classes a backward pass each, above by Lanczos.
+    are alike. x are the inputs, or of a network of tokens their embeddings. f are the position's class probabilities or
+    logits, or for targets that are no classes (of="logits" alone) the whole output. Up to 64 classes a backward pass
+    each, above by Lanczos.
 
     Args:
         samples: how many at most.
@@ -44,7 +46,7 @@ class PositionJacobian(Fold[_State, PositionSums]):
         seed: of samples and positions.
 
     Raises:
-        Undefined: an input that is not continuous; probabilities where targets are not classes.
+        Undefined: tokens without an embedding; probabilities where targets are not classes.
     """
 
     samples: int = 300
@@ -64,10 +66,8 @@ class PositionJacobian(Fold[_State, PositionSums]):
 
     def init(self, minimum: Minimum) -> _State:
         inputs, _ = minimum.samples.take(torch.arange(1))
-        if not any(t.is_floating_point() for t in leaves(inputs)):
-            raise Undefined("the network's input is not continuous (token ids or categories)")
-        n = self.limit(minimum)
-        return _State(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))
+        n, tokens = self.limit(minimum), of_tokens(inputs)
+        return _State(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64), embedded=tokens)
 
     def update(self, state: _State, batch: Batch) -> _State:
         stop = min(batch.start + len(batch), len(state.counts))
@@ -96,9 +96,10 @@ class PositionJacobian(Fold[_State, PositionSums]):
 
     def _norms(self, batch: Batch, found: Labelled | None, limit: int) -> Tensor:
         """(b,), at one position a sample."""
-        minimum, inputs = batch.minimum, batch.open_inputs()
-        with frozen(minimum):
+        minimum = batch.minimum
+        with continuous_inputs(batch) as inputs, frozen(minimum):
             output = minimum.forward(batch.inputs)
+            refuse_unopened(inputs)
             if found is None:
                 rows = output.reshape(len(output), -1)
             else:
@@ -111,11 +112,11 @@ class PositionJacobian(Fold[_State, PositionSums]):
 
     def merge(self, left: _State, right: _State) -> _State:
         unit = left.unit if bool(left.counts.any()) else right.unit
-        return _State(left.squares + right.squares, left.counts + right.counts, unit)
+        return _State(left.squares + right.squares, left.counts + right.counts, unit, left.embedded)
 
     def finish(self, state: _State) -> PositionSums:
         refuse_none(float(state.counts.sum()))
-        return PositionSums(state.squares, state.counts, state.unit)
+        return PositionSums(state.squares, state.counts, state.unit, state.embedded)
 
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from flatminima.core.perturbation import mix
 from flatminima.core.statistic import Cost, Statistic
-from flatminima.statistics.diagonal import BatchGradientSquares, SketchedDiagonal
+from flatminima.statistics.diagonal import BatchGradientSquares, DrawnGaussNewtonDiagonal, SketchedDiagonal
 from flatminima.statistics.hessian import HessianProbes
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
-_RANDOM = (BatchGradientSquares, HessianProbes, SketchedDiagonal)  # also of all the data
+_RANDOM = (BatchGradientSquares, DrawnGaussNewtonDiagonal, HessianProbes, SketchedDiagonal)  # also of all the data
 
 
 @dataclass(frozen=True)

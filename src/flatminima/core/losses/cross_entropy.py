@@ -1,6 +1,7 @@
 """Cross-entropies of labels, tokens, pixels and soft labels, with class weights and label smoothing.
 
-The loss of a sample is the mean over its positions that are not ignored of what torch's ``reduction="none"`` returns.
+The loss of a sample is the mean (or, of the losses called ``..._sequence``, the sum) over its positions that are not
+ignored of what torch's ``reduction="none"`` returns.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ import torch
 from torch import Tensor
 
 from flatminima.core.losses.loss import ExactLoss, Loss, refuse_too_many_columns, rows, unit_and_log_norm
-from flatminima.core.losses.softmax import Coefficients, softmax_columns, softmax_loss, softmax_seed
+from flatminima.core.losses.softmax import (
+    Coefficients,
+    drawn_softmax_column,
+    softmax_columns,
+    softmax_loss,
+    softmax_seed,
+)
 from flatminima.errors import DataError
 
 IGNORED = -100  # torch's ignore_index
@@ -37,6 +44,7 @@ class CrossEntropy(ExactLoss):
         ignored: label of positions that do not count.
         mean: torch's reduction was the mean over the batch; positions must then count alike.
         normalised: outputs are log-probabilities (``NLLLoss``), which the softmax leaves as they are.
+        total: the sum over a sample's positions, not their mean: minus the logarithm of a sequence's probability.
     """
 
     name: str
@@ -49,6 +57,7 @@ class CrossEntropy(ExactLoss):
     ignored: int = IGNORED
     mean: bool = False
     normalised: bool = False
+    total: bool = False
 
     def fitted(self, output: Tensor, target: Tensor) -> Loss:
         labels = output.dim() == 2 and not target.is_floating_point() and not self.classes_last
@@ -81,6 +90,14 @@ class CrossEntropy(ExactLoss):
         columns = torch.cat([columns, columns.new_zeros(missing, samples, positions, classes)])
         return self._as_output(columns, output).to(output.dtype)
 
+    def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
+        logits, each = self._rows(output.detach()), self._rows(signs)
+        total = self._coefficients(logits, target).total
+        found = torch.empty_like(logits)
+        for i in range(len(logits)):  # a vocabulary's worth for every token: float64 of one sample at a time
+            found[i] = drawn_softmax_column(logits[i], total[i], each[i])
+        return self._as_output(found, output)
+
     def refuse_concave(self, output: Tensor, target: Tensor) -> None:
         """Convex for every target that `check_targets` lets pass."""
 
@@ -112,7 +129,9 @@ class CrossEntropy(ExactLoss):
         labels = (target[:, 1:] if self.shifted else target).reshape(samples, positions)
         counted = labels != self.ignored
         labels = torch.where(counted, labels, 0)
-        share = counted.double() / counted.sum(1, keepdim=True).clamp_min(1)
+        share = counted.double()
+        if not self.total:
+            share = share / counted.sum(1, keepdim=True).clamp_min(1)
         own = share * (1 - self.smoothing) if weight is None else share * (1 - self.smoothing) * weight[labels]
         if not self.smoothing:
             return Coefficients(own, labels, own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -37,6 +38,9 @@ class SquaredError(ExactLoss):
     def columns(self, output: Tensor, target: Tensor) -> Tensor:
         size = refuse_too_many_columns(output)
         return _diagonal(torch.full_like(rows(output), 2 / size, dtype=torch.float64).sqrt(), output)
+
+    def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
+        return signs.to(output.dtype) * math.sqrt(2 / output[0].numel())
 
     def refuse_concave(self, output: Tensor, target: Tensor) -> None:
         """Convex everywhere."""
@@ -78,10 +82,17 @@ class BinaryCrossEntropy(ExactLoss):
 
     def columns(self, output: Tensor, target: Tensor) -> Tensor:
         refuse_too_many_columns(output)
+        return _diagonal(self._roots(output, target), output)
+
+    def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
+        return (rows(signs) * self._roots(output, target)).view_as(output).to(output.dtype)
+
+    def _roots(self, output: Tensor, target: Tensor) -> Tensor:
+        """Roots of the second derivatives (batch, D) float64."""
         self.refuse_concave(output, target)
         z = rows(output.detach().double())
         one, zero = self._coefficients(output, target)
-        return _diagonal((0.5 * ((one + zero).log() + logsigmoid(z) + logsigmoid(-z))).exp(), output)
+        return (0.5 * ((one + zero).log() + logsigmoid(z) + logsigmoid(-z))).exp()
 
     def refuse_concave(self, output: Tensor, target: Tensor) -> None:
         one, zero = self._coefficients(output, target)

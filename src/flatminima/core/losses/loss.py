@@ -81,6 +81,20 @@ class Loss(ABC):
         """
 
     @abstractmethod
+    def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
+        """B s of the factor B of `columns`, for independent signs s: the mean of (B s)(B s)^T is d2 loss / d output2.
+
+        Args:
+            output, target: of a batch. signs: +1 and -1, in the output's shape.
+
+        Returns:
+            (batch, ...) in the output's dtype.
+
+        Raises:
+            Undefined: the loss is not convex in the output, or its factor is too large.
+        """
+
+    @abstractmethod
     def refuse_concave(self, output: Tensor, target: Tensor) -> None:
         """Raise Undefined where the loss is not convex in the output."""
 

@@ -29,7 +29,9 @@ BUILT_IN: dict[str, Loss] = {
     "mse": SquaredError(),
     "binary_cross_entropy": BinaryCrossEntropy(),
     "token_cross_entropy": CrossEntropy("token_cross_entropy", classes_last=True),
+    "token_cross_entropy_sequence": CrossEntropy("token_cross_entropy_sequence", classes_last=True, total=True),
     "causal_lm": CrossEntropy("causal_lm", classes_last=True, shifted=True),
+    "causal_lm_sequence": CrossEntropy("causal_lm_sequence", classes_last=True, shifted=True, total=True),
 }
 
 

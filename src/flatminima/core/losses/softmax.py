@@ -136,3 +136,17 @@ def softmax_columns(logits: Tensor, total: Tensor) -> Tensor:
     columns = torch.where(eye, own, -p)
     lengths = (0.5 * (log_p + total.log().unsqueeze(-1))).exp()  # (..., C)
     return columns * lengths.movedim(-1, 0).unsqueeze(-1)
+
+
+def drawn_softmax_column(logits: Tensor, total: Tensor, signs: Tensor) -> Tensor:
+    """sqrt(A) (sqrt(p) s - p sum_c sqrt(p_c) s_c), of mean outer product A (diag p - p p^T). (..., C) float64.
+
+    The entries add up to 0: the likeliest class's is minus the sum of the others, in which nothing cancels.
+    """
+    log_p = logits.detach().double().log_softmax(-1)
+    likeliest = log_p.argmax(-1, keepdim=True)
+    root = (0.5 * log_p).exp().mul_(signs)
+    column = root - log_p.exp_().mul_(root.sum(-1, keepdim=True))
+    column.scatter_(-1, likeliest, 0.0)
+    column.scatter_(-1, likeliest, -column.sum(-1, keepdim=True))
+    return column.mul_(total.sqrt().unsqueeze(-1))

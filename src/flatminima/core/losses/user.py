@@ -76,6 +76,11 @@ class UserLoss(Loss):
         columns: Tensor = factor.permute(2, 0, 1).reshape(size, *output.shape).to(output.dtype)
         return columns
 
+    def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
+        columns = self.columns(output, target)
+        found: Tensor = (columns * rows(signs).T.reshape(len(columns), len(output), *[1] * (output.dim() - 1))).sum(0)
+        return found.to(output.dtype)
+
     def refuse_concave(self, output: Tensor, target: Tensor) -> None:
         if output[0].numel() <= MAX_COLUMNS:
             self._refuse_negative(torch.linalg.eigvalsh(self._hessians(output, target)), output, target)

@@ -1,0 +1,168 @@
+"""A page for what a command left in a folder: certificate, landscape, training, or an order of networks.
+
+Each is a document of JSON; the page shows it as tables, with the pictures that lie beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flatminima.report.page import render, version_rows
+from flatminima.report.sections import pictures
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of a page.
+
+    Attributes:
+        title: its heading. heads: of the columns. rows: of text and numbers.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page says: a title, sentences, tables, and where the numbers come from."""
+
+    title: str
+    subtitle: str
+    verdict: tuple[str, ...]
+    sections: tuple[Section, ...] = ()
+    provenance: tuple[tuple[str, str], ...] = field(default=())
+
+
+def certificate(document: Document, folder: Path) -> Page:
+    """The statement, the bound's inputs and the conditions."""
+    numbers = ("risk_bound", "empirical_risk", "monte_carlo_upper", "kl", "sigma", "n", "draws", "delta",
+               "holdout_bound", "constant_error", "cross_entropy_bound")  # fmt: skip
+    rows = tuple((name.replace("_", " "), document[name]) for name in numbers if document.get(name) is not None)
+    conditions = tuple((a["text"], a.get("status", ""), a["evidence"]) for a in document["assumptions"])
+    return Page(
+        "Certificate",
+        f"{document['n']:,} samples, prior: {document['prior']}",
+        (document["statement"],),
+        (
+            Section("Numbers", ("", "value"), rows),
+            Section("Conditions", ("condition", "status", "evidence"), conditions),
+        ),
+        _command(document),
+    )
+
+
+def landscape(document: Document, folder: Path) -> Page:
+    """The loss at the minimum and around it; the figure lies beside."""
+    losses = [v for v in _flat(document["losses"]) if v is not None]
+    rows = (
+        ("loss at the minimum", document["centre"]),
+        ("smallest", min(losses, default=None)),
+        ("largest", max(losses, default=None)),
+        ("reach of the noise", document["ball"]["radius"]),
+    )
+    axes = tuple(zip(document["labels"], document["curvatures"], document["lengths"], strict=True))
+    lower = bool(losses) and min(losses) < document["centre"]
+    return Page(
+        "The loss around a minimum",
+        f"{document['samples']:,} samples, loss {document['loss']}, along {', '.join(document['labels'])}",
+        (
+            f"The mean loss is {document['centre']:.4g} at the weights, up to {max(losses, default=0.0):.4g} around.",
+            *(("A point of the picture is lower than the weights themselves: no minimum along it.",) if lower else ()),
+        ),
+        (Section("Losses", ("", "value"), rows), Section("Directions", ("axis", "curvature", "length"), axes)),
+        _command(document),
+    )
+
+
+def training(document: Document, folder: Path) -> Page:
+    """What the training came to, epoch by epoch."""
+    found = [(name, document[name]) for name in ("train", "validation", "test") if document.get(name)]
+    said = [f"{name}: loss {r['loss']:.4g}, error {100 * r['error']:.2f}%." for name, r in found]
+    epochs = []
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file():
+        epochs = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+    heads = tuple(dict.fromkeys(key for row in epochs for key, value in row.items() if isinstance(value, int | float)))
+    rows = tuple(tuple(row.get(key) for key in heads) for row in epochs)
+    return Page(
+        f"Training with {document['method']}",
+        f"{document['optimizer']}, {document['epochs']} epochs, {document['steps']} steps, {document['seconds']:.0f} s",
+        (*said, f"Stopped because: {document['stopped_because']}."),
+        (Section("Epochs", heads, rows),) if rows else (),
+        _command(document),
+    )
+
+
+def order(document: Document, folder: Path) -> Page:
+    """Networks in their order, with errors where they are known."""
+    places = document["order"]["places"]
+    heads = tuple(dict.fromkeys(key for place in places for key, value in place.items() if _is_plain(value)))
+    rows = tuple(tuple(place.get(key) for key in heads) for place in places)
+    known = ("checkpoint", "train_error", "test_error", "gap")
+    networks = tuple(tuple(network.get(key) for key in known) for network in document["networks"])
+    said = document.get("answer") or (
+        f"{len(places)} networks, ordered by {', '.join(document['order']['measures'])}: these order gaps, not errors."
+    )
+    return Page(
+        "Networks in order",
+        f"{len(places)} checkpoints",
+        (str(said),),
+        (Section("Order", heads, rows), Section("Networks", known, networks)),
+        _command(document),
+    )
+
+
+# the file that a command leaves, and its page
+PAGES: dict[str, Callable[[Document, Path], Page]] = {
+    "certificate.json": certificate,
+    "landscape.json": landscape,
+    "result.json": training,
+    "rank.json": order,
+}
+
+
+def folder_page(name: str, document: Document, folder: Path) -> str:
+    """The page of the file called `name`, which held `document`, as HTML."""
+    page = PAGES[name](document, folder)
+    return render(
+        "folder.html.j2",
+        title=page.title,
+        subtitle=page.subtitle,
+        verdict=page.verdict,
+        sections=[
+            {"title": s.title, "heads": s.heads, "rows": [[_cell(v) for v in row] for row in s.rows]}
+            for s in page.sections
+        ],
+        pictures=pictures(folder),
+        provenance=[*page.provenance, *version_rows(dict(document.get("versions", {}))), ("numbers", name)],
+    )
+
+
+def _cell(value: Any) -> dict[str, Any]:
+    """Text and whether it is a number."""
+    if isinstance(value, bool) or value is None:
+        return {"text": "–" if value is None else str(value), "number": False}
+    if isinstance(value, int | float):
+        return {"text": f"{value:,}" if isinstance(value, int) else f"{value:.5g}", "number": True}
+    return {"text": str(value), "number": False}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _flat(values: Any) -> list[Any]:
+    return [one for part in values for one in _flat(part)] if isinstance(values, list) else [values]
+
+
+def _command(document: Document) -> tuple[tuple[str, str], ...]:
+    command = document.get("command")
+    return (("command", command),) if isinstance(command, str) else ()

@@ -1,0 +1,95 @@
+"""Products of norms of transformers' weight matrices, against singular values and merged adapters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flatminima import Minimum, measure
+from flatminima.measures import frobenius_norm, lipschitz, path_norm, spectral_complexity, spectral_norm
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is not ours
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(9, 6), nn.LayerNorm(6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.words(tokens)
+        h = self.norm(x)
+        return self.head(x + self.attention(h, h, h, need_weights=False)[0])
+
+
+def transformer() -> Minimum:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 9, (12, 5))
+    return Minimum(Block().double().eval(), (tokens, tokens), "causal_lm")
+
+
+def test_the_products_are_those_of_the_matrices_singular_values():
+    """Tied weights once, vectors not at all, no margin, no constants; balanced is their geometric mean."""
+    minimum = transformer()
+    weights = [p.detach() for p in minimum.model.parameters() if p.dim() == 2]
+    assert len(weights) == 3  # the tied one, the projections' three, the output's
+    two = [float(torch.linalg.svdvals(w)[0]) ** 2 for w in weights]
+    fro = [float(w.square().sum()) for w in weights]
+    log_two, log_fro = sum(map(math.log, two)), sum(map(math.log, fro))
+    table = measure(minimum, [frobenius_norm, spectral_norm, spectral_complexity, path_norm, lipschitz])
+    assert table["frobenius_norm"].value == pytest.approx(log_fro, rel=1e-12)
+    assert table["spectral_norm"].value == pytest.approx(log_two, rel=1e-10)
+    ratios = sum(f / t for f, t in zip(fro, two, strict=True))
+    assert table["spectral_complexity"].value == pytest.approx(log_two + math.log(ratios), rel=1e-10)
+    assert "no margin" in table["spectral_norm"].details["note"]
+    assert table["spectral_norm"].details["layers"].keys() == {
+        "words.weight", "attention.in_proj_weight", "attention.out_proj.weight"
+    }  # fmt: skip
+    balanced = frobenius_norm(minimum, normalise="balanced")
+    assert balanced.value == pytest.approx(math.log(3) + log_fro / 3, rel=1e-12)
+    assert "Kim" in table["lipschitz"].undefined and table["path_norm"].value is None
+
+
+def test_a_matrix_of_zeros_and_other_networks_have_no_product():
+    minimum = transformer()
+    with torch.no_grad():
+        minimum.model.attention.out_proj.weight.zero_()
+    again = Minimum(minimum.model, (minimum.samples.inputs, minimum.samples.targets), "causal_lm")
+    assert "all zeros" in spectral_norm(again).undefined
+    plain = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3)).eval()
+    tokens = torch.randint(0, 9, (12, 5))
+    assert "int64" in frobenius_norm(Minimum(plain, (tokens, tokens[:, 0] % 3))).undefined
+
+
+def test_huge_and_tiny_matrices_keep_their_digits():
+    minimum = transformer()
+    before = spectral_norm(minimum).value
+    with torch.no_grad():
+        minimum.model.attention.in_proj_weight.mul_(1e-200)
+    again = Minimum(minimum.model, (minimum.samples.inputs, minimum.samples.targets), "causal_lm")
+    assert spectral_norm(again).value == pytest.approx(before - 400 * math.log(10), rel=1e-10)
+
+
+def test_adapters_count_as_what_they_make_of_their_layer():
+    """LoRA against the merged model: W + (alpha / r) B A, not W, A and B as three matrices."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'flatminima[hf]'")
+    peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=6, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 11, (9, 6))
+    lora = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    model = peft.get_peft_model(transformers.GPT2LMHeadModel(config).double(), lora).double().eval()
+    found = {f.__name__: f(Minimum(model, (tokens, tokens), "causal_lm")) for f in (frobenius_norm, spectral_norm)}
+    merged = model.merge_and_unload().eval().requires_grad_()
+    for name, estimate in found.items():
+        truth = measure(Minimum(merged, (tokens, tokens), "causal_lm"), [name])[name]
+        assert estimate.value == pytest.approx(truth.value, rel=1e-9)
+        assert len(estimate.details["layers"]) == len(truth.details["layers"]) == 6
