@@ -184,6 +184,29 @@ def measure(
     )
 
 
+def finished(minimum: Minimum, measures: Iterable[str | MeasureFunction]) -> MeasureTable:
+    """The measures whose statistics are known, computing nothing: what work that was stopped has come to.
+
+    Args:
+        minimum: the network, with what it knows.
+        measures: as for `measure`; those that lack something are named in the notes.
+    """
+    chosen, results = functions(measures), dict[str, Estimate]()
+    _try(minimum, dict(chosen), results)
+    lacking = [name for name in chosen if name not in results]
+    return MeasureTable(
+        {name: results[name] for name in chosen if name in results},
+        samples=len(minimum.samples),
+        parameters=len(minimum.parameters),
+        forward_passes=minimum.passes.forward / len(minimum.samples),
+        backward_passes=minimum.passes.backward / len(minimum.samples),
+        seconds=0.0,
+        loss=minimum.loss.name,
+        data=minimum.samples.fingerprint,
+        notes=(*notes(minimum), f"stopped before its end; not measured: {', '.join(lacking) or 'nothing'}"),
+    )
+
+
 def _rounds(minimum: Minimum, chosen: dict[str, MeasureFunction]) -> dict[str, Estimate]:
     """The measures' values; begun anew where the way that per-sample gradients are made turns out to be wrong."""
     while True:

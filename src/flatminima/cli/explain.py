@@ -11,6 +11,7 @@ from flatminima.errors import Undefined
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
+    from flatminima.core.statistic import Cost
     from flatminima.landscape import Landscape
 
 MEASURES = ("bicriteria", "effective_dimension")  # the curve, and the Hessian's spectrum
@@ -54,6 +55,15 @@ def landscapes(minimum: Minimum, seed: int) -> dict[str, Landscape]:
             if of == kind:
                 found[name] = landscape(minimum, along[:count], steps=_POINTS[count], samples=_SAMPLES, seed=seed)
     return found
+
+
+def cost(minimum: Minimum, products: int) -> Cost:
+    """Of `landscapes`, in passes over all the samples: points of both kinds, and `products` with the Hessian."""
+    from flatminima.core.statistic import Cost
+
+    share = min(_SAMPLES, len(minimum.samples)) / len(minimum.samples)
+    points = sum(_POINTS[count] ** count for _, count in PICTURES.values())
+    return Cost(share * (points + 1), share * 2 * products)
 
 
 def write(found: dict[str, Landscape], folder: Path) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from functools import partial, update_wrapper
 from inspect import signature
@@ -202,12 +201,16 @@ def measure(
             )
         wanted = [with_options(name, budget, subset, minimum) for name in names]
         if dry_run:
-            planned = _plan(minimum, wanted, as_json)
+            planned = _plan(minimum, wanted, audited, explained, as_json)
         else:
             from flatminima.diagnosis import diagnose
             from flatminima.rounds import measure as run
 
-            table = run(minimum, wanted)
+            try:
+                table = run(minimum, wanted)
+            except KeyboardInterrupt as stop:
+                _keep(minimum, wanted, request, output, stop)
+                raise
             findings = diagnose(table, minimum)
             audit, seen = None, minimum if audited else None
             if explained and not audited:  # a table a factor: on a part of the samples, unless asked for
@@ -253,6 +256,26 @@ def measure(
         say(f"threshold: {text}")
     if crossed:
         raise typer.Exit(_CROSSED)
+
+
+def _keep(
+    minimum: Minimum, wanted: list[MeasureFunction], request: Request, output: Path | None, stop: KeyboardInterrupt
+) -> None:
+    """What was measured when a signal came, into the folder where the rest would have gone."""
+    from flatminima.rounds import finished
+
+    if output is None or not first():
+        return
+    table = finished(minimum, wanted)
+    if not len(table):
+        return
+    document = table.to_dict() | {"command": request.document(), **_machine(minimum)}
+    _save(document | {"diagnosis": []}, {}, output)
+    kept = f"{len(table)} of {len(wanted)} measures are in {output / _WRITES[0]}"
+    if hasattr(stop, "kept"):
+        stop.kept = kept
+    else:
+        say(kept)
 
 
 def writable(output: Path, files: tuple[str, ...]) -> None:
@@ -384,27 +407,21 @@ def with_options(name: str, budget: str, subset: int | None, minimum: Minimum) -
     return update_wrapper(partial(function, **options), function) if options else function
 
 
-def _plan(minimum: Minimum, wanted: list[MeasureFunction], as_json: bool) -> str:
-    """The plan, with the time that one timed batch suggests."""
-    import torch
+def _plan(minimum: Minimum, wanted: list[MeasureFunction], audited: bool, explained: bool, as_json: bool) -> str:
+    """The plan, with the time that a short timing suggests."""
+    from flatminima.cli.forecast import forecast
 
-    from flatminima.rounds import plan
-
-    found = plan(minimum, wanted)
-    indices = torch.arange(min(minimum.batch_size, len(minimum.samples)))
-    with minimum.open():
-        batch = minimum.batch(indices)
-        for _ in range(2):  # the first pays for warming up
-            start = time.perf_counter()
-            batch.gradient()
-            seconds = time.perf_counter() - start
-    both = seconds * len(minimum.samples) / len(indices)  # one forward and one backward pass, about 1 : 2
-    estimate = both * (found.cost.forward + 2 * found.cost.backward) / 3
+    found = forecast(minimum, wanted, audited=audited, explained=explained)
+    samples = len(minimum.samples)
     if as_json:
-        document = asdict(found) | {"schema": 1, "seconds": estimate, "samples": len(minimum.samples)}
+        parts = {name: asdict(cost) | {"seconds": found.seconds_of(cost)} for name, cost in found.parts.items()}
+        document = asdict(found.plan) | {"schema": 1, "seconds": found.seconds, "samples": samples, "parts": parts}
         return json.dumps(document, indent=1, allow_nan=False)
-    about = f"about {estimate:.0f} s" if estimate >= 1 else "less than a second"
-    return f"{found}\n{about} on {len(minimum.samples)} samples; nothing was measured"
+    lines = [str(found.plan)]
+    for name, cost in list(found.parts.items())[1:]:
+        lines.append(f"{name}: {cost.forward:.2f} forward, {cost.backward:.2f} backward passes more")
+    about = f"about {found.seconds:.0f} s" if found.seconds >= 1 else "less than a second"
+    return "\n".join([*lines, f"{about} on {samples} samples; nothing was measured"])
 
 
 def _audit(minimum: Minimum, wanted: list[MeasureFunction]) -> Audit | None:

@@ -16,6 +16,7 @@ from flatminima import progress
 
 WIDTH = 80
 _PATIENCE = 1.0  # seconds before a bar appears
+_MINUTE = 60.0  # seconds between two lines in a pipe
 _PLAIN = (1e-3, 1e6)  # absolute values written without an exponent
 _DIGITS = 6  # after the point, at most
 
@@ -56,9 +57,10 @@ def animated() -> bool:
 
 @contextmanager
 def bars() -> Iterator[None]:
-    """Show the library's progress with the time left; nothing where stderr is not a terminal."""
+    """Show the library's progress with the time left; where stderr is not a terminal a line a minute."""
     if not animated():
-        yield
+        with progress.listening(_Lines()):
+            yield
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -84,6 +86,26 @@ def bars() -> Iterator[None]:
 
         with progress.listening(listen):
             yield
+
+
+class _Lines:
+    """A line a minute of the task that was heard of last, for pipes and logs."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+        self._began: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, task: str, done: float, total: float) -> None:
+        now = time.monotonic()
+        began, before = self._began.setdefault(task, (now, done))
+        if done >= total:
+            del self._began[task]
+            return
+        if now - self._said < _MINUTE:
+            return
+        self._said = now
+        left = f", {clock((now - began) * (total - done) / (done - before))}" if done > before else ""
+        say(f"{task}: {done / total:.0%}{left}")
 
 
 def clock(seconds: float) -> str:

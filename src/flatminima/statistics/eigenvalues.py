@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
 GROUPS = 20  # parts of the samples whose spread is the standard error
-_TYPICAL = 30  # products until the largest has converged, for the plan
+_TYPICAL = 15  # products until the largest has converged, for the plan
 
 
 @dataclass(frozen=True)
@@ -131,4 +131,4 @@ class TopEigenvalues(Statistic[Eigenvalues]):
     def cost(self, minimum: Minimum) -> Cost:
         share = self._count(minimum) / len(minimum.samples)
         basis = min(BASIS + 3 * self.k, len(minimum.parameters))
-        return Cost(share * 2, 3 * share * _TYPICAL * self.k, 8 * len(minimum.parameters) * basis)
+        return Cost(share * 2, 2 * share * _TYPICAL * self.k, 8 * len(minimum.parameters) * basis)

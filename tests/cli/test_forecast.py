@@ -1,0 +1,69 @@
+"""What --dry-run says of --explain: passes, counted beside those that are then made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flatminima import Minimum, budgets, measure
+from flatminima.cli import explain
+from flatminima.cli.forecast import forecast
+from flatminima.cli.measure import with_options
+from flatminima.rescaling import audit
+
+
+class Counted(nn.Module):
+    """Counts the samples that went forward through it and its copies."""
+
+    seen = 0
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        Counted.seen += len(x)
+        return self.inner(x)
+
+
+def counted(work):
+    before = Counted.seen
+    work()
+    return Counted.seen - before
+
+
+@pytest.mark.parametrize("budget", ["fast", "default"])
+def test_passes_are_foretold_within_a_third(budget):
+    torch.manual_seed(0)
+    net = Counted(nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4)))
+    x = torch.randn(400, 12)
+    y = (x @ torch.randn(12, 4)).argmax(1)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    minimum = Minimum(net.eval(), (x, y))
+    names = budgets.names(budget)
+    wanted = [with_options(name, budget, None, minimum) for name in explain.with_more(names)]
+    found = forecast(minimum, wanted, audited=False, explained=True)
+    assert found.parts.keys() == {"measures", "audit", "landscapes"} and found.seconds > 0
+    before = minimum.passes.backward
+    forward = counted(lambda: measure(minimum, wanted)) / len(x)
+    backward = (minimum.passes.backward - before) / len(x)
+    assert found.parts["measures"].forward == pytest.approx(forward, rel=0.3)
+    assert found.parts["measures"].backward == pytest.approx(backward, rel=0.3)
+    pictures = counted(lambda: explain.landscapes(minimum, 0)) / len(x)
+    assert found.parts["landscapes"].forward == pytest.approx(pictures, rel=0.3)
+    tables = counted(lambda: audit(explain.part(minimum), wanted[: len(names)])) / len(x)
+    assert found.parts["audit"].forward == pytest.approx(tables, rel=0.3)
+
+
+def test_less_is_foretold_without_the_page():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    minimum = Minimum(net, (torch.randn(30, 3), torch.arange(30) % 2))
+    wanted = [with_options("fisher_trace", "fast", None, minimum)]
+    plain = forecast(minimum, wanted, audited=False, explained=False)
+    assert plain.parts.keys() == {"measures"} and plain.tables == 0
+    assert forecast(minimum, wanted, audited=True, explained=False).parts["audit"].forward >= 3
