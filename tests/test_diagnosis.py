@@ -78,3 +78,9 @@ def test_of_a_measured_network():
     net, x = normed()
     m = Minimum(net, (x, torch.arange(200) % 2))
     assert "not fitted" in words(diagnose(measure(m, ["margin"]), m))
+
+
+def test_tokens_that_are_not_predicted_are_no_problem():
+    """A language model is never without error; its loss says how good it is."""
+    table = {"margin": Estimate(-2.0, details={"train_error": 0.6, "train_loss": 2.0, "unit": "token"})}
+    assert diagnose(table) == []

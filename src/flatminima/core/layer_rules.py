@@ -30,6 +30,13 @@ def linear(layer: nn.Linear, a: Tensor, e: Tensor) -> PerSample:
     return {"weight": torch.bmm(e.transpose(1, 2), a), "bias": e.sum(1)}
 
 
+def transposed_linear(layer: Any, a: Tensor, e: Tensor) -> PerSample:
+    """y = a W + b, W (in, out): GPT-2's layers, which transformers call Conv1D."""
+    batch = len(a)
+    a, e = a.reshape(batch, -1, a.shape[-1]), e.reshape(batch, -1, e.shape[-1])
+    return {"weight": torch.bmm(a.transpose(1, 2), e), "bias": e.sum(1)}
+
+
 def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, a: Tensor, e: Tensor) -> PerSample:
     """One convolution with batch x groups groups gives every sample's weight gradient."""
     a, padding = _padded(layer, a)
@@ -210,9 +217,14 @@ RULES: dict[type[nn.Module], Rule] = {
 }
 
 
+# classes of libraries that need not be installed, by module and name
+NAMED_RULES: dict[str, Rule] = {"transformers.pytorch_utils.Conv1D": transposed_linear}
+
+
 def rule_for(layer: nn.Module) -> Rule | None:
     """The rule of a layer, or None where vmapped gradients must do."""
-    rule = RULES.get(type(layer))
+    kind = type(layer)
+    rule = RULES.get(kind) or NAMED_RULES.get(f"{kind.__module__}.{kind.__qualname__}")
     own = {name for name, p in layer._parameters.items() if p is not None}
     if rule is None or not own <= {"weight", "bias"}:
         return None  # weight_norm and its like rename the parameters
