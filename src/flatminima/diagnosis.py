@@ -70,7 +70,9 @@ def _labels(estimates: Mapping[str, Estimate]) -> list[Finding]:
     if margin is None or "train_error" not in margin.details:
         return []
     error = float(margin.details["train_error"])
-    if margin.details.get("unit") == "token":  # the next one is never certain: an error is no sign of training too short
+    if (
+        margin.details.get("unit") == "token"
+    ):  # the next one is never certain: an error is no sign of training too short
         return []
     if error > _UNFITTED:
         return [

@@ -31,6 +31,14 @@ def test_texts_of_a_language_model_are_padded_under_the_mask():
     assert found.notes[1].startswith("8 tokens are predicted")
 
 
+def test_padding_is_on_the_right_whatever_the_tokenizer_likes():
+    left = word_tokenizer(TEXTS)
+    left.padding_side = "left"
+    found, expected = load_texts(TEXTS, left), load_texts(TEXTS, TOKENIZER)
+    assert torch.equal(found.inputs["input_ids"], expected.inputs["input_ids"])
+    assert torch.equal(found.targets, expected.targets) and left.padding_side == "left"
+
+
 def test_packing_puts_texts_after_each_other_with_an_end_between():
     found = load_texts(TEXTS, TOKENIZER, length=4, packing=True)
     words = ["a", "b", "c", "d", "[EOS]", "b", "c", "[EOS]", "d", "a", "b", "c"]
@@ -42,9 +50,6 @@ def test_packing_puts_texts_after_each_other_with_an_end_between():
 
 
 def test_a_word_of_several_tokens_has_its_label_once():
-    class Halves(type(TOKENIZER)):
-        """Cuts nothing: words come split as the caller has them."""
-
     rows = [
         {"tokens": ["a", "b c", "d"], "tags": ["O", "X", "O"]},
         {"tokens": ["d"], "tags": ["X"]},
@@ -73,6 +78,7 @@ def test_files_hold_the_same_texts(tmp_path, suffix):
     if suffix != "txt":
         found = load_texts(path, TOKENIZER, "sequence_classification")
         assert found.targets.tolist() == [1, 0] and found.classes == ("bad", "good")
+        assert "bad = 0, good = 1" in found.notes[1]
         named = load_texts(path, TOKENIZER, "sequence_classification", classes=["good", "bad"])
         assert named.targets.tolist() == [0, 1]
 

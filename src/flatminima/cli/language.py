@@ -90,6 +90,9 @@ def texts(
         classes=None if all(name.startswith("LABEL_") for name in names) else names,
         limit=limit,
     )
+    words, most = getattr(found.model.config, "vocab_size", None), int(read.inputs["input_ids"].max())
+    if isinstance(words, int) and most >= words:
+        raise DataError(f"the tokenizer beside {model} has a token {most}, and the model {words} words: not its own?")
     return (read.inputs, read.targets), read.notes
 
 

@@ -137,7 +137,10 @@ def _sequences(
     names = _classes(labels, classes)
     targets = torch.tensor([_class(y, names, i, where) for i, y in enumerate(labels)], dtype=torch.int64)
     encoded, cut = _encoded(texts, tokenizer, length)
-    return Texts(encoded, targets, (_said(len(texts), encoded["attention_mask"], cut),), names)
+    notes = [_said(len(texts), encoded["attention_mask"], cut)]
+    if classes is None and names:
+        notes.append(f"classes in alphabetical order: {', '.join(f'{name} = {i}' for i, name in enumerate(names))}")
+    return Texts(encoded, targets, tuple(notes), names)
 
 
 def _words(
@@ -159,8 +162,6 @@ def _words(
             if word is not None and word != before:
                 targets[i, k] = _class(tags[word], names, i, where)
             before = word
-    if tokenizer.padding_side == "left":
-        raise DataError("token classification needs a tokenizer that pads on the right: set padding_side='right'")
     note = f"{int((targets != IGNORED).sum())} labelled words, each by its first token"
     return Texts(encoded, targets, (_said(len(texts), encoded["attention_mask"], cut), note), names)
 
@@ -177,7 +178,13 @@ def _encoded(texts: list[Any], tokenizer: Any, length: int, words: bool = False)
     whole = tokenizer(texts, is_split_into_words=words, verbose=False)["input_ids"]
     cut = sum(len(found) > length for found in whole)
     encoded = tokenizer(
-        texts, is_split_into_words=words, truncation=True, max_length=length, padding=True, return_tensors="pt"
+        texts,
+        is_split_into_words=words,
+        truncation=True,
+        max_length=length,
+        padding=True,
+        padding_side="right",  # on the left it would move the positions of the tokens
+        return_tensors="pt",
     )
     kept = ("input_ids", "attention_mask", "token_type_ids")
     return {name: encoded[name] for name in kept if name in encoded}, cut
