@@ -128,3 +128,23 @@ def test_the_mean_of_pacgens_draws_is_near_the_exact_value():
     drawn = pacgen(language(), columns=64, draws=6, **options)
     assert exact.details["curvature_bound"] > 0.3
     assert drawn.value == pytest.approx(exact.value, abs=0.05 * len(language().parameters))
+
+
+def test_blocks_of_samples_change_nothing(monkeypatch):
+    """Losses, gradients, products, seeds and drawn columns of one sample at a time are those of all at once."""
+    from flatminima.core.losses import softmax
+
+    found = []
+    for block in (1 << 22, 1):
+        monkeypatch.setattr(softmax, "_BLOCK", block)
+        case = []
+        for _, loss, output, target in _losses()[:4]:
+            fitted, z = Loss.of(loss).fitted(output, target), output.clone().requires_grad_()
+            gradient = fitted.residual(z, target)
+            (product,) = torch.autograd.grad(gradient, z, output.cos())
+            signs = torch.ones_like(output, dtype=torch.int8)
+            columns = fitted.drawn_column(output, target, signs)
+            case += [fitted(z, target), gradient, product, *fitted.seed(output, target), columns]
+        found.append([t.detach() for t in case])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-13, atol=1e-15)

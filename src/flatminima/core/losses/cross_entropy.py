@@ -16,6 +16,7 @@ from torch import Tensor
 from flatminima.core.losses.loss import ExactLoss, Loss, refuse_too_many_columns, rows, unit_and_log_norm
 from flatminima.core.losses.softmax import (
     Coefficients,
+    blocks,
     drawn_softmax_column,
     softmax_columns,
     softmax_loss,
@@ -72,8 +73,13 @@ class CrossEntropy(ExactLoss):
 
     def seed(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._rows(output)
-        gradient, scale = softmax_seed(logits, self._coefficients(logits, target))
-        return unit_and_log_norm(rows(self._as_output(gradient, output)), scale, output)
+        a, unit, log_norms = self._coefficients(logits, target), torch.empty_like(output), []
+        for part in blocks(logits):
+            gradient, scale = softmax_seed(logits[part], a.part(part))
+            like = output[part]
+            unit[part], log_norm = unit_and_log_norm(rows(self._as_output(gradient, like)), scale, like)
+            log_norms.append(log_norm)
+        return unit, torch.cat(log_norms)
 
     def columns(self, output: Tensor, target: Tensor) -> Tensor:
         logits = self._rows(output.detach())
@@ -94,8 +100,8 @@ class CrossEntropy(ExactLoss):
         logits, each = self._rows(output.detach()), self._rows(signs)
         total = self._coefficients(logits, target).total
         found = torch.empty_like(logits)
-        for i in range(len(logits)):  # a vocabulary's worth for every token: float64 of one sample at a time
-            found[i] = drawn_softmax_column(logits[i], total[i], each[i])
+        for part in blocks(logits):
+            found[part] = drawn_softmax_column(logits[part], total[part], each[part]).to(found.dtype)
         return self._as_output(found, output)
 
     def refuse_concave(self, output: Tensor, target: Tensor) -> None:

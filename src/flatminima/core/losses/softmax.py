@@ -7,6 +7,7 @@ label has a_y = 1; class weights, label smoothing and soft labels are other a.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flatminima.core.losses.loss import accurate
+
+_BLOCK = 1 << 22  # logits at a time
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,23 @@ class Coefficients:
     at: Tensor | None = None
     spread: Tensor | None = None
 
+    def part(self, samples: slice) -> Coefficients:
+        """Of some of the samples."""
+        rest = (None if t is None else t[samples] for t in (self.labels, self.at, self.spread))
+        return Coefficients(self.total[samples], *rest)
+
     def logarithm(self, like: Tensor) -> Tensor:
         """ln a (samples, rows, classes) float64."""
         a = torch.zeros(like.shape, dtype=torch.float64, device=like.device) if self.spread is None else self.spread
         if self.labels is not None and self.at is not None:
             a = a.scatter_add(-1, self.labels.unsqueeze(-1), self.at.unsqueeze(-1))
         return a.log()
+
+
+def blocks(logits: Tensor) -> Iterator[slice]:
+    """Samples at a time: a vocabulary's worth for every token of a batch would need float64 copies of all of it."""
+    step = max(1, _BLOCK // max(1, logits[0].numel()))
+    return (slice(start, start + step) for start in range(0, len(logits), step))
 
 
 def softmax_loss(logits: Tensor, a: Coefficients) -> Tensor:
@@ -50,22 +64,25 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, a: Coefficients) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.coefficients = a
-        z = accurate(logits)
-        likeliest = z.argmax(-1, keepdim=True)
-        top = z.gather(-1, likeliest)
-        others = z.scatter(-1, likeliest, -torch.inf).logsumexp(-1)
-        loss = a.total * torch.nn.functional.softplus(others - top.squeeze(-1))
-        if a.labels is not None and a.at is not None:
-            loss += a.at * (top - z.gather(-1, a.labels.unsqueeze(-1))).squeeze(-1)
-        if a.spread is not None:  # a class of logit -inf may have the coefficient 0
-            loss += torch.where(a.spread > 0, a.spread * (top - z), 0.0).sum(-1)
-        return torch.where(a.total > 0, loss, 0.0).to(z.dtype)
+        return torch.cat([_losses(accurate(logits[part]), a.part(part)) for part in blocks(logits)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         residual: Tensor = _Residual.apply(logits, ctx.coefficients)  # type: ignore[no-untyped-call]
         return residual * grads[0].unsqueeze(-1), None
+
+
+def _losses(z: Tensor, a: Coefficients) -> Tensor:
+    likeliest = z.argmax(-1, keepdim=True)
+    top = z.gather(-1, likeliest)
+    others = z.scatter(-1, likeliest, -torch.inf).logsumexp(-1)
+    loss = a.total * torch.nn.functional.softplus(others - top.squeeze(-1))
+    if a.labels is not None and a.at is not None:
+        loss += a.at * (top - z.gather(-1, a.labels.unsqueeze(-1))).squeeze(-1)
+    if a.spread is not None:  # a class of logit -inf may have the coefficient 0
+        loss += torch.where(a.spread > 0, a.spread * (top - z), 0.0).sum(-1)
+    return torch.where(a.total > 0, loss, 0.0).to(z.dtype)
 
 
 class _Residual(torch.autograd.Function):
@@ -75,26 +92,39 @@ class _Residual(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, a: Coefficients) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.total = a.total
-        log_p = logits.double().log_softmax(-1)
-        likeliest = log_p.argmax(-1, keepdim=True)
-        residual = log_p.exp().mul_(a.total.unsqueeze(-1))
-        if a.labels is not None and a.at is not None:
-            residual.scatter_add_(-1, a.labels.unsqueeze(-1), -a.at.unsqueeze(-1))
-        if a.spread is not None:
-            residual -= a.spread
-        residual.scatter_(-1, likeliest, 0.0)
-        return residual.scatter_(-1, likeliest, -residual.sum(-1, keepdim=True)).to(logits.dtype)
+        out = torch.empty_like(logits)
+        for part in blocks(logits):
+            out[part] = _residual(logits[part], a.part(part))
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
-        log_p, tangent = logits.double().log_softmax(-1), grads[0].double()
-        # (diag p - p p^T) 1 = 0: counted from the likeliest class, whose own entry is then 0, nothing cancels
-        centred = tangent - tangent.gather(-1, log_p.argmax(-1, keepdim=True))
-        p = log_p.exp()
-        product = p * (centred - (p * centred).sum(-1, keepdim=True)) * ctx.total.unsqueeze(-1)
-        return product.to(grads[0].dtype), None
+        out = torch.empty_like(grads[0])
+        for part in blocks(logits):
+            out[part] = _product(logits[part], grads[0][part], ctx.total[part])
+        return out, None
+
+
+def _residual(logits: Tensor, a: Coefficients) -> Tensor:
+    residual = logits.double().log_softmax(-1)
+    likeliest = residual.argmax(-1, keepdim=True)
+    residual.exp_().mul_(a.total.unsqueeze(-1))
+    if a.labels is not None and a.at is not None:
+        residual.scatter_add_(-1, a.labels.unsqueeze(-1), -a.at.unsqueeze(-1))
+    if a.spread is not None:
+        residual -= a.spread
+    residual.scatter_(-1, likeliest, 0.0)
+    return residual.scatter_(-1, likeliest, -residual.sum(-1, keepdim=True))
+
+
+def _product(logits: Tensor, tangent: Tensor, total: Tensor) -> Tensor:
+    """A (diag p - p p^T) u: of u counted from the likeliest class, whose own entry is then 0, nothing cancels."""
+    p, u = logits.double().log_softmax(-1), tangent.double()
+    centred = u - u.gather(-1, p.argmax(-1, keepdim=True))
+    p.exp_()
+    return centred.sub_((p * centred).sum(-1, keepdim=True)).mul_(p).mul_(total.unsqueeze(-1))
 
 
 def softmax_seed(logits: Tensor, a: Coefficients) -> tuple[Tensor, Tensor]:
