@@ -15,6 +15,7 @@ LAYERS = [
         "errors",
         "progress",
         "display",
+        "output",
         "distributed",
         "io",
         "interrupts",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.core.batch import logits
 from flatminima.core.guard import same_randomness
 from flatminima.core.losses import Loss
+from flatminima.core.output import logits
 from flatminima.errors import DataError, UsageError
 
 _IGNORED = -100  # torch's ignore_index

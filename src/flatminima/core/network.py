@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flatminima.core.batch import Batch, logits, out_of_memory
+from flatminima.core.batch import Batch, out_of_memory
 from flatminima.core.distributed import Ranks
 from flatminima.core.following import Following
 from flatminima.core.losses import Loss
 from flatminima.core.mapping import StatisticMapping
+from flatminima.core.output import logits
 from flatminima.core.parameters import Parameters
 from flatminima.core.perturbation import Perturbation, generator, resolved
 from flatminima.core.samples import Inputs, Samples

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.core.batch import logits
+from flatminima.core.output import logits
 from flatminima.core.samples import Inputs, leaves, map_tensors
 from flatminima.core.statistic import Statistic
 from flatminima.errors import FlatMinimaError, Undefined

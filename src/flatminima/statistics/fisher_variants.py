@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatminima import progress
-from flatminima.core.batch import Batch, logits
+from flatminima.core.batch import Batch
 from flatminima.core.layers import LayerGradient
+from flatminima.core.output import logits
 from flatminima.core.parameters import copied, dense
 from flatminima.core.samples import map_tensors
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
