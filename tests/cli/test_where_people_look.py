@@ -71,6 +71,18 @@ def test_what_was_measured_is_kept_when_it_is_stopped(cli, monkeypatch, tmp_path
     assert (tmp_path / "report.html").is_file()
 
 
+def test_a_whole_table_is_kept_when_its_audit_is_stopped(cli, monkeypatch, tmp_path):
+    from flatminima import rescaling
+
+    def stopped(minimum, wanted):
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(rescaling, "audit", stopped)
+    code, _, err = cli(*MEASURE, "--measures", "fisher_trace,margin", "--audit", "--output", str(tmp_path))
+    assert code == 130 and "2 of 2 measures are in" in err.splitlines()[-1]
+    assert json.loads((tmp_path / "measures.json").read_text())["measures"]["margin"]["value"] is not None
+
+
 def test_without_a_folder_or_a_number_nothing_is_kept(cli, monkeypatch, tmp_path):
     def stopped(minimum, wanted):
         raise Interrupted(signal.SIGINT)

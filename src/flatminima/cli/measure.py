@@ -208,16 +208,16 @@ def measure(
 
             try:
                 table = run(minimum, wanted)
+                findings = diagnose(table, minimum)
+                audit, seen = None, minimum if audited else None
+                if explained and not audited:  # a table a factor: on a part of the samples, unless asked for
+                    seen = explain.part(minimum)
+                if seen is not None:
+                    audit = _audit(seen, wanted[: len(request.names)])
+                pictures = explain.landscapes(minimum, seed) if explained else {}
             except KeyboardInterrupt as stop:
                 _keep(minimum, wanted, request, output, stop)
                 raise
-            findings = diagnose(table, minimum)
-            audit, seen = None, minimum if audited else None
-            if explained and not audited:  # a table a factor: on a part of the samples, unless asked for
-                seen = explain.part(minimum)
-            if seen is not None:
-                audit = _audit(seen, wanted[: len(request.names)])
-            pictures = explain.landscapes(minimum, seed) if explained else {}
     if not first():
         return
     if dry_run:
