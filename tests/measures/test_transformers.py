@@ -76,20 +76,34 @@ def test_huge_and_tiny_matrices_keep_their_digits():
     assert spectral_norm(again).value == pytest.approx(before - 400 * math.log(10), rel=1e-10)
 
 
-def test_adapters_count_as_what_they_make_of_their_layer():
-    """LoRA against the merged model: W + (alpha / r) B A, not W, A and B as three matrices."""
+@pytest.mark.parametrize("kind", ["lora", "dora", "head", "ia3"])
+def test_adapters_count_as_what_they_make_of_their_layer(kind):
+    """Against the merged model: W + (alpha / r) B A, not W, A and B as three matrices, nor a head that was replaced."""
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'flatminima[hf]'")
-    peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
+    peft = pytest.importorskip("peft", reason="needs peft: pip install 'flatminima[hf]'")
     config = transformers.GPT2Config(
-        vocab_size=11, n_positions=6, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        vocab_size=11, n_positions=6, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
     )
     torch.manual_seed(0)
-    tokens = torch.randint(0, 11, (9, 6))
-    lora = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
-    model = peft.get_peft_model(transformers.GPT2LMHeadModel(config).double(), lora).double().eval()
-    found = {f.__name__: f(Minimum(model, (tokens, tokens), "causal_lm")) for f in (frobenius_norm, spectral_norm)}
+    tokens = torch.randint(1, 11, (9, 6))
+    common = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    adapter = {
+        "lora": lambda: peft.LoraConfig(r=2, init_lora_weights=False, **common),
+        "dora": lambda: peft.LoraConfig(r=2, init_lora_weights=False, use_dora=True, **common),
+        "head": lambda: peft.LoraConfig(r=2, init_lora_weights=False, modules_to_save=["score"], **common),
+        "ia3": lambda: peft.IA3Config(feedforward_modules=[], init_ia3_weights=False, **common),
+    }[kind]()
+    model = peft.get_peft_model(transformers.GPT2ForSequenceClassification(config), adapter).double().eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.3)
+    data = (tokens, torch.arange(9) % 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    found = {f.__name__: f(Minimum(model, data)) for f in (frobenius_norm, spectral_norm)}
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
     merged = model.merge_and_unload().eval().requires_grad_()
     for name, estimate in found.items():
-        truth = measure(Minimum(merged, (tokens, tokens), "causal_lm"), [name])[name]
+        truth = measure(Minimum(merged, data), [name])[name]
         assert estimate.value == pytest.approx(truth.value, rel=1e-9)
-        assert len(estimate.details["layers"]) == len(truth.details["layers"]) == 6
+        assert len(estimate.details["layers"]) == len(truth.details["layers"]) == 7

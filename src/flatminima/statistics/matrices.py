@@ -8,6 +8,7 @@ layer's.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,31 +60,38 @@ def is_transformer(model: nn.Module) -> bool:
 
 
 def _matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Names and matrices of the weights, adapters merged into the weight of the layer that they adapt."""
-    adapted = {name: m for name, m in model.named_modules() if hasattr(m, "get_delta_weight") and _active(m)}
+    """Names and matrices of the weights that the network multiplies by: adapters merged, weights set aside left out."""
+    adapted = {name: m for name, m in model.named_modules() if _active(m)}
+    aside = [f"{name}.original_module." for name, m in model.named_modules() if _replaced(m)]
     found: list[tuple[str, Tensor]] = []
     for name, p in model.named_parameters():
         owner = next((path for path in adapted if name.startswith(f"{path}.")), None)
-        if p.dim() < 2 or not p.numel():
+        inside = owner is not None and not name.startswith(f"{owner}.base_layer.")
+        if p.dim() < 2 or not p.numel() or inside or name.startswith(tuple(aside)):
             continue
-        if owner is None:
-            found.append((name, p.detach()))
-        elif name == f"{owner}.base_layer.weight":
-            found.append((name, p.detach() + _delta(adapted[owner])))
-        elif ".base_layer." in name:
-            found.append((name, p.detach()))
+        merged = owner is not None and name == f"{owner}.base_layer.weight"
+        found.append((name, _merged(adapted[str(owner)]) if merged else p.detach()))
     return found
 
 
 def _active(module: Any) -> bool:
-    """Whether a PEFT layer adds to its base layer's output what is not in its weight yet."""
-    return bool(module.active_adapters) and not module.merged and not module.disable_adapters
+    """Whether it is a layer of PEFT that adds to its base layer what is not in its weight yet."""
+    known = all(hasattr(module, name) for name in ("base_layer", "merge", "active_adapters", "merged"))
+    return known and bool(module.active_adapters) and not module.merged and not module.disable_adapters
 
 
-def _delta(module: Any) -> Tensor:
-    """What the active adapters add to the weight, as `merge_and_unload` would."""
-    known = [a for a in module.active_adapters if a in getattr(module, "lora_A", {}) or a in module.scaling]
-    return sum((module.get_delta_weight(a) for a in known), torch.zeros_like(module.base_layer.weight))
+def _replaced(module: Any) -> bool:
+    """Whether it is a layer of which PEFT keeps the original beside the one that was trained."""
+    known = hasattr(module, "original_module") and hasattr(module, "modules_to_save")
+    return known and bool(module.active_adapters) and not module.disable_adapters
+
+
+def _merged(module: Any) -> Tensor:
+    """The base layer's weight with the active adapters in it, made on a copy."""
+    whole = copy.deepcopy(module)
+    whole.merge()
+    weight: Tensor = whole.get_base_layer().weight.detach()
+    return weight
 
 
 def _norms(weight: Tensor) -> MatrixNorm:
