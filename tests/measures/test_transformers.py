@@ -95,7 +95,7 @@ def test_adapters_count_as_what_they_make_of_their_layer(kind):
     }[kind]()
     model = peft.get_peft_model(transformers.GPT2ForSequenceClassification(config), adapter).double().eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.requires_grad:
                 p.add_(torch.randn_like(p) * 0.3)
     data = (tokens, torch.arange(9) % 2)
