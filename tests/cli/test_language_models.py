@@ -86,7 +86,7 @@ def test_a_classifier_takes_the_models_own_order_of_classes(cli, folder):
 
 
 def test_a_tokenizer_of_another_model_is_refused(cli, folder):
-    word_tokenizer([f"word{i}" for i in range(99)] + [r["text"] for r in ROWS]).save_pretrained(folder / "lm")
+    word_tokenizer([f"a{i}" for i in range(99)] + [r["text"] for r in ROWS]).save_pretrained(folder / "lm")
     found = cli("measure", "--model", f"hf:{folder / 'lm'}", "--data", str(folder / "texts.jsonl"))
     assert found.exit_code == 2 and "not its own?" in found.stderr
 
