@@ -24,7 +24,7 @@ from timing import RESULTS, publish
 
 SEQUENCES, LENGTH, BATCH = 64, 256, 8
 SIZES: dict[str, dict[str, int]] = {
-    "small": {"vocab_size": 5000, "n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": LENGTH},
+    "small": {"vocab_size": 2000, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": LENGTH},
     "124M": {"vocab_size": 50257, "n_positions": 1024},
 }
 CONTENDERS = ("step", "fast", "default", "products")
