@@ -45,9 +45,9 @@ def dense_count(depth: int, growth: int) -> int:
 
 
 COUNTS: list[tuple[str, Callable[[], nn.Module], int]] = [
-    ("formulas.md section 5", models.mnist_cnn, 21_840),
-    ("performance-notes.md", models.mlp, 669_706),
-    ("performance-notes.md", models.resnet20, 272_282),
+    ("PyTorch's MNIST example of 2018", models.mnist_cnn, 21_840),
+    ("by hand: 785 x 512 + 513 x 512 + 513 x 10", models.mlp, 669_706),
+    ("He et al. 2016, table 6: 0.27M", models.resnet20, 272_282),
     ("the same network by its other name", lambda: models.wide_resnet(22, 1), 272_282),
     ("MixMatch, Zagoruyko: 1.5M", models.wide_resnet, 1_467_610),
     ("by hand", lambda: models.wide_resnet(58, 3), wide_count(58, 3)),
@@ -74,7 +74,7 @@ COUNTS: list[tuple[str, Callable[[], nn.Module], int]] = [
     ),
     ("by hand", models.mnist_fcn, 785 * 600 + 2 * 601 * 600 + 601 * 10),
     ("PyTorch's MNIST example: 1,199,882", models.mnist_cnn4, 1_199_882),
-    ("formulas.md section 3.3: 215k", models.small_cnn, 26 * 16 + (25 * 16 + 1) * 32 + 1569 * 128 + 129 * 10),
+    ("by hand: 215k", models.small_cnn, 26 * 16 + (25 * 16 + 1) * 32 + 1569 * 128 + 129 * 10),
     ("by hand", models.random_features, 25 * 32 + 25 * 32 * 128 + 9 * 128 * 10),
     ("20 * 5 * 5 inputs to fc1", lambda: models.mnist_cnn(channels=3, image_size=32), 760 + 5020 + 25_050 + 510),
 ]

@@ -62,7 +62,7 @@ def test_gauss_newton_diagonal(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "conv2d circular", "batch_norm2d", "sequences, gradients formed"])
 def test_gauss_newton_is_the_hessian_of_a_relu_network(name: str) -> None:
-    """Piecewise linear in each weight, so the diagonals agree almost everywhere (performance-notes B)."""
+    """Piecewise linear in each weight, so the diagonals agree almost everywhere."""
     minimum = minimum_of(BY_NAME[name])
     diagonal, exact = minimum[GaussNewtonDiagonal(), HessianDiagonal()]
     assert_close(diagonal, exact)

@@ -1,4 +1,4 @@
-"""Log-determinants at confident minima, where autograd's p_y - 1 is rounding or zero (performance-notes A)."""
+"""Log-determinants at confident minima, where autograd's p_y - 1 is rounding or zero."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def binomial_tail_inverse(k: ArrayLike, n: ArrayLike, delta: ArrayLike) -> Resul
 
     Kind: CERT for one fixed predictor, 0-1 loss, and i.i.d. samples that nothing else has touched.
 
-    Source: Langford (2005), Thm 3.3; sec. 2.2 of formulas.md.
+    Source: Langford (2005), Thm 3.3; docs/reference/formulas.md, holdout.
 
     >>> abs(binomial_tail_inverse(0, 10, 0.5) - (1 - 0.5**0.1)) < 1e-12
     True
@@ -69,7 +69,7 @@ def holdout_kl(risk: ArrayLike, n: ArrayLike, delta: ArrayLike) -> Result:
 
     Kind: CERT for one fixed predictor and i.i.d. samples that nothing else has touched.
 
-    Source: Langford (2005), Cor. 3.7; sec. 2.2 of formulas.md.
+    Source: Langford (2005), Cor. 3.7; docs/reference/formulas.md, holdout.
 
     >>> abs(holdout_kl(0.0, 10, 0.5) - (1 - 0.5**0.1)) < 1e-12
     True
@@ -96,7 +96,7 @@ def monte_carlo_risk(empirical: ArrayLike, draws: ArrayLike, delta_mc: ArrayLike
 
     Kind: CERT, with the independence above (Hoeffding 1963: the draws need not be identically distributed).
 
-    Source: Langford & Caruana (2002); sec. 2.1 of formulas.md.
+    Source: Langford & Caruana (2002); docs/reference/formulas.md, pipeline.
 
     >>> round(monte_carlo_risk(0.012, 150000, 0.01), 9)
     0.012873299
@@ -127,7 +127,7 @@ def mc_certificate(
     Kind: CERT, conditions of pac_bayes_kl and monte_carlo_risk. It speaks of the stochastic predictor, fresh
     weights a prediction; divide delta by k for the best of k certificates.
 
-    Source: Dziugaite & Roy (2017), Perez-Ortiz et al. (2021); sec. 2.1 of formulas.md.
+    Source: Dziugaite & Roy (2017), Perez-Ortiz et al. (2021); docs/reference/formulas.md, pipeline.
 
     >>> round(mc_certificate(0.012, 150000, 0.01, 300, 30000, 0.025), 9)
     0.036231251

@@ -111,7 +111,7 @@ def prior_variance_penalty(prior_variance: ArrayLike, precision: ArrayLike = 100
     Raises:
         UsageError: an argument outside its range, or a variance off the grid.
 
-    Source: Dziugaite & Roy (2017), sec. 3.1; sec. 2.1 (5) of formulas.md.
+    Source: Dziugaite & Roy (2017), sec. 3.1; docs/reference/formulas.md, prior-grids.
 
     >>> abs(prior_variance_penalty(0.1 * math.exp(-3.0)) - math.log(math.pi**2 * 300**2 / 6)) < 1e-12
     True
@@ -140,7 +140,7 @@ def prior_scale_penalty(exponents: ArrayLike) -> Result:
     Raises:
         UsageError: a negative or fractional exponent.
 
-    Source: sec. 2.2 of formulas.md (valid tau chosen from data).
+    Source: docs/reference/formulas.md, prior-grids (valid tau chosen from data).
 
     >>> prior_scale_penalty([0, 1]) == 3 * math.log(2)
     True

@@ -30,7 +30,7 @@ def binary_kl(q: ArrayLike, p: ArrayLike) -> Result:
     Raises:
         UsageError: outside [0, 1], or NaN.
 
-    Source: formulas.md, conventions.
+    Source: docs/reference/formulas.md, kl-inverse.
 
     >>> abs(binary_kl(0.0, 0.5) - float(np.log(2))) < 1e-15
     True
@@ -52,7 +52,7 @@ def kl_inverse(q: ArrayLike, c: ArrayLike) -> Result:
     Raises:
         UsageError: q outside [0, 1], c negative, or NaN.
 
-    Source: sec. 3.1 and 2.1 (8) of formulas.md; Langford & Seeger (2001).
+    Source: docs/reference/formulas.md, kl-inverse; Langford & Seeger (2001).
 
     >>> abs(kl_inverse(0.0, np.log(2)) - 0.5) < 1e-15
     True
@@ -80,7 +80,7 @@ def kl_inverse_lower(q: ArrayLike, c: ArrayLike) -> Result:
     Raises:
         UsageError: q outside [0, 1], c negative, or NaN.
 
-    Source: sec. 3.1 of formulas.md.
+    Source: docs/reference/formulas.md, kl-inverse.
 
     >>> abs(kl_inverse_lower(1.0, np.log(2)) - 0.5) < 1e-15
     True
@@ -110,7 +110,7 @@ def kl_inverse_derivatives(q: ArrayLike, c: ArrayLike) -> tuple[Result, Result]:
     Raises:
         UsageError: q outside [0, 1], c negative, or NaN.
 
-    Source: sec. 3.1 of formulas.md; Reeb et al. (2018), App. A.
+    Source: docs/reference/formulas.md, kl-inverse; Reeb et al. (2018), App. A.
 
     >>> round(kl_inverse_derivatives(0.0, 1.0)[1], 12)  # p = 1 - exp(-c), so exp(-1)
     0.367879441171

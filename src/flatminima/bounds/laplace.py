@@ -37,7 +37,7 @@ def fisher_laplace_kl(
 
     Kind: exact; with pac_bayes_kl a CERT if the prior does not depend on the samples of the bound.
 
-    Source: ours, in place of J20 Thm 1 (erratum J-l); sec. 1.4 of formulas.md.
+    Source: ours, in place of J20 Thm 1 (erratum J-l); docs/reference/formulas.md, laplace.
 
     >>> fisher_laplace_kl([0.0, 0.0], 8.0, 2.0, 1.0)
     1.0
@@ -72,7 +72,7 @@ def diagonal_laplace_kl(hessian_diag: ArrayLike, distance: ArrayLike, prior_sigm
 
     Kind: exact; with pac_bayes_kl a CERT if the prior does not depend on the samples of the bound.
 
-    Source: ours, the Gaussian twin of W1 Lemma 3; sec. 1.4 of formulas.md.
+    Source: ours, the Gaussian twin of W1 Lemma 3; docs/reference/formulas.md, laplace.
 
     >>> diagonal_laplace_kl([0.0, -1.0], [2.0, 2.0], 2.0, 1.0)
     1.0
@@ -97,7 +97,7 @@ def diagonal_laplace_sigma(hessian_diag: ArrayLike, prior_sigma: ArrayLike, eta:
     Raises:
         UsageError: an argument outside its range.
 
-    Source: sec. 1.4 of formulas.md.
+    Source: docs/reference/formulas.md, laplace.
 
     >>> diagonal_laplace_sigma([3.0, -1.0], 1.0, 1.0)
     array([0.5, 1. ])

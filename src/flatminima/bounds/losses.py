@@ -21,7 +21,7 @@ def bounded_cross_entropy(probability: ArrayLike, p_min: ArrayLike = 1e-5) -> Re
     Raises:
         UsageError: an argument outside its range.
 
-    Source: Dziugaite & Roy (2018), Perez-Ortiz et al. (2021); sec. 2.1 (1) of formulas.md.
+    Source: Dziugaite & Roy (2018), Perez-Ortiz et al. (2021); docs/reference/formulas.md, bounded-losses.
 
     >>> bounded_cross_entropy(0.0), bounded_cross_entropy(1.0), round(bounded_cross_entropy(0.1, 0.01), 12)
     (1.0, 0.0, 0.5)
@@ -43,7 +43,7 @@ def smooth_cross_entropy(probability: ArrayLike, p_min: ArrayLike = 1e-5) -> Res
     Raises:
         UsageError: an argument outside its range.
 
-    Source: sec. 2.1 (1) of formulas.md.
+    Source: docs/reference/formulas.md, bounded-losses.
 
     >>> smooth_cross_entropy(0.0), smooth_cross_entropy(1.0)
     (1.0, 0.0)

@@ -40,7 +40,7 @@ def pac_bayes_kl(risk: ArrayLike, kl: ArrayLike, n: ArrayLike, delta: ArrayLike)
     Kind: CERT. Holds for all Q at once with probability 1 - delta if the loss lies in [0, 1], the samples are
     i.i.d. and P does not depend on them.
 
-    Source: Seeger (2002), Maurer (2004); sec. 3.1 of formulas.md.
+    Source: Seeger (2002), Maurer (2004); docs/reference/formulas.md, pac-bayes-kl.
 
     >>> round(pac_bayes_kl(0.02, 500, 30000, 0.025), 6)
     0.057311
@@ -66,7 +66,7 @@ def mcallester(risk: ArrayLike, kl: ArrayLike, n: ArrayLike, delta: ArrayLike) -
 
     Kind: CERT, conditions of pac_bayes_kl.
 
-    Source: McAllester (1999) with Maurer's constant; sec. 3.1 of formulas.md.
+    Source: McAllester (1999) with Maurer's constant; docs/reference/formulas.md, pac-bayes-relaxations.
 
     >>> round(mcallester(0.02, 500, 30000, 0.025), 6)
     0.112154
@@ -92,7 +92,7 @@ def quadratic(risk: ArrayLike, kl: ArrayLike, n: ArrayLike, delta: ArrayLike) ->
 
     Kind: CERT, conditions of pac_bayes_kl.
 
-    Source: Rivasplata et al. (2019), Perez-Ortiz et al. (2021); sec. 3.1 of formulas.md.
+    Source: Rivasplata et al. (2019), Perez-Ortiz et al. (2021); docs/reference/formulas.md, pac-bayes-relaxations.
 
     >>> round(quadratic(0.02, 500, 30000, 0.025), 6)
     0.068095
@@ -120,7 +120,7 @@ def lambda_bound(risk: ArrayLike, kl: ArrayLike, n: ArrayLike, delta: ArrayLike,
 
     Kind: CERT, conditions of pac_bayes_kl.
 
-    Source: Thiemann et al. (2017); sec. 3.1 of formulas.md.
+    Source: Thiemann et al. (2017); docs/reference/formulas.md, pac-bayes-relaxations.
 
     >>> round(lambda_bound(0.02, 500, 30000, 0.025, 1.0), 6)
     0.073969
@@ -144,7 +144,7 @@ def optimal_lambda(risk: ArrayLike, kl: ArrayLike, n: ArrayLike, delta: ArrayLik
     Raises:
         UsageError: an argument outside its range.
 
-    Source: Thiemann et al. (2017); sec. 3.1 of formulas.md.
+    Source: Thiemann et al. (2017); docs/reference/formulas.md, pac-bayes-relaxations.
 
     >>> optimal_lambda(0.0, 10, 1000, 0.05)
     1.0
@@ -172,7 +172,7 @@ def catoni(risk: ArrayLike, kl: ArrayLike, n: ArrayLike, delta: ArrayLike, beta:
 
     Kind: CERT, conditions of pac_bayes_kl, for one beta.
 
-    Source: Catoni (2007), Thm 1.2.6; sec. 3.1 of formulas.md.
+    Source: Catoni (2007), Thm 1.2.6; docs/reference/formulas.md, catoni.
 
     >>> round(catoni(0.02, 500, 30000, 0.025, 1.0), 6)
     0.057143

@@ -102,7 +102,7 @@ def uniform_noise_moments(sigma: ArrayLike) -> tuple[Result, Result]:
     Raises:
         UsageError: a half-width that is not positive.
 
-    Source: sec. 1.1 of formulas.md (uniform noise).
+    Source: docs/reference/formulas.md, uniform-noise.
 
     >>> second, fourth = uniform_noise_moments(1.0)
     >>> round(second, 12) == round(1 / 3, 12) and round(fourth, 12) == 0.2

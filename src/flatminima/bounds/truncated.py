@@ -144,7 +144,7 @@ def truncated_gaussian_moments(sigma: ArrayLike, kappa: ArrayLike) -> tuple[Resu
     Raises:
         UsageError: an argument outside its range.
 
-    Source: sec. 1.1 of formulas.md (truncated Gaussian); W1 App. B.
+    Source: docs/reference/formulas.md, truncated-gaussian; W1 App. B.
 
     >>> inside, second = truncated_gaussian_moments(1e9, 3.0)  # a flat density on (-3, 3)
     >>> bool(abs(second[0] - 3.0) < 1e-12)
@@ -172,7 +172,7 @@ def kl_truncated_gaussian(weights: ArrayLike, sigma: ArrayLike, kappa: ArrayLike
     Raises:
         UsageError: an argument outside its range.
 
-    Source: sec. 1.1 of formulas.md; replaces W1 (12)-(13).
+    Source: docs/reference/formulas.md, truncated-gaussian; replaces W1 (12)-(13).
 
     >>> kl_truncated_gaussian([2.0], 1.0, 100.0, 1.0)  # nothing is cut off
     2.0

@@ -83,7 +83,7 @@ def objective(name: str) -> Objective:
     Raises:
         UnknownName: suggests the nearest.
 
-    Source: Perez-Ortiz et al. (2021), sec. 5; sec. 3.1 of formulas.md.
+    Source: Perez-Ortiz et al. (2021), sec. 5; docs/reference/formulas.md, pac-bayes-kl.
 
     Examples:
         >>> round(float(objective("quadratic")(torch.tensor(0.02), torch.tensor(500.0), 30_000, 0.025)), 4)

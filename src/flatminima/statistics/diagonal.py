@@ -1,8 +1,8 @@
 """Diagonals made of squared gradients: the empirical Fisher's and the Gauss-Newton matrix's.
 
 For piecewise-linear networks in eval mode the Gauss-Newton diagonal *is* the Hessian's almost everywhere, exact in one
-backward pass a class. The empirical Fisher's ranks but does not calibrate: at an interpolating minimum it is off by 3
-to 6 orders of magnitude (performance-notes B).
+backward pass a class. The empirical Fisher's ranks but does not calibrate: at an interpolating minimum it is off
+by orders of magnitude.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gram matrices of per-sample gradients on disjoint random subsets: one forward, one backward pass, no Jacobian.
 
 The matrices are kept for unit-norm output gradients beside the logarithms of the norms, because at an interpolating
-minimum the norms underflow while the directions are well conditioned (performance-notes A).
+minimum the norms underflow while the directions are well conditioned.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _START = math.log(0.01)
 _LOWEST, _HIGHEST = math.log(1e-8), math.log(1e4)  # ln sigma that is looked at
 _PRECISION = 1e-3  # of ln sigma
 _SLOPE_STEPS = (0.1, 0.2, 0.4, 0.8)  # in ln sigma; the error rate moves in steps of one sample
-_ASCENT_STEPS = 5  # gradients to the worst corner; performance-notes E
+_ASCENT_STEPS = 5  # gradients to the worst corner, as in `worst_case`
 _TYPICAL = 12  # evaluations
 
 

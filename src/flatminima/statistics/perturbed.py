@@ -1,7 +1,7 @@
 """Loss under random perturbations of the weights, each draw paired with the unperturbed loss of the same samples.
 
 Pairing removes the variance of the choice of samples (606 times less at small noise on an MLP, nothing on a ResNet at
-large noise); antithetic pairs can help or hurt and are an option (performance-notes D).
+large noise); antithetic pairs can help or hurt and are an option (benchmarks/bench_draws.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The highest loss found in a box around the weights: worst-case sharpness.
 
 Two searches. "vertex" goes to the corner that the gradient's signs point to, again and again, keeping the highest loss
-seen: five steps found more than the paper's 2,000 ascent steps on an MLP (performance-notes E). "ascent" is the
-paper's projected stochastic ascent. What either finds is a lower bound of the maximum; where samples are drawn, an
+seen: five steps found more than the paper's 2,000 ascent steps on an MLP (benchmarks/bench_sharpness.py). "ascent" is
+the paper's projected stochastic ascent. What either finds is a lower bound of the maximum; where samples are drawn, an
 estimate of one (see `around`).
 """
 
