@@ -18,6 +18,7 @@ LAYERS = [
         "output",
         "distributed",
         "io",
+        "shown",
         "interrupts",
         "ambient",
         "identity",
@@ -25,7 +26,7 @@ LAYERS = [
         "space",
         "kinks",
     ),
-    ("guard",),
+    ("guard", "reading", "moved", "keeping"),
     ("estimate", "parameters", "samples", "losses", "catalog"),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layer_grams",),
@@ -50,7 +51,7 @@ LAYERS = [
     ("track",),
     ("studies", "integrations", "demo", "landscape", "doctor"),
     ("notebook",),
-    ("cli",),
+    ("cli", "testing"),
 ]
 ROW = {name: i for i, row in enumerate(LAYERS) for name in row}
 ALONE = {"bounds", "models", "data"}  # import errors and themselves, nothing else of ours
@@ -121,7 +122,7 @@ def _target(name):
 
 def complaint(area, target):
     """Why `area` may not import `target`, or None."""
-    if target == area or target == "errors" or target == "__version__":
+    if target == area or target in ("errors", "shown", "__version__"):
         return None
     if area in ALONE:
         return f"{area} imports nothing of ours but errors"

@@ -18,7 +18,6 @@ its own, named by the hash of its configuration and written whole, so an interru
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -37,9 +36,10 @@ from flatminima.core.parameters import Parameters
 from flatminima.core.samples import TensorSamples
 from flatminima.data import corrupt_labels, load_tensors
 from flatminima.errors import FlatMinimaError
-from flatminima.io import claimed, make_folder, run_key, versions, write_whole
+from flatminima.io import claimed, json_text, make_folder, run_key, versions, write_whole
 from flatminima.models import build
 from flatminima.ranking import rank
+from flatminima.reading import read_json
 from flatminima.rounds import measure
 from flatminima.table import MeasureTable
 from flatminima.training import TrainConfig, evaluate, train
@@ -142,7 +142,7 @@ def _run(folder: Path, seed: int, quick: bool, fresh: bool) -> dict[str, Any]:
         "versions": versions(),
         "seconds": time.perf_counter() - started,
     }
-    write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_whole(folder / "results.json", json_text(results) + "\n")
     return results
 
 
@@ -152,7 +152,7 @@ def _network(
     """Train and measure one network, or read what an earlier run found."""
     identity = {"recipe": asdict(recipe), "quick": quick, "widths": WIDTHS, "measures": MEASURES}
     path = folder / "networks" / f"{run_key(identity | versions())}.json"
-    found = None if fresh else _read(path)
+    found = None if fresh else _read(path, asdict(recipe))
     if found is not None:
         return found
     started = time.perf_counter()
@@ -181,11 +181,12 @@ def _network(
         "measures": table.to_dict(),
         "seconds": time.perf_counter() - started,
     }
-    write_whole(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_whole(path, json_text(result) + "\n")
     return result
 
 
 MEASURES = [*budgets.names("fast"), "distance_from_init", "hessian_top_eigenvalue", "hessian_trace", "sharpness"]
+_NUMBERS = ("train_loss", "train_error", "test_loss", "test_error", "clean_test_error", "gap", "epochs", "seconds")
 _SUBSET_FAMILY = "fisher_"  # measures of the Gram matrix take the size of its subsets
 
 
@@ -202,12 +203,14 @@ def _with(name: str, options: dict[str, Any] | None) -> Any:
     return call
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier run wrote; None where it is absent or damaged."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
         MeasureTable.from_dict(found["measures"])
-    except (OSError, ValueError, KeyError, TypeError, FlatMinimaError):
+        if found["recipe"] != recipe or not all(isinstance(found[name], int | float) for name in _NUMBERS):
+            return None
+    except (ValueError, LookupError, TypeError, AttributeError, FlatMinimaError):
         return None
     return found
 

@@ -9,6 +9,7 @@ FlatMinimaError
 │   ├── FolderInUse       another process is writing there
 │   └── MissingExtra      an optional dependency that is not installed
 ├── WriteFailed           a file that the system would not write: disk full, no permission
+├── ReadFailed            a file that the system would not read: no permission, a failing disk
 ├── NumericalError        NaN or Inf where a number was due
 ├── StaleMinimum          the weights changed under a Minimum's feet
 └── Undefined             a statistic has no meaning for this network; measures turn it into an Estimate
@@ -20,9 +21,14 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from flatminima.shown import shown_lines
+
 
 class FlatMinimaError(Exception):
-    """Base of all errors of flatminima."""
+    """Base of all errors of flatminima; control characters of the names in its message are shown escaped."""
+
+    def __str__(self) -> str:
+        return shown_lines(super().__str__())
 
 
 class UsageError(FlatMinimaError, ValueError):
@@ -47,6 +53,10 @@ class FolderInUse(UsageError):
 
 class WriteFailed(FlatMinimaError):
     """A file that the system would not write, for want of space or permission (exit code 1)."""
+
+
+class ReadFailed(FlatMinimaError):
+    """A file that the system would not read, for want of permission or by a failing disk (exit code 1)."""
 
 
 class UnknownName(UsageError):

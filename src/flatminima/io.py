@@ -24,11 +24,12 @@ import flatminima
 from flatminima.errors import FolderInUse, UsageError, WriteFailed
 
 LOCK = ".lock"
+PATIENCE = 60.0  # seconds for another process that writes its results
 _UNDER_WAY = ".tmp"  # ends the name of a file that is being written
 _TOKEN_BYTES = 8
 # what another command line would not mend: the machine's state, not the user's request
-_NOT_USAGE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENFILE}
-_NOT_USAGE |= {errno.EMFILE, errno.ESTALE, errno.ENOLCK}
+NOT_USAGE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENFILE}
+NOT_USAGE |= {errno.EMFILE, errno.ESTALE, errno.ENOLCK}
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or ")
 _REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "ask for the permission, or ")
 
@@ -91,10 +92,13 @@ def make_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[Path]:
+def claimed(folder: Path, *, wait: float = 0.0) -> Iterator[Path]:
     """The folder, made if it is not there, for this process alone; the system lets go of it when the process dies.
 
     Files that a killed process left half written are removed.
+
+    Args:
+        wait: seconds for another process to end: for work that only writes what is known, at the end of a command.
 
     Raises:
         FolderInUse: another process has it. WriteFailed, UsageError: it cannot be written.
@@ -102,7 +106,8 @@ def claimed(folder: Path) -> Iterator[Path]:
     make_folder(folder)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        _refuse_link(folder / LOCK)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise FolderInUse(
             f"another process is writing to {folder}: wait until it ends, or choose another folder"
@@ -139,7 +144,7 @@ def cannot_write(path: Path, error: BaseException, to: str = "") -> UsageError |
     reason = (str(error) or type(error).__name__).splitlines()[0] if number is None else os.strerror(number)
     if number is None and isinstance(error, RuntimeError):  # torch's writer keeps no number, only that it failed
         reason, number = f"the system refused a write ({reason})", errno.EIO
-    if number not in _NOT_USAGE:
+    if number not in NOT_USAGE:
         return UsageError(f"cannot write {to}{path}: {reason}; choose another folder")
     remedy = _REMEDIES.get(number, "")
     return WriteFailed(f"cannot write {to}{path}: {reason}; {remedy}choose another folder")
@@ -165,6 +170,11 @@ def versions() -> dict[str, str]:
     return {"flatminima": flatminima.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
+def json_text(document: Any, indent: int | None = 1, *, finite: bool = True) -> str:
+    """A document as JSON in ASCII, in which every control character of a name is escaped; `finite` refuses NaN."""
+    return json.dumps(document, indent=indent, allow_nan=not finite).replace("\x7f", "\\u007f")
+
+
 def run_key(document: Any, *, digest_size: int = 8, content: Path | None = None) -> str:
     """Hexadecimal digits that name a configuration: equal for equal documents, whatever their order of keys.
 
@@ -179,6 +189,11 @@ def run_key(document: Any, *, digest_size: int = 8, content: Path | None = None)
                 digest.update(block)
     digest.update(json.dumps(document, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():  # a lock is opened, and would empty what the link points to
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def _number(error: BaseException | None) -> int | None:

@@ -27,6 +27,7 @@ from flatminima.display import html
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.rounds import MeasureFunction, functions, measure
+from flatminima.shown import shown
 
 FACTORS = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 _SAMPLES = 64  # on which the outputs must agree
@@ -279,7 +280,7 @@ def render(found: Audit, console: Any) -> None:
             if name not in missing:
                 verdict = "same" if found.invariant(rescaling, name) else "moves"
                 grid.add_row(Text(name), *(_short(e.value) for e in row), verdict)
-        console.print(Text(f"\nRe-parameterised, the function is the same: {rescaling}"))
+        console.print(Text(f"\nRe-parameterised, the function is the same: {shown(rescaling)}"))
         console.print(grid)
         if missing:
             console.print(Text(f"undefined at one factor or more: {', '.join(missing)}"))

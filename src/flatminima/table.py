@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from flatminima.display import html
 from flatminima.errors import MissingExtra, UsageError
 from flatminima.estimate import ERRORS, Estimate
-from flatminima.io import write_whole
+from flatminima.io import json_text, write_whole
+from flatminima.shown import shown as escaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +183,7 @@ class MeasureTable(Mapping[str, Estimate]):
         Raises:
             UsageError, WriteFailed: the path cannot be written.
         """
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        text = json_text(self.to_dict(), indent=2)
         if path is not None:
             write_whole(path, text + "\n")
         return text
@@ -221,12 +221,12 @@ def render(table: MeasureTable, console: Any) -> None:
     for full, e in table.items():
         name = _folded(full, _NAME)
         if e.value is None:
-            grid.add_row(Text(name), "-", "-", e.direction, Text(f"undefined: {e.undefined}"))
+            grid.add_row(Text(name), "-", "-", e.direction, Text(escaped(f"undefined: {e.undefined}")))
         else:
             error, over = _error(e)
             note = e.kind + (f", {over}" if over else "")
             note += f"; {e.details['note']}" if "note" in e.details else ""
-            grid.add_row(Text(name), f"{e.value:.5g}", error, e.direction, Text(note))
+            grid.add_row(Text(name), f"{e.value:.5g}", error, e.direction, Text(escaped(note)))
     console.print(grid)
     cost = (
         f"{table.samples} samples, {table.parameters} parameters, loss {table.loss}; "
@@ -234,7 +234,7 @@ def render(table: MeasureTable, console: Any) -> None:
         f"{table.seconds:.1f} s"
     )
     for line in (cost, *(f"- {note}" for note in (*table.notes, *_legend(table)))):
-        console.print(Text(line))
+        console.print(Text(escaped(line)))
 
 
 def _error(e: Estimate) -> tuple[str, str]:
@@ -280,7 +280,8 @@ def render_layers(table: MeasureTable, console: Any) -> None:
 
 
 def _folded(text: str, width: int) -> str:
-    """In lines of this many letters."""
+    """In lines of this many letters, hidden characters escaped."""
+    text = escaped(text)
     return "\n".join(text[i : i + width] for i in range(0, len(text), width))
 
 

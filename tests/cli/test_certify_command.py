@@ -165,7 +165,7 @@ def test_weights_to_start_from_are_accounted_for(checkpoints: tuple[str, str]) -
         ([*QUICK, "--posterior", "gausian"], "did you mean 'gaussian'"),
         ([*QUICK, "--prior-split", "train"], "belong to --posterior"),
         (["certify", "--verify", __file__], "--verify needs --data"),
-        (["certify", "--verify", __file__, "--data", "digits"], "is not JSON"),
+        (["certify", "--verify", __file__, "--data", "digits"], "is no JSON"),
         ([*QUICK, "--keep", "float8"], "did you mean 'float"),
         ([*QUICK, "--ledger", __file__], "is no ledger of certificates"),
         (["certify", "--model", "nothing", "--data", "digits"], "expected package.module:factory"),

@@ -189,14 +189,22 @@ def test_hidden_and_absent_labels_name_their_row(write: Write) -> None:
 
 @pytest.mark.parametrize(
     ("source", "match"),
-    [("./nowhere", "is not there"), ("/a/b/c/d", "is not there"), (__file__, "is a file")],
+    [
+        ("./nowhere", "is not there"),
+        ("/a/b/c/d", "is not there"),
+        (__file__, "is a file"),
+        ("", "is not there"),
+        ("minst", "organisation/name"),
+        ("https:example", "organisation/name"),
+        ("org/na me", "organisation/name"),
+    ],
 )
 def test_folders_that_are_not(source: str, match: str) -> None:
     with pytest.raises(DataError, match=match):
         load(source)
 
 
-@pytest.mark.parametrize("name", ["someone/something", "mnist"])
+@pytest.mark.parametrize("name", ["someone/something"])
 def test_offline_a_hub_name_fails_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Would catch the 23 seconds of retries of `datasets`, and its bars left off afterwards."""
     import datasets
@@ -300,3 +308,81 @@ def test_real_mnist_has_its_known_counts(shared: Path) -> None:
     data = load(shared / "mnist", "test")
     assert data.inputs.shape == (10_000, 1, 28, 28)
     assert torch.bincount(data.targets).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.mark.parametrize("source", ["tests/minst", "src/mnist"])
+def test_a_mistyped_folder_beside_others_is_not_sent_to_the_hub(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    asked: list[object] = []
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *a, **_: asked.append(a))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / source.split("/")[0]).mkdir()
+    with pytest.raises(DataError, match="the hub was not asked"):
+        load(source)
+    assert not asked
+
+
+def test_a_path_in_a_table_is_not_opened(write: Write, tmp_path: Path) -> None:
+    """A Parquet cell that named a file of this machine was read from its disk."""
+    import datasets
+
+    foreign = tmp_path / "foreign.png"
+    foreign.write_bytes(png(GREY[0]))
+    folder = write({"train": ([png(GREY[0])], [0])})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    cells = {"image": [{"bytes": None, "path": str(foreign)}], "label": [0]}
+    table = datasets.Dataset.from_dict(cells, features=features)
+    import pyarrow.parquet as pq
+
+    pq.write_table(table.with_format("arrow")[:], folder / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="a table names no file"):
+        load(folder)
+
+
+def test_metadata_of_an_image_folder_names_no_file_outside(tmp_path: Path) -> None:
+    (tmp_path / "foreign.png").write_bytes(png(GREY[0]))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "own.png").write_bytes(png(GREY[1]))
+    (folder / "metadata.jsonl").write_text('{"file_name": "../foreign.png", "label": 0}\n')
+    with pytest.raises(DataError):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "place", ["https://example.org/x.parquet", "/etc/passwd", "../other/*.parquet", "~/x", "zip://a::b"]
+)
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+def test_a_card_names_no_place_outside_of_its_folder(write: Write, place: str, card: str) -> None:
+    """`datasets` fetched an address that a README named."""
+    folder = write({"train": ([png(GREY[0])], [0])})
+    header = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {place!r}\n"
+    (folder / card).write_text(f"---\n{header}---\n# Data\n" if card.endswith("md") else header)
+    with pytest.raises(DataError, match="names no address"):
+        load(folder)
+
+
+def test_an_honest_card_is_followed(write: Write) -> None:
+    folder = write({"train": ([png(GREY[0])], [0])})
+    header = "configs:\n- config_name: default\n  data_files:\n  - split: other\n    path: train-*\n"
+    (folder / "README.md").write_text(f"---\n{header}---\nfrom https://example.org/\n")
+    assert len(load(folder, "other")) == 1
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.jsonl", "data.txt", "task.toml"])
+def test_other_kinds_of_folders_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"image": {"path": "/etc/passwd", "bytes": null}, "label": 0}\n')
+    with pytest.raises(DataError):
+        load(tmp_path)
+
+
+def test_a_large_image_takes_an_option(write: Write) -> None:
+    """81 megapixels of one colour are 100 kB; they took 243 MB, and 20 such a cell each."""
+    large = np.zeros((4100, 4100), dtype=np.uint8)
+    folder = write({"train": ([png(large)], [0])})
+    with pytest.raises(DataError, match=r"4100x4100 pixels.*max_pixels"):
+        load(folder)
+    assert load(folder, max_pixels=1 << 25, image_size=8).inputs.shape == (1, 1, 8, 8)

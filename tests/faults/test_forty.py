@@ -34,7 +34,7 @@ ELSEWHERE = {
     22: ("data/test_sources.py", "test_offline_a_hub_name_fails_at_once"),
     35: ("statistics/test_krylov.py", "test_a_triple_eigenvalue_and_no_ghosts"),
     37: ("test_out_of_memory.py", "test_the_same_numbers_in_smaller_batches"),
-    38: ("faults/test_killed.py", "test_"),
+    38: ("faults/test_killed.py", "test_a_process_killed"),
     39: ("training/test_checkpoint.py", "test_a_write_that_fails_leaves_the_old_file_and_nothing_else"),
     40: ("test_ranks.py", "test_an_error_on_one_rank_is_an_error_on_both"),
 }

@@ -1,6 +1,7 @@
 """kill -9 at random moments: the same command then ends with the same result and leaves no half file.
 
-FLATMINIMA_KILLS says how often each command is killed: 4 here, 20 in all; it was run once with 20 each.
+FLATMINIMA_KILLS says how often each of the eight commands is killed, by the clock; it is 0 here, where the moment of a
+kill is a write instead (`test_a_process_killed_at_a_write`, and `test_crash.py` for the other writes).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 
 from flatminima.models import mlp
 from flatminima.training import read_weights, save_checkpoint
+from hostile import call
 
-KILLS = int(os.environ.get("FLATMINIMA_KILLS", "4"))
+KILLS = int(os.environ.get("FLATMINIMA_KILLS", "0"))
 _STARTING = 0.4  # of a calm run is spent on importing, where a kill proves nothing
 
 MLP = ("--model", "flatminima.models:mlp", "--model-arg", "widths=(64,32,10)", "--data", "digits")
@@ -82,6 +84,29 @@ def studied(folder: Path) -> Any:
     return document("wang-rescaling/results.json")(folder)
 
 
+def study(folder: Path) -> list[str]:
+    name = f"killed_{folder.name.replace('-', '_')}"
+    (folder / f"{name}.py").write_text(STUDY)
+    return ["study", str(folder / f"{name}.py")]
+
+
+STUDY = """
+import torch
+from flatminima.models import build
+from flatminima.studies import Study, train
+from flatminima.training import TrainConfig
+def run(config, sources):
+    x, y = torch.linspace(-1, 1, 400).reshape(40, 10), torch.arange(40) % 3
+    train(build("mlp", seed=0, widths=(10, 9, 3)), x, y, config=TrainConfig(epochs=40, lr=1e-2))
+    return {"seed": config["seed"]}
+def figure(results):
+    from matplotlib.figure import Figure
+    return Figure()
+STUDY = Study("killed", "-", "A study", (), lambda scale: [{"seed": i} for i in range(3)], run, lambda results: [],
+              figure, {"smoke": "-", "cpu": "-", "paper": "-"})
+"""
+
+
 def checkpoints(folder: Path) -> list[str]:
     names = []
     for i in range(6):
@@ -109,9 +134,19 @@ COMMANDS: dict[str, tuple[Callable[[Path], list[str]], Callable[[Path], Any]]] =
     ),
     "reproduce": (lambda folder: ["reproduce", "wang-rescaling"], studied),
     "demo": (lambda folder: ["demo", "--quick"], document("results.json")),
+    "measure": (
+        lambda folder: ["measure", *MLP, "--limit", "300", "--measures", "fisher_trace,hessian_trace,sharpness"],
+        lambda folder: document("measures.json")(folder)["measures"],
+    ),
+    "landscape": (
+        lambda folder: ["landscape", *MLP, "--limit", "300", "--steps", "9"],
+        document("landscape.json"),
+    ),
+    "study": (study, lambda folder: document("killed/results.json")(folder)),
 }
 
 
+@pytest.mark.skipif(not KILLS, reason="by the clock; set FLATMINIMA_KILLS=20")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_same_command_ends_with_the_same_result(name: str, tmp_path: Path) -> None:
     arguments, result = COMMANDS[name]
@@ -129,3 +164,33 @@ def test_the_same_command_ends_with_the_same_result(name: str, tmp_path: Path) -
     assert result(tmp_path / "calm") == result(tmp_path / "killed")
     left = [p.name for p in (tmp_path / "killed").rglob("*.tmp.*")]
     assert len(left) <= killed  # a kill in mid-write leaves its own name, and nothing reads it
+
+
+KILLED = """
+import os, signal, sys
+left, real = int(sys.argv.pop(1)), os.replace
+def replaced(*paths, **options):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*paths, **options)
+os.replace = replaced
+from flatminima.cli import main
+main()
+"""
+
+
+def test_a_process_killed_at_a_write_leaves_what_the_same_command_goes_on_from(tmp_path: Path) -> None:
+    """SIGKILL itself, at the moment of a renaming: no handler and no clean-up of Python's runs."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    asked = ["train", *MLP, "--limit", "100", "--epochs", "3", "--save-every", "0", "--output"]
+    command = [sys.executable, str(tmp_path / "killed.py"), "9", *asked, str(tmp_path / "killed")]
+    found = subprocess.run(command, capture_output=True, timeout=300, check=False)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    whole(tmp_path / "killed")
+    for folder in ("killed", "calm"):
+        code, said = call(*asked, str(tmp_path / folder))
+        assert code == 0, said
+    assert trained(tmp_path / "calm") == trained(tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob(".*.tmp"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -23,7 +24,8 @@ from flatminima.certification.split import Groups, Repetition
 from flatminima.core.minimum import Minimum
 from flatminima.core.samples import Samples
 from flatminima.errors import UsageError
-from flatminima.io import claimed, write_whole
+from flatminima.io import claimed, json_text, write_whole
+from flatminima.reading import read_json
 from flatminima.training import TrainConfig
 
 PLAN = "recipe.json"
@@ -168,10 +170,11 @@ def _planned(
     """The recipe within the time; a run that goes on keeps the plan that it began with."""
     asked = {"recipe": recipe.to_dict(), "seconds": seconds, "seed": seed}
     if folder is not None and (folder / PLAN).exists():
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        if plan.get("asked") == json.loads(json.dumps(asked)):
-            return Recipe.from_dict(plan["plan"])
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # damaged: planned anew
+            plan = read_json(folder / PLAN)
+            if plan["asked"] == json.loads(json.dumps(asked)):
+                return Recipe.from_dict(plan["plan"])
     found = within(recipe, cost(Start.of(model, seed).network, samples, recipe, seed), seconds)
     if folder is not None:
-        write_whole(folder / PLAN, json.dumps({"asked": asked, "plan": found.to_dict()}, indent=1) + "\n")
+        write_whole(folder / PLAN, json_text({"asked": asked, "plan": found.to_dict()}, finite=False) + "\n")
     return found

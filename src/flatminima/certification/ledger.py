@@ -7,7 +7,7 @@ whenever one stops, all of them together hold with probability 1 - delta.
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 from filelock import FileLock
 
 from flatminima.errors import UsageError
-from flatminima.io import make_folder, write_whole
+from flatminima.io import json_text, make_folder, write_whole
+from flatminima.reading import Unreadable, read_json
 
 SCHEMA = 1
 _WAIT = 30.0  # seconds for another process that is writing a line
@@ -49,16 +50,15 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """What was taken so far."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not os.path.lexists(self.path):
             return []
-        except (OSError, UnicodeDecodeError) as error:
+        try:
+            document = read_json(self.path)
+        except Unreadable as error:
             raise UsageError(
-                f"cannot read the ledger {self.path}: {getattr(error, 'strerror', None) or error}"
+                f"{self.path} is no ledger of certificates ({error}); name a file of its own with --ledger"
             ) from None
         try:
-            document = json.loads(text)
             if document["kind"] != "ledger" or document["schema"] != SCHEMA:
                 raise ValueError("of another kind")
             found = [_entry(e) for e in document["entries"]]
@@ -85,6 +85,8 @@ class Ledger:
             UsageError: the certificates computed so far leave nothing for one of such a list.
         """
         make_folder(self.path.absolute().parent)
+        if os.path.islink(f"{self.path}.lock"):
+            raise UsageError(f"{self.path}.lock is a link, and what it points to would be emptied: remove it")
         with FileLock(f"{self.path}.lock", timeout=_WAIT):
             entries = self.entries()
             for entry in entries:
@@ -120,7 +122,7 @@ class Ledger:
             "fingerprint": self.fingerprint,
             "entries": [vars(e) for e in entries],
         }
-        write_whole(self.path, json.dumps(document, indent=1) + "\n")
+        write_whole(self.path, json_text(document, finite=False) + "\n")
 
 
 def _entry(values: Any) -> Entry:

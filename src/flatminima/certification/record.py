@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +41,8 @@ from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Relative
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import CheckpointError, UsageError
-from flatminima.io import make_folder, versions, write_whole
+from flatminima.io import json_text, make_folder, versions, write_whole
+from flatminima.reading import Unreadable, read_json
 from flatminima.training import read_weights, write_weights
 
 SCHEMA = 2
@@ -126,13 +126,14 @@ def _write(
         write_weights(tensors, folder / WEIGHTS)
         document["sha256"] = file_hash(folder / WEIGHTS)
     path = folder / CERTIFICATE
-    write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_whole(path, json_text(document) + "\n")
     return path
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -142,13 +143,11 @@ def read_document(path: Path) -> dict[str, Any]:
         CheckpointError: no such file, or it is something else.
     """
     try:
-        if path.stat().st_size > _MOST:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, too many for a {CERTIFICATE}")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not JSON; expected the {CERTIFICATE} that flatminima certify wrote") from None
+        document = read_json(path, _MOST)
+    except Unreadable as error:
+        raise CheckpointError(
+            f"cannot read {path}: {error}; expected the {CERTIFICATE} that flatminima certify wrote"
+        ) from None
     if not isinstance(document, dict) or document.get("kind") != "certificate" or document.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} is no certificate of schema {SCHEMA}; expected what flatminima certify wrote")
     return document
@@ -318,7 +317,7 @@ def _read_beside(path: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
     name, sha = document.get("weights"), document.get("sha256")
     if name is None:
         return {}
-    file = path.with_name(Path(str(name)).name)
+    file = path.with_name(WEIGHTS)  # a record names no file to open
     if not file.is_file():
         raise CheckpointError(f"no file {file.name} beside {path}: its weights belong to a certificate")
     if file_hash(file) != sha:

@@ -28,6 +28,7 @@ from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Samples
 from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.io import write_whole
+from flatminima.reading import refuse_other_files
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
 
@@ -167,6 +168,7 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         try:
+            refuse_other_files(self.path)
             state = torch.load(self.path, weights_only=True)
         except Exception:  # a damaged file may raise anything; the work is then done again
             return None

@@ -31,9 +31,11 @@ from flatminima.cli.rank import rank
 from flatminima.cli.ranks import first, leave_together
 from flatminima.cli.report import report
 from flatminima.cli.reproduce import own_study, reproduce
+from flatminima.cli.terminal import say
 from flatminima.cli.track import track
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
+from flatminima.shown import shown
 
 FAILED, BAD_USAGE, _SIGNALLED = 1, 2, 128
 
@@ -112,7 +114,7 @@ def _run() -> int:
         raise
     except Exception as error:
         if os.environ.get("FLATMINIMA_DEBUG"):
-            traceback.print_exc()
+            say(*traceback.format_exc().rstrip().split("\n"))
         return _explain(error)
     if code == _SIGNALLED + signal.SIGINT:  # typer's own answer to a KeyboardInterrupt, which it has swallowed
         return _interrupted()
@@ -151,7 +153,7 @@ def _explain(error: Exception) -> int:
 
 
 def _complain(text: str, command: str = "flatminima") -> None:
-    typer.echo(f"{command}: {' '.join(text.split())}", err=True)
+    typer.echo(f"{command}: {shown(' '.join(text.split()))}", err=True)
 
 
 def _reader_left() -> int:

@@ -27,16 +27,17 @@ def card(
     if not found:
         raise UsageError(f"{folder} holds neither {_MEASURES} nor {_CERTIFICATE}; run measure or certify with --output")
     from flatminima.io import write_whole
+    from flatminima.reading import Unreadable, read_text
     from flatminima.report.card import card as section
     from flatminima.report.card import put
 
     path = output or folder / "card.md"
     try:
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        before = read_text(path) if path.is_file() else ""
         text = put(section(found.get(_MEASURES), found.get(_CERTIFICATE)), before)
     except FlatMinimaError:
         raise
-    except (OSError, UnicodeDecodeError) as error:
+    except Unreadable as error:
         raise UsageError(f"cannot read {path}: {error}") from None
     except Exception as error:  # an edited document may break any part of the section
         reason = str(error) or type(error).__name__

@@ -7,7 +7,6 @@ The same command with the same --output goes on where an interrupted one stopped
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from flatminima.cli.device import usable
 from flatminima.cli.measure import writable
 from flatminima.cli.options import AppDir, AsJson, Device, DryRun, Limit, ModelArg, Scaling, Seed, Threads
 from flatminima.cli.source import Source
-from flatminima.cli.terminal import bars, say
+from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.verify import Typed, verify_record
 from flatminima.errors import UnknownName, UsageError
+from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -142,7 +142,7 @@ def certify(
             shared |= {"evaluations": evaluations, "ledger": False if ledger == "none" else ledger, "output": output}
             found = _run(prepared, minutes, shared)
     if dry_run:
-        typer.echo(planned)
+        tell(planned)
         return
     _show(found, output, as_json)
 
@@ -171,16 +171,16 @@ def _show(found: Certificate, output: Path | None, as_json: bool) -> None:
     """The result on stdout, and its plot in the folder."""
     document = found.to_dict() | {"schema": 2}
     if as_json:
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+        typer.echo(json_text(document))
     else:
-        typer.echo(_text(found))
+        tell(_text(found))
     sys.stdout.flush()  # before the notes, where both go to one terminal
     if output is None:
-        say("\nNext: the same with --output FOLDER keeps the certificate, its weights and a plot")
+        say("", "Next: the same with --output FOLDER keeps the certificate, its weights and a plot")
         return
     record, _, plot = (output / name for name in _WRITES)
     _draw(found, plot)
-    say(f"\nCertificate: {record}\nPlot:        {plot}")
+    say("", f"Certificate: {record}", f"Plot:        {plot}")
     say(f"Next:        flatminima certify --verify {record} --data ...")
 
 
@@ -239,7 +239,7 @@ def _plan(p: _Prepared, minutes: float | None, as_json: bool) -> str:
     seconds = found.total(recipe)
     if as_json:
         counts = {"prior_epochs": prior_epochs, "epochs": recipe.epochs, "passes": recipe.passes}
-        return json.dumps({"schema": 1, "seconds": seconds, **counts, "cost": asdict(found)}, indent=1)
+        return json_text({"schema": 1, "seconds": seconds, **counts, "cost": asdict(found)})
     stages = f"{prior_epochs} epochs of the prior, {recipe.epochs} of the posterior, {recipe.passes} passes of draws"
     return f"{stages}\nabout {seconds:.0f} s on {len(p.train[1])} samples; nothing was trained"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import typer
 
 from flatminima.cli.terminal import out, say
 from flatminima.errors import UnknownName
+from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from flatminima.studies.claims import Finding
@@ -32,7 +32,7 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
         say(f"no results in {output}: what runs decide is not tried there; name a folder of studies with --output")
     findings = evaluate(results, paper=paper, study=study)
     if as_json:
-        typer.echo(json.dumps([f.to_dict() for f in findings], allow_nan=False))
+        typer.echo(json_text([f.to_dict() for f in findings], None))
     elif markdown:
         from flatminima.report.claims import report
         from flatminima.studies.claims import papers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from flatminima.cli.options import AsJson, Seed
 from flatminima.cli.terminal import WIDTH, bars, number, out, say
+from flatminima.io import json_text
 
 _BETWEEN = 3  # spaces that rich puts between two columns of this box
 
@@ -30,13 +30,13 @@ def demo(
     with bars():
         results = run_demo(output, seed=seed, quick=quick, fresh=fresh)
     if as_json:
-        typer.echo(json.dumps(results, allow_nan=False))
+        typer.echo(json_text(results, None))
     else:
         _show(results)
     sys.stdout.flush()  # before the notes, where both go to one terminal
     page = output / "report.html"
     write_report(results, page)
-    say(f"\nReport:  {page}\nResults: {output / 'results.json'}  ({results['seconds']:.0f} s)")
+    say("", f"Report:  {page}", f"Results: {output / 'results.json'}  ({results['seconds']:.0f} s)")
     say("Next:    flatminima measure --help measures a network of yours")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import typer
 
 from flatminima.cli.options import AsJson
 from flatminima.cli.terminal import out
+from flatminima.io import json_text
 
 BROKEN = 3  # the exit code of what ran and found a failure
 _MARKS = {"works": "ok", "absent": "--", "caution": "!", "broken": "X"}
@@ -23,7 +23,7 @@ def doctor(
     findings = examine()
     broken = [f.what for f in findings if f.status == "broken"]
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "broken": broken, "findings": [asdict(f) for f in findings]}, indent=1))
+        typer.echo(json_text({"schema": 1, "broken": broken, "findings": [asdict(f) for f in findings]}))
     else:
         console = out()
         for f in findings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatminima.cli.device import usable
-from flatminima.cli.measure import writable
+from flatminima.cli.measure import forget, kept_for, writable
 from flatminima.cli.options import (
     LOSSES,
     AppDir,
@@ -28,8 +27,9 @@ from flatminima.cli.options import (
     Scaling,
 )
 from flatminima.cli.source import Source
-from flatminima.cli.terminal import bars, say
+from flatminima.cli.terminal import bars, say, tell
 from flatminima.errors import UnknownName, UsageError
+from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -48,7 +48,7 @@ def landscape(
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
     along: Annotated[str, typer.Option(help="'filter' (random, filter norms) or 'eigenvectors'.")] = "filter",
     dimensions: Annotated[int, typer.Option(min=1, max=2, help="1: a line. 2: a plane.")] = 2,
-    steps: Annotated[int, typer.Option(min=3, help="Points an axis.")] = 25,
+    steps: Annotated[int, typer.Option(min=3, max=1001, help="Points an axis.")] = 25,
     radius: Annotated[float, typer.Option(help="Of the picture, in lengths of the directions.")] = 1.0,
     samples: Annotated[int, typer.Option(min=1, help="Samples that each loss is a mean of.")] = 1000,
     alpha: Annotated[float, typer.Option(help="Noise of the ball: sigma_i = alpha (10 |w_i| + 1).")] = 5e-4,
@@ -70,23 +70,26 @@ def landscape(
     )  # fmt: skip
     _check(source, along, radius, alpha, loss)
     writable(output, FILES)
-    with bars(), contextlib.redirect_stdout(sys.stderr):
+    kept = None if dry_run else output
+    asked = vars(source) | {"along": along, "loss": loss, "batch_size": batch_size, "device": device}
+    with bars(), contextlib.redirect_stdout(sys.stderr), kept_for(kept, asked):
         minimum = _minimum(source, loss, batch_size, usable(device))
         if dry_run:
             planned = _plan(minimum, along, steps**dimensions, samples)
         else:
             found = _landscape(minimum, along, dimensions, steps, radius, samples, alpha, seed)
     if dry_run:
-        typer.echo(json.dumps(planned, indent=1) if as_json else _words(planned))
+        typer.echo(json_text(planned) if as_json else _words(planned))
         return
     document = found.to_dict() | {"source": source.__dict__, "along": along, "seed": seed}
     paths = _save(found, document, output)
+    forget(kept)
     if as_json:
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+        typer.echo(json_text(document))
     else:
         from flatminima.landscape.figure import describe
 
-        typer.echo(f"{describe(found)} ({found.samples} samples).")
+        tell(f"{describe(found)} ({found.samples} samples).")
     say("Wrote " + ", ".join(str(path) for path in paths))
 
 
@@ -156,5 +159,5 @@ def _save(found: Landscape, document: dict[str, Any], output: Path) -> list[Path
     from flatminima.landscape import write
 
     with claimed(output):
-        write_whole(output / FILES[0], json.dumps(document, indent=1, allow_nan=False) + "\n")
+        write_whole(output / FILES[0], json_text(document) + "\n")
         return [output / FILES[0], *write(found, output)]

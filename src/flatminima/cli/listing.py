@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from flatminima import catalog
 from flatminima.cli.options import AsJson
 from flatminima.cli.terminal import out
+from flatminima.io import json_text
 
 
 def listing(
@@ -19,7 +19,7 @@ def listing(
     if as_json:
         rows = [asdict(m) | {"invariant": sorted(m.invariant)} for m in catalog.MEASURES.values()]
         bounds = [asdict(b) for b in catalog.BOUNDS.values()]
-        typer.echo(json.dumps({"schema": 1, "measures": rows, "bounds": bounds}, indent=1))
+        typer.echo(json_text({"schema": 1, "measures": rows, "bounds": bounds}))
         return
     console = out()
     for m in catalog.MEASURES.values():

@@ -7,9 +7,10 @@ measured; the result is printed before it is written.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial, update_wrapper
 from inspect import signature
@@ -39,6 +40,7 @@ from flatminima.cli.options import (
     Length,
     Limit,
     Loss,
+    MaxPixels,
     Model,
     ModelArg,
     Packing,
@@ -49,9 +51,10 @@ from flatminima.cli.options import (
     Threads,
 )
 from flatminima.cli.ranks import first, ranks
-from flatminima.cli.terminal import bars, out, say
+from flatminima.cli.terminal import bars, out, say, tell
 from flatminima.cli.threshold import Threshold
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
+from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,6 +91,7 @@ class Request:
     label_column: str | None
     mode: str | None
     image_size: int | None
+    max_pixels: int | None
     batch_size: int
     seed: int
     device: str | None
@@ -160,6 +164,7 @@ def measure(
     text_column: TextColumn = None,
     length: Length = None,
     packing: Packing = False,
+    max_pixels: MaxPixels = None,
     batch_size: BatchSize = 256,
     seed: Seed = 0,
     device: Device = None,
@@ -183,15 +188,17 @@ def measure(
     """Measure a trained network: its weights, on the data it was trained on."""
     request = Request(
         model, data, checkpoint, split, measures, scaling, limit, loss, subset, budget, tuple(model_arg or ()), app_dir,
-        data_config, image_column, label_column, mode, image_size, batch_size, seed, device, threads,
-        text_column, length, packing,
+        data_config, image_column, label_column, mode, image_size, max_pixels, batch_size, seed, device,
+        threads, text_column, length, packing,
     )  # fmt: skip
     request.check()
     names = explain.with_more(request.names) if explained else request.names
     thresholds = [Threshold.of(text, names) for text in fail_if or ()]
     if output is not None and first():
         writable(output, (*_WRITES, *(explain.FILES if explained else ())))
-    with bars(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, not for what the network prints
+    kept = None if dry_run or not first() else output
+    # stdout is for the result, not for what the network prints
+    with bars(), contextlib.redirect_stdout(sys.stderr), kept_for(kept, request.document()):
         minimum, notes = _minimum(request)
         for note in notes if first() else ():  # only now: where something was refused, that line is all there is
             say(f"Note: {note}")
@@ -221,7 +228,7 @@ def measure(
     if not first():
         return
     if dry_run:
-        typer.echo(planned)
+        tell(planned)
         return
     more = {"explain": True} if explained else {"audit": True} if audited else {}
     document = table.to_dict() | {"command": request.document() | more, **_machine(minimum)}
@@ -231,7 +238,7 @@ def measure(
     if pictures:
         document["landscapes"] = explain.document(pictures)
     if as_json:
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+        typer.echo(json_text(document))
     else:
         from flatminima.table import render, render_layers
 
@@ -248,9 +255,10 @@ def measure(
             render_audit(audit, out())
     sys.stdout.flush()  # before the notes, where both go to one terminal
     if output is None:
-        say("\nNext: the same with --output FOLDER writes measures.json and report.html")
+        say("", "Next: the same with --output FOLDER writes measures.json and report.html")
     else:
         _save(document, pictures, output)
+    forget(kept)
     crossed = [text for t in thresholds if (text := t.crossed(table[t.measure])) is not None]
     for text in crossed:
         say(f"threshold: {text}")
@@ -276,6 +284,27 @@ def _keep(
         stop.kept = kept
     else:
         say(kept)
+
+
+@contextmanager
+def kept_for(output: Path | None, asked: dict[str, Any]) -> Iterator[None]:
+    """Within the block what is finished is kept below the folder, for the same command."""
+    if output is None:
+        yield
+        return
+    from flatminima.core.keeping import keeping
+    from flatminima.io import run_key
+
+    with keeping(output, run_key(asked)):
+        yield
+
+
+def forget(output: Path | None) -> None:
+    """What was kept for results that are written now."""
+    if output is not None:
+        from flatminima.core.keeping import done
+
+        done(output)
 
 
 def writable(output: Path, files: tuple[str, ...]) -> None:
@@ -377,6 +406,7 @@ def loaded(request: Request, split: str) -> tuple[Tensor, Tensor]:
         label_column=request.label_column,
         mode=request.mode,
         image_size=request.image_size,
+        max_pixels=request.max_pixels,
         progress=lambda done, total, text: report(text, done, total),
     )
 
@@ -416,7 +446,7 @@ def _plan(minimum: Minimum, wanted: list[MeasureFunction], audited: bool, explai
     if as_json:
         parts = {name: asdict(cost) | {"seconds": found.seconds_of(cost)} for name, cost in found.parts.items()}
         document = asdict(found.plan) | {"schema": 1, "seconds": found.seconds, "samples": samples, "parts": parts}
-        return json.dumps(document, indent=1, allow_nan=False)
+        return json_text(document)
     lines = [str(found.plan)]
     for name, cost in list(found.parts.items())[1:]:
         lines.append(f"{name}: {cost.forward:.2f} forward, {cost.backward:.2f} backward passes more")
@@ -455,8 +485,8 @@ def _save(document: dict[str, Any], pictures: dict[str, Landscape], output: Path
 
     numbers, page = (output / name for name in _WRITES)
     with claimed(output):
-        write_whole(numbers, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        write_whole(numbers, json_text(document) + "\n")
         explain.write(pictures, output)
         write_measures(document, page)
-    say(f"\nReport:  {page}\nNumbers: {numbers}")
+    say("", f"Report:  {page}", f"Numbers: {numbers}")
     say("Next:    flatminima list says what each measure is; measure another checkpoint to compare")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +36,8 @@ from flatminima.cli.options import (
 )
 from flatminima.cli.terminal import bars, out, say
 from flatminima.errors import CheckpointError, DataError, UsageError
+from flatminima.io import json_text
+from flatminima.reading import Unreadable, read_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +78,7 @@ def rank(
     """Order checkpoints by their measures; with held-out errors, score the measures as well."""
     request = Request(
         model, data, None, split, measures, scaling, limit, loss, subset, budget, tuple(model_arg or ()), app_dir,
-        None, None, None, None, None, batch_size, seed, device, threads,
+        None, None, None, None, None, None, batch_size, seed, device, threads,
     )  # fmt: skip
     request.check()
     voters = None if by is None else [catalog.measure(n.strip()).name for n in by.split(",") if n.strip()]
@@ -91,17 +93,18 @@ def rank(
     if scores is not None:
         document["measures"] = scores.to_dict()
     if output is not None:
-        from flatminima.io import write_whole
+        from flatminima.io import PATIENCE, claimed, write_whole
 
-        write_whole(output / _RESULT, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        with claimed(output, wait=PATIENCE):
+            write_whole(output / _RESULT, json_text(document) + "\n")
     if as_json:
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+        typer.echo(json_text(document))
         return
     _show(order, scores)
     if output is not None:
-        say(f"\nNumbers: {output / _RESULT}")
+        say("", f"Numbers: {output / _RESULT}")
     elif scores is None:
-        say("\nNext: --test-split test (or --gaps FILE) also says which measures were right")
+        say("", "Next: --test-split test (or --gaps FILE) also says which measures were right")
 
 
 def _check(checkpoints: Sequence[Path], test_split: str | None, gaps: Path | None) -> None:
@@ -125,9 +128,8 @@ def read_gaps(path: Path, checkpoints: Sequence[Path]) -> tuple[list[float], lis
     import math
 
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except (Unreadable, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}; expected a CSV with columns checkpoint, gap") from None
     if not rows or not {"checkpoint", "gap"} <= set(rows[0]):
         raise DataError(f"{path} has no columns checkpoint and gap; its first line must name them")
@@ -216,7 +218,7 @@ def _read(path: Path) -> tuple[MeasureTable, tuple[float, float] | None] | None:
     from flatminima.table import MeasureTable
 
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         errors = document["errors"]
         return MeasureTable.from_dict(document["table"]), None if errors is None else (errors[0], errors[1])
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
@@ -227,7 +229,7 @@ def _keep(path: Path, found: tuple[MeasureTable, tuple[float, float] | None]) ->
     from flatminima.io import make_folder, write_whole
 
     make_folder(path.parent)
-    write_whole(path, json.dumps({"table": found[0].to_dict(), "errors": found[1]}, indent=1, allow_nan=False) + "\n")
+    write_whole(path, json_text({"table": found[0].to_dict(), "errors": found[1]}) + "\n")
 
 
 def _scored(

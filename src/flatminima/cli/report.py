@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,8 @@ import typer
 
 from flatminima.cli.terminal import say
 from flatminima.errors import FlatMinimaError, UsageError
+from flatminima.io import PATIENCE, claimed
+from flatminima.reading import Unreadable, read_json
 
 _NUMBERS = ("measures.json", "results.json", "certificate.json", "landscape.json", "result.json", "rank.json")
 
@@ -26,7 +27,8 @@ def report(
     document = read(found)
     page = folder / "report.html"
     try:
-        _write(document, found, page)
+        with claimed(folder, wait=PATIENCE):
+            _write(document, found, page)
     except FlatMinimaError:
         raise
     except Exception as error:  # an edited document may break any part of a page
@@ -51,8 +53,8 @@ def _write(document: dict[str, Any], found: Path, page: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in a file that a command wrote."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = read_json(path)
+    except Unreadable as error:
         raise UsageError(f"cannot read {path}: {error}; run the command again") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path} holds no JSON object; run the command again")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ import typer
 from flatminima.cli.device import usable
 from flatminima.cli.options import AsJson, Device, DryRun
 from flatminima.cli.terminal import bars, out, say
-from flatminima.errors import UnknownName, UsageError
+from flatminima.errors import FlatMinimaError, UnknownName, UsageError
+from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from flatminima.studies import Study
@@ -29,7 +29,7 @@ Sets = Annotated[
     str | None, typer.Option("--data", help="Folder with a folder a data set; smoke scale needs none; else the hub.")
 ]
 Output = Annotated[Path, typer.Option(help="Folder for the runs and results.")]
-Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, max=256, help="Processes.")]
 Shard = Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-th.")]
 Engine = Annotated[str, typer.Option(help="local, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; else one is started here.")]
@@ -163,7 +163,16 @@ def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool) 
     wanted = [(d["id"], d["scale"]) for d in documents(output, study)]
     if not wanted:
         raise UsageError(f"no results in {output}; run a study with --output {output} first")
-    _exit(_finish(output, wanted, as_json), fail_on_claims)
+    try:
+        found = _finish(output, wanted, as_json)
+    except FlatMinimaError:
+        raise
+    except Exception as error:  # an edited document may break any part of a page
+        reason = str(error) or type(error).__name__
+        raise UsageError(
+            f"the results in {output} are not what this version writes ({reason}); run the study again"
+        ) from error
+    _exit(found, fail_on_claims)
 
 
 def _exit(found: Sequence[dict[str, Any]], fail_on_claims: bool) -> None:
@@ -185,7 +194,7 @@ def _plan(
 
     plans = [plan(s, output, scale=scale, jobs=jobs, shard=shard, seed=seed) for s in chosen]
     if as_json:
-        typer.echo(json.dumps(plans, allow_nan=False))
+        typer.echo(json_text(plans, None))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
     for name in ("study", "runs", "done", "to do", "time left", "how it differs from the paper"):
@@ -208,6 +217,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> list[dict[str, Any]]:
     """The page of everything in the folder, and the table of the studies and scales that are wanted."""
+    from flatminima.io import PATIENCE, claimed
     from flatminima.report.studies import write_studies
     from flatminima.studies.found import documents
     from flatminima.studies.index import together
@@ -215,13 +225,15 @@ def _finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> l
     whole, findings = together(documents(output))
     found = [d for d in whole if (d["id"], d["scale"]) in wanted]
     if as_json:
-        typer.echo(json.dumps(found, allow_nan=False))
+        typer.echo(json_text(found, None))
     else:
         _table(found)
     words = [word for word in sys.argv[1:] if word != "--show"]
     command = shlex.join(["flatminima", *_without_paths(words)])
     of_papers = [f.to_dict() for f in findings] if any(not d["own"] for d in whole) else []
-    say(f"{write_studies(whole, output, command, of_papers)}")
+    with claimed(output, wait=PATIENCE):
+        page = write_studies(whole, output, command, of_papers)
+    say(f"{page}")
     return found
 
 

@@ -8,11 +8,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderHook
+from rich.control import Control
+from rich.markup import escape
+from rich.segment import Segment
 
 from flatminima import progress
+from flatminima.shown import shown, shown_lines
 
 WIDTH = 80
 _PATIENCE = 1.0  # seconds before a bar appears
@@ -21,14 +26,39 @@ _PLAIN = (1e-3, 1e6)  # absolute values written without an exponent
 _DIGITS = 6  # after the point, at most
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """Something to be printed, its control characters escaped; colours are rich's own and stay."""
+
+    inner: Any
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.inner, options):
+            yield segment if segment.control else Segment(shown_lines(segment.text), segment.style)
+
+
+class _Escaping(RenderHook):
+    """Of a console: nothing reaches it but through `_Shown`."""
+
+    def process_renderables(self, renderables: list[Any]) -> list[Any]:
+        return [each if isinstance(each, Control) else _Shown(each) for each in renderables]
+
+
 def out() -> Console:
-    """stdout, at most 80 columns wide unless the terminal is wider."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False)
+    """stdout, at most 80 columns wide unless the terminal is wider; control characters of names are escaped."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False)
+    console.push_render_hook(_Escaping())
+    return console
 
 
-def say(text: str) -> None:
-    """A note on stderr."""
-    print(text, file=sys.stderr, flush=True)
+def say(*lines: str) -> None:
+    """A note on stderr, in lines; a name in one of them breaks none. An empty first line sets it apart."""
+    print("\n".join(map(shown, lines)), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """A line of the result, on stdout."""
+    print(shown_lines(text))
 
 
 def number(value: float, stderr: float | None = None) -> str:
@@ -80,7 +110,7 @@ def bars() -> Iterator[None]:
             # from the work done since the first report, since sweeps report too seldom for a sliding speed
             left = clock((now - began) * (total - done) / (done - before)) if done > before else "-:--:--"
             if task not in tasks and now - began > _PATIENCE:
-                tasks[task] = display.add_task(task, total=total, left=left)
+                tasks[task] = display.add_task(escape(shown(task)), total=total, left=left)
             if task in tasks:
                 display.update(tasks[task], completed=done, total=total, left=left)
 

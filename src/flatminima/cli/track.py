@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flatminima.cli.terminal import say
+from flatminima.cli.terminal import say, tell
 from flatminima.errors import UsageError
-from flatminima.io import write_whole
+from flatminima.io import json_text, write_whole
 
 
 def track(
@@ -35,11 +34,11 @@ def track(
             break
         time.sleep(watch)
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "header": table.header, "rows": list(table)}, allow_nan=False))
+        typer.echo(json_text({"schema": 1, "header": table.header, "rows": list(table)}, None))
     else:
         from flatminima.track.page import sentences
 
-        typer.echo("\n".join(sentences(table)))
+        tell("\n".join(sentences(table)))
     say(f"Page: {target}")
 
 

@@ -8,7 +8,6 @@ trained.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from typing import Any
 
@@ -16,7 +15,7 @@ import typer
 
 from flatminima.cli.grouped import grouped
 from flatminima.cli.ranks import first
-from flatminima.cli.terminal import bars, say
+from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.train_options import (
     KeepingOptions,
     LengthOptions,
@@ -27,6 +26,7 @@ from flatminima.cli.train_options import (
     Request,
     SampleOptions,
 )
+from flatminima.io import json_text
 
 
 @grouped
@@ -49,11 +49,11 @@ def train(
     if not first():
         return
     if keeping.as_json:
-        typer.echo(json.dumps(result, indent=1, allow_nan=False))
+        typer.echo(json_text(result))
     else:
-        typer.echo(_summary(result))
+        tell(_summary(result))
     sys.stdout.flush()  # before the notes, where both go to one terminal
-    say(f"\nWeights: {keeping.output / WEIGHTS}\nMetrics: {keeping.output / METRICS}")
+    say("", f"Weights: {keeping.output / WEIGHTS}", f"Metrics: {keeping.output / METRICS}")
     say("Next:    flatminima measure with the same --model and --data, and these weights as --checkpoint")
 
 

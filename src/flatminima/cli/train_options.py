@@ -23,6 +23,7 @@ from flatminima.cli.options import (
     ImageSize,
     LabelColumn,
     Limit,
+    MaxPixels,
     Model,
     ModelArg,
     Scaling,
@@ -76,6 +77,7 @@ class SampleOptions:
     label_column: LabelColumn = None
     mode: ImageMode = None
     image_size: ImageSize = None
+    max_pixels: MaxPixels = None
     label_noise: Annotated[float, typer.Option(help="Share of training labels redrawn at random.")] = 0.0
     augment: Annotated[str, typer.Option(help="none, flip, 1-crop-f or 4-crop-f.")] = "none"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from flatminima.cli.train_options import KeepingOptions, Request
 from flatminima.core.distributed import Ranks
 from flatminima.data import augmentation, corrupt_labels, load_tensors
 from flatminima.errors import MissingExtra, UsageError
-from flatminima.io import claimed, write_whole
+from flatminima.io import claimed, json_text, write_whole
 from flatminima.training import (
     History,
     Method,
@@ -79,7 +78,7 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
         result = _result(request, history, network, held_out, shared)
         if first():
             save_checkpoint(network, keeping.output / WEIGHTS, {"scaling": request.samples.scaling})
-            write_whole(keeping.output / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+            write_whole(keeping.output / RESULT, json_text(result) + "\n")
     return result
 
 
@@ -147,7 +146,8 @@ def _samples(request: Request, device: str, notes: list[str]) -> tuple[Samples, 
         x, y = load_tensors(
             options.data, split, limit=limit, scaling=options.scaling, config=options.data_config,
             image_column=options.image_column, label_column=options.label_column, mode=options.mode,
-            image_size=options.image_size, progress=lambda done, total, text: progress.report(text, done, total),
+            image_size=options.image_size, max_pixels=options.max_pixels,
+            progress=lambda done, total, text: progress.report(text, done, total),
         )  # fmt: skip
         return x.to(device), y.to(device)
 

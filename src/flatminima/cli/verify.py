@@ -7,7 +7,6 @@ networks with plain numbers, and how the data was cut: split, scaling and limit.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import sys
@@ -23,8 +22,9 @@ from flatminima.cli.around import maker
 from flatminima.cli.device import usable
 from flatminima.cli.options import SCALINGS
 from flatminima.cli.source import Source
-from flatminima.cli.terminal import bars
+from flatminima.cli.terminal import bars, tell
 from flatminima.errors import CheckpointError, FlatMinimaError, UsageError
+from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from flatminima.certification import Certificate, Comparison
@@ -72,23 +72,26 @@ def verify_record(path: Path, typed: Typed, device: str | None, threads: int | N
             again, rows = _again(path, document, source, typed, usable(device))
         except FlatMinimaError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:  # of an edited record
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+            if "OutOfMemory" in type(error).__name__:
+                raise
+            # of an edited record, or a network that does not take the data
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path} is not a certificate of this version ({reason})") from error
     agrees = all(row.agrees for row in rows)
     first = again.statement if agrees else f"Not the certificate that these weights give, which is: {again.statement}"
     rest = not_recomputed(again.standing)
     if as_json:
-        numbers = [asdict(r) | {"agrees": r.agrees} for r in rows]
+        numbers = [{k: None if v != v else v for k, v in asdict(r).items()} | {"agrees": r.agrees} for r in rows]
         shown = {"schema": 2, "statement": first, "standing": again.standing, "agrees": agrees, "numbers": numbers}
-        typer.echo(json.dumps(shown | {"not_recomputed": rest}, indent=1))
+        typer.echo(json_text(shown | {"not_recomputed": rest}))
     else:
-        typer.echo(first)
+        tell(first)
         for row in rows:
             differs = "" if row.agrees else "DIFFERS"
-            typer.echo(f"{row.name:<20} {row.recorded:<14.8g} {row.recomputed:<14.8g} {differs}".rstrip())
-        typer.echo(f"not recomputed: {rest}")
-        typer.echo("every number agrees" if agrees else "not the certificate that these weights give")
+            tell(f"{row.name:<20} {row.recorded:<14.8g} {row.recomputed:<14.8g} {differs}".rstrip())
+        tell(f"not recomputed: {rest}")
+        tell("every number agrees" if agrees else "not the certificate that these weights give")
     if not agrees:
         raise typer.Exit(_DISAGREES)
 

@@ -7,6 +7,7 @@ switched off around everything that the library computes, and are again as they 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from flatminima.errors import UsageError
 
@@ -44,6 +46,21 @@ _outer: list[Defaults] = []  # of the caller, while the library has its own
 _depth = 0  # of blocks, changed under the lock
 
 
+def _after_fork() -> None:
+    """In a child made while another thread measured: that thread is not here to let go of the lock."""
+    global _depth
+    if not LOCK.acquire(blocking=False):
+        LOCK._at_fork_reinit()  # type: ignore[attr-defined]
+        _depth = 0
+        _outer.clear()
+    else:
+        LOCK.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def neutral() -> Iterator[None]:
     """No autocast, no inference mode, gradients on, float32 and the CPU as defaults; nested, it does nothing.
@@ -56,7 +73,8 @@ def neutral() -> Iterator[None]:
         if _depth:
             yield
             return
-        _refuse_modes()
+        if _refuse_modes():  # a counter of operations takes some of them apart, which is another rounding
+            stack.enter_context(_disable_current_modes())
         for kind in _DEVICE_TYPES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -116,9 +134,8 @@ def in_neutral(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def _refuse_modes() -> None:
-    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-
+def _refuse_modes() -> bool:
+    """Whether there are dispatch modes, none of which has to be refused."""
     modes: list[Any] = _get_current_dispatch_mode_stack()
     for mode in modes:
         name = type(mode).__name__
@@ -126,3 +143,4 @@ def _refuse_modes() -> None:
             raise UsageError(f"got called inside {name}, whose tensors hold no values; leave it first")
     if torch._C._functorch.maybe_current_level() is not None:
         raise UsageError("got called inside a torch.func transform (vmap, grad, ...); call it outside")
+    return bool(modes)

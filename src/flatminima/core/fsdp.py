@@ -268,6 +268,9 @@ class ShardedMinimum(Network):
             self._mark = self._marks()
             self.output_size = self._probe()
 
+    def content(self) -> str | None:
+        return None
+
     def can_sweep(self, fold: Fold[Any, Any]) -> bool:
         return fold.reads == Reads.OUTPUTS
 

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeVar, overload
 
+from flatminima.core.ambient import LOCK, neutral
+from flatminima.core.keeping import ABSENT, keeper, quietly
 from flatminima.core.statistic import Fold, Statistic
 from flatminima.core.sweep import rides, sweep
 from flatminima.errors import Absent, Undefined
@@ -20,6 +22,12 @@ T = TypeVar("T")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
 T3 = TypeVar("T3")
+
+
+def _lasting(key: Statistic[Any]) -> bool:
+    """Whether a statistic's text says all of it, in another process too: no address, no tensor."""
+    text = repr(key)
+    return " at 0x" not in text and "tensor(" not in text and "..." not in text
 
 
 class StatisticMapping(ABC):
@@ -61,23 +69,27 @@ class StatisticMapping(ABC):
     def __getitem__(self, key: tuple[Statistic[T1], Statistic[T2], Statistic[T3]]) -> tuple[T1, T2, T3]: ...
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
-        self.refuse_stale()
-        while any(k not in self._known for k in keys):  # again, where what was made turns out to be wrong meanwhile
-            self.compute(keys)
-        values = tuple(self._known[k] for k in keys)
+        with neutral():  # another thread may have weights of its own choice here
+            self.refuse_stale()
+            while any(k not in self._known for k in keys):  # again, where what was made turns out to be wrong meanwhile
+                self.compute(keys)
+            values = tuple(self._known[k] for k in keys)
         for value in values:
             if isinstance(value, Absent):
                 raise value.raised()
         return values if isinstance(key, tuple) else values[0]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._known
+        with LOCK:
+            return key in self._known
 
     def __iter__(self) -> Iterator[Statistic[Any]]:
-        return iter(self._known)
+        with LOCK:
+            return iter(list(self._known))
 
     def __len__(self) -> int:
-        return len(self._known)
+        with LOCK:
+            return len(self._known)
 
     def compute(self, keys: Sequence[Statistic[Any]], *, tolerant: bool = False) -> None:
         """Make the missing ones of `keys` known, folds in as few sweeps as possible.
@@ -93,11 +105,14 @@ class StatisticMapping(ABC):
             absent = self.lacking(key)
             if absent is not None:
                 self._known[key] = absent
+        self._take_kept([k for k in missing if k not in self._known])
         folds = [k for k in missing if isinstance(k, Fold) and k not in self._known and self.can_sweep(k)]
         self._known.update(self.sweep(folds, tolerant=tolerant))
+        self._keep(folds)
         for key in missing:
             if key not in self._known:
                 self._known[key] = self._value(key, tolerant)
+                self._keep([key])
 
     def _value(self, key: Statistic[Any], tolerant: bool) -> Any:
         work = key.without_sweep if isinstance(key, Fold) else key.compute
@@ -122,6 +137,33 @@ class StatisticMapping(ABC):
                 return out
             for known in self._layers:  # made in a way that turned out to be wrong
                 known.clear()
+            if (kept := keeper()) is not None:
+                kept.clear()
+
+    def _take_kept(self, keys: Sequence[Statistic[Any]]) -> None:
+        """Know what an earlier run of the same command has kept."""
+        kept, content = keeper(), self._content(keys)
+        if kept is not None and content is not None:
+            for key in keys:
+                value = kept.get(f"{content} {key!r}") if _lasting(key) else ABSENT
+                if value is not ABSENT:
+                    self._known[key] = value
+
+    def _keep(self, keys: Sequence[Statistic[Any]]) -> None:
+        """Keep what is known of `keys`, where a command keeps what it has finished."""
+        kept, content = keeper(), self._content(keys)
+        if kept is not None and content is not None:
+            for key in keys:
+                if _lasting(key) and key in self._known and not isinstance(self._known[key], Absent):
+                    quietly(partial(kept.put, f"{content} {key!r}", self._known[key]))
+
+    def _content(self, keys: Sequence[Statistic[Any]]) -> str | None:
+        """What values depend on; None: they are not to be kept."""
+        return self.content() if keys and keeper() is not None and len(self._layers) == 1 else None
+
+    @abstractmethod
+    def content(self) -> str | None:
+        """A hash of all that values depend on beside the statistic; None: it cannot be told."""
 
     def forget_errors(self) -> None:
         """What failed by an error that was not foreseen may be tried again."""

@@ -21,8 +21,10 @@ from flatminima.core.distributed import Ranks
 from flatminima.core.following import Comparison, LayersDisagree, Sums, row_weights, watchable
 from flatminima.core.guard import differentiable, same_randomness, untouched
 from flatminima.core.identity import fingerprint, marks_of, structure
+from flatminima.core.keeping import content_of
 from flatminima.core.layers import Unit, units_of
 from flatminima.core.losses import Loss
+from flatminima.core.moved import refuse_moved
 from flatminima.core.network import Network, Passes
 from flatminima.core.parameters import Parameters, copied, unwrap
 from flatminima.core.samples import (
@@ -100,6 +102,7 @@ class Minimum(Network):
                 ranks.agree("weights, data or options", (weights, self.samples.fingerprint, self.loss.name, seed))
 
     def _load(self, model: nn.Module, data: Any, device: str | torch.device | None, limit: int | None) -> None:
+        refuse_moved(model.parameters())
         refuse_training_mode(model)
         with same_randomness():  # a loader draws a seed when it is read
             self.samples: Samples = as_samples(data, limit=limit)
@@ -128,10 +131,10 @@ class Minimum(Network):
     @contextmanager
     def open(self) -> Iterator[None]:
         """The model in eval mode, in no ambient mode, restored afterwards; nests."""
-        if self._depth:
-            yield
-            return
-        with neutral():
+        with neutral():  # first: another thread may be in the block
+            if self._depth:
+                yield
+                return
             self.refuse_stale()
             self._depth += 1
             try:
@@ -303,9 +306,18 @@ class Minimum(Network):
         for known in self._layers:
             known.clear()
 
+    def content(self) -> str | None:
+        state = {n: p for n, p in self.model.named_parameters()} | dict(self.model.named_buffers())
+        kind = type(self.model)
+        asked = (kind.__module__, kind.__qualname__, self.loss.name, self.batch_size, self.seed, str(self.device))
+        if getattr(self.ranks, "size", 1) > 1 or not isinstance(self.output, int | str | None):
+            return None
+        return f"{content_of(state)} {self.samples.fingerprint} {asked} {self.output}"
+
     def refuse_stale(self) -> None:
         if self._depth:
             return
+        refuse_moved(self.parameters.tensors)
         if fingerprint(self._source) != self._mark:
             raise StaleMinimum("the model's weights or buffers changed since this Minimum was made; make a new Minimum")
         if structure(self._source, self._state) != self._structure:

@@ -7,7 +7,10 @@ Pillow's guard against decompression bombs stays on and counts as a failure; for
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from flatminima.errors import DataError, MissingExtra
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = ("L", "RGB")
+MOST_PIXELS = 1 << 24  # 16 megapixels: 50 MB of RGB, and more than any benchmark's images
 _LOSSLESS = {"1": "L", "P": "RGB"}  # bilevel and palette images hold nothing that the wider mode loses
 
 
@@ -30,9 +34,21 @@ class ImageStack:
         where: source and split, for messages.
         mode: "L" or "RGB" to convert every image; None to keep the first one's and refuse others.
         size: pixels of the square to resize to; None to keep the first one's and refuse others.
+        roots: folders below which a cell that is a path may lie: those of an image folder. None such: a table's cells
+            must hold the images, and a path in one is refused.
+        most_pixels: of one image; a small file may decode to gigabytes.
     """
 
-    def __init__(self, n: int, where: str, *, mode: str | None = None, size: int | None = None) -> None:
+    def __init__(
+        self,
+        n: int,
+        where: str,
+        *,
+        mode: str | None = None,
+        size: int | None = None,
+        roots: Sequence[str] = (),
+        most_pixels: int = MOST_PIXELS,
+    ) -> None:
         if mode is not None and mode not in _MODES:
             raise DataError(f"mode={mode!r}: pass 'L' (grey) or 'RGB'")
         if size is not None and size < 1:
@@ -43,6 +59,8 @@ class ImageStack:
             raise MissingExtra("pillow", "data", f"decoding the images of {where}") from None
         self._pillow: Any = Image
         self._n, self._where, self._mode, self._size = n, where, mode, size
+        self._roots = tuple(os.path.abspath(root) + os.sep for root in roots)
+        self._most_pixels = most_pixels
         self._stack: NDArray[np.uint8] | None = None  # allocated by the first image
         self._first_row = 0
         self._filled = 0
@@ -90,7 +108,7 @@ class ImageStack:
         if isinstance(content, bytes):
             file: Any = io.BytesIO(content)
         elif isinstance(path, str):
-            file = path
+            file = self._admitted(path, row)
         else:
             seen = "is empty" if cell is None else f"holds a {type(cell).__name__}"
             raise DataError(f"row {row} of {self._where} {seen} where an encoded image was due")
@@ -98,11 +116,29 @@ class ImageStack:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", self._pillow.DecompressionBombWarning)
                 image = self._pillow.open(file, formats=_FORMATS)
+                if image.width * image.height > self._most_pixels:
+                    raise DataError(
+                        f"row {row} of {self._where} has {image.width}x{image.height} pixels, more than the "
+                        f"{self._most_pixels:,} that are decoded: pass max_pixels (--max-pixels) if it is to be trusted"
+                    )
                 image.load()
+        except DataError:
+            raise
         except Exception as error:  # OSError, SyntaxError, ValueError, struct.error: each format has its own
             said = " ".join(str(error).split())[:200]
             raise DataError(f"row {row} of {self._where} is not an image that decodes: {said}") from error
         return image
+
+    def _admitted(self, path: str, row: int) -> str:
+        """The path of an image in an image folder."""
+        if not os.path.normpath(path).startswith(self._roots or ("\0",)) or ".." in Path(path).parts:
+            raise DataError(
+                f"row {row} of {self._where} holds the path of a file, not an image: a table names no file of this "
+                "machine to open; store the encoded images in it"
+            )
+        if not os.path.isfile(path):  # a pipe would wait for ever
+            raise DataError(f"row {row} of {self._where}: {os.path.basename(path)} is no regular file")
+        return path
 
 
 def _say(shape: tuple[int, ...]) -> str:

@@ -19,13 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flatminima.data.decode import ImageStack
+from flatminima.data.card import refuse_named_places
+from flatminima.data.decode import MOST_PIXELS, ImageStack
 from flatminima.data.labelled import LabelledData
 from flatminima.errors import DataError, FlatMinimaError, MissingExtra, UnknownName
 
 _HUB_TIMEOUT = 5.0  # seconds; the longest a user waits to be told that there is no network
 _DECODE_BATCH = 1000  # rows per arrow batch: a few MB of encoded images
 _VALIDATION = ("validation", "valid", "val", "dev")
+_TABLES = ("parquet", "arrow", "cache")
+_KINDS = (*_TABLES, "imagefolder")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "fine_label", "labels", "target", "class")
 
@@ -40,10 +44,11 @@ def read(
     label_column: str | None = None,
     mode: str | None = None,
     image_size: int | None = None,
+    max_pixels: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> LabelledData:
     """One split of a folder or hub data set; `choose` maps its number of rows to the rows that are kept."""
-    dataset = _open(source, split, config)
+    dataset, roots = _open(source, split, config)
     image, label = _columns(dataset.features, image_column, label_column, source)
     rows = choose(len(dataset))
     if len(rows) == 0:
@@ -51,7 +56,14 @@ def read(
     if len(rows) < len(dataset):
         dataset = dataset.select(rows)
     where = f"{source} {split}"
-    images = ImageStack(len(rows), where, mode=mode, size=image_size)
+    images = ImageStack(
+        len(rows),
+        where,
+        mode=mode,
+        size=image_size,
+        roots=roots,
+        most_pixels=max_pixels or MOST_PIXELS,
+    )
     targets = np.empty(len(rows), dtype=np.int64)
     done = 0
     for table in dataset.select_columns([image, label]).with_format("arrow").iter(batch_size=_DECODE_BATCH):
@@ -102,21 +114,22 @@ def _guess(role: str, typed: Sequence[str], every: Sequence[str], names: Sequenc
     raise DataError(f"no {role} column found in {source} (columns {', '.join(every)}): pass {role}_column")
 
 
-def _open(source: str, split: str, config: str | None) -> Any:
-    """The `datasets.Dataset` of one split; every failure is one line."""
+def _open(source: str, split: str, config: str | None) -> tuple[Any, list[str]]:
+    """The `datasets.Dataset` of one split, and the folders below which its cells may name files; failures are one line.
+
+    Only a table of encoded images or a folder of them is read: some of the readers of `datasets` run what they read.
+    """
     folder = Path(source).expanduser()
-    local = folder.is_dir()
-    if not local and (folder.exists() or source[:1] in "/.~" or source.count("/") > 1 or os.sep == source[-1:]):
-        found = "is a file: pass the folder that holds it" if folder.exists() else "is not there"
-        raise DataError(f"the data folder {source!r} {found}")
+    local = bool(source) and folder.is_dir()
+    if local:
+        refuse_named_places(folder)
+    else:
+        _refuse_no_name(source, folder)
     try:
         import datasets
     except ImportError:
         raise MissingExtra("datasets", "data", f"loading {source!r}") from None
     online = local or _hub_answers(source)
-    if not online and "/" not in source:
-        # the cache files a local folder under its last name: offline, "mnist" could be any folder called that
-        raise DataError(_offline(source))
     # before version 4, datasets would ask whether to run a script that came with the data
     safe = {"trust_remote_code": False} if _asks_for_trust(datasets.load_dataset) else {}
     # resolved, because a bare "csv" or "text" would name a reader, not the folder
@@ -125,9 +138,13 @@ def _open(source: str, split: str, config: str | None) -> Any:
         try:
             builder = datasets.load_dataset_builder(path, config, **safe)
             online = True  # found in the cache, if not on the hub
+            kind = type(builder).__module__.rpartition(".")[2]
+            if kind not in _KINDS:
+                raise DataError(f"{source!r} is read as {kind!r}: pass a folder of Parquet files or of images")
+            roots = [] if kind in _TABLES else [path] if local else _caches(datasets)
             known = [str(name) for name in (builder.info.splits or builder.config.data_files or ())]
             wanted = "+".join(_resolve(part, known, source) for part in split.split("+"))
-            return datasets.load_dataset(path, config, split=wanted, **safe)
+            return datasets.load_dataset(path, config, split=wanted, **safe), roots
         except FlatMinimaError:
             raise
         except Exception as error:  # datasets, pyarrow, fsspec and the hub each have their own
@@ -135,6 +152,32 @@ def _open(source: str, split: str, config: str | None) -> Any:
                 raise DataError(_offline(source)) from error
             said = " ".join(str(error).split())[:300]
             raise DataError(f"cannot load {source!r}: {said or type(error).__name__}") from error
+
+
+def _refuse_no_name(source: str, folder: Path) -> None:
+    """What is no folder goes to the hub only where it cannot be a mistyped one: its name would leave this machine."""
+    if source and folder.exists():
+        raise DataError(f"the data folder {source!r} is a file: pass the folder that holds it")
+    if source[:1] in ("/", ".", "~", "") or source.count("/") > 1 or source.endswith(("/", os.sep)):
+        raise DataError(f"the data folder {source!r} is not there")
+    if not _HUB_NAME.fullmatch(source):
+        raise DataError(
+            f"no folder {source!r} here, and no name of the Hugging Face hub, which is organisation/name: "
+            "pass a local folder, or 'digits'"
+        )
+    if folder.parent.is_dir():
+        raise DataError(
+            f"no folder {source!r} here, although {str(folder.parent)!r} is one: check the path (the hub was not asked)"
+        )
+
+
+def _caches(datasets: Any) -> list[str]:
+    """Where files from the hub lie on this machine."""
+    from huggingface_hub import constants
+
+    config = datasets.config
+    own = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
+    return [str(place) for place in (*own, constants.HF_HUB_CACHE)]
 
 
 def _offline(source: str) -> str:

@@ -37,6 +37,7 @@ def load(
     label_column: str | None = None,
     mode: str | None = None,
     image_size: int | None = None,
+    max_pixels: int | None = None,
     progress: Progress | None = None,
 ) -> LabelledData:
     """One split of one source, decoded into uint8 tensors.
@@ -55,6 +56,7 @@ def load(
             `class`).
         mode: "L" (grey) or "RGB": convert every image; None keeps one mode and refuses a mixture.
         image_size: resize every image to this many pixels square; None refuses a mixture of sizes.
+        max_pixels: of one image, 16.8 million unless given: a small file may decode to gigabytes.
         progress: called as progress(done, total, text) while images are decoded.
 
     Returns:
@@ -70,12 +72,14 @@ def load(
         >>> load("digits", "test").inputs.shape
         torch.Size([539, 1, 8, 8])
     """
+    if max_pixels is not None and max_pixels < 1:
+        raise DataError(f"max_pixels={max_pixels}: at least one pixel is needed")
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit}: at least one sample is needed")
     name = os.fspath(source)
     if name == _DIGITS:
-        if any(option is not None for option in (config, image_column, label_column, mode, image_size)):
-            raise DataError("the embedded digits take no config, column, mode or image_size: use limit and split")
+        if any(option is not None for option in (config, image_column, label_column, mode, image_size, max_pixels)):
+            raise DataError("the embedded digits take no config, column, mode, size or max_pixels: use limit and split")
         return _digits(split, limit)
     return huggingface.read(
         name,
@@ -86,6 +90,7 @@ def load(
         label_column=label_column,
         mode=mode,
         image_size=image_size,
+        max_pixels=max_pixels,
         progress=progress,
     )
 

@@ -119,12 +119,13 @@ def load_tensors(
     label_column: str | None = None,
     mode: str | None = None,
     image_size: int | None = None,
+    max_pixels: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A source as a network takes it: float32 inputs and int64 targets.
 
     Args:
-        source, split, limit, config, image_column, label_column, mode, image_size, progress: as for `load`.
+        source, split, limit, config, image_column, label_column, mode, image_size, max_pixels, progress: as for `load`.
         scaling: "unit" for inputs in [0, 1]; "standard" for zero mean and unit standard deviation by channel
             over the source's whole train split, independent of `split` and `limit` (reads that split as
             well); a Normalisation to use recorded statistics.
@@ -153,6 +154,7 @@ def load_tensors(
             label_column=label_column,
             mode=mode,
             image_size=image_size,
+            max_pixels=max_pixels,
             progress=progress,
         )
 

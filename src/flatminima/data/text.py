@@ -248,6 +248,8 @@ def _read(path: Path) -> list[Row]:
     suffix = path.suffix.lower()
     if path.is_dir() or suffix not in SUFFIXES:
         raise DataError(f"got {path} as texts; expected a file that ends with one of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(f"{path} is no regular file; expected texts")
     try:
         if suffix == ".parquet":
             return _parquet(path)
@@ -259,7 +261,10 @@ def _read(path: Path) -> list[Row]:
     if suffix == ".txt":
         return [{"text": line} for line in text.split("\n") if line.strip()]
     if suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline="")))
+        try:
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise DataError(f"{path} is no CSV: {error}") from None
     return _json_lines(text, path)
 
 
@@ -270,8 +275,9 @@ def _json_lines(text: str, path: Path) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"line {i} of {path} is not JSON: {error.msg}; one object a line is expected") from None
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", None) or "nested too deeply"
+            raise DataError(f"line {i} of {path} is not JSON: {reason}; one object a line is expected") from None
         if not isinstance(row, str | dict):
             raise DataError(f"line {i} of {path} is a {type(row).__name__}; expected an object or a text")
         rows.append({"text": row} if isinstance(row, str) else row)

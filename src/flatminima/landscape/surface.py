@@ -6,7 +6,8 @@ Only the weights are moved: eval mode, BatchNorm with the statistics of the mini
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from flatminima import progress
 from flatminima.core.ambient import in_neutral
+from flatminima.core.keeping import ABSENT, content_of, keeper, quietly
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Gaussian, Perturbation, Relative, describe
 from flatminima.display import html
@@ -152,11 +154,15 @@ def landscape(
     with minimum.open(), torch.no_grad():
         weights = minimum.parameters.flat()
         centre, _ = _means(minimum, indices)
-        for i, point in enumerate(grid):
-            shift = torch.from_numpy(point).to(vectors) @ vectors
-            with minimum.at(weights + shift.to(weights)):
-                values[i] = _means(minimum, indices)
-            progress.report("landscape", i + 1, len(grid))
+        with _kept(
+            minimum, values, f"landscape {content_of({'': vectors})} {radius} {steps} {samples} {seed}"
+        ) as begun:
+            for i in range(begun.count, len(grid)):
+                shift = torch.from_numpy(grid[i]).to(vectors) @ vectors
+                with minimum.at(weights + shift.to(weights)):
+                    values[i] = _means(minimum, indices)
+                begun.count = i + 1
+                progress.report("landscape", i + 1, len(grid))
         sigma = noise.scale.of(weights).double()
     rms = math.sqrt(noise.second_moment * float(sigma.square().sum()))
     shape = (steps,) * count
@@ -172,6 +178,30 @@ def landscape(
         len(indices),
         minimum.loss.name,
     )
+
+
+@dataclass
+class _Begun:
+    """How many points of a landscape are known."""
+
+    count: int = 0
+
+
+@contextmanager
+def _kept(minimum: Minimum, values: np.ndarray[Any, np.dtype[np.float64]], name: str) -> Iterator[_Begun]:
+    """The points that an earlier run of the same command found; those of this one are kept where it is stopped."""
+    kept, content, begun = keeper(), None, _Begun()
+    if kept is not None:
+        content = minimum.content()
+        found = ABSENT if content is None else kept.get(f"{content} {name}")
+        if isinstance(found, np.ndarray) and found.shape[1:] == values.shape[1:] and len(found) <= len(values):
+            values[: len(found)], begun.count = found, len(found)
+    try:
+        yield begun
+    except BaseException:
+        if kept is not None and content is not None and begun.count:
+            quietly(lambda: kept.put(f"{content} {name}", values[: begun.count]))
+        raise
 
 
 def _means(minimum: Minimum, indices: Tensor) -> tuple[float, float]:

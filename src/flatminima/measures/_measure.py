@@ -10,6 +10,7 @@ from inspect import signature
 from typing import Any, Concatenate, ParamSpec
 
 from flatminima import catalog
+from flatminima.core.ambient import neutral
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Absent, FlatMinimaError, Undefined, UsageError
 from flatminima.estimate import Estimate
@@ -27,7 +28,8 @@ def measure(function: Function[P]) -> Function[P]:
     def measured(minimum: Statistics, /, *args: P.args, **kwargs: P.kwargs) -> Estimate:
         arguments.bind(minimum, *args, **kwargs)  # a wrong argument is the caller's, and no property of the network
         try:
-            return replace(_told(function(minimum, *args, **kwargs)), direction=direction)
+            with neutral():  # its arithmetic on what is known too, and no other thread in between
+                return replace(_told(function(minimum, *args, **kwargs)), direction=direction)
         except FlatMinimaError as error:
             if not isinstance(error, Undefined):
                 raise

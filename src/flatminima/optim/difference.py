@@ -77,8 +77,8 @@ class Weights:
 
     def displace(self, direction: Gradients, by: float) -> None:
         """w + by * direction."""
-        moved = [(p.detach(), g) for p, g in zip(self.all, direction, strict=True) if g is not None]
-        torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=by)
+        pairs = [(p.detach(), g) for p, g in zip(self.all, direction, strict=True) if g is not None]
+        torch._foreach_add_([p for p, _ in pairs], [g for _, g in pairs], alpha=by)
         torch.clear_autocast_cache()
 
     def restore(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, overload
 import torch
 from torch import Tensor
 
+from flatminima.core.moved import put_back
 from flatminima.optim.guards import Guards
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ class Displacement:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}  # of every `Shared` attribute
         self.moved: list[tuple[Tensor, Tensor]] = []  # (weights, what they were)
+        self.marks: list[int] = []  # of `core.moved`
         self.inside = False
         self.entered = False  # since the last step: the gradients are those of a block
         self.blocks = 0  # entered so far
@@ -51,6 +53,7 @@ class Displacement:
         self.moved = []
         self.inside = False
         self.guards.leave()
+        put_back(self.marks)
 
 
 class Shared(Generic[T]):

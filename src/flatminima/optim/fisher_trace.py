@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.moved import mark_moved, put_back
 from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
 from flatminima.optim import ranks
@@ -151,6 +152,7 @@ class FisherTrace:
         if self.mode == "difference" and self.beta > 0:
             check_precision(weights.all, self.step, self.alpha)
         ranks.share_buffers(self.model)
+        marks = mark_moved(weights.all)  # waits for a measurement, and none begins in another thread
         accumulated = [p.grad for p in weights.all]
         try:
             for p in weights.all:
@@ -159,6 +161,7 @@ class FisherTrace:
         finally:
             for p, before in zip(weights.all, accumulated, strict=True):
                 p.grad = before
+            put_back(marks)
         total = ranks.mean(self.model, total, weights.all)
         self._clip(total)
         for p, g in zip(weights.all, total, strict=True):

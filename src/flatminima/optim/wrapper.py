@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatminima.core.ambient import LOCK
+from flatminima.core.moved import mark_moved, put_back
 from flatminima.errors import UsageError
 from flatminima.optim.adoption import adopt
 from flatminima.optim.displacement import Displacement, Gradients, Shared
@@ -135,8 +137,9 @@ class Wrapper(Optimizer, ABC):
         self._outside("perturbed()")
         self._complete()
         at = self._at
+        marks = mark_moved(self._parameters())  # waits for a measurement, refuses where another thread has them
         try:
-            at.inside = True
+            at.marks, at.inside = marks, True
             with torch.no_grad():
                 self._displace()
             at.guards.enter(self._parameters(), self.model)
@@ -175,7 +178,11 @@ class Wrapper(Optimizer, ABC):
                 "`with opt.optimizer.perturbed():` and call step() without one"
             )
         if closure is not None:
-            loss, has_gradient = self._run(closure)
+            marks = mark_moved(self._parameters())  # its passes at w too: no measurement moves the weights meanwhile
+            try:
+                loss, has_gradient = self._run(closure)
+            finally:
+                put_back(marks)
             if not has_gradient:
                 at.end()
                 return loss
@@ -197,7 +204,7 @@ class Wrapper(Optimizer, ABC):
                     f"got a sparse gradient of a parameter of shape {tuple(g.shape)}; "
                     "make the embedding with sparse=False"
                 )
-        with torch.no_grad():
+        with LOCK, torch.no_grad():  # a measurement in another thread would put the weights back
             if at.blank:
                 hide(self.base)
             at.blank = False
@@ -217,7 +224,8 @@ class Wrapper(Optimizer, ABC):
         if at.complete is not None and (at.micro_batches or not at.complete()):
             return  # in the middle of a step of several micro-batches
         at.cleared = True
-        self.base.zero_grad(set_to_none)
+        with LOCK:
+            self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self._outside("add_param_group()")

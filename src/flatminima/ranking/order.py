@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatminima.errors import UsageError
+from flatminima.shown import shown
 from flatminima.table import MeasureTable
 
 _RESAMPLES = 2_000
@@ -157,7 +158,7 @@ def render_order(found: Order, console: Any) -> None:
     grid.add_column("is best", justify="right", no_wrap=True)
     for place in found.places:
         interval = Text(f"{place.low:.1f} to {place.high:.1f}")
-        grid.add_row(Text(place.name), f"{place.rank:.2f}", interval, f"{place.best:.0%}")
+        grid.add_row(Text(shown(place.name)), f"{place.rank:.2f}", interval, f"{place.best:.0%}")
     console.print(grid)
     voters = ", ".join(found.measures)
     console.print(Text(f"by {len(found.measures)} measures ({voters}); their agreement W = {found.agreement:.2f} of 1"))

@@ -5,12 +5,12 @@ Each is a document of JSON; the page shows it as tables, with the pictures that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flatminima.reading import parsed, read_text
 from flatminima.report.page import render, version_rows
 from flatminima.report.sections import pictures
 
@@ -89,7 +89,7 @@ def training(document: Document, folder: Path) -> Page:
     epochs = []
     metrics = folder / "metrics.jsonl"
     if metrics.is_file():
-        epochs = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+        epochs = [parsed(line) for line in read_text(metrics).splitlines() if line.strip()]
     heads = tuple(dict.fromkeys(key for row in epochs for key, value in row.items() if isinstance(value, int | float)))
     rows = tuple(tuple(row.get(key) for key in heads) for row in epochs)
     return Page(

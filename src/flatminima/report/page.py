@@ -13,6 +13,7 @@ from flatminima.io import write_whole
 from flatminima.report import plots
 from flatminima.report.sections import heat_map, pictures
 from flatminima.report.theme import GLYPHS, PALETTE
+from flatminima.shown import shown_lines
 
 
 def write_report(results: dict[str, Any], path: str | Path) -> None:
@@ -226,5 +227,12 @@ def _command(options: dict[str, Any]) -> str:
 
 def render(template: str, **values: Any) -> str:
     loader = PackageLoader("flatminima.report", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
+    )
     return environment.get_template(template).render(**values)
+
+
+def _shown(value: Any) -> Any:
+    """A name without what a reader would not see; figures and numbers as they are."""
+    return shown_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.catalog import MEASURES
 from flatminima.report.theme import GREY, MARKERS, PALETTE, WIDTH, style, svg
+from flatminima.shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def ranking(correlations: dict[str, Any]) -> str:
             axes.plot(c["tau"], i, "o" if sure else "D", color=colour, ms=6, gid=f"tau{i}")
             titles[f"tau{i}"] = f"{name}: {c['tau']:+.2f} ({c['low']:+.2f} to {c['high']:+.2f})"
         axes.axvline(0, color=GREY, lw=0.8)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [shown(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlim(-1.05, 1.05)
         axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
@@ -149,7 +150,7 @@ def certificate_terms(
             axes.barh(0, 100 * value, left=start, color=colour, height=0.6, label=f"{name}, {share:.0f}% of it")
             start += 100 * value
         axes.barh(range(1, len(names)), [100 * value for value in beside.values()], color=GREY, height=0.6)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [shown(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlabel("0-1 error (%)")
         axes.grid(axis="x")
@@ -170,9 +171,9 @@ def layers(values: dict[str, float], label: str, name: str, errors: dict[str, fl
         axes.barh(
             range(len(kept)), bars, xerr=spread if any(spread) else None, color=PALETTE[0], ecolor=GREY, height=0.6
         )
-        axes.set_yticks(range(len(kept)), kept)
+        axes.set_yticks(range(len(kept)), [shown(layer) for layer in kept])
         axes.invert_yaxis()
-        axes.set_xlabel(label)
+        axes.set_xlabel(shown(label))
         axes.grid(axis="x")
         return svg(figure, f"{label}, one bar a layer")
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flatminima.reading import read_bytes
+
 _NOISE = "The band or ellipse is the reach of random noise on the weights; it may be smaller than a line."
 PICTURES = {
     "landscape.svg": ("The loss around the minimum", _NOISE),
@@ -59,6 +61,6 @@ def pictures(folder: Path) -> list[dict[str, str]]:
     for name, (title, caption) in PICTURES.items():
         file = folder / name
         if file.is_file():
-            data = base64.b64encode(file.read_bytes()).decode()
+            data = base64.b64encode(read_bytes(file)).decode()
             found.append({"title": title, "caption": caption, "source": f"data:image/svg+xml;base64,{data}"})
     return found

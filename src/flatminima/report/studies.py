@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.io import write_whole
+from flatminima.reading import read_bytes
 from flatminima.report.page import render
 
 _SHORT = 0.005  # hours of a core, below which a number says nothing
@@ -114,8 +115,8 @@ def _shown(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     own = folder / document.get("place", document["id"])
     figure = own / "figure.png"
     picture = ""
-    if figure.exists():
-        picture = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
+    if figure.is_file():
+        picture = "data:image/png;base64," + base64.b64encode(read_bytes(figure)).decode()
     claims = [_row(claim) for claim in document["claims"]]
     differ = document.get("deviations") or []
     return document | {

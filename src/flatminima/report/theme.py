@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from flatminima.shown import shown
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -70,7 +72,7 @@ def svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> 
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for gid, title in (titles or {}).items():
-        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(title)}</title>', 1)
+        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(shown(title))}</title>', 1)
     text = re.sub(r"<style.*?</style>|font-family: [^;]*; ", "", text, flags=re.DOTALL)  # the page's own rules apply
     # ids are the page's, and several figures would share figure_1
     prefix = re.sub(r"\W+", "-", str(matplotlib.rcParams["svg.hashsalt"]))
@@ -78,7 +80,7 @@ def svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> 
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text).replace(_TEXT, "currentColor")
     for i, colour in enumerate(PALETTE):
         text = text.replace(colour, f"var(--c{i})")
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(label, quote=True)}" ', text, count=1)
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(shown(label), quote=True)}" ', text, count=1)
 
 
 def standalone(element: str) -> str:

@@ -8,7 +8,6 @@ process at a time: several that share a folder share the work, and leave alone w
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ import torch
 
 from flatminima import interrupts
 from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError, WriteFailed
-from flatminima.io import claimed
+from flatminima.io import claimed, json_text
 from flatminima.studies import resumable
 from flatminima.studies.images import on
 from flatminima.studies.shelf import Run, read, succeeded, under_way
@@ -149,7 +148,7 @@ def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
     try:
         with on(work.device):
             result: Result = run(work.config, work.sources)
-        json.dumps(result, allow_nan=False)
+        json_text(result, None)
         outcome = {"result": result}
     except (Exception, SystemExit) as error:  # recorded, and shown; the other runs go on
         outcome = {"error": f"{type(error).__name__}: {error}"}

@@ -5,12 +5,13 @@ A study's folder has the results of the scale that ran last, and those of anothe
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from flatminima.errors import UsageError
+from flatminima.io import LOCK
+from flatminima.reading import read_json
 from flatminima.studies.study import SCALES
 
 RESULTS = "results.json"
@@ -40,20 +41,20 @@ def set_aside(place: Path, scale: str) -> None:
     """Make way for the results of a scale: those of another go into a folder of its name, an older one goes."""
     shutil.rmtree(place / scale, ignore_errors=True)
     try:
-        before = json.loads((place / RESULTS).read_text(encoding="utf-8"))["scale"]
+        before = read_json(place / RESULTS)["scale"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if before == scale or before not in SCALES:
         return
     (place / before).mkdir(exist_ok=True)
     for file in place.iterdir():
-        if file.is_file():
+        if file.is_file() and file.name != LOCK:
             file.replace(place / before / file.name)
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document: dict[str, Any] = read_json(file, finite=True)
         if document["id"] != name or not all(key in document for key in _KEYS):
             raise ValueError("not the results of this study")
     except (OSError, ValueError, KeyError, TypeError) as error:

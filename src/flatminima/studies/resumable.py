@@ -5,7 +5,6 @@ A study calls `train` here instead of `training.train`; called outside of a run 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.reading import read_json, read_text
 from flatminima.training import History, Session, TrainConfig, Training
 from flatminima.training.session import CONFIGURATION, METRICS
 from flatminima.training.steps import Augment, Backward
@@ -96,8 +96,8 @@ def train(
 def share(folder: Path) -> float:
     """How much of a run is done, in [0, 1), by the epochs of its first training; 0 if it has not begun."""
     try:
-        total = json.loads((folder / "0" / CONFIGURATION).read_text(encoding="utf-8"))["epochs"]
-        done = (folder / "0" / METRICS).read_text(encoding="utf-8").count("\n")
+        total = read_json(folder / "0" / CONFIGURATION)["epochs"]
+        done = read_text(folder / "0" / METRICS).count("\n")
     except (OSError, ValueError, KeyError):
         return 0.0
     return min(done / float(total), _NEARLY)

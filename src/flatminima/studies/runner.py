@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -10,7 +9,7 @@ from typing import Any
 
 from flatminima import progress
 from flatminima.errors import UsageError
-from flatminima.io import versions, write_whole
+from flatminima.io import PATIENCE, claimed, json_text, versions, write_whole
 from flatminima.report.theme import style
 from flatminima.studies.claims import of_study
 from flatminima.studies.engines import Work, execute
@@ -90,10 +89,11 @@ def reproduce(
         "versions": versions(),
     }
     document["claims"] = judged(study, document)
-    set_aside(folder, scale)
-    write_whole(folder / RESULTS, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    if results:
-        _draw(study, results, folder)
+    with claimed(folder, wait=PATIENCE):
+        set_aside(folder, scale)
+        write_whole(folder / RESULTS, json_text(document) + "\n")
+        if results:
+            _draw(study, results, folder)
     return document
 
 

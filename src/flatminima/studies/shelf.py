@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatminima.io import make_folder, run_key, versions, write_whole
+from flatminima.io import json_text, make_folder, run_key, versions, write_whole
+from flatminima.reading import Unreadable, read_json
 from flatminima.studies.study import Config, Study
 
 UNDER_WAY = ".part"
@@ -48,14 +49,14 @@ class Shelf:
     def put(self, config: Config, run: Run) -> None:
         """Write a run down; if it has a result, clear away what it kept while it was under way."""
         file = self.file(config)
-        write_whole(file, json.dumps(run, indent=1, allow_nan=False) + "\n")
+        write_whole(file, json_text(run) + "\n")
         if succeeded(run):
             shutil.rmtree(under_way(file), ignore_errors=True)
 
     def committed(self, results: Path) -> Callable[[Config], Run | None]:
         """The runs of a results.json of these versions, by configuration: a clone has that file, and not the shelf."""
         try:
-            document = json.loads(results.read_text(encoding="utf-8"))
+            document = read_json(results, finite=True)
             runs = document["runs"] if document["versions"] == versions() else []
             known = {json.dumps(run["config"], sort_keys=True): run for run in runs if succeeded(run)}
         except (OSError, ValueError, KeyError, TypeError):
@@ -74,10 +75,20 @@ class Shelf:
 def read(file: Path) -> Run | None:
     """A run that was written down; None if there is none, or the file is damaged."""
     try:
-        found: Run = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found: Run = read_json(file, finite=True)
+    except Unreadable:
         return None
-    return found if isinstance(found, dict) and "seconds" in found else None
+    return found if _whole(found) else None
+
+
+def _whole(found: Any) -> bool:
+    """Whether it has the form of a run."""
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        return False
+    seconds = found.get("seconds")
+    return (
+        isinstance(seconds, int | float) and not isinstance(seconds, bool) and ("result" in found or "error" in found)
+    )
 
 
 def succeeded(run: Run | None) -> bool:

@@ -9,7 +9,6 @@ the gradient vanishes, as curvature half a step beside it can be another by a fa
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from flatminima.bounds import uniform_perturbation, uniform_sigma
-from flatminima.io import write_whole
+from flatminima.io import json_text, write_whole
 from flatminima.report.theme import PALETTE
 from flatminima.studies._toy import boundary, mean_under_noise, samples, smoothed
 from flatminima.studies.study import Config, Result, Sources, Study, is_first
@@ -365,7 +364,7 @@ def page(results: Sequence[Result], folder: Path) -> None:
         r = shown[0]
         data = r["surfaces"] | {name: r[name] for name in ("sharp", "flat")}
         template = (Path(__file__).parent / "surface.html").read_text(encoding="utf-8")
-        write_whole(folder / "surface.html", template.replace("/*DATA*/null", json.dumps(data, allow_nan=False)))
+        write_whole(folder / "surface.html", template.replace("/*DATA*/null", json_text(data, None)))
 
 
 STUDY = Study(

@@ -6,13 +6,13 @@ run that is resumed from an earlier step writes on: of rows at the same or a lat
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from flatminima.errors import UsageError
-from flatminima.io import append_line, make_folder
+from flatminima.io import append_line, json_text, make_folder
+from flatminima.reading import Unreadable, parsed, read_bytes
 
 SCHEMA = 1
 Row = dict[str, Any]
@@ -28,15 +28,15 @@ def read(path: str | os.PathLike[str]) -> tuple[Header, list[Row]]:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror or error}; give the log=... of a tracker") from None
+        text = read_bytes(file).decode("utf-8", "replace")
+    except Unreadable as error:
+        raise UsageError(f"cannot read {file}: {error}; give the log=... of a tracker") from None
     header: Header | None = None
     rows: list[Row] = []
     for line in text.splitlines():
         try:
-            found = json.loads(line)
-        except ValueError:  # a line that was being written when the machine stopped
+            found = parsed(line)
+        except Unreadable:  # a line that was being written when the machine stopped
             continue
         if not isinstance(found, dict):
             continue
@@ -76,10 +76,10 @@ class Log:
                         f"{self.path} is the log of a run with {key}={before.get(key)!r}, not {header.get(key)!r}: "
                         "choose another log"
                     )
-            if not self.path.read_bytes().endswith(b"\n"):
+            if not read_bytes(self.path).endswith(b"\n"):
                 append_line(self.path, "")  # ends half a line, which a reader drops
-        append_line(self.path, json.dumps(header, allow_nan=False))
+        append_line(self.path, json_text(header, None))
 
     def write(self, row: Row) -> None:
         """Append a row."""
-        append_line(self.path, json.dumps(row, allow_nan=False))
+        append_line(self.path, json_text(row, None))

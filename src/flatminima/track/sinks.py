@@ -6,14 +6,13 @@ do, so that none of them is imported here.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from flatminima.errors import UsageError
-from flatminima.io import append_line
+from flatminima.io import append_line, json_text
 
 Values = dict[str, float]
 Sink = Callable[[int, Values], None]
@@ -52,7 +51,7 @@ def jsonl(path: str | os.PathLike[str]) -> Sink:
     file = Path(path)
 
     def write(step: int, values: Values) -> None:
-        append_line(file, json.dumps({"step": step, **values}, allow_nan=False))
+        append_line(file, json_text({"step": step, **values}, None))
 
     return write
 

@@ -27,6 +27,7 @@ from flatminima.core.parameters import unwrap
 from flatminima.errors import Absent, Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.io import versions, write_whole
+from flatminima.reading import refuse_other_files
 from flatminima.rounds import measure
 from flatminima.track.check import Check
 from flatminima.track.events import events
@@ -334,6 +335,7 @@ class Tracker:
             state = self._state_file()
             if self.rows and state.exists():
                 try:
+                    refuse_other_files(state)
                     self.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
                 except Exception as error:  # a damaged file may raise anything; the rows are there
                     self._say(f"cannot go on from {state}: {Absent.of(error).reason}; the next check begins afresh")

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from flatminima import interrupts
-from flatminima.errors import CheckpointError, UsageError
-from flatminima.io import append_line, cannot_write, make_folder, write_whole
+from flatminima.errors import CheckpointError, ReadFailed, UsageError
+from flatminima.io import append_line, cannot_write, json_text, make_folder, write_whole
+from flatminima.reading import Unreadable, parsed, read_json, read_text, refuse_other_files
 from flatminima.training.history import History
 from flatminima.training.loop import Training
 
@@ -111,12 +112,14 @@ class Session:
     def _claim(self, configuration: Row) -> None:
         """Of this folder for this configuration."""
         file = self.folder / CONFIGURATION
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            write_whole(file, json.dumps(configuration, indent=1) + "\n")
+        if not os.path.lexists(file):
+            write_whole(file, json_text(configuration, finite=False) + "\n")
             return
-        except (OSError, ValueError) as error:
+        try:
+            found = read_json(file)
+            if not isinstance(found, dict):
+                raise Unreadable("it holds no JSON object")
+        except Unreadable as error:
             raise UsageError(
                 f"cannot read {file}: {error}; choose another --output, or start over with --fresh"
             ) from None
@@ -124,7 +127,7 @@ class Session:
         other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         longer = other == ["epochs"] and found.get("epochs", 0) < wanted["epochs"]
         if longer and self.fixed is None:
-            write_whole(file, json.dumps(configuration, indent=1) + "\n")
+            write_whole(file, json_text(configuration, finite=False) + "\n")
         elif other:
             key = other[0]
             reason = f" ({self.fixed})" if longer else ""
@@ -139,20 +142,26 @@ class Session:
         file = self.folder / STATE
         if file.exists():
             try:
+                refuse_other_files(file)
                 training.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            except ReadFailed:
+                raise
             except Exception as error:  # a damaged file may raise anything
                 reason = " ".join(str(error).split())[:200]
                 raise CheckpointError(f"cannot go on from {file}: {reason}; start over with --fresh") from None
         metrics = self.folder / METRICS
-        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-        self.rows = [json.loads(line) for line in lines[: len(training.epochs)]]
+        try:
+            lines = read_text(metrics).splitlines() if metrics.exists() else []
+            self.rows = [parsed(line) for line in lines[: len(training.epochs)]]
+        except Unreadable as error:
+            raise CheckpointError(f"cannot go on from {metrics}: {error}; start over with --fresh") from None
         if self.writes:
-            write_whole(metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
+            write_whole(metrics, "".join(json_text(row, None, finite=False) + "\n" for row in self.rows))
 
     def _append(self, row: Row) -> None:
         self.rows.append(row)
         if self.writes:
-            append_line(self.folder / METRICS, json.dumps(row))
+            append_line(self.folder / METRICS, json_text(row, None, finite=False))
 
     def _save(self, training: Training) -> None:
         if self.writes:

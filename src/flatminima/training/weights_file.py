@@ -22,9 +22,11 @@ from torch import Tensor
 
 from flatminima.errors import CheckpointError, UsageError
 from flatminima.io import write_whole
+from flatminima.reading import Unreadable, cannot_read, refuse_other_files
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 _HEAD_BYTES = 512
+_EXPANDED = 1 << 26  # bytes: what a tensor with strides of 0 may always stand for
 _ALIGNED = 8  # bytes: where the tensors of a safetensors file begin
 _SAFETENSORS_HEADER = slice(8, 9)  # after the header's length comes its opening brace
 
@@ -44,10 +46,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if file.is_dir():
         raise CheckpointError(f"{file} is a folder: name the weights file inside it")
     try:
+        refuse_other_files(file)
         with file.open("rb") as handle:
             head = handle.read(_HEAD_BYTES)
+    except Unreadable as error:
+        raise CheckpointError(f"cannot read weights from {file}: {error}") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read weights from {file}: {error.strerror or error}") from error
+        raise cannot_read(file, error) from None
     _refuse_other_files(file, head)
     found = _safetensors(file) if head[_SAFETENSORS_HEADER] == b"{" else _torch(file)
     return _tensors(found, file)
@@ -132,10 +137,10 @@ def _torch(file: Path) -> object:
 
 def _tensors(found: object, file: Path) -> dict[str, Tensor]:
     """The state dictionary in what a file held, which may be one level down."""
-    if isinstance(found, Mapping):
-        for key in _NESTED:
-            if isinstance(found.get(key), Mapping):
-                return _tensors(found[key], file)
+    seen: set[int] = set()
+    while isinstance(found, Mapping) and id(found) not in seen:
+        seen.add(id(found))  # a file may hold a dictionary that holds itself
+        found = next((found[key] for key in _NESTED if isinstance(found.get(key), Mapping)), found)
     if not isinstance(found, Mapping) or not found:
         held = "an empty dictionary" if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise CheckpointError(f"{file} holds {held}, not a state dictionary: save model.state_dict()")
@@ -145,7 +150,22 @@ def _tensors(found: object, file: Path) -> dict[str, Tensor]:
             f"{file} holds {', '.join(foreign[:5]) or 'unnamed tensors'} beside or instead of tensors: "
             "save model.state_dict(), or put it under 'state_dict'"
         )
+    for name, tensor in found.items():
+        _refuse_unreal(str(name), tensor, file)
     return {str(key): value for key, value in found.items()}
+
+
+def _refuse_unreal(name: str, tensor: Tensor, file: Path) -> None:
+    """Tensors whose entries are not in the file: of no values, or few values that are claimed to be very many."""
+    if tensor.is_nested or tensor.is_meta:
+        raise CheckpointError(f"{file}: {name} is a {'nested tensor' if tensor.is_nested else 'tensor without values'}")
+    if tensor.layout != torch.strided:
+        return
+    full, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if full > max(_EXPANDED, 16 * held):
+        raise CheckpointError(
+            f"{file}: {name} is {held:,} bytes expanded to {full:,}: save tensors that hold their values (contiguous())"
+        )
 
 
 def _one_line(error: BaseException) -> str:

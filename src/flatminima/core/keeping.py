@@ -1,0 +1,193 @@
+"""Finished statistics on disk, so that a command that was stopped goes on where it was.
+
+A file each, named by the hash of the network's content, the data and the statistic's whole configuration. What is read
+is data: tensors, numbers and text, put into those of our dataclasses that are already known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatminima import interrupts
+from flatminima.errors import FlatMinimaError
+from flatminima.io import make_folder, versions, write_whole
+from flatminima.reading import refuse_other_files
+
+FOLDER = ".kept"
+ABSENT = object()
+_OURS = "flatminima."
+_kept: ContextVar[Keeper | None] = ContextVar("flatminima_keeping", default=None)
+
+
+class _Foreign(Exception):
+    """A value of a kind that is not kept."""
+
+
+class Keeper:
+    """Values in a folder, made at the first of them.
+
+    Args:
+        folder: of the command's results. asked: what the command was asked for; another one's values are not taken.
+    """
+
+    def __init__(self, folder: Path, asked: str = "") -> None:
+        self.folder, self.asked, self.count = folder / FOLDER, asked, 0
+
+    def get(self, name: str) -> Any:
+        """The value, or ABSENT: none, one that is damaged, or of other versions."""
+        path, name = self._path(name), f"{self.asked} {name}"
+        if not path.exists():
+            return ABSENT
+        try:
+            refuse_other_files(path)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            if found["name"] != name or found["versions"] != versions():
+                return ABSENT
+            value = _decoded(found["value"])
+        except Exception:  # a damaged file may raise anything; the work is then done again
+            return ABSENT
+        self.count += 1
+        return value
+
+    def put(self, name: str, value: Any) -> None:
+        """Keep a value, unless it is of a kind that is not kept.
+
+        Raises:
+            WriteFailed, UsageError: it cannot be written.
+        """
+        try:
+            document = {"name": f"{self.asked} {name}", "versions": versions(), "value": _encoded(value)}
+        except _Foreign:
+            return
+        make_folder(self.folder)
+        write_whole(self._path(name), lambda file: torch.save(document, file))
+        self.count += 1
+
+    def clear(self) -> None:
+        """Forget all, since the results are written or turned out to be wrong."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.count = 0
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{hashlib.blake2b(f'{self.asked} {name}'.encode(), digest_size=12).hexdigest()}.pt"
+
+
+def keeper() -> Keeper | None:
+    """Where values are kept at the moment; None: nowhere."""
+    return _kept.get()
+
+
+@contextmanager
+def keeping(folder: Path | None, asked: str) -> Iterator[None]:
+    """Within the block finished statistics are kept in a folder, and taken from it; None keeps nothing.
+
+    One that was stopped says how many there are; `done` clears them away.
+    """
+    if folder is None:
+        yield
+        return
+    found = Keeper(folder, asked)
+    token = _kept.set(found)
+    try:
+        yield
+    except interrupts.Interrupted as stop:
+        if found.count:
+            before = f"{stop.kept}; " if stop.kept else ""
+            stop.kept = f"{before}{found.count} finished statistics are kept; the same command goes on from there"
+        raise
+    finally:
+        _kept.reset(token)
+
+
+def done(folder: Path | None) -> None:
+    """The results are written: what was kept for them is no longer needed."""
+    if folder is not None:
+        Keeper(folder).clear()
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of tensors with their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        dense = tensor.detach().cpu()
+        dense = dense if dense.layout == torch.strided else dense.to_dense()
+        dense = torch.view_as_real(dense) if dense.is_complex() else dense
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):  # first: numpy's float is one of Python's
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            _refuse(value)
+        return ("array", torch.from_numpy(array.copy()), isinstance(value, np.generic))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu() if value.layout == torch.strided else _refuse(value)
+    if isinstance(value, tuple | list):
+        if type(value) not in (tuple, list):
+            _refuse(value)
+        return (type(value).__name__, [_encoded(v) for v in value])
+    if isinstance(value, Mapping):
+        if type(value) is not dict:
+            _refuse(value)
+        return ("dict", [[_encoded(k), _encoded(v)] for k, v in value.items()])
+    if is_dataclass(value) and type(value).__module__.startswith(_OURS):
+        return ("of", _name(type(value)), [[f.name, _encoded(getattr(value, f.name))] for f in fields(value)])
+    return _refuse(value)
+
+
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    kind = value[0]
+    if kind == "array":
+        array = value[1].numpy()
+        return array[()] if value[2] else array
+    if kind in ("tuple", "list"):
+        inner = [_decoded(v) for v in value[1]]
+        return tuple(inner) if kind == "tuple" else inner
+    if kind == "dict":
+        return {_decoded(k): _decoded(v) for k, v in value[1]}
+    made = _known()[value[1]]
+    instance: Any = object.__new__(made)
+    for name, inner in value[2]:
+        object.__setattr__(instance, name, _decoded(inner))
+    return instance
+
+
+def _known() -> dict[str, type]:
+    """Our dataclasses in modules that are loaded: no name in a file imports one."""
+    modules = [m for name, m in list(sys.modules.items()) if name.startswith(_OURS)]
+    kinds = [k for m in modules for k in list(vars(m).values()) if isinstance(k, type) and is_dataclass(k)]
+    return {_name(k): k for k in kinds if k.__module__.startswith(_OURS)}
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _refuse(value: Any) -> Any:
+    raise _Foreign(type(value).__name__)
+
+
+def quietly(put: Callable[[], None]) -> None:
+    """A value that cannot be kept (a full disk) stops nothing: it is only not kept."""
+    with contextlib.suppress(FlatMinimaError):
+        put()

@@ -1,0 +1,102 @@
+"""Documents as untrusted input: a regular file of a bounded size, and JSON that may hold anything.
+
+Whatever is wrong with one is a `Unreadable`, which each reader turns into its own words; what the system refuses for
+want of permission is none, since the file may be whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from flatminima.errors import ReadFailed
+from flatminima.io import NOT_USAGE
+
+MOST = 1 << 28  # bytes of a document
+
+
+class Unreadable(ValueError):
+    """A file that is absent, of another kind, too large or no JSON; the message is the reason alone."""
+
+
+def refuse_other_files(path: str | os.PathLike[str]) -> int:
+    """Size of a regular file, in bytes; a pipe or a device, which may never end, is refused before it is opened.
+
+    Raises:
+        Unreadable: it is none, or is not there. ReadFailed: the system does not let it be looked at.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:  # the second: a null byte in the name
+        raise cannot_read(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise Unreadable(f"it is {kind}")
+    return found.st_size
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = MOST) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        Unreadable: no such file, another kind of file, more than `most` bytes. ReadFailed: the system refused.
+    """
+    size = refuse_other_files(path)
+    if size > most:
+        raise Unreadable(f"it has {size:,} bytes, more than the {most:,} that are read")
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
+def read_text(path: str | os.PathLike[str], most: int = MOST) -> str:
+    """The same as text, UTF-8.
+
+    Raises:
+        Unreadable, ReadFailed: as `read_bytes`.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError:
+        raise Unreadable("it is not text") from None
+
+
+def read_json(path: str | os.PathLike[str], most: int = MOST, *, finite: bool = False) -> Any:
+    """What a JSON file holds; `finite` refuses NaN and infinities, which JSON has not.
+
+    Raises:
+        Unreadable: as `read_bytes`, or it is no JSON, or nested too deeply. ReadFailed: the system refused.
+    """
+    return parsed(read_text(path, most), finite=finite)
+
+
+def parsed(text: str, *, finite: bool = False) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        Unreadable: nothing, or too deeply nested.
+    """
+    try:
+        return json.loads(text, parse_constant=_refused if finite else None)
+    except RecursionError:
+        raise Unreadable("it is nested too deeply") from None
+    except ValueError as error:
+        raise Unreadable(f"it is no JSON: {error}") from None
+
+
+def _refused(constant: str) -> float:
+    raise Unreadable(f"it holds {constant}, which is no JSON")
+
+
+def cannot_read(path: str | os.PathLike[str], error: OSError | ValueError) -> Unreadable | ReadFailed:
+    """The error to raise for a path that the system refused to read."""
+    if isinstance(error, OSError) and error.errno in NOT_USAGE:
+        return ReadFailed(f"cannot read {Path(path)}: {error.strerror}; see to it, and run the same again")
+    if isinstance(error, FileNotFoundError):
+        return Unreadable("there is no such file")
+    return Unreadable(getattr(error, "strerror", None) or str(error))

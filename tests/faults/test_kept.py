@@ -1,0 +1,139 @@
+"""A measurement that is stopped keeps its finished statistics, says so, and the same command goes on with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flatminima import Minimum, catalog, measure
+from flatminima.core import keeping
+from flatminima.core.keeping import ABSENT, FOLDER, Keeper
+from flatminima.testing.state import bits
+from hostile import MLP, spoken
+
+COMMANDS = {
+    "measure": ["measure", *MLP, "--limit", "60", "--subset", "6", "--measures",
+                "margin,fisher_trace,hessian_trace,sharpness,hessian_top_eigenvalue"],
+    "explain": ["measure", *MLP, "--limit", "60", "--subset", "6", "--explain", "--measures", "margin,frobenius_norm"],
+    "landscape": ["landscape", *MLP, "--steps", "5", "--samples", "20"],
+}  # fmt: skip
+FILES = {"measure": "measures.json", "explain": "measures.json", "landscape": "landscape.json"}
+
+
+def numbers(document: Any) -> Any:
+    """Without what a second run need not repeat: seconds, and passes that were not needed."""
+    if isinstance(document, dict):
+        left = ("seconds", "forward_passes", "backward_passes", "command", "source", "notes")
+        return {k: numbers(v) for k, v in document.items() if k not in left}
+    return [numbers(v) for v in document] if isinstance(document, list) else document
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_was_finished_is_kept_and_used(
+    name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert spoken(*COMMANDS[name], "--output", str(whole))[0] == 0
+    put, means, done = Keeper.put, "flatminima.landscape.surface._means", [0]
+
+    def one_more() -> None:
+        done[0] += 1
+        if done[0] == 3:
+            os.kill(os.getpid(), number)
+
+    def putting(self: Keeper, key: str, value: Any) -> None:
+        put(self, key, value)
+        one_more()
+
+    def counting(minimum: Any, indices: Any, real: Any = None) -> Any:
+        one_more()
+        return real_means(minimum, indices)
+
+    from flatminima.landscape import surface
+
+    real_means = surface._means
+    with monkeypatch.context() as patch:
+        if name == "landscape":
+            patch.setattr(means, counting)
+        else:
+            patch.setattr(Keeper, "put", putting)
+        code, out, err = spoken(*COMMANDS[name], "--output", str(stopped))
+    assert code == 128 + number and "Traceback" not in err and out == ""
+    assert "finished statistics are kept; the same command goes on from there" in err.splitlines()[-1]
+    assert FOLDER in [path.name for path in stopped.iterdir()]
+    taken: list[str] = []
+    get = Keeper.get
+
+    def getting(self: Keeper, key: str) -> Any:
+        found = get(self, key)
+        taken.extend([key] if found is not ABSENT else [])
+        return found
+
+    monkeypatch.setattr(Keeper, "get", getting)
+    assert spoken(*COMMANDS[name], "--output", str(stopped))[0] == 0
+    assert len(taken) >= (1 if name == "landscape" else 3)
+    one, two = (json.loads((folder / FILES[name]).read_text()) for folder in (whole, stopped))
+    assert numbers(one) == numbers(two)
+    assert not (stopped / FOLDER).exists()
+
+
+def test_most_statistics_of_the_catalogue_are_kept_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    names = [n for n in catalog.MEASURES if n not in ("distance_from_init",)]
+    first = Minimum(model, (x, y))
+    with keeping.keeping(tmp_path, "asked"):
+        table = measure(first, names)
+    content, keeper = first.content(), Keeper(tmp_path, "asked")
+    kept = {key: keeper.get(f"{content} {key!r}") for key in first}
+    held = {key: value for key, value in kept.items() if value is not ABSENT}
+    assert len(held) > 0.6 * len(kept), [key for key in kept if key not in held]
+    for key, value in held.items():
+        assert bits(value) == bits(first[key]), key
+    with keeping.keeping(tmp_path, "asked"):
+        again = measure(Minimum(model, (x, y)), names)
+    assert [bits(e) for e in again.values()] == [bits(e) for e in table.values()]
+    assert again.forward_passes < 0.7 * table.forward_passes
+
+
+def test_other_weights_data_options_or_commands_take_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    with keeping.keeping(tmp_path, "asked"):
+        measure(Minimum(model, (x, y)), ["margin"])
+    statistics = len(list((tmp_path / FOLDER).iterdir()))
+    other = nn.Sequential(nn.Linear(4, 3)).eval()
+    worlds = [(other, x, 0, "asked"), (model, x + 1, 0, "asked"), (model, x, 1, "asked"), (model, x, 0, "another")]
+    for network, inputs, seed, asked in worlds:
+        with keeping.keeping(tmp_path, asked):
+            keeper = keeping.keeper()
+            assert keeper is not None
+            measure(Minimum(network, (inputs, y), seed=seed), ["margin"])
+            before = len(list(keeper.folder.iterdir()))
+    assert before == 5 * statistics
+
+
+def test_damaged_files_are_not_used(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    with keeping.keeping(tmp_path, "asked"):
+        truth = measure(Minimum(model, (x, y)), ["margin"])["margin"].value
+    files = {file: file.read_bytes() for file in (tmp_path / FOLDER).iterdir()}
+    assert files
+    for damage in (lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:-9], lambda b: b"\x80\x04cos\nsystem\n"):
+        for file, whole in files.items():
+            file.write_bytes(damage(whole))
+        with keeping.keeping(tmp_path, "asked"):
+            assert measure(Minimum(model, (x, y)), ["margin"])["margin"].value == truth
