@@ -124,7 +124,13 @@ def dense(gradient: Tensor) -> Tensor:
 
 def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:
     """Concatenate to one vector; a copy."""
-    return torch.cat([t.reshape(-1).to(dtype) if dtype else t.reshape(-1) for t in tensors])
+    parts = [t.reshape(-1) for t in tensors]
+    if dtype is None:
+        return torch.cat(parts)
+    whole = torch.empty(sum(len(t) for t in parts), dtype=dtype, device=parts[0].device)
+    for slot, part in zip(whole.split([len(t) for t in parts]), parts, strict=True):
+        slot.copy_(part)  # one by one: all of them in the other dtype would be a second vector
+    return whole
 
 
 def by_module(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:

@@ -90,13 +90,17 @@ class Perturbation(ABC):
         """u for noise of scale 1."""
         return noise.to(weights).mul_(self.scale.of(weights))
 
+    def _moved(self, parameters: Parameters, weights: Tensor, seed: int, index: int, sign: float) -> Tensor:
+        """w + sign u for flat weights w."""
+        noise = parameters.part(self.standard(len(parameters), generator(seed, index)))
+        return self.scaled(noise, weights).mul_(sign).add_(weights)
+
     @contextmanager
     def applied(self, parameters: Parameters, seed: int, index: int, sign: float = 1.0) -> Iterator[None]:
         """Weights w + sign u within the block, w bit for bit afterwards, also on an exception."""
         weights = parameters.flat()
         try:
-            noise = parameters.part(self.standard(len(parameters), generator(seed, index)))
-            parameters.assign(self.scaled(noise, weights).mul_(sign).add_(weights))
+            parameters.assign(self._moved(parameters, weights, seed, index, sign))
             yield
         finally:
             parameters.assign(weights)

@@ -62,7 +62,7 @@ def distance_from_init(
         raise UsageError(f"got norm={norm!r}; expected 'frobenius' or 'spectral'")
     if norm == "spectral":
         return _spectral(weights, start)
-    moved = (weights.values - start).square()
+    moved = (weights.values - start).square_()
     layers = {name: math.sqrt(total) for name, total in weights.by_parameter(moved).items()}
     total, length = float(moved.sum().sqrt()), float(start.norm())
     return Estimate(total, details={"layers": layers, "relative": total / length if length else None})
@@ -96,6 +96,6 @@ def parameter_norm(minimum: Statistics) -> Estimate:
         Jiang et al. 2020, arXiv 1912.02178, appendix C, eq. 42 (its square).
     """
     weights = minimum[Weights()]
-    squares = weights.values.square()
-    layers = {name: math.sqrt(total) for name, total in weights.by_parameter(squares).items()}
-    return Estimate(math.sqrt(float(squares.sum())), details={"layers": layers})
+    parts = zip(weights.names, weights.values.split(list(weights.sizes)), strict=True)
+    layers = {name: float(torch.linalg.vector_norm(part)) for name, part in parts}
+    return Estimate(math.hypot(*layers.values()), details={"layers": layers})
