@@ -165,6 +165,9 @@ class KeepingOptions:
     output: Annotated[Path, typer.Option(help="Folder for weights, metrics and checkpoints; the same again goes on.")]
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events for TensorBoard too.")] = False
+    track: Annotated[
+        int | None, typer.Option(min=1, help="Follow curvature every so many steps; `flatminima track` shows it.")
+    ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, whatever --output holds.")] = False
     as_json: AsJson = False
 

@@ -18,6 +18,7 @@ from flatminima.cli.device import usable
 from flatminima.cli.ranks import first, own_device, ranks
 from flatminima.cli.terminal import animated, clock, say
 from flatminima.cli.train_options import KeepingOptions, Request
+from flatminima.cli.train_track import follow
 from flatminima.core.distributed import Ranks
 from flatminima.data import augmentation, corrupt_labels, load_tensors
 from flatminima.errors import MissingExtra, UsageError
@@ -69,11 +70,17 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
         for note in notes if first() else ():  # only now: where something was refused, that one line is all there is
             say(f"Note: {note}")
         write = stack.enter_context(_events(keeping.output, keeping.tensorboard and first()))
+        followed = follow(stack, training, keeping.output, keeping.track, keeping.fresh)
+
+        def stepped(at: Training) -> None:
+            progress.report("training", at.steps, at.total)
+            followed(at)
+
         history = session.run(
             training,
             measure=lambda _: chosen.diagnostics(),
             on_row=_Told(config.epochs, write) if first() else None,
-            on_step=lambda at: progress.report("training", at.steps, at.total),
+            on_step=stepped,
         )
         result = _result(request, history, network, held_out, shared)
         if first():

@@ -14,11 +14,13 @@ from flatminima.studies.verdict import Verdict, compare, share, trend
 __all__ = ["SCALES", "STUDIES", "Study", "Verdict", "compare", "reproduce", "share", "train", "trend"]
 
 _FILES = (
+    "cohen_edge",
     "jia_augmentation",
     "jia_batch",
     "jia_confusion",
     "jia_regularized_metric",
     "jia_regularizer",
+    "minima_over_time",
     "neyshabur_conditions",
     "neyshabur_confusion",
     "neyshabur_random_labels",

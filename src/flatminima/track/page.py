@@ -20,7 +20,7 @@ _SPREAD = 50.0  # times the smallest value, above which an axis is logarithmic
 _MARKED = 40  # points of a curve that has markers
 _ROWS = 200  # of the table, the last ones
 _LABELS = {
-    "loss": "training loss (nats)",
+    "loss": "training loss",
     "eigenvalue": "largest eigenvalue of the Hessian",
     "preconditioned": "largest eigenvalue, preconditioned",
     "gauss_newton": "largest eigenvalue, Gauss-Newton",
@@ -94,7 +94,7 @@ def figures(table: TrackTable) -> list[tuple[str, Any]]:
             found.append((title, Markup(_figure(table, title, shown, marks, threshold, ylabel))))
 
     add("Training loss", ["loss"])
-    add("Curvature", _SHARPNESS, threshold=not preconditioned, ylabel="curvature (nats / weight²)")
+    add("Curvature", _SHARPNESS, threshold=not preconditioned, ylabel="curvature (loss / weight²)")
     if preconditioned:
         add("Curvature in the optimizer's metric", _IN_THE_METRIC, threshold=True, ylabel="1 / learning rate")
     add("Trace", ["trace"])

@@ -10,7 +10,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from flatminima.track.sinks import as_sinks
 from flatminima.track.table import TrackTable
 
 _SAVE_SECONDS = 30.0  # between two writes of what is carried, beside the log
-_STATE = ".state"  # added to the log's name
+STATE = ".state"  # added to the log's name
 _AS_MEASURES = {"noise_scale": "gradient_noise_scale", "expected_sharpness": "expected_sharpness"}
 
 
@@ -329,11 +330,12 @@ class Tracker:
             "tolerance": self.options.tolerance,
             "versions": versions(),
         }
-        if log is not None and not (isinstance(network, ShardedMinimum) and dist.get_rank() != 0):
+        together = self.options.ranks is not None or self._is_sharded()
+        if log is not None and not (together and dist.get_rank() != 0):
             self._log = Log(log, self.header)
             self.rows = list(self._log.rows)
             state = self._state_file()
-            if self.rows and state.exists():
+            if self.rows and state.exists() and self.options.ranks is None and not self._is_sharded():
                 try:
                     refuse_other_files(state)
                     self.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
@@ -342,10 +344,12 @@ class Tracker:
 
     def _state_file(self) -> Path:
         assert self._log is not None
-        return self._log.path.with_name(self._log.path.name + _STATE)
+        return self._log.path.with_name(self._log.path.name + STATE)
 
     def _keep(self) -> None:
         self._saved = time.monotonic()
+        if self._is_sharded() or self.options.ranks is not None:
+            return  # the others would not read it, and all must look alike
         write_whole(self._state_file(), lambda file: torch.save(self.state_dict(), file))
 
     def _renewed(self) -> Network:
@@ -356,12 +360,12 @@ class Tracker:
         if isinstance(self._network, Minimum) and signature == self._signature:
             self._network.renew()
             return self._network
-        sharded = any(hasattr(p, "device_mesh") for p in self._model.parameters())
         options = {"batch_size": self._batch_size or 1 << 20, **self._asked}
-        with untouched(self._model):
-            if sharded:
+        if self._is_sharded():
+            with _evaluating(self._model):
                 self._network = ShardedMinimum(self._model, self._probe, **options)
-            else:
+        else:
+            with untouched(self._model):
                 self._network = Minimum(self._model, self._probe, ranks=self.options.ranks, **options)
         self._signature = signature
         self._fit()
@@ -375,8 +379,11 @@ class Tracker:
                 sizes = [(name, p.to_local().numel()) for name, p in parameters]  # type: ignore[attr-defined]
             self.memory.fit(sizes, self._network.device)
 
+    def _is_sharded(self) -> bool:
+        return any(hasattr(p, "device_mesh") for p in self._model.parameters())
+
     def _is_passive(self) -> bool:
-        alone = self.options.ranks is None and not any(hasattr(p, "device_mesh") for p in self._model.parameters())
+        alone = self.options.ranks is None and not self._is_sharded()
         return alone and dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
 
     def _say(self, what: str) -> None:
@@ -384,6 +391,18 @@ class Tracker:
         if what not in self._said:
             self._said.add(what)
             warnings.warn(f"tracker: {what}; training goes on", TrackerWarning, stacklevel=4)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _ordered(due: list[str]) -> list[str]:

@@ -1,0 +1,76 @@
+"""A Hugging Face `TrainerCallback` that follows curvature. Loops of accelerate call a `Tracker` themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatminima.errors import MissingExtra, UsageError
+from flatminima.io import write_whole
+from flatminima.track import Tracker
+
+try:
+    from transformers import TrainerCallback
+except ImportError:
+    raise MissingExtra("transformers", "hf", "flatminima.integrations.huggingface_track") from None
+
+__all__ = ["TrackerCallback"]
+
+_STATE = "flatminima_tracker.pt"  # in a checkpoint's folder
+
+
+class TrackerCallback(TrainerCallback):
+    """A `Tracker` in `Trainer(callbacks=[...])`; what is carried lies in the Trainer's checkpoints.
+
+    The training loss of a row is the last that the Trainer has logged. Its numbers are logged with the Trainer's own,
+    and so reach whatever `report_to` names.
+
+    Args:
+        probe: samples, as `Tracker` takes them: of a transformer ``({"input_ids": ..., ...}, labels)``.
+        options: keyword arguments of `Tracker` but for model, probe and optimizer; `loss="causal_lm"` for language
+            models.
+
+    Raises:
+        UsageError: when training begins, options that cannot be.
+    """
+
+    def __init__(self, probe: Any, **options: Any) -> None:
+        if "optimizer" in options or "model" in options:
+            raise UsageError("got model= or optimizer=, which the Trainer has: leave them out")
+        self.probe, self.options = probe, options
+        self.tracker: Tracker | None = None
+        self._loss: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tracker = Tracker(kwargs["model"], self.probe, optimizer=kwargs.get("optimizer"), **self.options)
+        kept = self._file(args, state)
+        if state.global_step and kept.is_file():
+            self.tracker.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tracker is not None:
+            self.tracker.optimizer = kwargs.get("optimizer") or self.tracker.optimizer
+            self.tracker.step(state.global_step - 1, self._loss)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and isinstance(logs.get("loss"), int | float):
+            self._loss = float(logs["loss"])
+        if logs is not None and self.tracker is not None and self.tracker.rows:
+            row = self.tracker.rows[-1]
+            values = {name: value for name, value in row["values"].items() if value is not None}
+            logs |= {f"flatminima/{name}": value for name, value in values.items()}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tracker, file = self.tracker, self._file(args, state)
+        if tracker is not None and not tracker.passive and file.parent.is_dir():
+            write_whole(file, lambda handle: torch.save(tracker.state_dict(), handle))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+
+    @staticmethod
+    def _file(args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / _STATE
