@@ -10,6 +10,7 @@ import torch
 from flatminima.errors import MissingExtra, UsageError
 from flatminima.io import write_whole
 from flatminima.track import Tracker
+from flatminima.track.sinks import PREFIX
 
 try:
     from transformers import TrainerCallback
@@ -24,8 +25,8 @@ _STATE = "flatminima_tracker.pt"  # in a checkpoint's folder
 class TrackerCallback(TrainerCallback):
     """A `Tracker` in `Trainer(callbacks=[...])`; what is carried lies in the Trainer's checkpoints.
 
-    The training loss of a row is the last that the Trainer has logged. Its numbers are logged with the Trainer's own,
-    and so reach whatever `report_to` names.
+    The training loss of a row is the last that the Trainer has logged. The numbers go into `state.log_history`; where
+    they should be reported too, say to what, e.g. ``sinks=wandb``.
 
     Args:
         probe: samples, as `Tracker` takes them: of a transformer ``({"input_ids": ..., ...}, labels)``.
@@ -52,15 +53,14 @@ class TrackerCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tracker is not None:
             self.tracker.optimizer = kwargs.get("optimizer") or self.tracker.optimizer
-            self.tracker.step(state.global_step - 1, self._loss)
+            row = self.tracker.step(state.global_step - 1, self._loss)
+            if row is not None:
+                values = {PREFIX + name: value for name, value in row["values"].items() if value is not None}
+                state.log_history.append({**values, "step": state.global_step})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and isinstance(logs.get("loss"), int | float):
             self._loss = float(logs["loss"])
-        if logs is not None and self.tracker is not None and self.tracker.rows:
-            row = self.tracker.rows[-1]
-            values = {name: value for name, value in row["values"].items() if value is not None}
-            logs |= {f"flatminima/{name}": value for name, value in values.items()}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         tracker, file = self.tracker, self._file(args, state)

@@ -135,8 +135,7 @@ class Tracker:
         if self.passive:
             return None
         try:
-            with neutral():
-                return self._step(step, loss)
+            return self._step(step, loss)
         except Exception as error:  # whatever it is, training goes on
             if self.strict:
                 raise
@@ -180,15 +179,17 @@ class Tracker:
     def _step(self, step: int, loss: Any) -> Row | None:
         if loss is not None:
             self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
-        due = [name for name, interval in self.intervals.items() if self._is_due(name, step, interval)]
-        row = self._check(step, due) if due else None
-        if "update_sharpness" in self.intervals and self._is_due("update_sharpness", step + 1, None):
-            self.memory.before = self._renewed().parameters.flat()
+        due = [name for name in self.intervals if self._is_due(name, step)]
+        row = None
+        if due:
+            with neutral():
+                row = self._check(step, due)
+        if "update_sharpness" in self.intervals and self._is_due("update_sharpness", step + 1):
+            self.memory.before = None if self._network is None else self._network.parameters.flat()
         return row
 
-    def _is_due(self, name: str, step: int, interval: int | None) -> bool:
-        interval = self.intervals[name] if interval is None else interval
-        last = self._last.get(name)
+    def _is_due(self, name: str, step: int) -> bool:
+        interval, last = self.intervals[name], self._last.get(name)
         return last is None or step < last or step // interval > last // interval
 
     def _check(self, step: int, due: list[str]) -> Row:
