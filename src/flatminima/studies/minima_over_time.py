@@ -47,7 +47,11 @@ _BATCH, _RATE = 32, 0.1
 
 def _configurations(scale: str) -> list[Config]:
     s = _SCALES[scale]
-    shared = {"data": "digits", **{key: s[key] for key in ("limit", "width", "epochs", "looks")}}
+    shared = {
+        "data": "digits",
+        "decides": scale != "smoke",
+        **{key: s[key] for key in ("limit", "width", "epochs", "looks")},
+    }
     return [shared | {"method": name, "seed": seed} for seed, name in product(range(s["seeds"]), _METHODS)]
 
 
@@ -77,7 +81,7 @@ def run(config: Config, sources: Sources) -> Result:
             follow=follow,
         )  # fmt: skip
     last = dict(zip((*_MEASURED, "gap", "train_loss"), curve[-1][1:], strict=True))
-    return {"method": config["method"], "seed": seed, "curve": curve, **last}
+    return {"decides": config["decides"], "method": config["method"], "seed": seed, "curve": curve, **last}
 
 
 def _look(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, test: Any, seed: int) -> list[float | None]:
@@ -100,7 +104,9 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
             ]
             ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
             verdicts.append(compare(f"{_NAMES[name]} ends with a lower {key} than the base optimizer", ours, theirs))
-    return verdicts
+    if all(r["decides"] for r in results):
+        return verdicts
+    return [Verdict(v.claim, "", note="smoke scale shows that the study runs, and decides nothing") for v in verdicts]
 
 
 def _figure(results: Sequence[Result]) -> Figure:
