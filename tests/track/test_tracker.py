@@ -13,6 +13,7 @@ from flatminima import Minimum, measures
 from flatminima.errors import UnknownName, UsageError
 from flatminima.optim import SAM, PertOPT
 from flatminima.track import Options, Tracker, TrackerWarning, TrackTable, usual
+from simulated_device import SimulatedDevice
 
 F = nn.functional
 EVERYTHING = usual(4) | {"gauss_newton": 4, "update_sharpness": 4, "noise_scale": 8, "fisher_trace": 8}
@@ -305,6 +306,21 @@ class TestFaults:
         assert [row["undefined"].get("eigenvalue") for row in tracker.rows] == [None] * 3
         exact = measures.hessian_top_eigenvalue(Minimum(copy.deepcopy(model).eval(), _data()), samples=None).value
         assert tracker.rows[-1]["values"]["eigenvalue"] == pytest.approx(exact, rel=0.02)
+
+    def test_a_model_on_another_device(self):
+        model = _net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        tracker = Tracker(model, _data(), optimizer=optimizer, every=2, strict=True)
+        here = Tracker(copy.deepcopy(model), _data(), every=2, quantities=["eigenvalue"])
+        tracker.step(0)
+        here.step(0)
+        with SimulatedDevice():
+            model.to("mps")
+            tracker.step(2)
+        here.step(2)
+        row = tracker.rows[-1]
+        assert row["values"]["eigenvalue"] == pytest.approx(here.rows[-1]["values"]["eigenvalue"], rel=1e-3)
+        assert not row["details"]["eigenvalue"]["fresh"]  # the carried direction went along
 
     def test_a_model_in_another_dtype(self):
         model, (x, y) = _net(), _data()
