@@ -62,6 +62,7 @@ def test_pandas_parquet_and_text(tmp_path):
     assert list(frame.index) == [0, 10] and frame["trace_stderr"].tolist() == [0.5, 0.5]
     assert frame["eigenvalue"].isna().tolist() == [False, True]
     assert "eigenvalue" in str(table) and "<table" in table._repr_html_()
+    assert max(map(len, str(table).splitlines())) <= 80
     pytest.importorskip("pyarrow")
     table.to_parquet(tmp_path / "a.parquet")
     assert pandas.read_parquet(tmp_path / "a.parquet").equals(frame)

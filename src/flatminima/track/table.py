@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import MissingExtra
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ALWAYS = ("loss", "lr", "threshold")
-_SHOWN = 8  # columns of the text
+_WIDTH = 80  # characters of a line of the text
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,18 @@ class TrackTable(Sequence[Row]):
         return str(self.to_pandas().to_html())
 
     def __str__(self) -> str:
-        names = self.columns()[:_SHOWN]
-        width = max([12, *(len(name) for name in names)])
-        lines = ["step".rjust(8) + "".join(name.rjust(width + 2) for name in names)]
+        widths: dict[str, int] = {}
+        for name in self.columns():
+            width = max(11, len(name) + 2)
+            if 8 + sum(widths.values()) + width > _WIDTH:
+                break
+            widths[name] = width
+        lines = ["step".rjust(8) + "".join(name.rjust(width) for name, width in widths.items())]
         for row in self.rows:
-            cells = [row["values"].get(name, row.get(name)) for name in names]
-            shown = ["-" if value is None else f"{value:.5g}" for value in cells]
-            lines.append(f"{row['step']:>8}" + "".join(cell.rjust(width + 2) for cell in shown))
-            lines += [f"{'':>8}  {event}" for event in row["events"]]
-        return "\n".join(lines)
+            cells = {name: row["values"].get(name, row.get(name)) for name in widths}
+            shown = ("-" if value is None else f"{value:.4g}" for value in cells.values())
+            lines.append(f"{row['step']:>8}" + "".join(map(str.rjust, shown, widths.values())))
+            for event in row["events"]:
+                lines += wrap(event, _WIDTH, initial_indent=" " * 10, subsequent_indent=" " * 12)
+        left_out = len(self.columns()) - len(widths)
+        return "\n".join([*lines, *([f"and {left_out} more columns: .to_pandas()"] if left_out else [])])
