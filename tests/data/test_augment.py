@@ -78,3 +78,24 @@ def test_what_does_not_fit_is_refused() -> None:
     assert augmentation("none") is None
     with pytest.raises(UnknownName, match="augmentation"):
         augmentation("mixup")
+
+
+@pytest.mark.parametrize(("scheme", "side", "pixels"), [("1-crop-f", 16, 1), ("4-crop-f", 16, 2), ("4-crop-f", 8, 1)])
+def test_padding_is_scaled_with_a_reduced_image(scheme: str, side: int, pixels: int) -> None:
+    """An eighth of the side, as at 32 x 32; each crop is one of the shifted images, mirrored or not."""
+    image = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)) + 1
+    augment = augmentation(scheme, side=side)
+    assert augment is not None
+    moved = augment(image.expand(400, 1, side, side), torch.Generator().manual_seed(1))
+    rows = {(int((m[0] == 0).all(1).sum()), int((m[0] == 0).all(0).sum())) for m in moved}
+    assert rows == {(i, j) for i in range(pixels + 1) for j in range(pixels + 1)}  # black rows and columns
+    printed = augmentation(scheme, side=32), augmentation(scheme)
+    large = torch.rand(5, 1, 32, 32)
+    one, two = (a(large, torch.Generator().manual_seed(3)) for a in printed if a is not None)
+    assert torch.equal(one, two)
+
+
+def test_a_scheme_without_padding_is_not_scaled() -> None:
+    assert augmentation("none", side=16) is None and augmentation("flip", side=16) is augmentation("flip")
+    with pytest.raises(DataError, match="side=0"):
+        augmentation("flip", side=0)

@@ -1,6 +1,7 @@
 """The registry of claims: quotations as printed, a closed vocabulary, verdicts that follow the numbers."""
 
 import json
+import math
 import os
 import re
 import unicodedata
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from flatminima.cli.app import app
 from flatminima.errors import UnknownName, UsageError
-from flatminima.studies import STUDIES
+from flatminima.studies import STUDIES, _jia_table
 from flatminima.studies.claims import Claim, Finding, Trial, claims, evaluate, of_study, papers
 from flatminima.studies.claims.checks import CHECKS
 from flatminima.studies.claims.judge import correct, judge
@@ -213,6 +214,35 @@ def test_all_trials_of_a_claim_must_come_out():
     assert judge(_claims_of(*both), {}) is None
 
 
+def test_what_falls_short_in_one_trial_falls_short():
+    """Whatever the others would show; with a penalty for the number of trials."""
+    up, none, noisy = _drawn(1.0), _drawn(0.0), _drawn(0.0, noise=5.0, seeds=2, draw=1)
+    trials = tuple(replace(_trial(), study=name) for name in "stu")
+    found = judge(_claims_of(*trials), {"s": up, "t": none, "u": noisy})
+    alone = judge(_claims_of(trials[1]), {"t": none})
+    assert found.verdict == alone.verdict == "smaller than claimed" and found.p == pytest.approx(3 * alone.p)
+    assert "1 not informative" in found.note
+
+
+@pytest.mark.parametrize(("seeds", "decided"), [(3, False), (5, False), (6, True)])
+def test_pairs_that_are_all_equal_are_a_sign_test(seeds, decided):
+    """The noise of PertOPT that no curvature decides is relative noise, to the last bit; there is no interval."""
+    own = [
+        {"y": 0.5 + seed, "seed": seed, "on": on, "seconds": 36.0, "train_error": 0.0, "train_loss": 0.0}
+        for seed in range(seeds)
+        for on in (True, False)
+    ]
+    pair = {"first": {"on": True}, "second": {"on": False}}
+    words = {"larger": "smaller than claimed", "smaller": "smaller than claimed", "similar": "reproduced"}
+    for shape, word in words.items():
+        found = judge(_claims_of(_trial(shape, **pair)), {"s": own})
+        assert found.verdict == (word if decided else "not informative"), shape
+        assert found.p == 0.5**seeds and found.low is None and found.statistic == 0.0
+        assert decided or found.hours > 0
+    apart = [r | {"y": r["y"] + (0.25 if r["on"] else 0.0)} for r in own]  # all differ alike: no such test
+    assert judge(_claims_of(_trial("larger", **pair)), {"s": apart}).p is None
+
+
 def test_what_holm_does_not_keep_is_not_informative():
     verdicts = [
         Verdict("a", "reproduced", p=0.001),
@@ -238,6 +268,42 @@ def test_quantities_are_short_expressions():
     assert fits(row, {"a": ">= 8", "b": [1, 2]}) and not fits(row, {"a": "<= 7"}) and not fits(row, {"missing": 1})
 
 
+def test_a_capacity_over_another_margin_is_that_of_the_definition():
+    """ln(norm^2 / margin^2): from the margin of 5 %, that it was divided by, to another."""
+    norm, margins = 3.0, {"0.05": 0.5, "0.01": 0.2, "mean": 2.0}
+    row = {"l2": 2 * math.log(norm / margins["0.05"]), "spectral": None, "seed": 0}
+    row |= {f"ln_margin_{name}": math.log(value) for name, value in margins.items()} | {"ln_margin_0.001": None}
+    (found,) = rows({"runs": [{"config": {}, "result": row, "seconds": 1.0}]})
+    for name, margin in margins.items():
+        assert found[f"l2_at_{name}"] == pytest.approx(2 * math.log(norm / margin))
+    assert "l2_at_0.001" not in found and "spectral_at_0.01" not in found
+
+
+def test_a_core_hour_is_the_time_of_a_core():
+    """Not of a clock, which a machine shared by others lets run."""
+    run = {"config": {}, "result": {"seed": 0}, "seconds": 900.0, "core_seconds": 30.0}
+    assert rows({"runs": [run]})[0]["seconds"] == 30.0
+
+
+def test_the_regularizer_is_chosen_by_validation_among_all_its_settings():
+    settings = [(10.0, 8, 5.0), (50.0, 8, 5.0), (10.0, 4, 5.0), (10.0, 8, 1.0), (10.0, 8, None)]
+    errors = [0.3, 0.4, 0.2, 0.3, 0.1]  # the last, without clipping, is none that the paper chooses from
+    runs = [
+        {
+            "config": {"data": "d", "name": "CNN", "seed": seed},
+            "result": {"beta": beta, "sub_batches": m, "max_norm": clip, "validation_error": error + 0.01 * seed},
+            "seconds": 1.0,
+        }
+        for seed in range(2)
+        for (beta, m, clip), error in zip(settings, errors, strict=True)
+    ]
+    found = rows({"runs": runs})
+    assert [r["sub_batches"] for r in found if r.get("chosen")] == [4, 4]
+    assert [r["clipped"] for r in found[:5]] == [True] * 4 + [False]
+    ours, plain = _jia_table.regularized([r["result"] | r["config"] | {"beta": 0.0} for r in runs[:1]] + found)
+    assert [r["sub_batches"] for r in ours] == [4] and len(plain) == 1
+
+
 def test_bicriteria_curves_are_read_without_points_within_their_noise():
     curve = [{"sharpness": s, "kl": 1 / s, "stderr": 1e-4} for s in (0.5, 0.02, 0.01)]
     run = {"config": {}, "result": {"seed": 0, "curve": curve}, "seconds": 1.0}
@@ -258,7 +324,8 @@ def test_the_committed_results_are_readable_and_judged():
     assert words["j-fig2-ours"] == "premise not met" and words["n-path-sgd"] == "not tried"
     for finding in found:
         for verdict in finding.verdicts.values():
-            assert verdict.statistic is None or verdict.low <= verdict.statistic <= verdict.high, finding.claim.id
+            if verdict.low is not None and verdict.high is not None:  # else all pairs are equal: a sign test
+                assert verdict.low <= verdict.statistic <= verdict.high, finding.claim.id
             bounded = any(t.shape in BOUNDED for t in finding.claim.trials)
             assert verdict.low is None or verdict.low < verdict.high or bounded, finding.claim.id
 

@@ -1,10 +1,15 @@
 """What the studies of Neyshabur et al. read off their networks, on curves whose heights are known."""
 
+import math
+from statistics import fmean, stdev
+
 import pytest
 import torch
 from torch import nn
 
-from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl
+from flatminima import Minimum, measures
+from flatminima.models import build
+from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl, curve_over_batches, half, look
 from flatminima.studies.neyshabur_conditions import c2_of_the_figure
 
 
@@ -37,3 +42,43 @@ def test_c2_of_the_figure_is_the_share_of_inputs_near_zero_over_how_near():
     assert c2_of_the_figure(model, torch.ones(1, 1)) == pytest.approx(0.1 / 0.03)  # of 0.2 / 0.1 and 0.2 / 0.3 too
     assert c2_of_the_figure(model, torch.tensor([[1.0], [0.1]])) == pytest.approx(0.2 / 0.01)  # 0.002 and 0.005
     assert not model[1]._forward_hooks
+
+
+@pytest.fixture(scope="module")
+def minimum():
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    model = build("mlp", seed=0, widths=(4, 6, 3)).eval()
+    return Minimum(model, (x, model(x).argmax(1)), seed=3)  # every sample has a positive margin
+
+
+def test_draws_are_shared_out_among_batches_of_samples(minimum):
+    """One draw each is the paper's way; the error is over batches, as each has samples of its own."""
+    found = curve_over_batches(minimum, (0.01, 0.1), draws=6, samples=8, batches=3)
+    each = [
+        measures.bicriteria(minimum, alphas=(0.01, 0.1), draws=2, samples=8, seed=9 + b).details["curve"]
+        for b in range(3)
+    ]
+    for i, point in enumerate(found):
+        rises = [own[i]["sharpness"] for own in each]
+        assert point["sharpness"] == pytest.approx(fmean(rises)) and len(set(rises)) == 3
+        assert point["stderr"] == pytest.approx(stdev(rises) / math.sqrt(3))
+        assert point["kl"] == each[0][i]["kl"]
+    assert curve_over_batches(minimum, (0.01,), draws=5, samples=8, batches=5)[0]["stderr"] > 0  # one draw a batch
+    (whole,) = curve_over_batches(minimum, (0.01,), draws=6, samples=8, batches=1)
+    assert whole == measures.bicriteria(minimum, alphas=(0.01,), draws=6, samples=8).details["curve"][0]
+
+
+def test_margins_of_other_shares_are_recorded(minimum):
+    config = {"seed": 3, "draws": 2, "samples": 8, "alphas": [0.01]}
+    found = look(minimum.model, *minimum.data, config)
+    for share in (0.001, 0.01, 0.05, 0.1):
+        margin = measures.margin(minimum, fraction=share).value
+        assert found[f"ln_margin_{share:g}"] == pytest.approx(math.log(margin))
+    assert found["ln_margin_mean"] > found["ln_margin_0.05"] and len(found["curve"]) == 1
+
+
+def test_half_has_twelve_levels_of_noise_in_its_range():
+    found = half(200, 20, (2e-3, 1.5e-2))
+    assert found["alphas"][0] == 2e-3 and found["alphas"][-1] == 1.5e-2 and len(found["alphas"]) == 12
+    ratios = [b / a for a, b in zip(found["alphas"], found["alphas"][1:], strict=False)]
+    assert max(ratios) / min(ratios) < 1.01 and found["samples"] == 64 and found["draws"] % found["batches"] == 0

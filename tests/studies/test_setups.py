@@ -8,8 +8,6 @@ from flatminima.studies import STUDIES
 from flatminima.studies.setups import deviations, printed
 
 KNOWN = {  # each with its reason in the study's `reduction`
-    "neyshabur-confusion": ["samples: 10,000 (64)"],
-    "neyshabur-random-labels": ["samples: 50,000 (64)"],
     "neyshabur-width": ["draws: 50 (1000)", "samples: 10,000 (64)", "ascent_steps: none (2000)"],
 }
 
@@ -32,6 +30,34 @@ def test_smaller_scales_list_what_they_reduce():
     assert "true: 1000 (10,000)" in found and "scheme: none (4-crop-f)" in found and "fresh_data: False (True)" in found
     assert deviations(STUDIES["jia-regularized-metric"], "cpu") == deviations(STUDIES["jia-regularizer"], "cpu") != []
     assert deviations(STUDIES["wang-mnist-batch"], "cpu") == ["limit: 3000 (all)"]
+
+
+@pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if "half" in study.scales])
+def test_half_lies_between_cpu_and_paper(name):
+    """Its seeds have data of their own, its trainings are as long as the printed ones, and it says what it reduces."""
+    study = STUDIES[name]
+    runs = study.list_runs("half")
+    assert study.scales == ("smoke", "cpu", "half", "paper") and len(study.reduction["half"]) > 40
+    seeds = {scale: {c["seed"] for c in study.list_runs(scale)} for scale in ("cpu", "half")}
+    assert len(seeds["half"]) >= min(len(seeds["cpu"]), 5)
+    assert all(c.get("fresh_data", name == "wang-toy") for c in runs)  # each data set of the toy is a seed
+    if name.startswith("jia"):
+        printed_epochs = {c["epochs"] for c in study.list_runs("paper") if not c.get("target_loss")}
+        assert min(c["epochs"] for c in runs if not c.get("target_loss")) >= max(printed_epochs)
+        assert not [d for d in deviations(study, "half") if d.startswith(("trials", "scheme", "fresh", "weight_decay"))]
+
+
+def test_three_figures_ask_for_one_network():
+    """Confusion 0, 4-crop-f and batch 128: J20's defaults. What decides the training is the same in all three."""
+    own = {"confusion", "true", "limit"}  # of the samples: the first thousand of one draw
+    found = [
+        {k: v for k, v in c.items() if k not in own}
+        for name in ("jia-confusion", "jia-augmentation", "jia-batch")
+        for c in STUDIES[name].list_runs("half")
+        if c["seed"] == 3 and c["batch_size"] == 128 and c["scheme"] == "4-crop-f" and not c["target_loss"]
+        if not c.get("confusion")
+    ]
+    assert len(found) == 3 and found[0] == found[1] == found[2]
 
 
 def test_every_study_of_an_experiment_has_printed_settings():

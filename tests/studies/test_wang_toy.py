@@ -7,7 +7,7 @@ from torch import nn
 
 from flatminima import Minimum, measures
 from flatminima.statistics import HessianDiagonal
-from flatminima.studies import wang_toy
+from flatminima.studies import _toy_minima, wang_toy
 
 
 class Shared(nn.Module):
@@ -18,13 +18,13 @@ class Shared(nn.Module):
         self.free, self.fixed = nn.Parameter(torch.tensor(free, dtype=torch.float64)), fixed
 
     def forward(self, x):
-        return wang_toy.logits(self.free, self.fixed, x)
+        return _toy_minima.logits(self.free, self.fixed, x)
 
 
 @pytest.fixture(scope="module")
 def found():
-    x, y = wang_toy.samples(0, wang_toy.SAMPLES)
-    return x, y, wang_toy.surface(x, y, (2.0, 4.0), 9)
+    x, y = wang_toy.samples(0, _toy_minima.SAMPLES)
+    return x, y, _toy_minima.surface(x, y, (2.0, 4.0), 9)
 
 
 @pytest.mark.parametrize("at", [(1, 2), (4, 7), (8, 0)])
@@ -37,9 +37,9 @@ def test_the_surface_agrees_with_the_measures_of_a_module(found, at):
 
 
 def test_minima_have_no_gradient_and_bend_up_and_are_ordered_by_curvature():
-    x, y = wang_toy.samples(0, wang_toy.SAMPLES)
-    fixed = wang_toy.search(x, y, wang_toy.FIXED[-4:-2], 25)
-    (places, at) = wang_toy.extremes(wang_toy.surface(x, y, fixed, 25), x, y, fixed)
+    x, y = wang_toy.samples(0, _toy_minima.SAMPLES)
+    fixed = _toy_minima.search(x, y, _toy_minima.FIXED[-4:-2], 25)
+    (places, at) = _toy_minima.extremes(x, y, fixed, 25)
     assert at.trace[0] > at.trace[1] > 0
     for place, loss, trace in zip(places, at.loss, at.trace, strict=True):
         network = Shared(place.tolist(), fixed)
@@ -47,7 +47,7 @@ def test_minima_have_no_gradient_and_bend_up_and_are_ordered_by_curvature():
         (slope,) = torch.autograd.grad(found, network.free)
         assert found.item() == pytest.approx(loss, rel=1e-12) and float(slope.norm()) < 1e-6
         hessian = torch.autograd.functional.hessian(
-            lambda free: torch.nn.functional.cross_entropy(wang_toy.logits(free, fixed, x), y),
+            lambda free: torch.nn.functional.cross_entropy(_toy_minima.logits(free, fixed, x), y),
             place,
         )
         assert float(torch.linalg.eigvalsh(hessian)[0]) > 0

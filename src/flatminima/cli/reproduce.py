@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _CLAIM_FAILED = 3
 
-Scale = Annotated[str, typer.Option(help="smoke, cpu or paper.")]
+Scale = Annotated[str, typer.Option(help="smoke, cpu, half or paper.")]
 Sets = Annotated[
     str | None, typer.Option("--data", help="Folder with a folder a data set; smoke scale needs none; else the hub.")
 ]
@@ -80,7 +80,9 @@ def reproduce(
         raise UsageError(f"name one study ({', '.join(studies.STUDIES)}), or give --all")
     if study is not None and study not in studies.STUDIES:
         raise UnknownName("study", study, studies.STUDIES)
-    chosen = [s for s in studies.STUDIES.values() if every or s.id == study]
+    if scale not in studies.SCALES:
+        raise UnknownName("scale", scale, studies.SCALES)
+    chosen = [s for s in studies.STUDIES.values() if (every and (show or scale in s.scales)) or s.id == study]
     if show:
         _show(output, None if every else chosen[0].id, fail_on_claims, as_json)
         return

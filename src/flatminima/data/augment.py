@@ -7,6 +7,7 @@ inputs and the mean for "standard" ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -76,15 +77,27 @@ def random_shift(images: Tensor, generator: torch.Generator, *, pixels: int = 2,
     return random_crop(images, generator, padding=pixels, fill=fill)
 
 
-def augmentation(name: str) -> Augmentation | None:
+def augmentation(name: str, *, side: int | None = None) -> Augmentation | None:
     """The augmentation schemes of J20 fig. 2, from least to most.
 
-    "none" is None; "flip" mirrors at random; "1-crop-f" and "4-crop-f" crop from 1 or 4 pixels of padding,
-    then flip (J20, sec. 7.1).
+    "none" is None; "flip" mirrors at random; "1-crop-f" and "4-crop-f" crop from 1 or 4 pixels of padding, then flip
+    (J20, sec. 7.1).
+
+    Args:
+        name: of the scheme. side: of images reduced from 32 x 32: the padding is the same share of it, rounded half
+            up (at 16: 1 and 2 pixels); None: the pixels as printed.
+
+    Raises:
+        UnknownName: no such scheme. DataError: a side below 1.
     """
     if name not in _SCHEMES:
         raise UnknownName("augmentation", name, _SCHEMES)
-    return _SCHEMES[name]
+    if side is not None and side < 1:
+        raise DataError(f"side={side}: images have at least one pixel a side")
+    padding = _SCHEMES[name]
+    if padding is None:
+        return random_flip if name == "flip" else None
+    return _crop_and_flip(padding if side is None else math.floor(padding * side / _PRINTED_SIDE + 0.5))
 
 
 def _crop_and_flip(padding: int) -> Augmentation:
@@ -94,12 +107,8 @@ def _crop_and_flip(padding: int) -> Augmentation:
     return augment
 
 
-_SCHEMES: dict[str, Augmentation | None] = {
-    "none": None,
-    "flip": random_flip,
-    "1-crop-f": _crop_and_flip(1),
-    "4-crop-f": _crop_and_flip(4),
-}
+_PRINTED_SIDE = 32  # of the images whose padding the paper prints
+_SCHEMES: dict[str, int | None] = {"none": None, "flip": None, "1-crop-f": 1, "4-crop-f": 4}  # pixels of padding
 
 
 def _check(images: Tensor) -> None:

@@ -7,11 +7,11 @@ from importlib import import_module
 from types import MappingProxyType
 
 from flatminima.studies.resumable import train
-from flatminima.studies.runner import reproduce
+from flatminima.studies.runner import collect, reproduce
 from flatminima.studies.study import SCALES, Study
 from flatminima.studies.verdict import Verdict, compare, share, trend
 
-__all__ = ["SCALES", "STUDIES", "Study", "Verdict", "compare", "reproduce", "share", "train", "trend"]
+__all__ = ["SCALES", "STUDIES", "Study", "Verdict", "collect", "compare", "reproduce", "share", "train", "trend"]
 
 _FILES = (
     "cohen_edge",

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from flatminima import measures
 from flatminima.core.minimum import Minimum
+from flatminima.statistics import Margins
+from flatminima.studies.images import fresh, images
 from flatminima.studies.plot import label, lines, plain_numbers
 from flatminima.studies.resumable import train
-from flatminima.studies.study import Result
+from flatminima.studies.study import Config, Result, Sources
 from flatminima.studies.verdict import Verdict, compare, trend
 from flatminima.training import TrainConfig, evaluate
 
@@ -33,6 +36,9 @@ NORMS = {
 SHARPNESS = {"sharpness": "sharpness", "expected_sharpness": "expected sharpness"}
 EQUAL_KL = "sharpness_at_equal_kl"
 ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the noise alpha (10 |w| + 1)
+PRINTED_BATCH = 64  # samples of a draw of noise, App. A
+_POINTS = 12  # of a bi-criteria curve
+SHARES = (0.001, 0.01, 0.05, 0.1)  # of the samples below a margin; the figures have 0.05
 
 
 def fit(model: nn.Module, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], config: dict[str, Any]) -> Result:
@@ -51,29 +57,87 @@ def fit(model: nn.Module, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], con
     }
 
 
-def look(
-    model: nn.Module, x: Tensor, y: Tensor, *, samples: int, draws: int, seed: int, ascent_steps: int | None = None
-) -> Result:
+def half(draws: int, batches: int, alphas: tuple[float, float]) -> dict[str, Any]:
+    """What the configurations of scale "half" have beside those of "cpu": fresh data, noise on batches of 64.
+
+    Args:
+        draws: of noise. batches: among which they are shared out. alphas: the least and the largest noise, around an
+            expected sharpness of 0.05, at which the paper reads its curves.
+    """
+    low, high = (math.log(alpha) for alpha in alphas)
+    steps = [math.exp(low + (high - low) * k / (_POINTS - 1)) for k in range(_POINTS)]
+    found = {"samples": PRINTED_BATCH, "draws": draws, "batches": batches}
+    return {"fresh_data": True, **found, "alphas": [float(f"{alpha:.4g}") for alpha in steps]}
+
+
+def training_set(config: Config, sources: Sources, limit: int | None) -> tuple[Tensor, Tensor]:
+    """So many training samples: the same in every run, or, with "fresh_data", others for each seed."""
+    if config.get("fresh_data") and limit is not None:
+        return fresh(sources[config["data"]], limit, config["seed"])
+    return images(sources[config["data"]], "train", limit)
+
+
+def look(model: nn.Module, x: Tensor, y: Tensor, config: Config) -> Result:
     """The four norms over the margin, sharpness, and the bi-criteria curve, None where undefined.
 
-    Sharpness is by the search over corners; with `ascent_steps` also by the paper's projected ascent of so many.
+    Sharpness is by the search over corners; with "ascent_steps" also by the paper's projected ascent of so many. With
+    "batches" the draws of noise of the curve are shared out among so many batches of "samples".
     """
+    seed, draws, samples = config["seed"], config["draws"], config["samples"]
+    ascent_steps, seen = config.get("ascent_steps"), config.get("looked", samples)
     minimum = Minimum(model.eval(), (x, y), seed=seed)
     ascent: Result = {}
     if ascent_steps is not None:
-        of: dict[str, Any] = {"method": "ascent", "steps": ascent_steps, "samples": samples}
+        of: dict[str, Any] = {"method": "ascent", "steps": ascent_steps, "samples": seen}
         ascent = {"sharpness_by_ascent": measures.sharpness(minimum, alpha=5e-4, **of).value}
-    curve = measures.bicriteria(minimum, alphas=ALPHAS, draws=draws, samples=samples).details.get("curve", [])
+    alphas = config.get("alphas", ALPHAS)
+    curve = curve_over_batches(minimum, alphas, draws=draws, samples=samples, batches=config.get("batches", 1))
     return {
         "l2": measures.frobenius_norm(minimum, normalise="figure").value,
         "l1_path": measures.path_norm(minimum, p=1, normalise="figure").value,
         "l2_path": measures.path_norm(minimum, p=2, normalise="figure").value,
         "spectral": measures.spectral_norm(minimum, normalise="figure").value,
-        "sharpness": measures.sharpness(minimum, alpha=5e-4, samples=samples).value,
+        "sharpness": measures.sharpness(minimum, alpha=5e-4, samples=seen).value,
         "expected_sharpness": measures.expected_sharpness(minimum, alpha=1e-3, draws=draws, samples=samples).value,
         "curve": curve,
+        **_ln_margins(minimum),
         **ascent,
     }
+
+
+def curve_over_batches(
+    minimum: Minimum, alphas: Sequence[float], *, draws: int, samples: int, batches: int
+) -> list[dict[str, float]]:
+    """The bi-criteria curve with its draws shared out among batches of samples, each batch and its noise its own.
+
+    Args:
+        draws: of all batches together, a multiple of `batches`. samples: of a batch.
+
+    Returns:
+        Points {"alpha", "sharpness", "stderr", "kl"}, least alpha first; only those that every batch has. The standard
+        error is over batches, so that it has the samples' part too; of one batch it is that of the draws.
+    """
+    each: dict[float, list[dict[str, float]]] = {}
+    for batch in range(batches):
+        seed = minimum.seed if batches == 1 else minimum.seed * batches + batch
+        own = measures.bicriteria(minimum, alphas=alphas, draws=draws // batches, samples=samples, seed=seed)
+        for point in own.details.get("curve", []):
+            each.setdefault(point["alpha"], []).append(point)
+    found = []
+    for _, points in sorted(each.items()):
+        if len(points) < batches:
+            continue
+        rises = [p["sharpness"] for p in points]
+        error = stdev(rises) / math.sqrt(batches) if batches > 1 else points[0]["stderr"]
+        found.append({**points[0], "sharpness": fmean(rises), "stderr": error})
+    return found
+
+
+def _ln_margins(minimum: Minimum) -> Result:
+    """ln of the margins that shares of the samples fall below, and of the mean margin; None of what is not positive."""
+    values = {f"{share:g}": measures.margin(minimum, fraction=share).value for share in SHARES}
+    values["mean"] = float(minimum[Margins()].values.mean())
+    return {f"ln_margin_{name}": math.log(v) if v is not None and v > 0 else None for name, v in values.items()}
 
 
 def at_equal_kl(results: Sequence[Result]) -> list[Result]:

@@ -29,6 +29,7 @@ from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError
 from flatminima.io import claimed, json_text
 from flatminima.studies import resumable
 from flatminima.studies.images import on
+from flatminima.studies.networks import FOLDER
 from flatminima.studies.shelf import Run, read, succeeded, under_way
 from flatminima.studies.study import Config, Result, Sources, Study
 
@@ -131,9 +132,14 @@ def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
             if succeeded(read(work.file)):
                 shutil.rmtree(folder, ignore_errors=True)
                 return None
-            with resumable.keeping(folder, told) as kept:
+            study = work.file.parent.parent
+            own = {"study": study.name, "config": work.config}
+            with resumable.keeping(folder, told, networks=study.parent / FOLDER, own=own) as kept:
                 outcome, of_use = _attempt(run, work)
-            outcome["seconds"] += kept.before
+            for clock in ("seconds", "core_seconds"):
+                outcome[clock] += kept.before
+            if kept.names:
+                outcome["networks"] = kept.names
             if not of_use:
                 shutil.rmtree(folder, ignore_errors=True)
             return outcome
@@ -143,7 +149,7 @@ def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
 
 def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
     """What to write down, and whether what the run has kept is of use."""
-    started, of_use = time.perf_counter(), True
+    started, worked, of_use = time.perf_counter(), time.process_time(), True
     outcome: Run
     try:
         with on(work.device):
@@ -154,7 +160,8 @@ def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
         outcome = {"error": f"{type(error).__name__}: {error}"}
         of_use = isinstance(error, _PASSING)
     where = {} if work.device is None else {"device": work.device}
-    return {"config": work.config, **outcome, "seconds": time.perf_counter() - started, **where}, of_use
+    took = {"seconds": time.perf_counter() - started, "core_seconds": time.process_time() - worked}
+    return {"config": work.config, **outcome, **took, **where}, of_use
 
 
 def _with_pool(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None]]:

@@ -16,7 +16,7 @@ from flatminima.studies.study import SCALES
 
 RESULTS = "results.json"
 _KEYS = ("id", "claims", "runs", "seconds", "versions", "scale")
-_ORDER = {"cpu": 0, "paper": 1, "smoke": 2}
+_ORDER = {"cpu": 0, "half": 1, "paper": 2, "smoke": 3}
 
 
 def documents(folder: Path, study: str | None = None) -> list[dict[str, Any]]:

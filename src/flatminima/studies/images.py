@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from flatminima.data import load_tensors
@@ -74,6 +75,21 @@ def images(
     Arguments as `load_tensors` takes them. A run moves its network there: ``build(...).to(x.device)``.
     """
     return _read(source, split, limit, size, scaling, _device.get())
+
+
+def fresh(source: str, count: int, seed: int, size: int | None = None, scaling: str = "unit") -> tuple[Tensor, Tensor]:
+    """So many training samples, others for each seed; the first of a longer draw are those of a shorter one.
+
+    Arguments as of `images`; `count` at most all there are.
+
+    Raises:
+        UsageError: more samples than the data set has.
+    """
+    x, y = images(source, "train", None, size, scaling)
+    if count > len(x):
+        raise UsageError(f"got {count} samples to draw of {len(x)}; ask for fewer")
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count].to(x.device)
+    return x[chosen], y[chosen]
 
 
 @lru_cache(maxsize=6)

@@ -1,14 +1,15 @@
 """Training inside a run: its state lies in the run's folder, so that a kill costs a minute and not the run.
 
-A study calls `train` here instead of `training.train`; called outside of a run it keeps nothing and is the same.
+A study calls `train` here instead of `training.train`; called outside of a run it keeps nothing and is the same. What
+it trained lies in a folder that the studies share, and is taken from there the next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.reading import read_json, read_text
+from flatminima.studies import networks
 from flatminima.training import History, Session, TrainConfig, Training
 from flatminima.training.session import CONFIGURATION, METRICS
 from flatminima.training.steps import Augment, Backward
@@ -28,6 +30,9 @@ _NEARLY = 0.99  # of a run whose training is done: it is measured, still
 class _Kept:
     folder: Path
     told: Callable[[], None]
+    networks: Path | None = None  # the folder of trained networks; None: they are not kept
+    own: Mapping[str, Any] = field(default_factory=dict)  # study and configuration of the run
+    names: list[str] = field(default_factory=list)  # of the networks' files, one a training
     trainings: int = 0  # begun so far; a run may have several
     before: float = 0.0  # seconds of the epochs that an earlier process did
 
@@ -36,9 +41,20 @@ _kept: ContextVar[_Kept | None] = ContextVar("flatminima_kept", default=None)
 
 
 @contextmanager
-def keeping(folder: Path, told: Callable[[], None] = lambda: None) -> Iterator[_Kept]:
-    """Within the block `train` keeps its state in the folder, and calls `told` after each epoch."""
-    kept = _Kept(folder, told)
+def keeping(
+    folder: Path,
+    told: Callable[[], None] = lambda: None,
+    *,
+    networks: Path | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> Iterator[_Kept]:
+    """Within the block `train` keeps its state in the folder, and calls `told` after each epoch.
+
+    Args:
+        networks: folder in which it looks for the network first, and keeps it when it is trained.
+        own: what decides a training that `networks.name_of` cannot compare: the run's study and configuration.
+    """
+    kept = _Kept(folder, told, networks, own or {})
     token = _kept.set(kept)
     try:
         yield kept
@@ -68,6 +84,14 @@ def train(
     Returns:
         The History, and what `follow` returned, epoch by epoch.
     """
+    kept = _kept.get()
+    number = 0 if kept is None else kept.trainings
+    place = None if kept is None else _place(kept, model, x, y, config, augment, not (optimizer or backward or follow))
+    if kept is not None:
+        kept.trainings += 1
+    if place is not None and (found := networks.find(place)) is not None:
+        model.load_state_dict(found.weights)
+        return found.history, found.seen
     training = Training(
         model, x, y, config=config, augment=augment, optimizer=optimizer, backward=backward, modules=modules
     )
@@ -75,13 +99,11 @@ def train(
     def look(at: Training) -> dict[str, Any]:
         return {"seen": None if follow is None else follow(at.epoch, model)}
 
-    kept = _kept.get()
     rows: list[dict[str, Any]] = []
     if kept is None:
         history = training.run(on_epoch=lambda at: rows.append(look(at)))
     else:
-        session = Session(kept.folder / str(kept.trainings), asdict(config), save_every=_EVERY)
-        kept.trainings += 1
+        session = Session(kept.folder / str(number), asdict(config), save_every=_EVERY)
         new: list[dict[str, Any]] = []
 
         def written(row: dict[str, Any]) -> None:
@@ -90,7 +112,21 @@ def train(
 
         history, rows = session.run(training, measure=look, on_row=written), session.rows
         kept.before += sum(row["seconds"] for row in rows[: len(rows) - len(new)])
-    return history, [row["seen"] for row in rows if row["seen"] is not None]
+    seen = [row["seen"] for row in rows if row["seen"] is not None]
+    if place is not None:
+        networks.keep(place, model, history, seen)
+    return history, seen
+
+
+def _place(
+    kept: _Kept, model: nn.Module, x: Tensor, y: Tensor, config: TrainConfig, augment: Augment | None, plain: bool
+) -> Path | None:
+    """Where the network of the run's next training is kept."""
+    if kept.networks is None:
+        return None
+    own = None if plain else {**kept.own, "training": kept.trainings}
+    kept.names.append(networks.name_of(model, x, y, config, augment, own))
+    return kept.networks / kept.names[-1]
 
 
 def share(folder: Path) -> float:

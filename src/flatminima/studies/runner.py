@@ -17,7 +17,7 @@ from flatminima.studies.found import RESULTS, set_aside
 from flatminima.studies.images import find
 from flatminima.studies.resumable import share
 from flatminima.studies.shelf import Shelf, read, succeeded, under_way
-from flatminima.studies.study import SCALES, Result, Study
+from flatminima.studies.study import SCALES, Config, Result, Study
 
 SCHEMA = 2
 _PIXELS = 90  # an inch of figure.png
@@ -39,7 +39,7 @@ def reproduce(
     """Run what of a study is not done yet, and write its verdicts to ``<output>/<id>/results.json``.
 
     Args:
-        study: what to run. output: folder; made if absent. scale: "smoke", "cpu" or "paper".
+        study: what to run. output: folder; made if absent. scale: "smoke", "cpu", "half" or "paper".
         data: where the data sets lie, see `images.find`; None for the Hugging Face hub. Smoke scale needs none.
         jobs: processes, at least 1; more than one start afresh ("spawn"), each with one thread.
         engine: "local", or "ray" with `jobs` processors of its own or the cluster at `address`; see `engines.execute`.
@@ -60,11 +60,7 @@ def reproduce(
     ours = _part(jobs, shard)
     configs = study.list_runs(scale, seed)
     sources = find(study.datasets, data)
-    shelf = Shelf(Path(output), study)
-    folder = Path(output) / study.id
-    shelf.open()
-    for place in (folder, *(folder / name for name in SCALES)):
-        shelf.adopt(place / RESULTS, configs)
+    shelf = _opened(study, Path(output), configs)
     files = [shelf.file(config) for config in configs]
     todo = [
         Work(config, sources, file, device)
@@ -72,7 +68,17 @@ def reproduce(
         if not succeeded(read(file))
     ]
     _run(study, shelf, todo, jobs, engine, address)
-    runs = [run for file in files if (run := read(file)) is not None]
+    return collect(study, output, scale=scale, seed=seed)
+
+
+def collect(study: Study, output: str | Path, *, scale: str = "smoke", seed: int = 0) -> dict[str, Any]:
+    """Judge the runs of a scale that are done and write results.json and the figure; runs nothing.
+
+    Args, Returns and Raises as of `reproduce`.
+    """
+    configs, folder = study.list_runs(scale, seed), Path(output) / study.id
+    shelf = _opened(study, Path(output), configs)
+    runs = [run for config in configs if (run := read(shelf.file(config))) is not None]
     results = [run["result"] for run in runs if succeeded(run)]
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -141,6 +147,15 @@ def plan(
         "to_do": left,
         "seconds_left": 0.0 if not left else None if each is None else each * left / jobs,
     }
+
+
+def _opened(study: Study, output: Path, configs: list[Config]) -> Shelf:
+    """The shelf, with those of the runs that a results.json of the folder has."""
+    shelf = Shelf(output, study)
+    shelf.open()
+    for place in (output / study.id, *(output / study.id / name for name in SCALES)):
+        shelf.adopt(place / RESULTS, configs)
+    return shelf
 
 
 def _part(jobs: int, shard: tuple[int, int]) -> slice:

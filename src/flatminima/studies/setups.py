@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flatminima.studies import _jia, _jia_table, wang_toy
+from flatminima.studies import _jia, _jia_table, _toy_minima
 from flatminima.studies.claims import Setting, papers
 from flatminima.studies.study import Config, Study
 from flatminima.training import TrainConfig
@@ -22,12 +22,17 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "jia-augmentation": _JIA,
         "jia-batch": _JIA,
         "jia-confusion": _JIA,
-        "jia-regularizer": {"trials": _jia_table.TRIALS, "weight_decay": _jia_table.WEIGHT_DECAY},
+        "jia-regularizer": {
+            "trials": _jia_table.TRIALS,
+            "weight_decay": _jia_table.WEIGHT_DECAY,
+            "sub_batches": _jia_table.SUB_BATCHES,
+            "max_norm": _jia_table.MAX_NORM,
+        },
         "neyshabur-conditions": _N17,
         "neyshabur-confusion": _N17,
         "neyshabur-random-labels": _N17,
         "neyshabur-width": _N17,
-        "wang-toy": {"samples": wang_toy.SAMPLES},
+        "wang-toy": {"samples": _toy_minima.SAMPLES},
     }
 )
 _ALL = "all"  # of a data set's samples

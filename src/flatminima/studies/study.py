@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 Result = dict[str, Any]
 Sources = Mapping[str, str]  # a data set's name, as in a configuration's "data", to what `load_tensors` takes
-SCALES = ("smoke", "cpu", "paper")
+SCALES = ("smoke", "cpu", "half", "paper")
 _BLOCK = 1_000  # seeds of one replication, at most
 
 
@@ -33,7 +33,7 @@ class Study:
             can call it.
         claims: results of all runs that succeeded to verdicts.
         figure: the same results to a matplotlib figure of the paper's quantities.
-        reduction: how each scale differs from the paper, in plain words.
+        reduction: how each scale that it has differs from the paper, in plain words.
         extra: writes further files from the results into a folder that exists.
         runs_of: id of a study with the same configurations and the same run, whose results this one reads and adds to.
     """
@@ -50,14 +50,19 @@ class Study:
     extra: Callable[[Sequence[Result], Path], None] | None = None
     runs_of: str | None = None
 
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those that it has: the ones whose reduction it tells."""
+        return tuple(scale for scale in SCALES if scale in self.reduction)
+
     def list_runs(self, scale: str, seed: int = 0) -> list[Config]:
         """The configurations at a scale; with `seed`, of a replication: "seed" is 1000 `seed` higher in each.
 
         Raises:
-            UnknownName: no such scale. UsageError: a negative seed.
+            UnknownName: no such scale, or none of this study. UsageError: a negative seed.
         """
-        if scale not in SCALES:
-            raise UnknownName("scale", scale, SCALES)
+        if scale not in self.scales:
+            raise UnknownName("scale", scale, self.scales)
         if seed < 0:
             raise UsageError(f"got seed={seed}; a replication is numbered 0, 1, ...")
         configs = self.configurations(scale)

@@ -14,7 +14,7 @@ from flatminima.studies.claims.quantities import Row, rows
 from flatminima.studies.claims.registry import Claim, claims
 from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, UNINFORMATIVE, Verdict
 
-RUNGS = ("paper", "cpu")  # the larger first; smoke decides nothing
+RUNGS = ("paper", "half", "cpu")  # the larger first; smoke decides nothing
 CALCULATION = "calculation"
 NOT_TRIED = "not tried"
 _DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)

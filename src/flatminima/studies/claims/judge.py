@@ -17,7 +17,7 @@ from scipy.stats import norm
 from flatminima.errors import Undefined
 from flatminima.studies import inference
 from flatminima.studies.claims.quantities import Row, fits, value
-from flatminima.studies.claims.registry import ALONG, BOUNDED, Claim, Trial
+from flatminima.studies.claims.registry import ALONG, BOUNDED, PAIRED, Claim, Trial
 from flatminima.studies.inference import LEVEL, Effect
 from flatminima.studies.verdict import (
     CONTRADICTED,
@@ -58,6 +58,11 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
     if against and p_against < LEVEL:
         worst = min(against, key=lambda v: v.p or 0.0)
         return replace(worst, p=None if worst.p is None else min(1.0, p_against), note=_together(worst, found))
+    less = [v for v in decided if v.verdict == SMALLER and len(found) * (v.p or 0.0) < LEVEL]
+    if less:  # what is asserted of all falls short in one, whatever the others would show
+        worst = min(less, key=lambda v: v.p or 0.0)
+        p_less = None if worst.p is None else min(1.0, len(found) * worst.p)
+        return replace(worst, p=p_less, note=_together(worst, found))
     ranks = {UNINFORMATIVE: 0, CONTRADICTED: 0, SMALLER: 1, REPRODUCED: 2}
     worst = min(decided, key=lambda v: (ranks[v.verdict], -(v.p or 0.0)))
     if worst.verdict == CONTRADICTED:
@@ -122,7 +127,7 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
             return _vertex(trial, own, blank)
         return _decided(trial, _effect(trial, own), blank)
     except Undefined as reason:
-        return replace(blank, note=reason.reason)
+        return _all_alike(trial, own, blank) or replace(blank, note=reason.reason)
 
 
 def _premises(premises: Sequence[str], rows: Sequence[Row]) -> tuple[list[Row], str]:
@@ -148,9 +153,7 @@ def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:
     if trial.shape in ALONG and not trial.first:
         x, y = ([_number(name, r) for r in rows] for name in (trial.x or "", trial.y))
         return inference.slope(x, y, [_block(r) for r in rows])
-    groups = [[r for r in rows if fits(r, group)] for group in (trial.first, trial.second)]
-    partner = {tuple(r[k] for k in trial.pair): r for r in groups[1]}
-    pairs = [(r, partner[at]) for r in groups[0] if (at := tuple(r[k] for k in trial.pair)) in partner]
+    pairs = _pairs(trial, rows)
     if not pairs:
         raise Undefined("no pairs")
     if trial.shape in ALONG:  # of what one group has beyond the other
@@ -160,6 +163,31 @@ def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:
     strata = [tuple(a[k] for k in trial.pair if k != "seed") for a, _ in pairs]
     values, baseline = ([_number(trial.y, pair[i]) for pair in pairs] for i in (0, 1))
     return inference.difference(values, baseline, [a["seed"] for a, _ in pairs], strata)
+
+
+def _all_alike(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict | None:
+    """Pairs that are equal to the last digit, which have no interval: a sign test. None where a pair differs.
+
+    If partners differed by what counts in at least half of the seeds, none of n would with a chance of 2^-n at most.
+    """
+    if trial.shape not in PAIRED:
+        return None
+    pairs = _pairs(trial, rows)
+    if not pairs or any(_number(trial.y, a) != _number(trial.y, b) for a, b in pairs):
+        return None
+    seeds = len({_block(a) for a, _ in pairs})
+    p, said = 0.5**seeds, f"all {len(pairs)} pairs are equal to the last digit, {seeds} seeds"
+    told = replace(blank, statistic=0.0, p=p, note=said)
+    if p >= LEVEL / 2:
+        more = math.ceil(math.log2(2 / LEVEL)) / seeds - 1
+        return replace(told, hours=more * (blank.spent or 0.0))
+    return replace(told, verdict=REPRODUCED if trial.shape in _NULLS else SMALLER)
+
+
+def _pairs(trial: Trial, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    groups = [[r for r in rows if fits(r, group)] for group in (trial.first, trial.second)]
+    partner = {tuple(r[k] for k in trial.pair): r for r in groups[1]}
+    return [(r, partner[at]) for r in groups[0] if (at := tuple(r[k] for k in trial.pair)) in partner]
 
 
 def _number(name: str, row: Row) -> float:

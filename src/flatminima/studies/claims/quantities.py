@@ -22,17 +22,18 @@ _JOINS: Mapping[str, Callable[[float, float], float]] = {
     " - ": lambda a, b: a - b,
     " / ": lambda a, b: a / b,
 }
+_NORMS = ("l2", "l1_path", "l2_path", "spectral")
 _METRICS = ("logdet", "spectral", "frobenius", "robustness")
 _FUNCTIONS: Mapping[str, Callable[[float], float]] = {"ln": math.log, "log2": math.log2, "abs": abs}
 
 
 def rows(document: Mapping[str, Any]) -> list[Row]:
-    """The runs of a results.json that succeeded; "seconds" is what each took."""
+    """The runs of a results.json that succeeded; "seconds" is the time of a core that each took."""
     found: list[Row] = []
     for run in document["runs"]:
         if "result" not in run:
             continue
-        row = {**run["config"], **run["result"], "seconds": run["seconds"]}
+        row = {**run["config"], **run["result"], "seconds": run.get("core_seconds", run["seconds"])}
         if row.get("found") and "sharp" in row:
             half = {"seconds": row["seconds"] / 2}  # both are of one run
             found += [{**row, **row[place], **half, "place": place} for place in ("sharp", "flat")]
@@ -99,10 +100,25 @@ def _derived(row: Row) -> Row:
         found["ln_kl_at_sharpness"] = _ln_kl(row["curve"], FIXED_SHARPNESS)
     if row.get("inverse_mu"):
         found["mu"] = 1 / row["inverse_mu"]
+    if "max_norm" in row:
+        found["clipped"] = row["max_norm"] is not None
+    if row.get("ln_margin_0.05") is not None:
+        found |= _at_other_margins(row)
     by_sample = row.get("by_sample")
     if by_sample:
         middle = sorted(by_sample["c3"])
         found["c3_median"] = middle[len(middle) // 2]
+    return found
+
+
+def _at_other_margins(row: Row) -> Row:
+    """The capacities with another margin in the place of the figures': "l2_at_0.01", "l2_at_mean" and so on."""
+    found: Row = {}
+    for name, margin in row.items():
+        place = name.removeprefix("ln_margin_")
+        if place != name and margin is not None:
+            moved = 2 * (row["ln_margin_0.05"] - margin)  # a capacity goes with the inverse square of the margin
+            found |= {f"{norm}_at_{place}": row[norm] + moved for norm in _NORMS if row.get(norm) is not None}
     return found
 
 
@@ -137,12 +153,14 @@ def _relative(found: list[Row]) -> None:
 
 def _chosen(found: list[Row]) -> None:
     """Mark the strength of a regularizer that errs least on held-out images, by data set and network or method."""
-    groups: dict[tuple[Any, ...], dict[float, list[Row]]] = {}
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Row]]] = {}
     for row in found:
         strength = row.get("beta") or row.get("setting")
-        if strength and "validation_error" in row:
+        unclipped = row.get("max_norm", 0.0) is None  # a comparison, of which the papers do not choose
+        if strength and "validation_error" in row and not unclipped:
             kind = (row.get("data"), row.get("name"), row.get("method"))
-            groups.setdefault(kind, {}).setdefault(strength, []).append(row)
+            setting = (strength, row.get("sub_batches"), row.get("max_norm"))
+            groups.setdefault(kind, {}).setdefault(setting, []).append(row)
     for by_strength in groups.values():
         best = min(by_strength.values(), key=lambda own: sum(r["validation_error"] for r in own) / len(own))
         for own in by_strength.values():

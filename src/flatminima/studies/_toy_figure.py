@@ -1,0 +1,120 @@
+"""W1 Fig. 1 and W2 Fig. 1 and 2 drawn: the toy's loss surface coloured by pacGen, samples, labels, the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatminima.report.theme import PALETTE
+from flatminima.studies._toy import samples
+from flatminima.studies._toy_minima import ETAS, SAMPLES, Array, logits
+from flatminima.studies.study import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLACES = ("flat", "sharp")
+_SIZE = (10.8, 7.2)  # inches of the figure
+_DRAWN = 61  # points a side of a surface, at most
+_SHOWN = (0.02, 0.98)  # quantiles of pacGen between which colours are spread
+
+
+def draw(results: Sequence[Result]) -> Figure:
+    """Fig. 1 a to d, the surface large; below, Fig. 2: the bound at four values of eta."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    shown = [r for r in results if "surfaces" in r]
+    if not shown:
+        return figure
+    r = shown[0]
+    grid = {name: np.array(r["surfaces"][name]) for name in ("axis", "loss", "pacgen")}
+    cells = figure.add_gridspec(3, 4)
+    main = figure.add_subplot(cells[:2, :2], projection="3d")
+    _draw_surface(main, grid, r, ETAS[0], "(a) loss (nats) coloured by pacGen; on the floor the bound, eta 39")
+    colours = figure.colorbar(main.collections[0], ax=main, shrink=0.5, pad=0.02, extend="both")
+    colours.set_label("pacGen (nats)")
+    main.legend(loc="upper left", fontsize=8, frameon=False)
+    x, y = samples(r["seed"], SAMPLES)
+    panel = figure.add_subplot(cells[0, 2:])
+    _draw_samples(panel, x, y, f"(b) {SAMPLES} samples and their labels")
+    for column, (place, letter) in enumerate((("sharp", "c"), ("flat", "d")), 2):
+        panel = figure.add_subplot(cells[1, column])
+        _draw_labels(panel, r, place, x)
+        _draw_samples(panel, x, y, f"({letter}) {place}, test error {r[place]['test_error']:.2f}")
+    for column, eta in enumerate(ETAS[1:]):
+        panel = figure.add_subplot(cells[2, column], projection="3d")
+        _draw_surface(panel, grid, r, eta, f"bound, eta {eta:g} (nats)")
+    return figure
+
+
+def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, title: str) -> None:
+    """Loss coloured by pacGen over the bound's contours, seen from the minima's side; for Fig. 2 the bound itself."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    large, stride = eta == ETAS[0], -(-len(grid["axis"]) // _DRAWN)
+    one, two = np.meshgrid(grid["axis"], grid["axis"], indexing="ij")
+    bound = np.array(r["surfaces"]["bounds"][f"{eta:g}"])
+    height = grid["loss"] if large else bound
+    scale = Normalize(*np.quantile(grid["pacgen"], _SHOWN))  # its tails would leave one colour for the rest
+    surface = panel.plot_surface(
+        one,
+        two,
+        height,
+        facecolors=colormaps["viridis"](scale(grid["pacgen"])),
+        rstride=stride,
+        cstride=stride,
+        linewidth=0,
+        antialiased=False,
+        shade=True,
+        zorder=1,
+    )
+    surface.set(cmap="viridis", norm=scale)
+    floor = height.min() - 0.8 * np.ptp(height)
+    panel.contourf(one, two, bound, zdir="z", offset=floor, levels=16, cmap="cividis", zorder=0)
+    for index, (place, marker) in enumerate((("sharp", "^"), ("flat", "o"))):
+        w = r[place]["weights"]
+        at = tuple(int(np.argmin(np.abs(grid["axis"] - v))) for v in w)
+        said = f"{place} minimum: trace {r[place]['trace']:.2f}, pacGen {r[place]['pacgen']:.2f} nats"
+        panel.plot(
+            [w[0]] * 2,
+            [w[1]] * 2,
+            [floor, height[at]],
+            color=PALETTE[(1, 3)[index]],
+            marker=marker,
+            ms=7 if large else 4,
+            lw=1.2,
+            label=said,
+            zorder=5,
+        )
+    centre = np.mean([r[place]["weights"] for place in PLACES], axis=0)
+    panel.view_init(elev=28, azim=float(np.degrees(np.arctan2(centre[1], centre[0]))) + 35)
+    panel.set(xlabel="w1", ylabel="w2", zlim=(floor, height.max()))
+    panel.computed_zorder = False
+    panel.set_title(title, fontsize=10)
+    panel.tick_params(labelsize=8 if large else 7)
+    panel.zaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 0 else "")  # below zero is the floor
+    panel.locator_params(nbins=5)
+
+
+def _draw_samples(panel: Any, x: Tensor, y: Tensor, title: str) -> None:
+    for label, marker in ((0, "o"), (1, "s")):
+        own = x[y == label]
+        panel.scatter(own[:, 0], own[:, 1], color=PALETTE[label], marker=marker, s=12, edgecolors="k", linewidths=0.3)
+    panel.set(xlabel="x1", ylabel="x2")
+    panel.set_title(title, fontsize=10)
+
+
+def _draw_labels(panel: Any, r: Result, place: str, x: Tensor) -> None:
+    """The label that the network of a minimum predicts, over the plane."""
+    low, high = x.min(0).values - 0.5, x.max(0).values + 0.5
+    one, two = (torch.linspace(float(low[i]), float(high[i]), 80, dtype=torch.float64) for i in (0, 1))
+    inputs = torch.cartesian_prod(one, two)
+    free = torch.tensor(r[place]["weights"], dtype=torch.float64)
+    output = logits(free, tuple(r["fixed"]), inputs).argmax(1).view(80, 80)
+    panel.contourf(one, two, output.T, levels=[-0.5, 0.5, 1.5], colors=PALETTE[:2], alpha=0.3)
