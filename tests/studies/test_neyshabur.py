@@ -9,7 +9,9 @@ from torch import nn
 
 from flatminima import Minimum, measures
 from flatminima.models import build
+from flatminima.statistics.conditions import conditions
 from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl, curve_over_batches, half, look
+from flatminima.studies._neyshabur_histograms import DELTAS, EDGES, histograms
 from flatminima.studies.neyshabur_conditions import c2_of_the_figure
 
 
@@ -82,3 +84,30 @@ def test_half_has_twelve_levels_of_noise_in_its_range():
     assert found["alphas"][0] == 2e-3 and found["alphas"][-1] == 1.5e-2 and len(found["alphas"]) == 12
     ratios = [b / a for a, b in zip(found["alphas"], found["alphas"][1:], strict=False)]
     assert max(ratios) / min(ratios) < 1.01 and found["samples"] == 64 and found["draws"] % found["batches"] == 0
+
+
+def test_histograms_count_every_ratio_and_their_largest_is_the_librarys():
+    """C1 and C3 of `statistics.conditions` are the largest of the ratios that are counted."""
+    draw = torch.Generator().manual_seed(5)
+    weights = [
+        torch.randn(size, generator=draw, dtype=torch.float64) / size[1] ** 0.5 for size in ((6, 4), (6, 6), (3, 6))
+    ]
+    x = torch.rand(5, 4, generator=draw, dtype=torch.float64)
+    found, each = histograms(weights, x), [histograms(weights, row[None]) for row in x]
+    assert sum(found["inner"]) == 5 * 1 and sum(found["ends"]) == 5 * 9  # a <= c < b over four maps: 10 in all
+    assert sum(found["units"]) == 5 * (6 + 6 + 3)
+    truth = conditions(weights, x / x.norm(dim=1, keepdim=True))
+    for name, counts in (("inverse_mu", ("inner", "ends")), ("c3", ("units",))):
+        for at, one in enumerate(each):
+            last = max(k for key in counts for k, n in enumerate(one[key]) if n)
+            assert EDGES[last] <= float(getattr(truth, name)[at]) <= EDGES[last + 1] + 1e-6
+    z = weights[0] @ x[0]
+    assert found["outputs"][:3] == pytest.approx((weights[2] @ (weights[1] @ z.relu()).relu()).tolist(), rel=1e-3)
+    assert found["flips"]["most"] == sorted(found["flips"]["most"]) and max(found["flips"]["most"]) <= 1
+
+
+def test_shares_that_flip_are_counted_by_hand():
+    """A layer that passes its inputs on, of which two lie within 0.1 of zero and one more within 0.3."""
+    x = torch.tensor([[0.02, 0.05, 0.2, 0.9]])
+    found = histograms([torch.eye(4), torch.ones(2, 4)], x)["flips"]["most"]
+    assert [found[DELTAS.index(d)] for d in (0.01, 0.0316, 0.1, 0.316)] == [0.0, 0.25, 0.5, 0.75]

@@ -17,7 +17,6 @@ from flatminima import measures
 from flatminima.core.minimum import Minimum
 from flatminima.data import augmentation
 from flatminima.models import build
-from flatminima.report.theme import MARKERS, PALETTE
 from flatminima.studies.images import fresh, images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train
@@ -127,29 +126,25 @@ def beside(results: Sequence[Result], said: str = "") -> list[Verdict]:
 
 
 def figure(results: Sequence[Result], x: str, title: str) -> Figure:
-    """Each metric against the test error, a point a network (the paper: against x); error and loss along x beside."""
+    """As the paper has it: test error and metrics against what is varied, mean and standard deviation; the loss too."""
     drawn, axes = panels(3, 2)
     own = [r for r in results if r["reached"]]
     groups = sorted({r[x] for r in own}, key=_order)
-    for panel, (name, said) in zip(axes, METRICS.items(), strict=False):
-        for index, value in enumerate(groups):
-            points = [r for r in own if r[x] == value and r[name] is not None]
-            places = [r["test_error"] for r in points], [r[name] for r in points]
-            marker, colour = MARKERS[index % len(MARKERS)], PALETTE[index % len(PALETTE)]
-            panel.plot(*places, marker, color=colour, label=str(value), ms=5, alpha=0.8, ls="none")
-        log_y = name != "logdet" and bool(own)
-        label(panel, "test error (share of samples)", _UNITS[name], said, log_y=log_y)
-        if groups:  # none may have reached the loss
-            panel.legend(fontsize=7, frameon=False, title=title, title_fontsize=7)
-    places_x = [float(_order(r[x])) for r in own]
-    for panel, name, said, index in (
-        (axes[4], "test_error", "test error (share of samples)", 0),
-        (axes[5], "train_loss", "training loss (nats)", 1),
-    ):
-        lines(panel, places_x, [r[name] for r in own], index=index)
-        label(panel, title, said, said.split(" (")[0])
-        panel.set_xticks([_order(value) for value in groups], [str(value) for value in groups])
+    shown = {"test_error": ("test error (share of samples)", "test error")}
+    shown |= {name: (_UNITS[name], said) for name, said in METRICS.items()}
+    shown |= {"train_loss": ("training loss (nats)", "training loss")}
+    for panel, (index, (name, (unit, said))) in zip(axes, enumerate(shown.items()), strict=True):
+        points = [r for r in own if r[name] is not None]
+        places = [_place(r[x], groups) for r in points]
+        lines(panel, places, [r[name] for r in points], index=min(index, 1))
+        label(panel, title, unit, said, log_y=name not in ("test_error", "logdet") and bool(points))
+        panel.set_xticks([_place(value, groups) for value in groups], [str(value) for value in groups])
     return drawn
+
+
+def _place(value: Any, groups: Sequence[Any]) -> float:
+    """Where a value stands along x: schemes and batch sizes at equal distances, sizes of a set to scale."""
+    return float(value if 0 in groups else groups.index(value))
 
 
 SCHEMES = ("none", "flip", "1-crop-f", "4-crop-f")

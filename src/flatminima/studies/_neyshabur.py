@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from flatminima import measures
 from flatminima.core.minimum import Minimum
+from flatminima.report.theme import GREY
 from flatminima.statistics import Margins
+from flatminima.studies.claims.quantities import READ_AT
 from flatminima.studies.images import fresh, images
 from flatminima.studies.plot import label, lines, plain_numbers
 from flatminima.studies.resumable import train
@@ -203,6 +205,7 @@ def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]]) -> None:
                 lines(axes, kl, rise, label=None if i else said, index=index)
     label(axes, "KL (nats)", "expected sharpness (nats)", "bi-criteria")
     if axes.lines:
+        axes.axhline(READ_AT, color=GREY, lw=0.8, ls="--")  # where the paper compares the curves
         axes.set(xscale="log", yscale="log")
         for which in "xy":
             plain_numbers(axes, which)

@@ -20,6 +20,7 @@ from flatminima.models import build
 from flatminima.report.theme import PALETTE
 from flatminima.statistics import Conditions
 from flatminima.studies._neyshabur import fit
+from flatminima.studies._neyshabur_histograms import draw, histograms
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, panels, plain_numbers
 from flatminima.studies.study import Config, Result, Sources, Study
@@ -70,6 +71,7 @@ def run(config: Config, sources: Sources) -> Result:
     trained = fit(model, x, y, images(source, "test"), config) if config["learned"] else {"seed": config["seed"]}
     minimum = Minimum(model.eval(), (x, y), seed=config["seed"])
     found = measures.conditions(minimum, samples=config["samples"])
+    looked = x[minimum.samples.order(config["seed"])[: config["samples"]]]
     return {
         "learned": config["learned"],
         **trained,
@@ -77,7 +79,8 @@ def run(config: Config, sources: Sources) -> Result:
         "undefined": found.undefined,
         **{key: found.details.get(key) for key in ("inverse_mu", "c2", "c3", "c2_mean", "c3_mean")},
         "by_sample": None if found.value is None else _by_sample(minimum, config["samples"]),
-        "c2_figure": c2_of_the_figure(model, x[minimum.samples.order(config["seed"])[: config["samples"]]]),
+        "c2_figure": c2_of_the_figure(model, looked),
+        "histograms": histograms([w.detach() for w in model.parameters()], looked.flatten(1)),
     }
 
 
@@ -130,7 +133,9 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    """A histogram over samples and seeds of each constant."""
+    """Fig. 5 to 8; of runs that have no histograms of all ratios, one over samples and seeds of each constant."""
+    if results and all("histograms" in r for r in results):
+        return draw(results)
     figure, axes = panels(3)
     own = [r for r in results if r["by_sample"] is not None]
     names = (("inverse_mu", "C1: 1 / mu"), ("c2", "C2's constant"), ("c3", "C3's constant"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DECADES = 1e3  # of a logarithmic axis from which few numbers are enough
+_DECADE = 12.0  # below which it may have one power of ten, or none
 PANEL = (3.4, 2.7)  # inches
 _APART, _DIGIT = 0.03, 0.035  # of an axis: the least gap between two numbers on it, and the width of a digit
 _CROWDED = 6  # entries of a legend that hides what is drawn
@@ -39,7 +41,7 @@ def lines(
     index: int = 0,
     dashed: bool = False,
 ) -> None:
-    """The mean of y at each x over repetitions, and a band from the least to the greatest.
+    """The mean of y at each x over repetitions, and a band of one standard deviation, as the papers draw them.
 
     Args:
         axes: to draw on. x, y: one of each a run; runs with equal x are repetitions.
@@ -54,7 +56,16 @@ def lines(
     style = "--" if dashed else ":" if index >= len(PALETTE) else "-"  # a second round of colours is dotted
     every = -(-len(places) // _MARKED)
     axes.plot(places, means, marker=marker, markevery=every, ls=style, color=colour, label=label, ms=4, lw=1.4)
-    axes.fill_between(places, [min(g) for g in groups], [max(g) for g in groups], color=colour, alpha=0.18, lw=0)
+    bands = [_band(g) for g in groups]
+    axes.fill_between(places, [b[0] for b in bands], [b[1] for b in bands], color=colour, alpha=0.18, lw=0)
+
+
+def _band(values: Sequence[float]) -> tuple[float, float]:
+    """Mean -+ standard deviation; of positive values not below the least, which an axis of logarithms can show."""
+    mean = fmean(values)
+    wide = stdev(values) if len(values) > 1 else 0.0
+    low = mean - wide
+    return (min(values) if low <= 0 < min(values) else low), mean + wide
 
 
 def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> None:
@@ -92,12 +103,20 @@ def _spread(places: Sequence[float]) -> list[float]:
 
 
 def plain_numbers(axes: Axes, which: str) -> None:
-    """Powers of ten as 1e-3, at most five of them: the theme keeps mathematical typesetting off."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Powers of ten as 1e-3, at most five of them, and numbers between them where there are few powers.
+
+    The theme keeps mathematical typesetting off.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
-    if high / low >= _DECADES:  # else the ticks between powers of ten are wanted
+    if high / low >= _DECADES:
         axis.set_major_locator(LogLocator(numticks=5))
+    elif high / low >= _DECADE:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
+    else:
+        axis.set_major_locator(MaxNLocator(4))
+        axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -171,10 +171,10 @@ def _figure(results: Sequence[Result]) -> Figure:
             points = [p for r in own if (r["method"], r["setting"]) == (name, setting) for p in r["curve"]]
             said = name if setting is None else f"{name} {setting:g}"
             x = [p[0] for p in points]
-            lines(axes[2 * row], x, [p[1] for p in points], index=index)
-            lines(axes[2 * row + 1], x, [p[2] for p in points], label=said, index=index)
-        label(axes[2 * row], "epoch", "training error (share)", f"{data}, training")
-        label(axes[2 * row + 1], "epoch", "held-out error (share)", f"{data}, held out")
+            lines(axes[2 * row], x, [1 - p[1] for p in points], index=index)
+            lines(axes[2 * row + 1], x, [1 - p[2] for p in points], label=said, index=index)
+        label(axes[2 * row], "epoch", "training accuracy (share)", f"{data}, training")
+        label(axes[2 * row + 1], "epoch", "held-out accuracy (share)", f"{data}, held out")
     return figure
 
 

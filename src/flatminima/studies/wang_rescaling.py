@@ -7,6 +7,7 @@ eigenvalue and sharpness can be made as large as one likes; pacGen without its o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict, share
-from flatminima.training import TrainConfig
+from flatminima.training import TrainConfig, evaluate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +31,7 @@ MEASURES = {
     "outputs": "largest change of an output",
     "pacgen_invariant": "pacGen, epsilon 0, rho 0",
     "pacgen": "pacGen, epsilon 0.1",
+    "bound": "bound (8)",
     "hessian_trace": "Hessian trace",
     "hessian_top_eigenvalue": "largest eigenvalue",
     "sharpness": "sharpness",
@@ -68,12 +70,19 @@ def run(config: Config, sources: Sources) -> Result:
         "outputs": change,
         "pacgen_invariant": measures.pacgen(minimum, epsilon=0.0, rho="zero").value,
         "pacgen": measures.pacgen(minimum).value,
+        "bound": _bound(minimum, evaluate(moved, x, y).loss),
         "hessian_trace": measures.hessian_trace(minimum, estimator="exact").value
         if config["hidden"] < 16
         else measures.hessian_trace(minimum).value,
         "hessian_top_eigenvalue": measures.hessian_top_eigenvalue(minimum).value,
         "sharpness": measures.sharpness(minimum).value,
     }
+
+
+def _bound(minimum: Minimum, loss: float) -> float | None:
+    """Lemma 3's, eq. 8, with the temperature of Theorem 2: of a network as rescaled, whose own kappa it has."""
+    rise = measures.sharpness_divergence(minimum).value
+    return None if rise is None else loss + rise
 
 
 def _claims(results: Sequence[Result]) -> list[Verdict]:
@@ -89,15 +98,27 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
             "pacGen with epsilon 0.1 changes by less than 1 %",
             [change(r, "pacgen") < 0.01 for r in moved],
             control=True,
-        )
+        ),
+        share(
+            "the bound (8) changes by less than a tenth of what the Hessian's trace does, in logarithms",
+            [
+                abs(math.log(r["bound"] / plain[r["seed"]]["bound"]))
+                < 0.1 * abs(math.log(r["hessian_trace"] / plain[r["seed"]]["hessian_trace"]))
+                for r in moved
+                if r.get("bound") and plain[r["seed"]].get("bound")
+            ],
+            control=True,
+        ),
     ]
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(3, 2)
-    for panel, (name, title) in zip(axes, MEASURES.items(), strict=True):
+    figure, axes = panels(4, 2)
+    axes[-1].set_axis_off()
+    for panel, (name, title) in zip(axes, MEASURES.items(), strict=False):
         log_y = name in ("hessian_trace", "hessian_top_eigenvalue", "sharpness")
-        lines(panel, [r["factor"] for r in results], [r[name] for r in results])
+        own = [r for r in results if r.get(name) is not None]  # runs of before the bound was measured lack it
+        lines(panel, [r["factor"] for r in own], [r[name] for r in own])
         unit = "" if name == "outputs" else " (nats)"
         label(panel, "factor of the first layer", f"{title}{unit}", title, log_x=True, log_y=log_y)
     return figure

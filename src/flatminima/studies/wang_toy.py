@@ -9,6 +9,8 @@ the gradient vanishes, as curvature half a step beside it can be another by a fa
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from flatminima.io import json_text, write_whole
+from flatminima.report.theme import style
 from flatminima.studies._toy import boundary, mean_under_noise, samples, smoothed
-from flatminima.studies._toy_figure import PLACES, draw
+from flatminima.studies._toy_figure import LIKE, PLACES, draw, draw_one, instance, like
 from flatminima.studies._toy_minima import (
     ETAS,
     FIXED,
@@ -38,6 +41,7 @@ from flatminima.studies.verdict import Verdict, compare
 
 _TEST = 10_000
 _DIGITS = 5
+_DRAWN, _PIXELS = 61, 90  # points a side of the instance's surface; pixels an inch of its picture
 _COARSE = 25  # points a side of the grid in the search
 
 # points a side of the grid, seeds, fixed entries to choose from
@@ -121,14 +125,44 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
     return [compare(claim, [m["gap"] for m in flat], [m["gap"] for m in sharp], control=True)]
 
 
-def page(results: Sequence[Result], folder: Path) -> None:
-    """surface.html: the surfaces to turn and zoom, in one file that asks the network for nothing."""
+def pages(results: Sequence[Result], folder: Path) -> None:
+    """surface.html, surfaces to turn and zoom, and instance.html, a data set like the papers' picture; both whole."""
+    _instance(results, folder)
     shown = [r for r in results if "surfaces" in r]
     if shown:
         r = shown[0]
         data = r["surfaces"] | {name: r[name] for name in ("sharp", "flat")}
         template = (Path(__file__).parent / "surface.html").read_text(encoding="utf-8")
         write_whole(folder / "surface.html", template.replace("/*DATA*/null", json_text(data, None)))
+
+
+def _instance(results: Sequence[Result], folder: Path) -> None:
+    """The data set that `instance` finds, drawn; beside it how many of all are like it, condition by condition."""
+    own = [r for r in results if r["found"]]
+    if not own:
+        return
+    holds = list(zip(*(like(r) for r in own), strict=True))
+    counts = "".join(f"<li>{said}: {sum(of)} of {len(own)}</li>" for said, of in zip(LIKE, holds, strict=True))
+    alike, picture = sum(all(like(r)) for r in own), "There is none among them."
+    r = instance(own)
+    if r is not None:
+        x, y = samples(r["seed"], SAMPLES)
+        fixed = (float(r["fixed"][0]), float(r["fixed"][1]))
+        with style("wang-toy-instance"):
+            drawn = draw_one({**r, "surfaces": _surfaces(surface(x, y, fixed, _DRAWN))})
+            buffer = io.BytesIO()
+            drawn.savefig(buffer, format="png", dpi=_PIXELS, facecolor="white")
+        source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        picture = f'Data set {r["seed"]}:</p><p><img src="{source}" alt="its loss surface, samples and labels">'
+    text = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        "<title>A toy like the papers'</title><style>body{max-width:60rem;margin:2rem auto;padding:0 1rem;"
+        "font:16px/1.5 system-ui,sans-serif;color-scheme:light dark}img{max-width:100%;background:#fff}</style>"
+        "<h1>An instance of the toy that shows what the papers' picture shows</h1><p>The papers give neither "
+        "mixture nor fixed weights. The rule: the first data set, by its seed, of which all of this holds. "
+        f"Of {len(own)} with two minima {alike} are like that.</p><ul>{counts}</ul><p>{picture}</p></html>\n"
+    )
+    write_whole(folder / "instance.html", text)
 
 
 STUDY = Study(
@@ -146,5 +180,5 @@ STUDY = Study(
         "half": "a grid of 61 x 61, 100 data sets (the paper: one); mixture and fixed weights are ours",
         "paper": "a grid of 121 x 121, 30 data sets (the paper: one); mixture and fixed weights are ours",
     },
-    page,
+    pages,
 )

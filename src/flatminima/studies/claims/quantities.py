@@ -14,7 +14,7 @@ from flatminima.errors import UsageError
 from flatminima.ranking import kendall
 
 Row = dict[str, Any]
-FIXED_SHARPNESS = 0.05  # at which N17 reads its bi-criteria plots
+READ_AT = 0.05  # expected sharpness at which N17 reads its bi-criteria plots
 _NOISE = 2.0  # standard errors that a Monte-Carlo mean must exceed to have a logarithm
 _SCHEMES = ("none", "flip", "1-crop-f", "4-crop-f")
 _JOINS: Mapping[str, Callable[[float, float], float]] = {
@@ -97,7 +97,7 @@ def _derived(row: Row) -> Row:
     if "test_loss" in row and "loss" in row:
         found["gap"] = row["test_loss"] - row["loss"]
     if row.get("curve") and isinstance(row["curve"][0], dict):
-        found["ln_kl_at_sharpness"] = _ln_kl(row["curve"], FIXED_SHARPNESS)
+        found["ln_kl_at_sharpness"] = _ln_kl(row["curve"], READ_AT)
     if row.get("inverse_mu"):
         found["mu"] = 1 / row["inverse_mu"]
     if "max_norm" in row:
