@@ -330,6 +330,13 @@ def test_the_committed_results_are_readable_and_judged():
             assert verdict.low is None or verdict.low < verdict.high or bounded, finding.claim.id
 
 
+def test_what_is_not_decided_says_how_many_core_hours_would_decide_it():
+    for finding in evaluate(documents(RESULTS)):
+        if finding.word in ("not informative", "premise not met"):
+            hours = finding.verdict.hours is not None and finding.verdict.hours > 0
+            assert hours or re.search(r"(core-hours?|hours of an accelerator)", finding.claim.needs), finding.claim.id
+
+
 def test_smoke_has_no_verdict():
     runs = [{"config": {"scheme": s, "seed": 0}, "result": {}, "seconds": 1.0} for s in ("none", "flip")]
     found = of_study({"id": "jia-augmentation", "scale": "smoke", "runs": runs})

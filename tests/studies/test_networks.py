@@ -66,6 +66,45 @@ def test_two_studies_that_ask_for_one_training_share_it(tmp_path, trainings):
     assert first == second and len(trainings) == 1
 
 
+STEPS = []
+
+
+class Counted(torch.optim.SGD):
+    """With momentum, whose buffers a run may read when the training is done."""
+
+    def step(self, *args):
+        STEPS.append(1)
+        return super().step(*args)
+
+
+def optimized(config, sources):
+    model = network()
+    optimizer = Counted(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, *samples(), config=RECIPE, optimizer=optimizer)
+    speed = sum(float(optimizer.state[p]["momentum_buffer"].abs().sum()) for p in model.parameters())
+    return {"speed": speed, "weights": float(model[-1].weight.detach().double().sum())}
+
+
+def by_optimizer(output):
+    how = Study("by", "-", "-", (), lambda scale: [{}], optimized, lambda r: [], lambda r: Figure(), {"smoke": "-"})
+    STEPS.clear()
+    found = reproduce(how, output)["runs"][0]
+    (output / "by" / "results.json").unlink()
+    for file in (output / "by" / "runs").iterdir():
+        file.unlink()
+    return found["result"], len(STEPS)
+
+
+def test_an_optimizer_of_ones_own_comes_back_as_it_was_after_its_last_step(tmp_path):
+    """Else PertOPT's own diagnostics would be of an optimizer that has made no step."""
+    first, steps = by_optimizer(tmp_path)
+    again, more = by_optimizer(tmp_path)
+    assert again == first and steps == 3 * 4 and more == 0
+    (state,) = (tmp_path / FOLDER).glob("*.state/state.pt")
+    state.write_bytes(b"damaged")
+    assert by_optimizer(tmp_path) == (first, steps)
+
+
 def test_studies_that_look_on_during_training_do_not_share_it(tmp_path, trainings):
     """What a function does cannot be compared."""
     for name in ("one", "two"):

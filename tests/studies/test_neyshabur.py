@@ -47,10 +47,17 @@ def test_c2_of_the_figure_is_the_share_of_inputs_near_zero_over_how_near():
 
 
 @pytest.fixture(scope="module")
-def minimum():
+def fitted():
+    """A network and samples with the labels that it gives them, so that every margin is positive."""
     x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     model = build("mlp", seed=0, widths=(4, 6, 3)).eval()
-    return Minimum(model, (x, model(x).argmax(1)), seed=3)  # every sample has a positive margin
+    return model, x, model(x).argmax(1)
+
+
+@pytest.fixture(scope="module")
+def minimum(fitted):
+    model, *data = fitted
+    return Minimum(model, tuple(data), seed=3)
 
 
 def test_draws_are_shared_out_among_batches_of_samples(minimum):
@@ -70,9 +77,9 @@ def test_draws_are_shared_out_among_batches_of_samples(minimum):
     assert whole == measures.bicriteria(minimum, alphas=(0.01,), draws=6, samples=8).details["curve"][0]
 
 
-def test_margins_of_other_shares_are_recorded(minimum):
+def test_margins_of_other_shares_are_recorded(fitted, minimum):
     config = {"seed": 3, "draws": 2, "samples": 8, "alphas": [0.01]}
-    found = look(minimum.model, *minimum.data, config)
+    found = look(*fitted, config)
     for share in (0.001, 0.01, 0.05, 0.1):
         margin = measures.margin(minimum, fraction=share).value
         assert found[f"ln_margin_{share:g}"] == pytest.approx(math.log(margin))

@@ -26,9 +26,10 @@ the other side. *Smaller than claimed*: the paper's effect, or the smallest that
 met*: the sentence is about networks that ours are not, such as fitted ones. *Not informative*: none of these; the power
 that the runs had, and the core-hours that would decide it, stand beside it. That two things are alike, or that
 something does not predict, is a test of equivalence within a margin: a lack of data never confirms it. Runs are at the
-*cpu* scale, two cores and minutes a study, or at the *paper* scale; of both, the larger that decides is shown. How each
-scale deviates from the papers is [below](#the-runs).
+*cpu* scale, two cores and minutes a study, at *half* scale, whose seeds have data of their own, or at the *paper*
+scale; of these the largest that decides is shown. How each scale deviates from the papers is [below](#the-runs).
 """
+_OPEN = ("not informative", "premise not met")
 _TABLE = "| sentence | premise | the paper | here | verdict |\n|---|---|---|---|---|\n"
 
 
@@ -45,6 +46,7 @@ def report(
         Markdown, ending in a newline.
     """
     parts = [_HEAD.format(command=_COMMAND, summary=" ".join(summary(findings))), _overview(findings, titles)]
+    parts += [_contradicted(findings), _of_own_numbers(findings)]
     for paper, title in titles.items():
         own = [f for f in findings if f["paper"] == paper]
         if own:
@@ -60,6 +62,30 @@ def _overview(findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) 
         counts = [sum(f["paper"] == paper and f["verdict"] == w for f in findings) for w in order]
         lines.append(f"| {title} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines) + "\n"
+
+
+def _contradicted(findings: Sequence[Mapping[str, Any]]) -> str:
+    """What does not come out, in short; sentences that one number decides stand together."""
+    own = [f for f in findings if f["verdict"] in ("contradicted", "smaller than claimed")]
+    by_number: dict[str, list[Mapping[str, Any]]] = {}
+    for f in own:
+        verdict = f["scales"][f["scale"]]
+        number = verdict["note"] if f["scale"] == "calculation" else here(verdict)
+        by_number.setdefault(f"{number} ({f['scale']}): {f['verdict']}", []).append(f)
+    rows = [
+        f"- {'; '.join(_quoted(f) for f in same)}: {_cell(number)}.\n"
+        for number, same in sorted(by_number.items(), key=lambda item: -len(item[1]))
+    ]
+    return "## What does not come out\n\n" + ("".join(rows) or "Nothing.\n")
+
+
+def _of_own_numbers(findings: Sequence[Mapping[str, Any]]) -> str:
+    """Sentences against the numbers that the papers print beside them."""
+    own = [f for f in findings if f["own_numbers"]]
+    rows = "".join(f"- {_quoted(f)}: {_cell(_numbers(f))}. {f['verdict'].capitalize()}.\n" for f in own)
+    return "## What the papers' evidence could not show\n\n" + (
+        "Decided by the papers' own tables and settings, without a run of ours:\n\n" + rows if rows else "Nothing.\n"
+    )
 
 
 def _paper(findings: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -84,7 +110,7 @@ def _paper(findings: Sequence[Mapping[str, Any]], title: str) -> str:
 def _row(finding: Mapping[str, Any]) -> str:
     verdict = finding["scales"][finding["scale"]]
     notes = [verdict["note"] if verdict["statistic"] is not None else "", open_question(verdict), finding["note"]]
-    told = "; ".join(part.rstrip(".") for part in (here(verdict), *notes) if part)
+    told = "; ".join(part.rstrip(".") for part in (here(verdict), *notes, _needed(finding)) if part)
     premise = "; ".join(finding["premise"]) or "-"
     margin = f"{finding['effect'] or 'no number'}" + (f". What counts: {finding['why']}" if finding["why"] else "")
     shown = f"{told} ({finding['tried']}, {finding['scale']})"
@@ -93,7 +119,12 @@ def _row(finding: Mapping[str, Any]) -> str:
 
 def _numbers(finding: Mapping[str, Any]) -> str:
     said: str = finding["scales"]["calculation"]["note"]
-    return f"{said}. {finding['note']}" if finding["note"] else said
+    return ". ".join(part.rstrip(".") for part in (said, finding["note"], _needed(finding)) if part)
+
+
+def _needed(finding: Mapping[str, Any]) -> str:
+    """What would decide a claim that is not decided, beyond more of the same runs."""
+    return f"needs {finding['needs']}" if finding["needs"] and finding["verdict"] in _OPEN else ""
 
 
 def _quoted(finding: Mapping[str, Any]) -> str:

@@ -121,4 +121,7 @@ def _sum(own: Sequence[dict[str, Any]], *names: str) -> NDArray[np.float64]:
 def _bars(axes: Axes, groups: dict[str, NDArray[np.float64]], title: str) -> None:
     for index, (said, shares) in enumerate(groups.items()):
         axes.stairs(shares, EDGES, fill=True, color=PALETTE[index], alpha=0.5, label=said)
+    filled = [i for shares in groups.values() for i in np.flatnonzero(shares)]
+    if filled:
+        axes.set_xlim(EDGES[min(filled)], EDGES[max(filled) + 1])
     label(axes, "ratio", "share", title)

@@ -2,8 +2,9 @@
 
 A file is named by what decides its weights: the network before training, the samples, the configuration, what the
 augmentation does to them, and the versions. Where a run trains with its own optimizer or looks on after each epoch, its
-study and configuration belong to the name too, as a function cannot be compared. So another study that asks for the
-same training finds it, and a run whose measures are to be taken anew, its .json removed, trains nothing.
+study and configuration belong to the name too, as a function cannot be compared; of an optimizer its last state is kept
+besides. So another study that asks for the same training finds it, and a run whose measures are to be taken anew, its
+.json removed, trains nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.errors import CheckpointError
-from flatminima.io import make_folder, versions
+from flatminima.io import make_folder, versions, write_whole
 from flatminima.training import Epoch, Evaluation, History, TrainConfig, read_weights, write_weights
+from flatminima.training.session import CONFIGURATION, METRICS, STATE
 from flatminima.training.steps import Augment
 
 FOLDER = "networks"
@@ -81,8 +83,11 @@ def find(file: Path) -> Trained | None:
         return None
 
 
-def keep(file: Path, model: nn.Module, history: History, seen: list[Any]) -> None:
+def keep(file: Path, model: nn.Module, history: History, seen: list[Any], session: Path | None = None) -> None:
     """Write a training down.
+
+    Args:
+        session: the folder of a training whose optimizer the run may read when it is done: its last state is kept too.
 
     Raises:
         WriteFailed: no space, no permission, a failing disk.
@@ -90,9 +95,36 @@ def keep(file: Path, model: nn.Module, history: History, seen: list[Any]) -> Non
     make_folder(file.parent)
     told = {"history": history.to_dict(), "seen": seen}
     write_weights(model.state_dict(), file, {"training": json.dumps(told), "versions": json.dumps(versions())})
+    if session is not None:
+        _copy(session, _state(file))
+
+
+def lend_state(file: Path, session: Path) -> None:
+    """The last state of a training that was kept with it, as if a kill had come after its last step; else nothing.
+
+    The weights alone would not do: of an optimizer that has made no step a run could read nothing.
+    """
+    kept = _state(file)
+    if (session / STATE).exists() or not file.is_file() or not (kept / STATE).is_file():
+        return
+    try:
+        torch.load(kept / STATE, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file may raise anything; the training is done again
+        return
+    _copy(kept, session)
+
+
+def _state(file: Path) -> Path:
+    return file.with_suffix(".state")
+
+
+def _copy(session: Path, to: Path) -> None:
+    make_folder(to)
+    for name in (METRICS, CONFIGURATION, STATE):  # the state last: without it the rest is not used
+        write_whole(to / name, (session / name).read_bytes())
 
 
 def _add(digest: Any, tensor: Tensor) -> None:
     plain = tensor.detach().cpu().contiguous()
     digest.update(f"{tuple(plain.shape)} {plain.dtype}".encode())
-    digest.update(plain.view(torch.uint8).numpy() if plain.ndim else plain.numpy().tobytes())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy())

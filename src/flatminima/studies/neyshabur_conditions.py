@@ -133,9 +133,10 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    """Fig. 5 to 8; of runs that have no histograms of all ratios, one over samples and seeds of each constant."""
-    if results and all("histograms" in r for r in results):
-        return draw(results)
+    """Fig. 5 to 8; where no run has histograms of all ratios, one over samples and seeds of each constant."""
+    whole = [r for r in results if "histograms" in r]
+    if whole:
+        return draw(whole)
     figure, axes = panels(3)
     own = [r for r in results if r["by_sample"] is not None]
     names = (("inverse_mu", "C1: 1 / mu"), ("c2", "C2's constant"), ("c3", "C3's constant"))

@@ -84,26 +84,41 @@ def train(
     Returns:
         The History, and what `follow` returned, epoch by epoch.
     """
-    kept = _kept.get()
-    number = 0 if kept is None else kept.trainings
-    place = None if kept is None else _place(kept, model, x, y, config, augment, not (optimizer or backward or follow))
+    kept, of_its_own = _kept.get(), optimizer is not None or backward is not None or bool(modules)
+    place = folder = None
     if kept is not None:
+        folder = kept.folder / str(kept.trainings)
+        place = _place(kept, model, x, y, config, augment, of_its_own or follow is not None)
         kept.trainings += 1
-    if place is not None and (found := networks.find(place)) is not None:
-        model.load_state_dict(found.weights)
-        return found.history, found.seen
+        if place is not None and of_its_own:
+            networks.lend_state(place, folder)
+        elif place is not None and (found := networks.find(place)) is not None:
+            model.load_state_dict(found.weights)
+            return found.history, found.seen
     training = Training(
         model, x, y, config=config, augment=augment, optimizer=optimizer, backward=backward, modules=modules
     )
+    history, seen = _run(training, config, kept, folder, follow)
+    if place is not None:
+        networks.keep(place, model, history, seen, folder if of_its_own else None)
+    return history, seen
 
+
+def _run(
+    training: Training,
+    config: TrainConfig,
+    kept: _Kept | None,
+    folder: Path | None,
+    follow: Callable[[int, nn.Module], Any] | None,
+) -> tuple[History, list[Any]]:
     def look(at: Training) -> dict[str, Any]:
-        return {"seen": None if follow is None else follow(at.epoch, model)}
+        return {"seen": None if follow is None else follow(at.epoch, at.model)}
 
     rows: list[dict[str, Any]] = []
-    if kept is None:
+    if kept is None or folder is None:
         history = training.run(on_epoch=lambda at: rows.append(look(at)))
     else:
-        session = Session(kept.folder / str(number), asdict(config), save_every=_EVERY)
+        session = Session(folder, asdict(config), save_every=_EVERY)
         new: list[dict[str, Any]] = []
 
         def written(row: dict[str, Any]) -> None:
@@ -112,20 +127,17 @@ def train(
 
         history, rows = session.run(training, measure=look, on_row=written), session.rows
         kept.before += sum(row["seconds"] for row in rows[: len(rows) - len(new)])
-    seen = [row["seen"] for row in rows if row["seen"] is not None]
-    if place is not None:
-        networks.keep(place, model, history, seen)
-    return history, seen
+    return history, [row["seen"] for row in rows if row["seen"] is not None]
 
 
 def _place(
-    kept: _Kept, model: nn.Module, x: Tensor, y: Tensor, config: TrainConfig, augment: Augment | None, plain: bool
+    kept: _Kept, model: nn.Module, x: Tensor, y: Tensor, config: TrainConfig, augment: Augment | None, own: bool
 ) -> Path | None:
-    """Where the network of the run's next training is kept."""
+    """Where the network of the run's next training is kept; `own`: whether functions decide it or are called on it."""
     if kept.networks is None:
         return None
-    own = None if plain else {**kept.own, "training": kept.trainings}
-    kept.names.append(networks.name_of(model, x, y, config, augment, own))
+    more = {**kept.own, "training": kept.trainings} if own else None
+    kept.names.append(networks.name_of(model, x, y, config, augment, more))
     return kept.networks / kept.names[-1]
 
 

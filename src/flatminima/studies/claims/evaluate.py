@@ -47,7 +47,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         c = self.claim
-        entry = {k: getattr(c, k) for k in ("id", "paper", "where", "quote", "kind", "figure", "effect", "why", "note")}
+        told = ("id", "paper", "where", "quote", "kind", "figure", "effect", "why", "note", "own_numbers")
+        entry = {k: getattr(c, k) for k in told}
         more = {
             "premise": list(c.premise),
             "tried": c.tried,

@@ -127,7 +127,8 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
             return _vertex(trial, own, blank)
         return _decided(trial, _effect(trial, own), blank)
     except Undefined as reason:
-        return _all_alike(trial, own, blank) or replace(blank, note=reason.reason)
+        again = f"{reason.reason}; an interval takes at least as many runs again"
+        return _all_alike(trial, own, blank) or replace(blank, note=again, hours=blank.spent)
 
 
 def _premises(premises: Sequence[str], rows: Sequence[Row]) -> tuple[list[Row], str]:

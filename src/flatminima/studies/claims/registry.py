@@ -94,7 +94,7 @@ class Claim:
         kind: of `KINDS`. figure: "Fig. 1", where it is about one. premise: of `PREMISES`, each with its number.
         effect: what the paper prints or plots, as text. why: of the margin. trials: each must come out.
         check: name of a calculation in `checks` that decides it. needs: what it would take, where nothing tries it.
-        note: what a reader must know of the verdict.
+        note: what a reader must know of the verdict. own_numbers: `check` compares it with what the paper prints.
     """
 
     id: str
@@ -110,6 +110,7 @@ class Claim:
     check: str | None = None
     needs: str = ""
     note: str = ""
+    own_numbers: bool = False
 
     @property
     def studies(self) -> tuple[str, ...]:
