@@ -329,9 +329,10 @@ class TestFaults:
         model.double()  # the probe does not follow: said once, and training goes on
         with pytest.warns(TrackerWarning, match="cannot take the inputs"):
             tracker.step(1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(record=True) as again:
+            warnings.simplefilter("always")
             tracker.step(2)
+        assert again == []
         assert tracker.rows[-1]["values"] == {} and "inputs" in tracker.rows[-1]["undefined"]["eigenvalue"]
         model.float()
         tracker.step(3)
@@ -401,6 +402,13 @@ class TestFaults:
         with pytest.warns(TrackerWarning, match="a sink failed: OSError: the server is away"):
             tracker.step(0, 1.5)
         assert seen == [(0, {"distance": 0.0, "loss": 1.5})]
+
+    def test_where_warnings_are_errors(self, capsys):
+        tracker = Tracker(_net(), _data(), every=1, quantities=["distance"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert tracker.step(0, math.nan) is not None
+        assert "the training loss is not finite; training goes on" in capsys.readouterr().err
 
     def test_not_converged_is_no_number(self):
         tracker = Tracker(_net(), _data(), every=1, quantities=["eigenvalue"], options=Options(tolerance=1e-9, cap=2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -391,7 +392,10 @@ class Tracker:
         """Once each."""
         if what not in self._said:
             self._said.add(what)
-            warnings.warn(f"tracker: {what}; training goes on", TrackerWarning, stacklevel=4)
+            try:
+                warnings.warn(f"tracker: {what}; training goes on", TrackerWarning, stacklevel=4)
+            except TrackerWarning as raised:  # warnings are errors here; training does not die of this one
+                print(f"warning: {raised}", file=sys.stderr)
 
 
 @contextmanager
