@@ -231,6 +231,15 @@ def _bounds() -> dict[str, Bound]:
 
 
 MEASURES: dict[str, Measure] = _measures()
+
+# Which to look at first, by question; docs/which-measure.md says what each order is worth.
+FIRST: dict[str, str] = {
+    "adaptive_sharpness": "Which generalizes better? One of eight whose order fits the gaps in our zoo",
+    "robustness": "How much do small changes of an input change the prediction?",
+    "expected_sharpness": "What does noise in the weights cost?",
+    "hessian_top_eigenvalue": "How curved is the steepest direction, against 2 / learning rate?",
+    "margin": "How sure is it of nearly all samples?",
+}
 BOUNDS: dict[str, Bound] = _bounds()
 
 

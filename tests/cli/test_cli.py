@@ -106,6 +106,9 @@ def test_list_shows_every_measure_within_80_columns(cli) -> None:
     code, out, err = cli("list")
     assert (code, err) == (0, "")
     assert all(name in out for name in catalog.MEASURES)
+    first, rest = out.split("All measures", 1)
+    assert all(f"{name}\n    {question}" in first for name, question in catalog.FIRST.items())
+    assert "rescaling-invariant" in rest.split("fisher_trace", 1)[1].split("budget", 1)[0]
     assert max(map(len, out.splitlines())) <= 80
 
 
