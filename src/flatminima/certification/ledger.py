@@ -8,15 +8,17 @@ whenever one stops, all of them together hold with probability 1 - delta.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from flatminima.errors import UsageError
-from flatminima.io import json_text, make_folder, write_whole
+from flatminima.errors import FolderInUse, UsageError
+from flatminima.io import cannot_write, json_text, make_folder, write_whole
 from flatminima.reading import Unreadable, read_json
 
 SCHEMA = 1
@@ -85,9 +87,7 @@ class Ledger:
             UsageError: the certificates computed so far leave nothing for one of such a list.
         """
         make_folder(self.path.absolute().parent)
-        if os.path.islink(f"{self.path}.lock"):
-            raise UsageError(f"{self.path}.lock is a link, and what it points to would be emptied: remove it")
-        with FileLock(f"{self.path}.lock", timeout=_WAIT):
+        with self._locked():
             entries = self.entries()
             for entry in entries:
                 if entry.key == key:
@@ -114,6 +114,24 @@ class Ledger:
             entry = Entry(key, k, declared is not None, what)
             self._write([*entries, entry])
             return entry
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The ledger for this process alone."""
+        name = Path(f"{self.path}.lock")
+        if name.is_symlink():
+            raise UsageError(f"{name} is a link, and what it points to would be emptied: remove it")
+        lock = FileLock(name)
+        try:
+            lock.acquire(timeout=_WAIT)
+        except Timeout:
+            raise FolderInUse(f"another process has held {self.path} for {_WAIT:.0f} s: wait until it ends") from None
+        except (OSError, NotImplementedError) as error:
+            raise cannot_write(name, error) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _write(self, entries: list[Entry]) -> None:
         document: dict[str, Any] = {

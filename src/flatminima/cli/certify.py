@@ -19,7 +19,7 @@ import typer
 from flatminima.cli.around import POSTERIORS, Around, maker
 from flatminima.cli.device import usable
 from flatminima.cli.measure import writable
-from flatminima.cli.options import AppDir, AsJson, Device, DryRun, Limit, ModelArg, Scaling, Seed, Threads
+from flatminima.cli.options import AppDir, AsJson, Device, DryRun, Limit, MaxPixels, ModelArg, Scaling, Seed, Threads
 from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.verify import Typed, verify_record
@@ -66,6 +66,7 @@ def certify(
     ] = None,
     minutes: Annotated[float | None, typer.Option("--time", help="Minutes; chooses epochs and passes.")] = None,
     scaling: Scaling = "unit",
+    max_pixels: MaxPixels = None,
     limit: Limit = None,
     model_arg: ModelArg = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from; see --initial, --posterior.")] = None,
@@ -98,7 +99,9 @@ def certify(
     if model is None or data is None:
         raise UsageError("certify needs --model and --data, or --verify with a certificate.json")
     start, folder = (None if p is None else str(p) for p in (checkpoint, app_dir))
-    source = Source(model, data, split, test_split, scaling, limit, tuple(model_arg or ()), start, folder, seed)
+    source = Source(
+        model, data, split, test_split, scaling, limit, tuple(model_arg or ()), start, folder, seed, max_pixels
+    )
     source.check()
     for kind, value, known in (
         ("objective", objective, OBJECTIVES), ("layers", layers, LAYERS), ("augmentation", augment, AUGMENTATIONS),

@@ -22,6 +22,7 @@ from flatminima.cli.options import (
     DryRun,
     Limit,
     Loss,
+    MaxPixels,
     Model,
     ModelArg,
     Scaling,
@@ -54,6 +55,7 @@ def landscape(
     alpha: Annotated[float, typer.Option(help="Noise of the ball: sigma_i = alpha (10 |w_i| + 1).")] = 5e-4,
     loss: Loss = "cross_entropy",
     scaling: Scaling = "unit",
+    max_pixels: MaxPixels = None,
     limit: Limit = None,
     model_arg: ModelArg = None,
     app_dir: AppDir = None,
@@ -67,6 +69,7 @@ def landscape(
     source = Source(
         model, data, split, None, scaling, limit, tuple(model_arg or ()),
         None if checkpoint is None else str(checkpoint), None if app_dir is None else str(app_dir), seed,
+        max_pixels,
     )  # fmt: skip
     _check(source, along, radius, alpha, loss)
     writable(output, FILES)

@@ -28,6 +28,7 @@ from flatminima.cli.options import (
     Device,
     Limit,
     Loss,
+    MaxPixels,
     ModelArg,
     Scaling,
     Seed,
@@ -63,6 +64,7 @@ def rank(
     budget: Budget = "fast",
     by: Annotated[str | None, typer.Option(help="Measures that decide the order, comma-separated.")] = None,
     scaling: Scaling = "unit",
+    max_pixels: MaxPixels = None,
     limit: Limit = None,
     loss: Loss = "cross_entropy",
     subset: Subset = None,
@@ -78,7 +80,7 @@ def rank(
     """Order checkpoints by their measures; with held-out errors, score the measures as well."""
     request = Request(
         model, data, None, split, measures, scaling, limit, loss, subset, budget, tuple(model_arg or ()), app_dir,
-        None, None, None, None, None, None, batch_size, seed, device, threads,
+        None, None, None, None, None, max_pixels, batch_size, seed, device, threads,
     )  # fmt: skip
     request.check()
     voters = None if by is None else [catalog.measure(n.strip()).name for n in by.split(",") if n.strip()]

@@ -29,6 +29,7 @@ class Source:
     checkpoint: str | None = None
     app_dir: str | None = None
     seed: int = 0
+    max_pixels: int | None = None
 
     def check(self) -> None:
         """Refuse what can be refused without torch."""
@@ -71,6 +72,7 @@ class Source:
             split,
             limit=limit,
             scaling=self.scaling,
+            max_pixels=self.max_pixels,
             progress=lambda done, total, text: report(text, done, total),
         )
         return (x, y) if device is None else (x.to(device), y.to(device))
