@@ -1,4 +1,4 @@
-"""Documents as untrusted input: what is wrong with one is said in a few words, and what the system refuses is no damage."""
+"""Documents as untrusted input: what is wrong is said in a few words, and what the system refuses is no damage."""
 
 from __future__ import annotations
 
