@@ -122,6 +122,7 @@ class Minimum(Network):
         self.model = model
         self.writes_inputs = False
         self._mark = fingerprint(self._source)
+        self._hashed: tuple[tuple[Any, ...], str] | None = None  # hash of the weights, of this mark
         self._state: frozenset[tuple[str, str]] = frozenset()
         self._structure = structure(self._source)
         self._data_mark = marks_of(self._held())
@@ -307,12 +308,14 @@ class Minimum(Network):
             known.clear()
 
     def content(self) -> str | None:
-        state = {n: p for n, p in self.model.named_parameters()} | dict(self.model.named_buffers())
         kind = type(self.model)
         asked = (kind.__module__, kind.__qualname__, self.loss.name, self.batch_size, self.seed, str(self.device))
         if getattr(self.ranks, "size", 1) > 1 or not isinstance(self.output, int | str | None):
             return None
-        return f"{content_of(state)} {self.samples.fingerprint} {asked} {self.output}"
+        if self._hashed is None or self._hashed[0] is not self._mark:  # a pass over the weights, once
+            state = {n: p for n, p in self.model.named_parameters()} | dict(self.model.named_buffers())
+            self._hashed = self._mark, content_of(state)
+        return f"{self._hashed[1]} {self.samples.fingerprint} {asked} {self.output}"
 
     def refuse_stale(self) -> None:
         if self._depth:
