@@ -128,9 +128,9 @@ def test_the_index_chooses_the_samples() -> None:
     assert found[0] == [4, 3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("fold", [Outputs(), Gram(4), HessianProbes(2), GaussNewtonDiagonal()], ids=repr)
+@pytest.mark.parametrize("fold", [Outputs(), Gram(1), HessianProbes(2), GaussNewtonDiagonal()], ids=repr)
 def test_a_loss_that_is_not_finite_is_named_and_never_averaged_in(fold: Fold[Any, Any]) -> None:
-    """By its place in the data, also when the samples come in another order."""
+    """By its place in the data, also when the samples come in another order: one that leaves none of them out."""
 
     def broken(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return output.square().sum(1) / target

@@ -17,6 +17,8 @@ from flatminima.core.following import Comparison, row_weights
 from flatminima.core.layers import LayerGradient
 from flatminima.statistics import FisherDiagonal, Outputs
 
+pytestmark = pytest.mark.slow
+
 N = 60
 FISHER = partial(measures.fisher_trace, subset=20)
 
@@ -197,3 +199,31 @@ def test_a_parameter_that_no_layer_reported_must_have_no_gradient() -> None:
     assert compared({"a": torch.ones(3)}, truth | {"b": torch.zeros(2)}) is None
     assert "'a'" in str(compared({"a": 1.01 * torch.ones(3), "b": truth["b"]}, truth))
     assert compared(truth, truth) is None
+
+
+@pytest.mark.parametrize("factor", [1e-40, 1e-44, float("nan")])
+def test_gradients_that_agree_in_no_way_end_the_search_for_one(factor: float) -> None:
+    """Below float32's range, where layers and autograd round to different numbers: it went on for ever."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss(output, target):
+        return 1.0 + _Scaled.apply(output.square().sum(1), factor)
+
+    minimum = Minimum(net, (x, torch.zeros(20)), loss)
+    found = measures.fisher_trace(minimum, subset=5)
+    assert found.value is None or found.value >= 0
+    assert minimum.following.level <= 3
+
+
+class _Scaled(torch.autograd.Function):
+    """0, with a gradient of `factor`."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None

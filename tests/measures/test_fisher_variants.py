@@ -265,3 +265,11 @@ def test_a_rank_that_depends_on_the_samples_has_no_error_bar():
     net = smooth()
     found = fisher_logdet_full(Minimum(net, binary(), "binary_cross_entropy"), samples=8, pseudo=True)
     assert found.stderr is None and found.details["error_of"] == "data" and "depends on which" in found.details["note"]
+
+
+def test_numbers_that_are_no_vectors_have_no_norm_to_set():
+    """Of (n,) outputs the last axis is the samples': each value then depended on its neighbours in the batch."""
+    net = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    data = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(12)
+    found = fisher_logdet(Minimum(net, data, "mse"), subset=3, logit_norm=25.0)
+    assert found.value is None and "a number a sample" in found.undefined

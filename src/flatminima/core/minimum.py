@@ -240,7 +240,7 @@ class Minimum(Network):
         if self.halvings:  # memory ran out
             rows = rows[: self.batch_size]
         with self.open():
-            while True:
+            while self.following.by_layers:  # NaN, or gradients below the dtype's range, agree in no way
                 self.following.begin()
                 try:
                     self._compare_modes(rows)

@@ -38,7 +38,11 @@ LARGEST = 5_000  # parameters whose full matrix fits: 200 MB
 
 @dataclass(frozen=True)
 class RescaledLogits(Statistic[T]):
-    """Another statistic's value where the network's output is ``norm f / ||f||`` (Jia & Su's code: norm 25)."""
+    """Another statistic's value where the network's output is ``norm f / ||f||`` (Jia & Su's code: norm 25).
+
+    Raises:
+        UsageError: a norm that is not positive and finite. Undefined: a network of one number a sample.
+    """
 
     statistic: Statistic[T]
     norm: float = 25.0
@@ -49,6 +53,10 @@ class RescaledLogits(Statistic[T]):
 
     def compute(self, minimum: Minimum) -> T:
         with minimum.open():
+            with torch.no_grad():
+                output = minimum.forward(minimum.batch(torch.arange(1)).inputs)
+            if output.dim() < 2:  # its last axis is the samples'
+                raise Undefined("the network returns a number a sample, not a vector of logits whose norm could be set")
             rescaled = _Rescaled(minimum.model, self.norm, minimum.output).eval()
             return minimum.replace(model=rescaled, returns_logits=True)[self.statistic]
 
