@@ -20,6 +20,9 @@ from flatminima import Minimum, catalog, measure
 from flatminima.core.distributed import Ranks
 from flatminima.errors import DataError, Undefined, UsageError
 from flatminima.statistics import HessianProbes, Outputs, Products, TopEigenvalues
+from processes import ranks
+
+pytestmark = pytest.mark.slow
 
 OPTIONS = {
     "bicriteria": {"draws": 3, "samples": 7},
@@ -119,7 +122,7 @@ def _port():
 def shared(tmp_path_factory):
     """What both ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, (_port(), str(folder)), nprocs=2)
+    ranks(worker, _port(), str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

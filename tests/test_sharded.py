@@ -15,6 +15,7 @@ from torch import nn
 from flatminima import Minimum, measure, measures
 from flatminima.core.fsdp import ShardedMinimum
 from flatminima.statistics import HessianProbes, TopEigenvalues
+from processes import ranks
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
@@ -132,7 +133,7 @@ def found(tmp_path_factory):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(folder)), nprocs=2)
+    ranks(worker, port, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

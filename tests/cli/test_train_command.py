@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ from flatminima.data import corrupt_labels, load_tensors
 from flatminima.models import build
 from flatminima.optim import SAM
 from flatminima.training import TrainConfig, evaluate, load_checkpoint, methods, read_weights, train
+from processes import start
 
 DIGITS = ["--data", "digits", "--limit", "120", "--batch-size", "40", "--epochs", "2"]
 MLP = ["train", "--model", "flatminima.models:mlp", "--model-arg", "widths=(64,16,10)", *DIGITS]
@@ -258,7 +260,6 @@ def methods_model():
 @pytest.mark.parametrize("command", ["train", "measure"])
 def test_a_world_size_that_a_launcher_left_is_noticed(cli, tmp_path, monkeypatch, environment, message, command):
     """torch would wait for half an hour, without a word, for processes that nobody has started."""
-    import socket
     from datetime import timedelta
 
     from flatminima.cli import ranks
@@ -314,6 +315,18 @@ def test_torchrun_trains_what_one_process_does(cli, tmp_path):
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)
     assert len(rows_of(tmp_path / "two")) == 2
-    refused = torchrun(*MLP, "--method", "fisher_trace", folder=tmp_path / "three")
-    assert refused.returncode != 0 and "--method fisher_trace runs in one process, got 2" in refused.stderr
+
+
+def test_what_two_processes_cannot_share_is_refused(tmp_path):
+    """With the variables that torchrun sets."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    arguments = [*map(str, MLP), "--method", "fisher_trace", "--output", str(tmp_path / "three")]
+    both = [start(*arguments, stderr=tmp_path / r, environment=rendezvous | {"RANK": r}) for r in "01"]
+    for process in both:
+        process.join(100)
+    assert all(process.exitcode for process in both)
+    assert "--method fisher_trace runs in one process, got 2" in (tmp_path / "0").read_text()
     assert not (tmp_path / "three").exists()

@@ -21,6 +21,7 @@ from flatminima.errors import UsageError
 from flatminima.io import LOCK, claimed
 from flatminima.models import mlp
 from flatminima.training import save_checkpoint
+from processes import start
 
 MLP = ("--model", "flatminima.models:mlp", "--model-arg", "widths=(64,16,10)")
 DIGITS = ("--data", "digits", "--limit", "120")
@@ -150,19 +151,13 @@ def test_a_second_process_is_turned_away(name: str, invoke: Invoke, tmp_path: Pa
 @pytest.mark.parametrize("name", ["rank", "study"])
 def test_two_processes_that_share_results_end_alike(name: str, tmp_path: Path) -> None:
     """Where each part is a file of its own, written whole under a name made from its contents."""
-    command = [
-        sys.executable,
-        "-m",
-        "flatminima",
-        *commands(tmp_path)[name],
-        "--json",
-        "--output",
-        str(tmp_path / "output"),
-    ]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said[0][1] + said[1][1]
-    one, two = (_plain(json.loads(out)) for out, _ in said)
+    command = [*commands(tmp_path)[name], "--json", "--output", str(tmp_path / "output")]
+    both = [start(*command, stdout=tmp_path / f"{i}.out", stderr=tmp_path / f"{i}.err") for i in range(2)]
+    for process in both:
+        process.join(300)
+    said = "".join((tmp_path / f"{i}.err").read_text() for i in range(2))
+    assert [process.exitcode for process in both] == [0, 0], said
+    one, two = (_plain(json.loads((tmp_path / f"{i}.out").read_text())) for i in range(2))
     assert one == two
     _whole(tmp_path / "output")
 

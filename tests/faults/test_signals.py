@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flatminima.training import read_weights
+from processes import fork_workers, run, start
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+pytestmark = [pytest.mark.apart, pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")]
 
 TRAIN = (
     "train",
@@ -58,28 +57,31 @@ STUDY = Study("exiting", "-", "A study", (), lambda scale: [{"seed": i} for i in
 """
 
 
-def signalled(arguments: list[str], number: int, ready: Callable[[], bool], *, group: bool = False) -> tuple[int, str]:
+def signalled(
+    folder: Path,
+    arguments: list[str],
+    number: int,
+    ready: Callable[[], bool],
+    *,
+    group: bool = False,
+    prepare: Callable[[], None] | None = None,
+) -> tuple[int, str]:
     """Exit code and stderr of a command that got a signal once it was ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flatminima", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = start(*arguments, stderr=folder / "stderr", prepare=prepare)
+    assert process.pid is not None
     try:
-        for _ in range(1200):
-            if ready() or process.poll() is not None:
+        for _ in range(12_000):
+            if ready() or process.exitcode is not None:
                 break
-            time.sleep(0.1)
-        assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        assert process.exitcode is None, (folder / "stderr").read_text()
         (os.killpg if group else os.kill)(process.pid, number)
-        said = process.communicate(timeout=120)[1]
+        process.join(120)
     finally:
-        if process.poll() is None:
+        if process.exitcode is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, said
+    assert process.exitcode is not None, "it goes on"
+    return process.exitcode, (folder / "stderr").read_text()
 
 
 def lines(path: Path) -> int:
@@ -91,7 +93,7 @@ def test_a_training_that_is_stopped_goes_on_from_that_step(tmp_path: Path, numbe
     """With checkpoints an hour apart: what is kept was written because of the signal."""
     folder = tmp_path / "run"
     arguments = [*TRAIN, "--epochs", "100000", "--save-every", "3600", "--output", str(folder)]
-    code, said = signalled(arguments, number, lambda: lines(folder / "metrics.jsonl") > 2)
+    code, said = signalled(tmp_path, arguments, number, lambda: lines(folder / "metrics.jsonl") > 2)
     assert code == 128 + number and "Traceback" not in said
     last = said.strip().splitlines()[-1]
     assert last.startswith("flatminima: interrupted; step ") and last.endswith("the same command goes on from there")
@@ -106,7 +108,7 @@ def test_a_training_that_is_stopped_goes_on_from_that_step(tmp_path: Path, numbe
     whole = tmp_path / "whole"
     for output in (folder, whole):
         command = [*TRAIN, "--epochs", str(epochs), "--save-every", "3600", "--output", str(output)]
-        subprocess.run([sys.executable, "-m", "flatminima", *command], check=True, capture_output=True, timeout=300)
+        assert run(*command) == 0
     a, b = (read_weights(output / "weights.safetensors") for output in (folder, whole))
     assert all(torch.equal(v, b[k]) for k, v in a.items())
 
@@ -118,7 +120,12 @@ def test_workers_keep_their_state_and_print_no_tracebacks(tmp_path: Path, number
     output = tmp_path / "out"
     arguments = ["study", str(tmp_path / "endless.py"), "-j", "2", "--output", str(output)]
     code, said = signalled(
-        arguments, number, lambda: sum(lines(p) > 2 for p in output.rglob("metrics.jsonl")) == 2, group=group
+        tmp_path,
+        arguments,
+        number,
+        lambda: sum(lines(p) > 2 for p in output.rglob("metrics.jsonl")) == 2,
+        group=group,
+        prepare=fork_workers if number == signal.SIGTERM else None,  # once spawned, as a user's are
     )
     assert code == 128 + number, said
     assert said.strip().splitlines()[-1].startswith("flatminima: interrupted; what was finished is kept")
@@ -133,7 +140,7 @@ def test_a_command_that_keeps_nothing_says_so(tmp_path: Path) -> None:
         f"def build():\n    pathlib.Path({str(flag)!r}).touch()\n    time.sleep(100)\n    return mlp((64, 10))\n"
     )
     arguments = ["measure", "--model", "slow:build", "--app-dir", str(tmp_path), "--data", "digits"]
-    code, said = signalled(arguments, signal.SIGTERM, flag.exists)
+    code, said = signalled(tmp_path, arguments, signal.SIGTERM, flag.exists)
     assert code == 143 and said.strip().splitlines()[-1] == "flatminima: interrupted; nothing is kept"
 
 
@@ -148,21 +155,23 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         f"        pathlib.Path({str(flag)!r}).touch()\n        time.sleep(300)\n"
         "        return self.layer(x.flatten(1))\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flatminima", "train", "--model", "stuck:Stuck", "--app-dir", str(tmp_path), "--data",
-         "digits", "--output", str(tmp_path / "out")],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
+    said = tmp_path / "stderr"
+    process = start(
+        *("train", "--model", "stuck:Stuck", "--app-dir", str(tmp_path), "--data", "digits"),
+        *("--output", str(tmp_path / "out")),
+        stderr=said,
+    )
+    assert process.pid is not None
     while not flag.exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    while "once more stops at once" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == -signal.SIGTERM
-    process.stderr.close()
+        assert process.exitcode is None, said.read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    while "once more stops at once" not in said.read_text():
+        assert process.exitcode is None, said.read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("jobs", ["2"])
@@ -170,6 +179,6 @@ def test_a_run_that_exits_is_recorded_and_ends_nothing(tmp_path: Path, jobs: str
     """Scripts with argparse do; it took the whole study with it, and no line said which run."""
     (tmp_path / "exiting.py").write_text(EXITING)
     command = ["study", str(tmp_path / "exiting.py"), "-j", jobs, "--output", str(tmp_path / "out")]
-    subprocess.run([sys.executable, "-m", "flatminima", *command], capture_output=True, timeout=300, check=False)
+    run(*command, prepare=fork_workers)
     runs = json.loads((tmp_path / "out" / "exiting" / "results.json").read_text())["runs"]
     assert sorted(run.get("error", "") for run in runs) == ["", "", "SystemExit: bad arguments"]

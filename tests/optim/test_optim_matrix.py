@@ -17,6 +17,7 @@ from matrix_reference import METHODS, SITUATIONS, expected
 from matrix_table import FRAMEWORKS, RANKS, REASONS, reason, table
 
 from flatminima.optim import blocks
+from processes import ranks
 
 PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
 NEEDS = {
@@ -58,6 +59,7 @@ def compare(framework, method, situation, weights):
     assert float((weights - truth).norm() / truth.norm()) < bound
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize(("framework", "method", "situation"), cells(f for f in FRAMEWORKS if f not in RANKS))
 def test_one_process(framework, method, situation, tmp_path, monkeypatch):
     pytest.importorskip(NEEDS.get(framework, "torch"))
@@ -78,7 +80,7 @@ def of_two_ranks(tmp_path_factory):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, str(folder)), nprocs=2)
+    ranks(work, port, str(folder))
     return torch.load(folder / "cells.pt", weights_only=True)
 
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flatminima.errors import UsageError
 from flatminima.optim import SAM, FisherTrace, PertOPT
+from processes import ranks
 
 STEPS = 4
 
@@ -126,7 +127,7 @@ def test_two_ranks_equal_one(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    ranks(worker, port, str(tmp_path))
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key in ("sam", "pertopt", "per rank", "local sam", "fisher", "fisher, batch norm"):
         assert torch.equal(a[key], b[key]), f"{key}: ranks drifted apart"

@@ -1,11 +1,10 @@
 """Engines: whoever computes the runs, the results are the same, and a worker's death costs nothing but time."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import squares
 from typer.testing import CliRunner
 
+import processes
 from flatminima.cli.app import app
 from flatminima.errors import MissingExtra, UnknownName, UsageError
 from flatminima.studies import reproduce
@@ -25,7 +25,15 @@ def values(document):
     return [(r["result"]["x"], r["result"]["y"]) for r in document["runs"] if "result" in r]
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers that need not import the library each; that spawned ones do the same is tested in test_studies.py."""
+    forkserver = processes.context()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forkserver)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_worker_that_dies_in_a_pool_is_replaced_and_its_run_repeated(tmp_path):
     here = reproduce(squares.study(), tmp_path / "here")
     pool = reproduce(squares.study(dies=str(tmp_path / "marker")), tmp_path / "pool", jobs=2)
@@ -34,6 +42,7 @@ def test_a_worker_that_dies_in_a_pool_is_replaced_and_its_run_repeated(tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_always_kills_its_worker_is_recorded_and_the_others_are_kept(tmp_path):
     found = reproduce(squares.study(dies="always"), tmp_path, jobs=2)
     assert found["missing"] == 1 and len(values(found)) == 5
@@ -41,6 +50,7 @@ def test_a_run_that_always_kills_its_worker_is_recorded_and_the_others_are_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("fatal", [0, 7])
 def test_whoever_kills_a_worker_takes_no_other_run_with_it(tmp_path, fatal):
     """A pool that gave up after three breaks lost whatever stood behind the fatal run."""
@@ -79,13 +89,13 @@ def test_other_processes_need_a_run_with_a_name():
 @pytest.mark.slow
 def test_the_example_runs_in_two_processes_and_twice_without_computing_again(tmp_path):
     def call(*more):
-        command = [sys.executable, "-m", "flatminima", "study", str(EXAMPLE), "--output", str(tmp_path), *more]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        said = tmp_path / "said"
+        command = ("study", str(EXAMPLE), "--output", str(tmp_path), *more)
+        assert processes.run(*command, stdout=said, prepare=processes.fork_workers) == 0
+        return json.loads(said.read_text())
 
     first = call("-j", "2", "--json")
-    assert first.returncode == 0, first.stderr
-    again = call("--json")
-    assert json.loads(first.stdout) == json.loads(again.stdout)  # the seconds as well: nothing ran
+    assert first == call("--json")  # the seconds as well: nothing ran
     assert (tmp_path / "index.html").exists() and (tmp_path / "my-study" / "figure.png").exists()
 
 
@@ -104,18 +114,15 @@ def test_a_file_without_a_study_is_refused_in_one_line(tmp_path, text, message):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_results(tmp_path):
-    command = [sys.executable, "-m", "flatminima", "study", str(EXAMPLE), "--scale", "cpu", "--json", "--output"]
-    whole = subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, text=True, timeout=600)
-    for seconds in (2.0, 3.5, 5.0):
-        process = subprocess.Popen(
-            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    killed = subprocess.run([*command, str(tmp_path / "killed")], capture_output=True, text=True, timeout=600)
-    ours, theirs = ([r["result"] for r in json.loads(p.stdout)[0]["runs"]] for p in (killed, whole))
-    assert ours == theirs
+    command = ["study", str(EXAMPLE), "--scale", "smoke", "--json", "--output"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert processes.run(*command, str(whole), folder=whole, stdout=tmp_path / "theirs") == 0
+    count = processes.operations(whole)
+    for moment in (count // 5, count // 4, count // 3):  # each goes on where the one before was killed
+        assert processes.run(*command, str(killed), folder=killed, kill_at=moment) == -signal.SIGKILL
+    assert processes.run(*command, str(killed), stdout=tmp_path / "ours") == 0
+    ours, theirs = (json.loads((tmp_path / name).read_text())[0]["runs"] for name in ("ours", "theirs"))
+    assert [r["result"] for r in ours] == [r["result"] for r in theirs]
     assert not list((tmp_path / "killed").rglob("*.tmp.*"))
 
 

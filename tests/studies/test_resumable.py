@@ -2,13 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+import processes
 from flatminima import progress
 from flatminima.io import claimed
 from flatminima.models import build
@@ -147,7 +146,7 @@ from flatminima.studies import Study
 def run(config, sources):
     with open(Path(__file__).with_name("log"), "a") as log:
         log.write(f"{config['x']} {os.getpid()}\\n")
-    time.sleep(0.5)
+    time.sleep(0.1)
     return {"x": config["x"]}
 
 configs = [{"x": x} for x in range(16)]
@@ -159,15 +158,17 @@ STUDY = Study("slow", "-", "-", (), lambda scale: configs, run, lambda r: [], la
 def test_two_commands_at_once_share_the_work(tmp_path):
     file = tmp_path / "slow_study.py"
     file.write_text(SLOW)
-    command = [sys.executable, "-m", "flatminima", "study", str(file), "--output", str(tmp_path / "out"), "--json"]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in "ab"]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert {p.returncode for p in both} <= {0, 1}, said  # 1: the last runs were still the other's
+    command = ["study", str(file), "--output", str(tmp_path / "out"), "--json"]
+    both = [processes.start(*command, stderr=tmp_path / name) for name in "ab"]
+    for process in both:
+        process.join(300)
+    said = [(tmp_path / name).read_text() for name in "ab"]
+    assert {p.exitcode for p in both} <= {0, 1}, said  # 1: the last runs were still the other's
     done = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(int(x) for x, _ in done) == list(range(16))
     assert len({process for _, process in done}) == 2
-    last = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert last.returncode == 0 and json.loads(last.stdout)[0]["missing"] == 0
+    assert processes.run(*command, stdout=tmp_path / "last") == 0
+    assert json.loads((tmp_path / "last").read_text())[0]["missing"] == 0
 
 
 def test_a_clone_goes_on_from_results_that_are_committed_without_their_runs(tmp_path):

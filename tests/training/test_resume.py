@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import flatminima
 from flatminima.cli.app import app
 from flatminima.errors import CheckpointError, UsageError
 from flatminima.training import Session, TrainConfig, Training, base_optimizer, method, read_weights
+from processes import start
 
 METHODS = {
     "plain": {}, "pertopt": {"gamma": 0.3}, "sam": {"rho": 0.1},
@@ -174,16 +170,13 @@ def _arguments(folder):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_after_kill_9_the_same_command_ends_with_the_same_bits(tmp_path):
     """Killed wherever in a step or a save the process happens to be after its second line of metrics."""
-    path = os.pathsep.join([str(Path(flatminima.__file__).parents[1]), *sys.path])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    code = "import sys; from flatminima.cli import main; sys.argv[0] = 'flatminima'; main()"
-    command = [sys.executable, "-c", code, *_arguments(tmp_path / "cut")]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(*_arguments(tmp_path / "cut"))
     metrics = tmp_path / "cut" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        time.sleep(0.02)
+    while process.exitcode is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it was over before it could be killed"
     assert not (tmp_path / "cut" / "weights.safetensors").exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

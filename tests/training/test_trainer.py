@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -21,6 +20,9 @@ from flatminima.core.distributed import Ranks
 from flatminima.errors import DataError, ModelError, UsageError
 from flatminima.optim import SAM, PertOPT
 from flatminima.training import Session, TrainConfig, Training, evaluate, train
+from processes import ranks
+
+pytestmark = pytest.mark.slow
 
 
 def blobs(n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -311,7 +313,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(shared_run, args=(str(tmp_path), port), nprocs=2)
+    ranks(shared_run, str(tmp_path), port)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     for name in METHODS:
         alone = trained(name, None)
