@@ -19,6 +19,7 @@ from flatminima.core.perturbation import (
     describe,
     generator,
     mix,
+    resolved,
 )
 from flatminima.errors import UsageError
 from mutation import Untouched
@@ -183,3 +184,13 @@ def test_parameters_of_mixed_dtypes_come_back(untouched: Untouched) -> None:
     net[1].to(torch.bfloat16)
     with untouched(net), Uniform(ONE).applied(Parameters.of(net), 0, 0):
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_rounding_swallows_is_not_resolved(dtype):
+    """To one per cent of its length: below, a loss at w + u would be that of another place, or of w."""
+    weights, unit = torch.ones(50, dtype=dtype), torch.linspace(-1.0, 1.0, 50)
+    spacing = torch.finfo(dtype).eps
+    assert resolved(weights, 1000 * spacing * unit)
+    assert not resolved(weights, 5 * spacing * unit) and not resolved(weights, 0.1 * spacing * unit)
+    assert resolved(weights.double(), 0.1 * spacing * unit)

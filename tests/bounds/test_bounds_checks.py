@@ -191,3 +191,14 @@ def test_a_prior_variance_off_its_grid():
 def test_widths_and_layers():
     with pytest.raises(UsageError, match="got 2 widths for 2 layers; expected one more than layers"):
         call(bounds.neyshabur_score, widths=[2, 2])
+
+
+@pytest.mark.parametrize("name", ["risk", "q", "p"])
+def test_a_share_of_one_is_one_and_the_next_number_is_none(name):
+    """The edge itself: a rule that lets rounding through gives bounds of errors above 1."""
+    function, _ = BROKEN[name]
+    for edge in (0.0, 1.0):
+        call(function, **{name: edge})
+    for beyond in (math.nextafter(1.0, 2.0), math.nextafter(0.0, -1.0)):
+        with pytest.raises(UsageError, match=name):
+            call(function, **{name: beyond})

@@ -149,6 +149,20 @@ def test_float32_counts_are_found_to_rounding():
     torch.testing.assert_close(flat(model), torch.cat([g.reshape(-1) for g in plain]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_part_without_labels_weighs_exactly_nothing_in_float32(weighted):
+    """Its own loss is NaN: a weight of rounding would spread that to the whole gradient."""
+    loss_fn = partial(cross_entropy, weight=WEIGHT.float()) if weighted else cross_entropy
+    model = network().float()
+    for seed in range(5):
+        x = torch.randn(24, 6, generator=torch.Generator().manual_seed(seed))
+        y = labels(24).index_fill(0, torch.arange(6, 12), -100)
+        plain = torch.autograd.grad(loss_fn(model(x), y), list(model.parameters()))
+        model.zero_grad()
+        FisherTrace(model, beta=1e-12, sub_batches=4).backward(loss_fn, x, y)
+        torch.testing.assert_close(flat(model), torch.cat([g.reshape(-1) for g in plain]), rtol=1e-4, atol=1e-6)
+
+
 def test_nothing_counts_in_the_whole_batch():
     """What the loss itself says of it, and no weight becomes NaN by our doing."""
     model = network()

@@ -291,6 +291,19 @@ def test_calibrated_curvature_is_the_fisher_diagonal_for_any_batch_size():
         assert float(h.mean()) == pytest.approx(0.09, rel=0.1)
 
 
+def test_the_calibration_counts_the_gradients_that_h_has_seen():
+    """Of a constant gradient g, B h / (1 - beta1^t) is B g^2 after each step, the first one too."""
+    w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    opt = PertOPT(torch.optim.SGD([w], 0.0), beta2=10.0, curvature="fisher", batch_size=8)
+    for _ in range(4):
+        opt.zero_grad()
+        with opt.perturbed():
+            (0.3 * w).sum().backward()
+        opt.step()
+        found = opt._curvature.live[w]["h"] * opt._scale(opt.param_groups[0])
+        torch.testing.assert_close(found, torch.full_like(found, 8 * 0.09), rtol=1e-9, atol=0)
+
+
 def test_the_defaults_train():
     """Digits, three epochs: as good as the base, with noise in every step."""
     from sklearn.datasets import load_digits

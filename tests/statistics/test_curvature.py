@@ -26,6 +26,8 @@ from flatminima.statistics import (
 from flatminima.statistics.hessian import rademacher
 from truth import Truth
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-8
 BATCH = 3  # ragged: 3 + 3 + 1
 
@@ -184,6 +186,17 @@ def test_hutchinson_on_part_of_the_samples() -> None:
     model, (inputs, targets) = case.make()
     part = Minimum(model, (inputs[order[:5]], targets[order[:5]]))
     assert_close(found.traces, part[HessianProbes(2)].traces)
+
+
+def test_each_group_of_samples_has_probes_of_its_own() -> None:
+    """Of copies of one sample, whose Hessians are equal: with the probes of another group the traces were equal too,
+    and their spread, which is the standard error, 0."""
+    model, (x, y) = BY_NAME["mlp"].make()
+    minimum = Minimum(model, (x[:1].expand(6, -1).clone(), y[:1].expand(6).clone()), batch_size=6)
+    traces = minimum[HessianProbes(2, groups=3)].traces
+    assert traces.shape == (3, 2) and len(traces.flatten().unique()) == 6
+    together = minimum[HessianProbes(2)].traces
+    assert together.shape == (1, 2)
 
 
 def test_weight_norm_has_no_second_derivative_in_torch() -> None:

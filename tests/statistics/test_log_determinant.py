@@ -15,6 +15,7 @@ from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.measures import fisher_logdet
 from flatminima.statistics import Gram, GramMatrices, InFloat64
+from flatminima.statistics.gram import LogDeterminants
 
 SUBSET = 30
 
@@ -164,3 +165,13 @@ def test_condition_and_rank_of_a_known_matrix() -> None:
     assert float(found.condition) == pytest.approx(3.0)
     assert float(found.effective_rank) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
     assert float(found.values) == pytest.approx(math.log(0.75) + 2 * math.log(20.0) + 2 * (-400.0 + 3.0))
+
+
+def test_a_determinant_below_rounding_is_none():
+    """The condition at which float64 has lost the last pivot of n rows: 1 / (n eps)."""
+    edge = 1 / (10 * torch.finfo(torch.float64).eps)
+    conditions = torch.tensor([1.0, 0.9 * edge, 1.1 * edge, 1e3 * edge], dtype=torch.float64)
+    whole = torch.ones(4, dtype=torch.bool)
+    found = LogDeterminants(torch.zeros(4), conditions, torch.zeros(4), whole, 10)
+    assert found.singular().tolist() == [False, False, True, True]
+    assert LogDeterminants(torch.zeros(4), torch.ones(4), torch.zeros(4), ~whole, 10).singular().all()
