@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/flatminima demo --output flatminima-demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/.tested
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install -q 'torch==2.6.0'
 	.venv-oldest/bin/pip install -q '.[test]' 'torch==2.6.0'
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -p no:cacheprovider \
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup -p no:cacheprovider \
 	  tests/bounds tests/contracts tests/measures tests/statistics tests/optim tests/training tests/test_*.py
 
 # torch first, under the constraints file, so that nothing else chooses a torch of several gigabytes

@@ -1,7 +1,9 @@
-"""One thread, and the guard against mutation."""
+"""One thread, the guard against mutation, and which tests go to one worker."""
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +14,35 @@ from torch import nn
 from mutation import Untouched, snapshot
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A file's tests share what it keeps, so they are a group of one worker, unless they are marked `apart`.
+
+    Where there are workers, groups with slow tests begin first: the last to end are then short.
+    """
+    groups = [_group(item) for item in items]
+    for item, group in zip(items, groups, strict=True):
+        if group != item.nodeid and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        slow = Counter(g for item, g in zip(items, groups, strict=True) if item.get_closest_marker("slow"))
+        order = sorted(range(len(items)), key=lambda i: -slow[groups[i]])
+        items[:] = [items[i] for i in order]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: later collections of garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def _group(item: pytest.Item) -> str:
+    chosen = item.get_closest_marker("xdist_group")
+    if chosen is not None:
+        return str(chosen.args[0])
+    return item.nodeid if item.get_closest_marker("apart") else item.nodeid.partition("::")[0]
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from flatminima.certification.split import nats_left_out
 from flatminima.demo import MEASURES, recipes, run_demo
 from flatminima.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:

@@ -34,6 +34,8 @@ def test_the_readmes_python_runs(
     assert (tmp_path / "measures.json").exists()
 
 
+@pytest.mark.apart
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_the_documents_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from flatminima import Minimum, measure, measures
 from flatminima.statistics import Gram
 
+pytestmark = pytest.mark.slow
+
 SUBSET = 4
 ACTIVATIONS = {
     "relu": nn.ReLU,

@@ -21,6 +21,8 @@ from flatminima.data import load_tensors
 from flatminima.errors import DataError, FlatMinimaError, ModelError, UnknownName, UsageError
 from flatminima.training import TrainConfig, train
 
+pytestmark = pytest.mark.slow
+
 WIDE = Scales((0.1, 0.4, 1.6))
 
 

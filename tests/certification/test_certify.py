@@ -30,6 +30,8 @@ from flatminima.errors import DataError, ModelError, UnknownName, UsageError
 from flatminima.models import build
 from flatminima.training import TrainConfig, read_weights, train
 
+pytestmark = pytest.mark.slow
+
 SHORT = TrainConfig(lr=0.05, epochs=3, schedule="cosine", batch_size=50)
 QUICK = Recipe(prior=SHORT, passes=2)
 

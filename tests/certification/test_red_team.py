@@ -30,6 +30,8 @@ from flatminima.certification.split import fair_draw
 from flatminima.core.samples import as_samples
 from flatminima.training import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 DELTA = 0.3  # large, so that too many violations show
 SURE = 1e-4  # probability of a false alarm of each comparison
 SAMPLES = 120

@@ -180,8 +180,13 @@ def _row(key, name):
     return next(estimate for row, estimate in table(key).items() if row.partition("(")[0] == name)
 
 
+each_network = pytest.mark.parametrize(
+    "key", [pytest.param(k, marks=pytest.mark.xdist_group(f"every measure of {k}")) for k in NETWORKS]
+)
+
+
 @pytest.mark.filterwarnings("ignore")  # what transformers warns about is not ours
-@pytest.mark.parametrize("key", NETWORKS)
+@each_network
 def test_every_measure_is_a_number_or_says_why_not(key):
     for name in MEASURES:
         found = _row(key, name)
@@ -193,7 +198,7 @@ def test_every_measure_is_a_number_or_says_why_not(key):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("key", NETWORKS)
+@each_network
 def test_what_is_undefined_is_what_is_expected(key):
     """Neither a measure that a network has lost, nor one that makes up a number for it."""
     undefined = {name for name in MEASURES if _row(key, name).undefined}

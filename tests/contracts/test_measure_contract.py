@@ -26,7 +26,7 @@ KEYS = sorted(NETWORKS)
 names = pytest.mark.parametrize("name", MEASURES)
 # a worker that has a network's tables gets all of its tests
 networks = pytest.mark.parametrize(
-    "key", [pytest.param(k, marks=pytest.mark.xdist_group(f"contract of {k}")) for k in KEYS]
+    "key", [pytest.param(k, marks=[pytest.mark.xdist_group(f"contract of {k}"), pytest.mark.slow]) for k in KEYS]
 )
 
 

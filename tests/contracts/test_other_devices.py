@@ -1,15 +1,16 @@
 """Networks and data on another device than the CPU: nothing in the library forgets where a tensor lies."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from measure_networks import generator
+from measure_networks import SMALL, generator
 from test_every_network import MEASURES, NETWORKS, small
 from torch import nn
 
 from flatminima import Minimum, audit, certify, measure, optim
-from flatminima.certification import Recipe
+from flatminima.certification import Recipe, certify_around
 from flatminima.landscape import directions, landscape
 from flatminima.models import build
 from flatminima.studies import STUDIES
@@ -17,7 +18,17 @@ from flatminima.studies.images import on
 from flatminima.training import TrainConfig, Training, base_optimizer, method, train
 from simulated_device import DEVICE, SimulatedDevice
 
+pytestmark = pytest.mark.apart
 CLOSE = 1e-3  # relative: kernels are the CPU's, but sums may be taken in another order
+
+
+FEWEST = {"draws": 2, "probes": 1, "samples": 5, "steps": 2, "subset": 3, "trials": 2}
+
+
+def _least(name):
+    """A measure that does each thing, and few of them twice."""
+    function, options = small(name).func, SMALL.get(name, {})
+    return partial(function, **options | {k: v for k, v in FEWEST.items() if k in options})
 
 
 def _moved(data, device):
@@ -31,7 +42,7 @@ def _measured(key, device=None, data_there=False):
         model, data, loss = NETWORKS[key][0]()
         model = model.eval() if device is None else model.eval().to(device)
         data = _moved(data, device) if data_there else data
-        return measure(Minimum(model, data, loss, batch_size=8), [small(name) for name in MEASURES])
+        return measure(Minimum(model, data, loss, batch_size=8), [_least(name) for name in MEASURES])
 
 
 @pytest.mark.slow
@@ -122,10 +133,11 @@ def test_certificate_there(data_there):
     assert there.kl == pytest.approx(here.kl, rel=1e-2) and 0 < there.risk_bound <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["fisher_laplace", "diagonal_laplace"])
 def test_certificate_around_a_minimum_there(posterior):
     def found(model):
-        return certify(minimum=Minimum(model, _data()), posterior=posterior, prior=_relu_network, score=True)
+        return certify_around(Minimum(model, _data()), posterior, prior=_relu_network, draws=40, score=True)
 
     here = found(_relu_network())
     with SimulatedDevice():

@@ -15,6 +15,8 @@ from flatminima.core.statistic import Fold, Statistic
 from flatminima.errors import Absent, Undefined
 from flatminima.statistics import Gram, HessianProbes, Outputs
 
+pytestmark = pytest.mark.slow
+
 
 class Once(torch.autograd.Function):
     @staticmethod

@@ -29,6 +29,8 @@ from flatminima.statistics.eigenvalues import GROUPS
 from flatminima.statistics.hessian import group_edges
 from flatminima.statistics.spectrum import GROUPS as SPECTRUM_GROUPS
 
+pytestmark = pytest.mark.slow
+
 N, REPETITIONS = 600, 200
 
 

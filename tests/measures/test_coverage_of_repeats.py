@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from flatminima import Minimum
 from flatminima.measures import fisher_rao_norm, fisher_trace, robustness
 
+pytestmark = pytest.mark.slow
+
 DISTINCT, COPIES, SEEDS = 60, 10, 100
 
 

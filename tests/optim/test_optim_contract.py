@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from flatminima.errors import UsageError
 from flatminima.optim import SAM, PertOPT
 
+pytestmark = pytest.mark.slow
+
 WRAPPERS = {
     "pertopt": lambda base, **k: PertOPT(base, **{"gamma": 0.3, "eta": 1e4, "steps_per_epoch": 4, **k}),
     "sam": lambda base, **k: SAM(base, **{"rho": 0.1, **k}),

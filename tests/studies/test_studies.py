@@ -13,6 +13,8 @@ from flatminima.errors import UsageError
 from flatminima.studies import STUDIES, Study, compare, reproduce, share, trend
 from flatminima.studies.runner import plan
 
+pytestmark = pytest.mark.slow
+
 
 def square(config, sources):
     if config["x"] == config.get("bad"):
