@@ -273,16 +273,6 @@ def test_near_copies_within_the_data_are_left_out() -> None:
     assert "5 flipped" in found.evidence
 
 
-@pytest.mark.parametrize("copies, doubted", [(5, False), (6, True)])
-def test_one_per_cent_of_copies_is_left_out_and_more_is_a_doubt(copies: int, doubted: bool) -> None:
-    """Of 500 samples, all of them the bound's."""
-    x, y = continuous(500)
-    x[-copies:], y[-copies:] = x[:copies], y[:copies]
-    found = split(as_samples((x, y)), 0.0, 0)
-    assert (found.doubt != "") is doubted
-    assert len(found.left_out) == (0 if doubted else copies) and len(found.bound) == 500 - len(found.left_out)
-
-
 def test_what_leaving_out_costs_is_paid_by_a_union_over_subsets() -> None:
     """The shares of all sizes and subsets, times xi(n) / (2 sqrt n), stay below 1 for every n >= 8: delta is kept."""
 
