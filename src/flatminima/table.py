@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from flatminima.display import html
@@ -105,40 +106,30 @@ class MeasureTable(Mapping[str, Estimate]):
             write_whole(path, text)
         return text
 
-    def log(self, sink: Any, *, step: int | None = None, prefix: str = "flatminima/") -> None:
-        """Send values and standard errors to a tracker.
+    def log(self, sinks: Any, *, step: int = 0) -> None:
+        """Send values and standard errors to a tracker, as `track` does; undefined measures are left out.
 
         Args:
-            sink: with ``log_metrics(values, step)`` (MLflow, Lightning's loggers), ``add_scalar(name, value, step)``
-                (TensorBoard) or ``log(values, step=step)`` (W&B, trackio), or a function of values and step.
-            step: of training; None: the tracker's own.
-            prefix: of the names. Undefined measures are left out.
+            sinks: one or several of: a function of (step, values), the path of a JSON-lines file, TensorBoard's writer, a
+                run of W&B or trackio, mlflow, one of Lightning's loggers (see `flatminima.track.sinks.as_sink`).
+            step: of training.
 
         Raises:
             UsageError: a sink that is none of these.
 
         Examples:
             >>> table = MeasureTable({"m": Estimate(2.0, 0.1)}, 1, 1, 0.0, 0.0, 0.0, "mse", "")
-            >>> table.log(lambda values, step: print(values, step), step=3)
-            {'flatminima/m': 2.0, 'flatminima/m.stderr': 0.1} 3
+            >>> table.log(lambda step, values: print(step, values), step=3)
+            3 {'m': 2.0, 'm.stderr': 0.1}
         """
         values: dict[str, float] = {}
         for name, e in self.items():
             if e.value is not None:
-                values[prefix + name] = e.value
+                values[name] = e.value
                 if e.stderr is not None:
-                    values[f"{prefix}{name}.stderr"] = e.stderr
-        if callable(getattr(sink, "log_metrics", None)):
-            sink.log_metrics(values, step=step)
-        elif callable(getattr(sink, "add_scalar", None)):
-            for name, value in values.items():
-                sink.add_scalar(name, value, step)
-        elif callable(getattr(sink, "log", None)):
-            sink.log(values) if step is None else sink.log(values, step=step)
-        elif callable(sink):
-            sink(values, step)
-        else:
-            raise UsageError(f"got a sink of type {type(sink).__name__}; expected log_metrics, add_scalar or log")
+                    values[f"{name}.stderr"] = e.stderr
+        for sink in import_module("flatminima.track.sinks").as_sinks(sinks):
+            sink(step, values)
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON document; numbers are never NaN."""

@@ -87,15 +87,17 @@ def test_tables_are_written_as_html_and_parquet(minimum, tmp_path):
     assert frame.loc["path_norm", "undefined"] == table["path_norm"].undefined
 
 
-def test_tables_are_logged_to_trackers_of_three_kinds(minimum):
+def test_tables_are_logged_to_trackers_of_every_kind(tmp_path):
     table = MeasureTable({"a": Estimate(1.0, 0.5), "b": Estimate.missing("no")}, 1, 1, 0, 0, 0, "mse", "")
     seen = []
     table.log(SimpleNamespace(log_metrics=lambda values, step: seen.append((values, step))), step=4)
-    table.log(SimpleNamespace(log=lambda values, step=None: seen.append((values, step))), step=4)
+    table.log(SimpleNamespace(log=lambda values, step: seen.append((values, step))), step=4)
     table.log(SimpleNamespace(add_scalar=lambda name, value, step: seen.append(({name: value}, step))), step=4)
-    table.log(lambda values, step: seen.append((values, step)), step=4)
+    table.log([lambda step, values: seen.append((values, step)), tmp_path / "log.jsonl"], step=4)
     whole = ({"flatminima/a": 1.0, "flatminima/a.stderr": 0.5}, 4)
-    assert seen == [whole, whole, ({"flatminima/a": 1.0}, 4), ({"flatminima/a.stderr": 0.5}, 4), whole]
+    one_by_one = [({"flatminima/a": 1.0}, 4), ({"flatminima/a.stderr": 0.5}, 4)]
+    assert seen == [whole, whole, *one_by_one, ({"a": 1.0, "a.stderr": 0.5}, 4)]
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 4, "a": 1.0, "a.stderr": 0.5}
     with pytest.raises(UsageError, match="sink of type int"):
         table.log(3)
 
