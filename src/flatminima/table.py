@@ -110,8 +110,8 @@ class MeasureTable(Mapping[str, Estimate]):
         """Send values and standard errors to a tracker, as `track` does; undefined measures are left out.
 
         Args:
-            sinks: one or several of: a function of (step, values), the path of a JSON-lines file, TensorBoard's writer, a
-                run of W&B or trackio, mlflow, one of Lightning's loggers (see `flatminima.track.sinks.as_sink`).
+            sinks: one or several of: a function of (step, values), the path of a JSON-lines file, TensorBoard's writer,
+                a run of W&B or trackio, mlflow, one of Lightning's loggers (see `flatminima.track.sinks.as_sink`).
             step: of training.
 
         Raises:
