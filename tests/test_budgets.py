@@ -62,3 +62,15 @@ def test_a_smaller_budget_costs_less():
 def test_an_unknown_budget_suggests_the_nearest():
     with pytest.raises(UnknownName, match="did you mean 'thorough'"):
         measure(minimum(), budget="thorugh")
+
+
+def test_sequences_are_counted_in_positions():
+    """64 sequences of 256 tokens: 300 samples are 10 sequences, a Gram matrix holds 8; what is given is kept."""
+    pacgen, trace = catalog.measure("pacgen").load(), catalog.measure("fisher_trace").load()
+    assert budgets.for_sequences({}, pacgen, 256, 64) == {"samples": 10}
+    assert budgets.for_sequences({"trials": 20}, trace, 256, 64) == {"trials": 20, "subset": 8}
+    assert budgets.for_sequences({"subset": 30}, trace, 256, 64) == {"subset": 30}
+    assert budgets.for_sequences({}, trace, 256, 5) == {}  # all there are
+    assert budgets.for_sequences({"samples": 100}, pacgen, 7, 64) == {"samples": 100}
+    assert budgets.for_sequences({"samples": 2}, pacgen, 256, 64) == {"samples": 2}
+    assert budgets.for_sequences({"samples": None}, pacgen, 256, 64) == {"samples": None}

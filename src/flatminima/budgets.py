@@ -38,6 +38,7 @@ THOROUGH: dict[str, dict[str, Any]] = {
 }
 WORTH = 8  # positions of one sequence that count as a sample: they depend on each other
 _FEWEST = 4  # sequences
+_SUBSET, _SMALLEST = 100, 8  # samples of a Gram matrix, and sequences of one at least
 OPTIONS = {"fast": FAST, "default": {}, "thorough": THOROUGH}
 
 
@@ -64,22 +65,30 @@ def options(budget: str, name: str) -> dict[str, Any]:
     return dict(OPTIONS[check(budget)].get(name, {}))
 
 
-def for_sequences(given: Mapping[str, Any], function: Callable[..., Any], positions: int) -> dict[str, Any]:
+def for_sequences(
+    given: Mapping[str, Any], function: Callable[..., Any], positions: int, population: int
+) -> dict[str, Any]:
     """The options where a sample is a sequence: its positions count, so that a table costs no more for longer texts.
 
     Args:
-        given: of a budget. function: the measure. positions: labelled at most in a sample.
+        given: of a budget. function: the measure. positions: labelled at most in a sample. population: samples.
 
     Returns:
-        The options; with 8 positions or more, `samples` such that 8 positions count as one, at least 4 sequences.
+        The options; with 8 positions or more, `samples` such that 8 positions count as one, at least 4 sequences, and
+        Gram matrices of as many (`subset`), at least 8, which is what memory must hold at a time.
 
     Examples:
-        >>> for_sequences({"samples": 128}, lambda minimum, *, samples=100: None, 64)
+        >>> for_sequences({"samples": 128}, lambda minimum, *, samples=100: None, 64, 1000)
         {'samples': 16}
     """
     out = dict(given)
-    default = signature(function).parameters.get("samples")
-    count = out.get("samples", None if default is None else default.default)
-    if positions >= WORTH and isinstance(count, int):
+    if positions < WORTH:
+        return out
+    parameters = signature(function).parameters
+    count = out.get("samples", parameters["samples"].default if "samples" in parameters else None)
+    if isinstance(count, int):
         out["samples"] = min(count, max(_FEWEST, math.ceil(WORTH * count / positions)))
+    subset = max(_SMALLEST, math.ceil(WORTH * _SUBSET / positions))
+    if "subset" in parameters and subset <= min(population, _SUBSET):
+        out.setdefault("subset", subset)
     return out

@@ -99,9 +99,11 @@ def positions(minimum: Minimum) -> int:
 
 
 def functions(
-    measures: Iterable[str | MeasureFunction] | None, budget: str = "default", positions: int = 1
+    measures: Iterable[str | MeasureFunction] | None, budget: str = "default", positions: int = 1, population: int = 1
 ) -> dict[str, MeasureFunction]:
     """Names or functions to functions by name; None means every measure of the budget.
+
+    Where a sample has many labelled `positions`, counts of samples among `population` of them are counts of positions.
 
     Raises:
         UnknownName: suggesting the nearest, of a measure or budget.
@@ -112,7 +114,7 @@ def functions(
     out: dict[str, MeasureFunction] = {}
     for entry in budgets.names(budget) if measures is None else measures:
         if isinstance(entry, str):
-            function = _within(budget, catalog.measure(entry).name, positions)
+            function = _within(budget, catalog.measure(entry).name, positions, population)
             out[_free(entry, function, out)] = function
         elif callable(entry):
             out[_free(_name(entry), entry, out)] = entry
@@ -124,10 +126,10 @@ def functions(
 
 
 @cache
-def _within(budget: str, name: str, positions: int) -> MeasureFunction:
+def _within(budget: str, name: str, positions: int, population: int) -> MeasureFunction:
     """A measure of the catalogue with the budget's counts; the same object every time, so that twice is once."""
     function: MeasureFunction = catalog.measure(name).load()
-    options = budgets.for_sequences(budgets.options(budget, name), function, positions)
+    options = budgets.for_sequences(budgets.options(budget, name), function, positions, population)
     return update_wrapper(partial(function, **options), function) if options else function
 
 
@@ -165,7 +167,7 @@ def measure(
         UsageError: no measures, or a function that does not return an Estimate.
         DataError, ModelError, NumericalError: bad data or weights, named.
     """
-    chosen = functions(measures, budget, positions(minimum))
+    chosen = functions(measures, budget, positions(minimum), len(minimum.samples))
     before, started = replace(minimum.passes), time.perf_counter()
     with neutral():
         results = _rounds(minimum, chosen)
@@ -255,7 +257,8 @@ def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = No
     Raises:
         UnknownName, UsageError: as `measure`.
     """
-    missing = _try(minimum, functions(measures, budget, positions(minimum)), {})
+    chosen = functions(measures, budget, positions(minimum), len(minimum.samples))
+    missing = _try(minimum, chosen, {})
     folds = [key for key in missing if isinstance(key, Fold)]
     others = [key for key in missing if not isinstance(key, Fold)]
     cost = Cost()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 _USUAL_LENGTH = 512  # tokens
+_USUAL_BATCH, _TOKENS = 256, 2048  # --batch-size where it is left out, and tokens at a time then
 _USUAL = "cross_entropy"  # --loss where it is left out
 
 
@@ -101,6 +102,12 @@ def loss(model: str, asked: str) -> str:
     from flatminima.models.hf import LOSS
 
     return LOSS[load(model).task] if asked == _USUAL else asked
+
+
+def batch_size(asked: int, targets: Tensor) -> int:
+    """Samples at a time: as --batch-size says, but where it is left out no more than 2,048 tokens."""
+    tokens = max(1, targets[0].numel())
+    return asked if asked != _USUAL_BATCH else max(1, min(asked, _TOKENS // tokens))
 
 
 def said_of_losses(minimum: Minimum) -> str | None:

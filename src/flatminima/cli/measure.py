@@ -415,11 +415,12 @@ def stands(request: Request, network: nn.Module, data: tuple[Any, Tensor], share
     """The network at its weights on the data."""
     from flatminima.core.minimum import Minimum
 
+    hub = language.is_language(request.model)
     return Minimum(
         network,
         data,
-        language.loss(request.model, request.loss) if language.is_language(request.model) else request.loss,
-        batch_size=request.batch_size,
+        language.loss(request.model, request.loss) if hub else request.loss,
+        batch_size=language.batch_size(request.batch_size, data[1]) if hub else request.batch_size,
         device=usable(request.device),
         seed=request.seed,
         ranks=shared,
@@ -431,7 +432,8 @@ def with_options(name: str, budget: str, subset: int | None, minimum: Minimum) -
     from flatminima.rounds import positions
 
     function: MeasureFunction = catalog.measure(name).load()
-    options = budgets.for_sequences(budgets.options(budget, name), function, positions(minimum))
+    given = budgets.options(budget, name)
+    options = budgets.for_sequences(given, function, positions(minimum), len(minimum.samples))
     if subset is not None and "subset" in signature(function).parameters:
         options["subset"] = subset
     return update_wrapper(partial(function, **options), function) if options else function
