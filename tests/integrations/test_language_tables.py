@@ -1,0 +1,72 @@
+"""Tables of transformers: how many of the default measures are defined, and what they cost in training steps.
+
+Passes are counted, not timed: (forward + 2 backward) / 3 of all the data is one step's work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flatminima import Minimum, budgets, measure
+
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'flatminima[hf]'")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+N, LENGTH, WORDS = 64, 256, 100
+UNDEFINED = {"distance_from_init", "group_norm", "lipschitz", "path_norm", "vc_dimension"}
+
+
+def gpt2(length: int) -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=WORDS, n_positions=length, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def tokens(length: int) -> Tensor:
+    return torch.randint(0, WORDS, (N, length), generator=torch.Generator().manual_seed(0))
+
+
+def lora() -> tuple[Any, Any, str]:
+    peft = pytest.importorskip("peft", reason="needs peft: pip install 'flatminima[hf]'")
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    return peft.get_peft_model(gpt2(8), config), (tokens(8), tokens(8)), "causal_lm"
+
+
+def bert() -> tuple[Any, Any, str]:
+    config = transformers.BertConfig(
+        vocab_size=WORDS, max_position_embeddings=8, num_labels=3, hidden_size=8, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=8,
+    )  # fmt: skip
+    return transformers.BertForSequenceClassification(config), (tokens(8), torch.arange(N) % 3), "cross_entropy"
+
+
+MODELS = {"gpt2": lambda: (gpt2(8), (tokens(8), tokens(8)), "causal_lm"), "bert": bert, "lora": lora}
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_nineteen_of_the_default_measures_are_defined(key: str) -> None:
+    torch.manual_seed(0)
+    model, data, loss = MODELS[key]()
+    table = measure(Minimum(model.eval(), data, loss, batch_size=16))
+    assert len(table) == 24
+    assert {name for name, e in table.items() if e.value is None} == UNDEFINED
+
+
+@pytest.mark.parametrize(("budget", "steps"), [("fast", 6.0), ("default", 25.0)])
+def test_a_table_costs_a_few_training_steps(budget: str, steps: float) -> None:
+    """64 sequences of 256 tokens; no part of the data is larger than the batch that memory has to hold."""
+    torch.manual_seed(0)
+    minimum = Minimum(gpt2(LENGTH).eval(), (tokens(LENGTH), tokens(LENGTH)), "causal_lm", batch_size=8)
+    largest = [0]
+    hook = minimum.model.register_forward_pre_hook(lambda m, args: largest.append(len(args[0])))
+    table = measure(minimum, budget=budget)
+    hook.remove()
+    assert len(table) == len(budgets.names(budget))
+    passes = table.forward_passes + 2 * table.backward_passes + minimum.passes.checks / N
+    assert passes / 3 <= steps
+    assert max(largest) <= 8
