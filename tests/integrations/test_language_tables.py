@@ -61,11 +61,10 @@ def test_nineteen_of_the_default_measures_are_defined(key: str) -> None:
 def test_a_table_costs_a_few_training_steps(budget: str, steps: float) -> None:
     """64 sequences of 256 tokens; no part of the data is larger than the batch that memory has to hold."""
     torch.manual_seed(0)
-    minimum = Minimum(gpt2(LENGTH).eval(), (tokens(LENGTH), tokens(LENGTH)), "causal_lm", batch_size=8)
-    largest = [0]
-    hook = minimum.model.register_forward_pre_hook(lambda m, args: largest.append(len(args[0])))
+    model, largest = gpt2(LENGTH).eval(), [0]
+    model.register_forward_pre_hook(lambda module, args: largest.append(len(args[0])))
+    minimum = Minimum(model, (tokens(LENGTH), tokens(LENGTH)), "causal_lm", batch_size=8)
     table = measure(minimum, budget=budget)
-    hook.remove()
     assert len(table) == len(budgets.names(budget))
     passes = table.forward_passes + 2 * table.backward_passes + minimum.passes.checks / N
     assert passes / 3 <= steps
