@@ -153,7 +153,7 @@ def claims_of(rows: dict[str, Any]) -> dict[str, tuple[float, str, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("contenders", nargs="*", default=list(CONTENDERS), choices=[*CONTENDERS, []])
+    parser.add_argument("contenders", nargs="*", help=f"of {', '.join(CONTENDERS)}; all by default")
     parser.add_argument("--size", choices=list(SIZES), default="124M")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--child", choices=CONTENDERS)
@@ -164,7 +164,7 @@ def main() -> int:
     name = f"language_model_{given.size}"
     file = RESULTS / f"{name}.json"
     rows: dict[str, Any] = json.loads(file.read_text())["rows"] if file.exists() else {}
-    for contender in given.contenders:
+    for contender in given.contenders or CONTENDERS:
         command = [
             sys.executable,
             __file__,
