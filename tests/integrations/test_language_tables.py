@@ -20,9 +20,9 @@ N, LENGTH, WORDS = 64, 256, 100
 UNDEFINED = {"distance_from_init", "group_norm", "lipschitz", "path_norm", "vc_dimension"}
 
 
-def gpt2(length: int) -> Any:
+def gpt2(length: int, width: int = 16, layers: int = 2) -> Any:
     config = transformers.GPT2Config(
-        vocab_size=WORDS, n_positions=length, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0
+        vocab_size=WORDS, n_positions=length, n_embd=width, n_layer=layers, n_head=1, bos_token_id=0, eos_token_id=0
     )
     return transformers.GPT2LMHeadModel(config)
 
@@ -33,14 +33,14 @@ def tokens(length: int) -> Tensor:
 
 def lora() -> tuple[Any, Any, str]:
     peft = pytest.importorskip("peft", reason="needs peft: pip install 'flatminima[hf]'")
-    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
     return peft.get_peft_model(gpt2(8), config), (tokens(8), tokens(8)), "causal_lm"
 
 
 def bert() -> tuple[Any, Any, str]:
     config = transformers.BertConfig(
-        vocab_size=WORDS, max_position_embeddings=8, num_labels=3, hidden_size=8, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=8,
+        vocab_size=WORDS, max_position_embeddings=8, num_labels=3, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16,
     )  # fmt: skip
     return transformers.BertForSequenceClassification(config), (tokens(8), torch.arange(N) % 3), "cross_entropy"
 
@@ -61,7 +61,7 @@ def test_nineteen_of_the_default_measures_are_defined(key: str) -> None:
 def test_a_table_costs_a_few_training_steps(budget: str, steps: float) -> None:
     """64 sequences of 256 tokens; no part of the data is larger than the batch that memory has to hold."""
     torch.manual_seed(0)
-    model, largest = gpt2(LENGTH).eval(), [0]
+    model, largest = gpt2(LENGTH, 8, 1).eval(), [0]
     model.register_forward_pre_hook(lambda module, args: largest.append(len(args[0])))
     minimum = Minimum(model, (tokens(LENGTH), tokens(LENGTH)), "causal_lm", batch_size=8)
     table = measure(minimum, budget=budget)
