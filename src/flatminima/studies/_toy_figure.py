@@ -75,8 +75,8 @@ def draw_one(r: Result) -> Figure:
     for column, (place, letter) in enumerate((("sharp", "c"), ("flat", "d")), 2):
         panel = figure.add_subplot(cells[1, column])
         _draw_labels(panel, r, place, x)
-        said = f"test error {r[place]['test_error']:.2f}, boundary {r[place]['boundary']:.1f}"
-        _draw_samples(panel, x, y, f"({letter}) {place}: {said}")
+        error, length = r[place]["test_error"], r[place]["boundary"]
+        _draw_samples(panel, x, y, f"({letter}) {place}: test error {error:.2f},\nboundary {length:.2f} sides long")
     for column, eta in enumerate(ETAS[1:]):
         panel = figure.add_subplot(cells[2, column], projection="3d")
         _draw_surface(panel, grid, r, eta, f"bound, eta {eta:g} (nats)")

@@ -22,7 +22,10 @@ _DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, and its verdict at each scale at which runs tried it ("calculation": no runs but numbers)."""
+    """A claim, and its verdict at each scale at which runs tried it ("calculation": no runs but numbers).
+
+    Networks that were trained say more than a calculation on a small one.
+    """
 
     claim: Claim
     verdicts: Mapping[str, Verdict]
@@ -30,7 +33,7 @@ class Finding:
     @property
     def scale(self) -> str | None:
         """The largest scale that decides; else the largest that was tried."""
-        tried = [scale for scale in (CALCULATION, *RUNGS) if scale in self.verdicts]
+        tried = [scale for scale in (*RUNGS, CALCULATION) if scale in self.verdicts]
         decided = [scale for scale in tried if self.verdicts[scale].verdict in _DECIDED]
         return next(iter(decided or tried), None)
 
