@@ -33,7 +33,7 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr),
 }
 _BEARS = {"gd": "2/lr", "momentum": "3.8/lr", "adam": "38/lr, preconditioned"}
-_RATES = {"gd": (1.5, 2.5, 3.5), "momentum": (1.9, 2.85), "adam": (3e-3, 1e-2)}
+_RATES = {"gd": (1.5, 2.5, 3.5), "momentum": (2.85, 3.4), "adam": (3e-3, 1e-2)}
 _SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"limit": 100, "width": 16, "steps": 120, "seeds": 1, "rates": {"gd": (2.0,), "momentum": (1.9,)}},
     "cpu": {"limit": 300, "width": 32, "steps": 1_500, "seeds": 3, "rates": _RATES},
