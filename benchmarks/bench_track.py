@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatminima.core.minimum import Minimum
+from flatminima.errors import Undefined
 from flatminima.models import mlp, resnet20
 from flatminima.optim import PertOPT
 from flatminima.statistics import TopEigenvalues
@@ -29,7 +30,7 @@ from timing import pin, publish
 
 EVERY = 50
 CHECKED = 12  # checks of a run that are compared, spread over it
-TRUTH = 1e-4  # relative residual of the cold Lanczos
+TRUTH = (1e-4, 1e-3)  # relative residuals of the cold Lanczos; the second where float32 does not give the first
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -81,6 +82,16 @@ def optimizer_of(name: str, model: nn.Module, rate: float) -> torch.optim.Optimi
     return PertOPT(base, gamma=0.1) if name == "pertopt" else base
 
 
+def true_eigenvalue(minimum: Minimum) -> float:
+    """By a cold Lanczos, to the residual that float32 allows."""
+    for tolerance in TRUTH[:-1]:
+        try:
+            return float(minimum[TopEigenvalues(1, None, tolerance)].values[0])
+        except Undefined:
+            continue
+    return float(minimum[TopEigenvalues(1, None, TRUTH[-1])].values[0])
+
+
 def closure_of(model: nn.Module, optimizer: Any, loss: Callable[[Any, Tensor], Tensor], x: Tensor, y: Tensor) -> Any:
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -107,7 +118,7 @@ def follow(
             compared += 1
             modes = [(m, m.training) for m in model.modules()]
             minimum = Minimum(model.eval(), probe, name, batch_size=1 << 20)
-            truth = float(minimum[TopEigenvalues(1, None, TRUTH)].values[0])
+            truth = true_eigenvalue(minimum)
             for module, training in modes:
                 module.training = training
             if row["values"]["eigenvalue"] is not None:
@@ -254,7 +265,7 @@ def _peers(model: nn.Module, x: Tensor, y: Tensor, one: float) -> dict[str, floa
     """Overhead of two other libraries' top eigenvalue, where they are installed, and how far it is off."""
     found: dict[str, float] = {}
     model.eval()
-    truth = float(Minimum(model, (x, y), batch_size=1 << 20)[TopEigenvalues(1, None, TRUTH)].values[0])
+    truth = true_eigenvalue(Minimum(model, (x, y), batch_size=1 << 20))
 
     def pyhessian() -> float:
         from pyhessian import hessian
