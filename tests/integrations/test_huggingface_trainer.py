@@ -114,6 +114,7 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path, method):
 
 def test_accumulated_fisher_trace_is_the_mean_over_micro_batches(tmp_path):
     found = trainer(tmp_path, "fisher_trace", gradient_accumulation_steps=2, num_train_epochs=1, max_steps=1)
+    found.model_accepts_loss_kwargs = False
     found.train()
     model = bert().train()
     opt = torch.optim.SGD(model.parameters(), 0.3)
@@ -226,3 +227,54 @@ def test_a_model_that_averages_over_its_own_labels(tmp_path):
         found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
     before = torch.cat([start[name].reshape(-1) for name, _ in model.named_parameters()])
     assert float((found[0] - found[1]).norm() / (found[0] - before).norm()) < 1e-4
+
+
+class Moving(torch.optim.SGD):
+    """As Schedule-Free's: train() and eval() move the weights, and the Trainer calls train() before every pass."""
+
+    training = False
+
+    def train(self):
+        self._move(not self.training, 1.0)
+        self.training = True
+
+    def eval(self):
+        self._move(self.training, -1.0)
+        self.training = False
+
+    @torch.no_grad()
+    def _move(self, wanted, by):
+        for p in (p for group in self.param_groups for p in group["params"] if wanted):
+            p.add_(by * 0.01)
+
+
+VANISHING = {
+    "pertopt": {"gamma": 1e-12, "eps": 1e-12}, "sam": {"rho": 1e-7}, "fisher_trace": {"beta": 1e-13, "sub_batches": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", VANISHING)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_at_a_vanishing_strength_it_is_the_plain_trainer(tmp_path, method, smoothing):
+    """Whatever the Trainer makes of accumulated batches: BERT's loss takes the count of items and ignores it, so that
+    the Trainer adds means up; a mean of them would be half. Label smoothing divides by the count."""
+
+    def trained(kind, **more):
+        model = bert()
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3,
+            save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, seed=1, logging_strategy="no",
+            label_smoothing_factor=smoothing, max_grad_norm=0.0, lr_scheduler_type="constant", eval_strategy="steps",
+            eval_steps=1,
+        )  # fmt: skip
+        base = Moving(model.parameters(), 0.05)
+        found = kind(
+            model, arguments, train_dataset=data()[:20], eval_dataset=data(), optimizers=(base, None), **more
+        )
+        return found.train().training_loss, torch.cat([p.detach().double().reshape(-1) for p in model.parameters()])
+
+    before = torch.cat([p.detach().double().reshape(-1) for p in bert().parameters()])
+    loss, plain = trained(transformers.Trainer)
+    our_loss, ours = trained(FlatMinimaTrainer, method=method, options=VANISHING[method])
+    assert float((ours - plain).norm() / (plain - before).norm()) < 1e-4
+    assert our_loss == pytest.approx(loss, rel=1e-5)

@@ -83,22 +83,27 @@ def test_train_and_eval_of_the_base_are_reached_and_refused_inside(kind):
     """Schedule-Free's: they move the weights."""
 
     class Base(torch.optim.SGD):
-        mode = "train"
+        calls = []
+        mode = property(lambda self: self.calls[-1])
 
         def train(self):
-            self.mode = "train"
+            self.calls.append("train")
 
         def eval(self):
-            self.mode = "eval"
+            self.calls.append("eval")
 
     model = network()
     opt = WRAPPERS[kind](Base(model.parameters(), 0.1))
+    opt.base.calls = []
     opt.eval()
     assert opt.base.mode == "eval" and opt.mode == "eval"
     opt.train()
     cross_entropy(model(samples()[0]), samples()[1]).backward()
-    with opt.perturbed(), pytest.raises(UsageError, match=r"eval\(\) while the weights are perturbed"):
-        opt.eval()
+    with opt.perturbed():
+        opt.train()  # loops that call it before every pass: it is in that mode already
+        with pytest.raises(UsageError, match=r"eval\(\) while the weights are perturbed"):
+            opt.eval()
+    assert opt.base.calls == ["eval", "train"]
     plain = WRAPPERS[kind](torch.optim.SGD(model.parameters(), 0.1))
     assert not hasattr(plain, "train") and not hasattr(plain, "_step_supports_amp_scaling")
 

@@ -6,6 +6,7 @@ A subclass and no callback, because SAM and FisherTrace need passes of their own
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from flatminima.errors import MissingExtra, UnknownName, UsageError
 from flatminima.optim import SAM, FisherTrace, PertOPT
+from flatminima.optim.difference import random_state, set_random_state
+from flatminima.optim.running_statistics import kept
 from flatminima.optim.sub_batches import size
 
 try:
@@ -91,6 +94,7 @@ class FlatMinimaTrainer(Trainer):
             return self._fisher_step(model, inputs, num_items_in_batch)
         if wrapper.clock.steps_per_epoch is None:
             wrapper.epoch = 1.0 + int(self.state.epoch or 0.0)
+        self._optimizer_in_train_mode()  # as the Trainer's own step asks for, but outside of the block
         if isinstance(wrapper, PertOPT):
             with wrapper.perturbed():
                 return self._plain_step(model, inputs, num_items_in_batch)
@@ -110,24 +114,28 @@ class FlatMinimaTrainer(Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
-    def _fisher_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        """One micro-batch, whose share of the step is the share of its items where the Trainer counts them."""
-        model.train()
+    def _optimizer_in_train_mode(self) -> None:
         train = getattr(self.optimizer, "train", None)
         if callable(train):
             train()
+
+    def _fisher_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """One micro-batch, whose share of the step is the share of its items where the Trainer counts them."""
+        model.train()
+        self._optimizer_in_train_mode()
         loss_of = None if self.fisher_trace is None else self.fisher_trace.model
         if self.fisher_trace is None or not isinstance(loss_of, _Loss) or loss_of.model is not model:
             loss_of = _Loss(model, self)
             self.fisher_trace = FisherTrace(loss_of, **self.method_options)
         inputs = self._prepare_inputs(inputs)
-        by_items = num_items_in_batch is not None and (
-            self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        )
-        loss_of.by_items = by_items
-        scale = 1.0 / self.current_gradient_accumulation_steps
-        if by_items:
-            scale = self._items(inputs) / float(num_items_in_batch)
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # the user's word, in transformers 5
+        if scaled is None:
+            accepts = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = accepts or self.compute_loss_func is not None
+        scale = 1.0 if scaled else 1.0 / self.current_gradient_accumulation_steps
+        loss_of.by_items = num_items_in_batch is not None and loss_of.divides(inputs)
+        if loss_of.by_items:
+            scale *= self._items(inputs) / float(num_items_in_batch)
         loss: Tensor = scale * self.fisher_trace.backward(
             lambda loss, _: loss, inputs, {}, scale=scale, count=lambda part, _: self._items(part)
         )
@@ -150,6 +158,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
         self.by_items = False  # whether the loss is a sum divided by a number of items that it is given
+        self._divides: bool | None = None  # the same, once it is known
         self._of, self._items, self._context = (
             trainer.compute_loss,
             trainer._items,
@@ -157,7 +166,29 @@ class _Loss(nn.Module):
         )
 
     def forward(self, inputs: dict[str, Any]) -> Tensor:
-        given = {"num_items_in_batch": max(self._items(inputs), 1.0)} if self.by_items else {}
+        return self._loss(inputs, max(self._items(inputs), 1.0) if self.by_items else None)
+
+    def divides(self, inputs: dict[str, Any]) -> bool:
+        """Whether the loss divides by the number of items that it is given; many take the number and ignore it.
+
+        Two passes without gradients, once, that leave buffers and random numbers as they were.
+        """
+        if self._divides is None:
+            parameters = list(self.model.parameters())
+            state = random_state(parameters)
+            found: list[float] = []
+            with torch.no_grad(), kept(self.model):
+                for items in (1.0, 2.0):
+                    set_random_state(state)
+                    found.append(float(self._loss(inputs, items)))
+            set_random_state(state)
+            if found[0] == 0 or not math.isfinite(found[0]):
+                return True  # nothing counts here; a later batch will tell
+            self._divides = abs(found[0]) > 1.5 * abs(found[1])
+        return self._divides
+
+    def _loss(self, inputs: dict[str, Any], items: float | None) -> Tensor:
+        given = {} if items is None else {"num_items_in_batch": items}
         with self._context():
             loss: Tensor = self._of(self.model, dict(inputs), **given)
         return loss

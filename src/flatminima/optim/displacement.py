@@ -33,6 +33,7 @@ class Displacement:
         self.blank = False  # state is zeros that wait for a checkpoint
         self.checked: tuple[int, ...] = ()  # ids of the parameters that were looked at
         self.complete: Callable[[], bool] | None = None  # whether this micro-batch ends a step, if a framework knows
+        self.mode: tuple[Any, ...] | None = None  # what train() or eval() of the base was called with last
         self.scaled_by = ""  # what scales a closure's gradients behind our back
         self.micro_batches: list[Callable[[], Any]] = []  # closures of the step so far
         self.micro_losses: list[Any] = []  # and what they returned

@@ -254,7 +254,7 @@ class Wrapper(Optimizer, ABC):
         bare, own, numbers = split(state_dict, self.name, self._fresh_numbers)
         keys = {**self._own, **self._fresh_numbers}
         kept = [{key: g[key] for key in keys if key in g} for g in self.param_groups]
-        self._at.blank = False
+        self._at.blank, self._at.mode = False, None
         self.base.load_state_dict(bare)
         own_copies(self.base, bare)
         for group, values in zip(self.param_groups, kept, strict=True):
@@ -297,8 +297,12 @@ class Wrapper(Optimizer, ABC):
             )
 
     def _switch(self, name: str, *arguments: Any) -> Any:
-        """train() or eval() of a base such as Schedule-Free, which moves the weights."""
+        """train() or eval() of a base such as Schedule-Free, which moves the weights unless it is in that mode."""
+        mode = (name, *arguments)
+        if self._at.inside and mode == self._at.mode:  # loops that call it before every pass
+            return None
         self._outside(f"{name}()")
+        self._at.mode = mode
         return getattr(self.base, name)(*arguments)
 
     def _is_initial(self) -> bool:
