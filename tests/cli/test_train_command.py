@@ -142,6 +142,10 @@ BAD = [
     (["--precision", "float16"], "unknown precision 'float16'"),
     (["--precision", "bfloat16", "--method", "fisher_trace"], "differences that need float32"),
     (["--channels-last", "--data", "digits", "--model", "flatminima.models:nothing"], "has no 'nothing'"),
+    (["--loss", "mae"], "unknown loss 'mae'"),
+    (["--loss", "mse"], "mse needs equal shapes"),
+    (["--loss", "mse", "--label-noise", "0.1"], "--label-noise redraws the labels of classes; --loss mse has none"),
+    (["--loss", "token_cross_entropy"], "token_cross_entropy needs logits (tokens, classes)"),
     (["--device", "gpu"], "device 'gpu' cannot be used here"),
 ]
 
@@ -152,6 +156,43 @@ def test_bad_input_is_one_line_and_exit_code_2(cli, tmp_path, arguments, message
     code, out, err = cli(*MLP, "--output", tmp_path / "run", *arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1, err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_for_other_inputs_is_one_line_and_leaves_nothing(cli, tmp_path):
+    shape = ["--model", "flatminima.models:mlp", "--model-arg", "widths=(63,10)"]
+    code, out, err = cli("train", *shape, *DIGITS, "--output", tmp_path / "run")
+    assert (code, out) == (2, "") and "the network does not take inputs of shape (1, 8, 8) a sample" in err, err
+    assert err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+REGRESSION = """
+import torch
+def network():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+def test_another_loss_from_the_command_line(cli, tmp_path, monkeypatch):
+    """Squared error of one-hot digits: equal to the library's; no error rate is claimed; the folder keeps its loss."""
+
+    def one_hot(*arguments, **options):
+        x, y = load_tensors(*arguments, **{k: v for k, v in options.items() if k != "progress"})
+        return x, torch.nn.functional.one_hot(y, 10).float()
+
+    monkeypatch.setattr("flatminima.cli.train_run.load_tensors", one_hot)
+    (tmp_path / "mine.py").write_text(REGRESSION)
+    start = ["train", "--model", "mine:network", "--app-dir", tmp_path, *DIGITS, "--output", tmp_path / "run"]
+    code, out, err = cli(*start, "--loss", "mse", "--test-split", "test", "--lr", "0.05")
+    assert code == 0 and "error" not in out and "test       loss" in out, (out, err)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["loss"] == "mse" and result["train"]["error"] is None
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    config = TrainConfig(lr=0.05, momentum=0.0, batch_size=40, epochs=2)
+    history = train(model, *one_hot("digits", "train", limit=120), config=config, loss="mse")
+    assert result["train"]["loss"] == pytest.approx(history.final.loss, rel=1e-6)
+    code, _, err = cli(*start, "--loss", "binary_cross_entropy")
+    assert code == 2 and "holds a training with loss='mse'" in err
 
 
 def test_divergence_is_one_line_and_exit_code_1(cli, tmp_path):

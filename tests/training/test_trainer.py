@@ -341,3 +341,67 @@ def test_the_gradient_by_hand_of_a_shared_step() -> None:
     ]
     assert torch.allclose(whole[0], 0.4 * parts[0][0] + 0.6 * parts[1][0], atol=1e-6)
     assert not torch.allclose(whole[0], (parts[0][0] + parts[1][0]) / 2, atol=1e-6)
+
+
+class Switching(torch.optim.SGD):
+    """As Schedule-Free's: eval() puts other weights in place, train() takes them away again."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.param_groups[0]["train_mode"] = False
+
+    @torch.no_grad()
+    def _to(self, mode: bool) -> None:
+        group = self.param_groups[0]
+        if group["train_mode"] != mode:
+            for p in group["params"]:
+                p.mul_(2.0 if mode else 0.5)
+        group["train_mode"] = mode
+
+    def train(self) -> None:
+        self._to(True)
+
+    def eval(self) -> None:
+        self._to(False)
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.param_groups[0]["train_mode"]
+        return super().step(closure)
+
+
+def test_an_optimizer_with_weights_of_its_own_for_evaluation(tmp_path: Path) -> None:
+    """Steps meet its training weights; evaluations, hooks at an epoch's end and the result meet the others; so does
+    a run that goes on from any step, to the same bits."""
+    x, y = blobs()
+    config = TrainConfig(lr=0.1, batch_size=20, epochs=3, keep_best=True, target_loss=1e-9, look_every=2)
+
+    def training() -> Training:
+        model = small()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(0.5)
+        return Training(
+            model, x, y, config=config, optimizer=Switching(model.parameters(), 0.1), held_out={"validation": (x, y)}
+        )
+
+    whole, states = training(), []
+    history = whole.run(on_step=lambda at: states.append(copy.deepcopy(at.state_dict())))
+    by_hand = small()
+    opt = torch.optim.SGD(by_hand.parameters(), 0.1)
+    order = [torch.cat(training()._order()) for _ in range(1)]  # of the first epoch
+    for rows in order[0].split(20):
+        opt.zero_grad()
+        cross_entropy(by_hand(x[rows]), y[rows]).backward()
+        opt.step()
+    first = history.epochs[0].held_out["validation"].loss
+    halved = copy.deepcopy(by_hand)
+    with torch.no_grad():
+        for p in halved.parameters():
+            p.mul_(0.5)
+    assert first == pytest.approx(evaluate(halved, x, y).loss, rel=1e-6)
+    assert history.final == evaluate(whole.model, x, y)
+    for state in states[:-1:2]:
+        again = training()
+        again.load_state_dict(state)
+        again.run()
+        assert torch.equal(flat(again.model), flat(whole.model))

@@ -54,7 +54,7 @@ def train(
         tell(_summary(result))
     sys.stdout.flush()  # before the notes, where both go to one terminal
     say("", f"Weights: {keeping.output / WEIGHTS}", f"Metrics: {keeping.output / METRICS}")
-    say("Next:    flatminima measure with the same --model and --data, and these weights as --checkpoint")
+    say("Next:    flatminima measure with the same --model, --data and --loss, and these weights as --checkpoint")
 
 
 def _summary(result: dict[str, Any]) -> str:
@@ -66,5 +66,6 @@ def _summary(result: dict[str, Any]) -> str:
     for name in ("train", "validation", "test"):
         if result[name] is not None:
             found = result[name]
-            lines.append(f"{name:<10} loss {found['loss']:.4f}  error {100 * found['error']:.2f}% of {found['n']}")
+            error = "" if found["error"] is None else f"  error {100 * found['error']:.2f}%"
+            lines.append(f"{name:<10} loss {found['loss']:.4f}{error} of {found['n']}")
     return "\n".join(lines)

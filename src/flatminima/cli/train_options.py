@@ -12,6 +12,7 @@ import typer
 
 from flatminima.cli import factory
 from flatminima.cli.options import (
+    LOSSES,
     SCALINGS,
     AppDir,
     AsJson,
@@ -23,6 +24,7 @@ from flatminima.cli.options import (
     ImageSize,
     LabelColumn,
     Limit,
+    Loss,
     MaxPixels,
     Model,
     ModelArg,
@@ -99,14 +101,16 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Who takes the steps."""
+    """What is minimised, and who takes the steps."""
 
+    loss: Loss = "cross_entropy"
     method: Annotated[str, typer.Option(help="plain, pertopt, sam or fisher_trace.")] = "plain"
     method_arg: Annotated[Strings, typer.Option(help="key=value for the method; repeat.")] = None
     optimizer: Annotated[str, typer.Option(help="Class of torch.optim, or package.module:Class.")] = "sgd"
     optimizer_arg: Annotated[Strings, typer.Option(help="key=value for the optimizer; repeat.")] = None
 
     def check(self) -> None:
+        _known("loss", self.loss, LOSSES)
         _known("method", self.method, METHODS)
         factory.arguments(list(self.method_arg or ()), "--method-arg")
         factory.arguments(list(self.optimizer_arg or ()), "--optimizer-arg")
@@ -191,6 +195,8 @@ class Request:
         """
         for group in (self.network, self.samples, self.method, self.rate, self.machine):
             group.check()
+        if self.samples.label_noise and self.method.loss != "cross_entropy":
+            raise UsageError(f"--label-noise redraws the labels of classes; --loss {self.method.loss} has none")
         wants = self.length.keep_best or self.length.stop_after is not None
         if wants and self.samples.validation_split is None:
             raise UsageError("--keep-best and --stop-after go by --validation-split; give one, e.g. 'train[-10%:]'")

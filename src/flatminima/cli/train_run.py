@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatminima import progress
 from flatminima.cli import factory
@@ -29,14 +29,15 @@ from flatminima.training import (
     Session,
     TrainConfig,
     Training,
+    assess,
     base_optimizer,
-    evaluate,
     load_checkpoint,
     method,
     save_checkpoint,
     set_dropout,
 )
 from flatminima.training.loop import VALIDATION, Samples
+from flatminima.training.objective import Objective, count
 from flatminima.training.session import METRICS, Row
 from flatminima.training.steps import batch_sizes
 
@@ -60,9 +61,10 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
     config = _config(request)
     network, notes = _network(request, device)
     (x, y), held_out = _samples(request, device, notes)
-    chosen = _method(request, network, len(batch_sizes(len(x), config.batch_size)), shared)
+    chosen = _method(request, network, len(batch_sizes(count(x), config.batch_size)), shared)
     training = Training(
-        network, x, y, config=config, augment=augmentation(request.samples.augment), optimizer=chosen.optimizer,
+        network, x, y, config=config, loss=request.method.loss,
+        augment=augmentation(request.samples.augment), optimizer=chosen.optimizer,
         backward=chosen.backward, modules=chosen.modules, held_out=held_out, ranks=shared,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -191,13 +193,16 @@ def _result(
 ) -> dict[str, Any]:
     """Of the final weights, which with averages and best epochs are not those of the last epoch."""
     options = request.method
-    found = {"schema": 1, "method": options.method, "optimizer": options.optimizer, "steps": history.steps}
+    found = {"schema": 1, "method": options.method, "optimizer": options.optimizer, "loss": options.loss}
+    found |= {"steps": history.steps}
     found |= {"epochs": len(history.epochs), "stopped_because": history.stopped_because}
     found |= {"best_epoch": history.best, "kept_best": request.length.keep_best}
     found |= {"seconds": sum(e.seconds for e in history.epochs), "train": asdict(history.final)}
     for name in (VALIDATION, "test"):
-        samples: tuple[Tensor, Tensor] | None = held_out.get(name)
-        found[name] = None if samples is None else asdict(evaluate(network, *samples, ranks=shared))
+        samples: Samples | None = held_out.get(name)
+        found[name] = None
+        if samples is not None:
+            found[name] = asdict(assess(network, *samples, objective=Objective(options.loss), ranks=shared))
     return found
 
 
@@ -217,9 +222,13 @@ class _Told:
             return
         self._last = now
         left = (now - self._began) / (epoch - self._first + 1) * (self._epochs - epoch)
-        numbers = [f"loss {row['loss']:.4f}", f"error {100 * row['error']:.2f}%"]
-        numbers += [f"{name} error {100 * row[f'{name}_error']:.2f}%" for name in (VALIDATION, "test")
-                    if f"{name}_error" in row]  # fmt: skip
+        numbers = [f"loss {row['loss']:.4f}"]
+        for name in ("", f"{VALIDATION} ", "test "):
+            key = f"{name.strip()}_" if name else ""
+            if row.get(f"{key}error") is not None:
+                numbers.append(f"{name}error {100 * row[f'{key}error']:.2f}%")
+            elif name and f"{key}loss" in row:
+                numbers.append(f"{name}loss {row[f'{key}loss']:.4f}")
         say(f"epoch {epoch}/{self._epochs}: {', '.join(numbers)}, {clock(left)}")
 
 

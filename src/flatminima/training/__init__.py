@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flatminima.training.checkpoint import load_checkpoint, save_checkpoint
 from flatminima.training.config import TrainConfig
-from flatminima.training.evaluate import Evaluation, evaluate
+from flatminima.training.evaluate import Evaluation, MeanLoss, assess, evaluate
 from flatminima.training.history import Epoch, History
 from flatminima.training.loop import Training
 from flatminima.training.methods import Method, base_optimizer, method, set_dropout
@@ -17,10 +17,12 @@ __all__ = [
     "Epoch",
     "Evaluation",
     "History",
+    "MeanLoss",
     "Method",
     "Session",
     "TrainConfig",
     "Training",
+    "assess",
     "base_optimizer",
     "evaluate",
     "load_checkpoint",

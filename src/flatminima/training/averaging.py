@@ -6,13 +6,14 @@ measured again by `torch.optim.swa_utils.update_bn`, which a network without Bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, update_bn
+
+from flatminima.training.objective import Called, count, rows
 
 
 class Average:
@@ -29,13 +30,18 @@ class Average:
         """Take the model's weights into the mean."""
         self._average.update_parameters(model)
 
-    def install(self, model: nn.Module, inputs: Iterable[Tensor]) -> None:
+    def install(self, model: nn.Module, inputs: Any, batch_size: int) -> None:
         """The averaged weights into the model, and running statistics measured with them on the inputs."""
         with torch.no_grad():
             for ours, averaged in zip(model.parameters(), self._average.module.parameters(), strict=True):
                 ours.copy_(averaged)
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
-            update_bn(inputs, model)
+            n = count(inputs)
+            parts = ([rows(inputs, slice(a, min(a + batch_size, n)))] for a in range(0, n, batch_size))
+            modes = [(module, module.training) for module in model.modules()]
+            update_bn(parts, Called(model))  # which takes the first of each list
+            for module, training in modes:
+                module.training = training
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._average.state_dict())

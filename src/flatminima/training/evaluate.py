@@ -1,18 +1,17 @@
-"""Loss and error of a classifier over tensors, in eval mode, leaving the model as it was."""
+"""Loss and error of a network over tensors, in eval mode, leaving the model as it was."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from flatminima.errors import DataError, NumericalError
+from flatminima.errors import NumericalError
+from flatminima.training.objective import Objective, call, count, evaluating, rows
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
@@ -20,23 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats, share of samples misclassified in [0, 1], and the number of samples."""
+    """Mean loss (in nats, of a cross-entropy), share of samples that are wrong in [0, 1], and the number of samples."""
 
     loss: float
     error: float
     n: int
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, in its own mode afterwards (a frozen BatchNorm stays frozen)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+@dataclass(frozen=True)
+class MeanLoss:
+    """Of a loss by which no output is wrong, such as a squared error."""
+
+    loss: float
+    error: None
+    n: int
 
 
 def evaluate(
@@ -64,36 +60,48 @@ def evaluate(
         >>> evaluate(nn.Identity(), torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 0])).n
         2
     """
-    check_samples(inputs, targets)
-    begin, end = (0, len(inputs)) if ranks is None else ranks.span(len(inputs))
+    found = assess(model, inputs, targets, batch_size, ranks=ranks, each_batch=each_batch)
+    assert isinstance(found, Evaluation)
+    return found
+
+
+def assess(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    batch_size: int = 512,
+    *,
+    objective: Objective | None = None,
+    ranks: Ranks | None = None,
+    each_batch: Callable[[], None] | None = None,
+) -> Evaluation | MeanLoss:
+    """The same with any loss.
+
+    Args:
+        inputs: a tensor, or a tuple or dictionary of them, with the samples along the first axis.
+        objective: what the loss is; None for cross-entropy.
+    """
+    objective = objective or Objective()
+    objective.check_samples(inputs, targets)
+    n = count(inputs)
+    begin, end = (0, n) if ranks is None else ranks.span(n)
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")  # of losses, of errors
     with evaluating(model), torch.no_grad():
         for start in range(begin, end, batch_size):
             if each_batch is not None:
                 each_batch()
-            x, y = (t[start : min(start + batch_size, end)] for t in (inputs, targets))
-            logits = model(x)
-            sums[0] += cross_entropy(logits, y, reduction="none").double().sum().cpu()
-            sums[1] += int((logits.argmax(dim=1) != y).sum())
+            part = slice(start, min(start + batch_size, end))
+            outputs, y = call(model, rows(inputs, part)), targets[part]
+            sums[0] += objective.each(outputs, y).double().sum().cpu()
+            sums[1] += objective.wrong(outputs, y) or 0.0
     if ranks is not None:
         sums = ranks.total(lambda: sums)
-    loss, wrong = float(sums[0]) / len(inputs), int(sums[1])
+    loss, wrong = (float(total) / n for total in sums)
     if not math.isfinite(loss):
-        raise NumericalError(f"the mean loss over {len(inputs)} samples is {loss}: check weights and inputs")
-    return Evaluation(loss, wrong / len(inputs), len(inputs))
+        raise NumericalError(f"the mean loss over {n} samples is {loss}: check weights and inputs")
+    return evaluation(loss, wrong if objective.calls_wrong else None, n)
 
 
-def check_samples(inputs: Tensor, targets: Tensor) -> None:
-    """Raise DataError unless inputs are floating and targets are as many class numbers."""
-    if len(inputs) == 0:
-        raise DataError("no samples in data: inputs has length 0")
-    if not inputs.is_floating_point():
-        raise DataError(f"inputs are {inputs.dtype}: scale them to floats first (flatminima.data.normalise)")
-    if targets.shape != (len(inputs),) or targets.dtype != torch.int64:
-        raise DataError(
-            f"{len(inputs)} inputs need int64 targets of shape ({len(inputs)},); "
-            f"got {targets.dtype} of shape {tuple(targets.shape)}"
-        )
-    if int(targets.min()) < 0:
-        row = int((targets < 0).nonzero()[0])
-        raise DataError(f"sample {row} has the label {int(targets[row])}: labels count from 0")
+def evaluation(loss: float, error: float | None, n: int) -> Evaluation | MeanLoss:
+    """Of either kind."""
+    return MeanLoss(loss, None, n) if error is None else Evaluation(loss, error, n)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flatminima.training.evaluate import Evaluation
+from flatminima.training.evaluate import Evaluation, MeanLoss, evaluation
 
 
 @dataclass(frozen=True)
@@ -14,22 +14,22 @@ class Epoch:
     """One epoch.
 
     Args:
-        loss, error: see `History`.
+        loss, error: see `History`; no error where the loss calls nothing wrong.
         lr: the learning rate of its last step.
         seconds: that it took.
         held_out: evaluations after it, by name.
     """
 
     loss: float
-    error: float
+    error: float | None
     lr: float
     seconds: float
-    held_out: Mapping[str, Evaluation] = field(default_factory=dict)
+    held_out: Mapping[str, Evaluation | MeanLoss] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
         """The inverse of `dataclasses.asdict`."""
-        held_out = {name: Evaluation(**found) for name, found in values.get("held_out", {}).items()}
+        held_out = {name: evaluation(**found) for name, found in values.get("held_out", {}).items()}
         return cls(**{**values, "held_out": held_out})
 
 
@@ -49,7 +49,7 @@ class History:
     """
 
     epochs: tuple[Epoch, ...]
-    final: Evaluation
+    final: Evaluation | MeanLoss
     stopped_because: str
     steps: int
     best: int | None = None

@@ -22,9 +22,10 @@ from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.training.averaging import Average
 from flatminima.training.best import Best
 from flatminima.training.config import TrainConfig
-from flatminima.training.evaluate import Evaluation, check_samples, evaluate
+from flatminima.training.evaluate import Evaluation, MeanLoss, assess, evaluation
 from flatminima.training.history import Epoch, History
 from flatminima.training.memory_format import channels_last
+from flatminima.training.objective import LABELS, Objective, count, output_of_one, rows
 from flatminima.training.schedule import Plateau
 from flatminima.training.steps import (
     AUGMENT,
@@ -36,14 +37,16 @@ from flatminima.training.steps import (
     make_optimizer,
     mix,
     seed_dropout,
+    switch,
     take_step,
 )
 from flatminima.training.together import check_together
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
+    from flatminima.core.losses import Loss, PerSample
 
-Samples = tuple[Tensor, Tensor]
+Samples = tuple[Any, Tensor]  # inputs: a tensor, or a tuple or dictionary of them
 VALIDATION = "validation"  # the name of the held-out samples that choose the best epoch and when to stop
 
 
@@ -54,7 +57,7 @@ class Training:
     """A training under way, whose whole state can be saved between two steps: resuming is bit for bit.
 
     Args:
-        model, inputs, targets, config, augment, optimizer, backward: see `train`.
+        model, inputs, targets, config, loss, augment, optimizer, backward: see `train`.
         modules: others whose `state_dict` belongs to the state, by name, e.g. the FisherTrace of `backward`.
         held_out: samples to evaluate after each epoch, by name; those named "validation" choose the best epoch.
         ranks: processes that each take a part of every batch; each of them makes the same Training.
@@ -75,10 +78,11 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        inputs: Tensor,
+        inputs: Any,
         targets: Tensor,
         *,
         config: TrainConfig | None = None,
+        loss: str | PerSample | Loss = LABELS,
         augment: Augment | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         backward: Backward | None = None,
@@ -87,14 +91,17 @@ class Training:
         ranks: Ranks | None = None,
     ) -> None:
         self.config, self.held_out, self.ranks = config or TrainConfig(), dict(held_out or {}), ranks
-        check_samples(inputs, targets)
-        if self.config.channels_last and inputs.ndim != 4:
-            raise DataError(
-                f"channels_last is of images (n, channels, height, width); got inputs {tuple(inputs.shape)}"
-            )
+        self.objective = Objective(loss)
+        self.objective.check_samples(inputs, targets)
+        if self.config.channels_last and not (isinstance(inputs, Tensor) and inputs.ndim == 4):
+            got = f"inputs {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else "several inputs"
+            raise DataError(f"channels_last is of images (n, channels, height, width); got {got}")
         if backward is not None and self.config.precision != "float32":
             raise UsageError(f"precision={self.config.precision}: `backward` takes differences that need float32")
         self._check_held_out()
+        output = output_of_one(model, inputs)
+        for y in (targets, *(y for _, y in self.held_out.values())):
+            self.objective.check_targets(y, output)
         if ranks is not None:
             check_together(model, ranks)
             if backward is not None:
@@ -108,16 +115,17 @@ class Training:
         self.average = None if self.config.average_from is None else Average(model)
         self.best = Best(keep=self.config.keep_best) if VALIDATION in self.held_out else None
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._batches = batch_sizes(len(inputs), self.config.batch_size)
+        self._batches = batch_sizes(count(inputs), self.config.batch_size)
         self.total = self.config.epochs * len(self._batches)
         self.epoch = self.batch = self.steps = 0  # the epoch under way, from 0; its steps, and all, that are done
         self.loss = math.nan  # of the last step
         self.epochs: list[Epoch] = []
-        self._loss_sum, self._wrong, self._seconds = 0.0, 0, 0.0
+        self._loss_sum, self._wrong, self._seconds = 0.0, 0.0, 0.0
         self._interrupted = False  # on any process
         self.stopped: str | None = None
-        self._final: Evaluation | None = None
-        self._seen, self._held_out = Evaluation(math.nan, math.nan, 0), dict[str, Evaluation]()
+        self._final: Evaluation | MeanLoss | None = None
+        self._seen: Evaluation | MeanLoss = MeanLoss(math.nan, None, 0)
+        self._held_out: dict[str, Evaluation | MeanLoss] = {}
         self._noise = torch.Generator()
         self._random: dict[str, Tensor] | None = None  # to go on with, after loading
 
@@ -229,11 +237,11 @@ class Training:
             self.epoch, self.batch = self.epoch + 1, 0
 
     def _begin_epoch(self) -> list[Tensor]:
-        self._loss_sum, self._wrong, self._seconds = 0.0, 0, 0.0
+        self._loss_sum, self._wrong, self._seconds = 0.0, 0.0, 0.0
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor()
         rank = 0 if self.ranks is None else self.ranks.rank
-        seed_dropout(mix(self.config.seed, self.epoch, DROPOUT, rank), self.inputs.device)
+        seed_dropout(mix(self.config.seed, self.epoch, DROPOUT, rank), self.targets.device)
         self._noise.manual_seed(mix(self.config.seed, self.epoch, AUGMENT))
         return self._order()
 
@@ -243,11 +251,11 @@ class Training:
 
     def _order(self) -> list[Tensor]:
         shuffle = torch.Generator().manual_seed(mix(self.config.seed, self.epoch, BATCHES))
-        order = torch.randperm(len(self.inputs), generator=shuffle)
-        return list(torch.split(order.to(self.inputs.device), self._batches))
+        order = torch.randperm(count(self.inputs), generator=shuffle)
+        return list(torch.split(order.to(self.targets.device), self._batches))
 
-    def _take_step(self, rows: Tensor) -> None:
-        x, y = self.inputs[rows], self.targets[rows]
+    def _take_step(self, chosen: Tensor) -> None:
+        x, y = rows(self.inputs, chosen), self.targets[chosen]
         if self.augment is not None:
             x = self.augment(x, self._noise)
         if self.config.channels_last:
@@ -258,7 +266,7 @@ class Training:
                 group["lr"] = rate * self._factor() * ramp
         half = self.config.precision == "bfloat16"
         self.loss, errors, (asked,) = take_step(
-            self.model, self.optimizer, self.backward, x, y, half=half, ranks=self.ranks,
+            self.model, self.optimizer, self.backward, x, y, objective=self.objective, half=half, ranks=self.ranks,
             numbers=(float(interrupts.requested()),),
         )  # fmt: skip
         self._interrupted = asked > 0
@@ -278,6 +286,7 @@ class Training:
 
     def _look(self) -> None:
         """Within an epoch: stop where the target is reached."""
+        switch(self.optimizer, "eval")
         found = self._evaluate(self.inputs, self.targets)
         if self.config.target_loss is not None and found.loss < self.config.target_loss:
             self.stopped, self._final, self._seen = "target_loss", found, found
@@ -285,19 +294,21 @@ class Training:
             if self.best is not None:
                 self.best.see(self.epoch + 1, self._held_out[VALIDATION].loss, self.model)
 
-    def _evaluate(self, inputs: Tensor, targets: Tensor) -> Evaluation:
+    def _evaluate(self, inputs: Any, targets: Tensor) -> Evaluation | MeanLoss:
         """In eval mode; may stop for a signal where this process is alone, as nothing has changed yet."""
         each = interrupts.check if self.ranks is None else None
-        return evaluate(self.model, inputs, targets, ranks=self.ranks, each_batch=each)
+        return assess(self.model, inputs, targets, objective=self.objective, ranks=self.ranks, each_batch=each)
 
     def _end_epoch(self) -> None:
-        config, n = self.config, len(self.inputs)
+        switch(self.optimizer, "eval")
+        config, n = self.config, count(self.inputs)
         whole = config.target_loss is not None or self.backward is not None
         final = self._evaluate(self.inputs, self.targets) if whole else None
         held_out = {name: self._evaluate(*samples) for name, samples in self.held_out.items()}
         # from here on it changes, and nothing stops for a signal
         self._final, self._held_out = final, held_out
-        self._seen = final or Evaluation(self._loss_sum / n, self._wrong / n, n)
+        error = self._wrong / n if self.objective.calls_wrong else None
+        self._seen = final or evaluation(self._loss_sum / n, error, n)
         if self.average is not None and config.average_from is not None and self.epoch + 1 >= config.average_from:
             self.average.update(self.model)
         validation = self._held_out.get(VALIDATION)
@@ -324,24 +335,26 @@ class Training:
     def _check_held_out(self) -> None:
         for name, (x, y) in self.held_out.items():
             try:
-                check_samples(x, y)
+                self.objective.check_samples(x, y)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
         if VALIDATION not in self.held_out and (self.config.keep_best or self.config.stop_after is not None):
             raise UsageError("keep_best and stop_after go by validation samples; give them")
 
-    def _finish(self) -> Evaluation:
+    def _finish(self) -> Evaluation | MeanLoss:
         """Averaged weights into the model, where there are any; the evaluation of what it then holds."""
         if self.average is not None and self.average.count:
             with torch.random.fork_rng(devices=self._devices()):
-                seed_dropout(mix(self.config.seed, self.config.epochs, DROPOUT), self.inputs.device)
-                self.average.install(self.model, torch.split(self.inputs, self.config.batch_size))
+                seed_dropout(mix(self.config.seed, self.config.epochs, DROPOUT), self.targets.device)
+                self.average.install(self.model, self.inputs, self.config.batch_size)
             self._final = None
         if self.best is not None and self.config.keep_best and self.best.epoch != len(self.epochs):
             self.best.install(self.model)
             self._final = None
         if self._final is None:
-            self._final = evaluate(self.model, self.inputs, self.targets, ranks=self.ranks)
+            self._final = assess(
+                self.model, self.inputs, self.targets, objective=self.objective, ranks=self.ranks
+            )  # fmt: skip
         return self._final
 
     @contextmanager
@@ -362,7 +375,7 @@ class Training:
                 group["lr"] = rate
 
     def _devices(self) -> list[torch.device]:
-        return [self.inputs.device] if self.inputs.is_cuda else []
+        return [self.targets.device] if self.targets.is_cuda else []
 
     def _get_random(self) -> dict[str, Tensor]:
         found = {"global": torch.get_rng_state(), "augment": self._noise.get_state()}

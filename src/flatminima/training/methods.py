@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from flatminima.errors import ModelError, UnknownName, UsageError
 from flatminima.optim import SAM, FisherTrace, PertOPT
+from flatminima.training.objective import Called
 from flatminima.training.steps import Backward
 
 METHODS = ("fisher_trace", "pertopt", "plain", "sam")
@@ -97,7 +98,7 @@ def method(
         return Method(pertopt, diagnostics=lambda: _of_pertopt(pertopt))
     if name == "sam":
         return Method(SAM(base, model=model, **options))
-    fisher = FisherTrace(model, **options)
+    fisher = FisherTrace(Called(model), **options)
     return Method(base, fisher.backward, {"fisher_trace": fisher}, lambda: _of_fisher(fisher))
 
 

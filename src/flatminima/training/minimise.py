@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,20 @@ from torch import Tensor, nn
 from flatminima.training.config import TrainConfig
 from flatminima.training.history import History
 from flatminima.training.loop import VALIDATION, Samples, Training
+from flatminima.training.objective import LABELS
 from flatminima.training.steps import Augment, Backward
+
+if TYPE_CHECKING:
+    from flatminima.core.losses import Loss, PerSample
 
 
 def train(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     targets: Tensor,
     *,
     config: TrainConfig | None = None,
+    loss: str | PerSample | Loss = LABELS,
     augment: Augment | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     backward: Backward | None = None,
@@ -27,12 +33,14 @@ def train(
     progress: Callable[[int, int, str], None] | None = None,
     first_epoch: int = 0,
 ) -> History:
-    """Minimise the mean cross-entropy, in place.
+    """Minimise the mean loss, in place.
 
     Args:
-        model: maps (batch, ...) to logits (batch, classes), on the device of the inputs.
-        inputs: shape (n, ...), floating. targets: shape (n,), int64.
+        model: maps (batch, ...) to outputs (batch, ...), on the device of the inputs.
+        inputs: shape (n, ...); of several, a tuple of them, or a dictionary by name.
+        targets: shape (n,), int64, for cross-entropy; what the loss takes for others.
         config: a TrainConfig; None for the defaults.
+        loss: a name, one of torch's own losses, or a callable that returns a loss a sample.
         augment: applied to each batch with a CPU generator, e.g. `flatminima.data.random_flip`.
         optimizer: used in place of the configuration's; the schedule multiplies each group's own rate.
         backward: called as backward(loss_fn, x, y) in place of `loss_fn(model(x), y).backward()`; fills the
@@ -48,11 +56,11 @@ def train(
 
     Raises:
         NumericalError: the loss became NaN or infinite; names the step. The weights are then useless.
-        DataError: samples that do not fit the model.
+        DataError: samples that do not fit the model or the loss.
         UsageError: first_epoch outside of the configuration's epochs.
     """
     training = Training(
-        model, inputs, targets, config=config, augment=augment, optimizer=optimizer, backward=backward,
+        model, inputs, targets, config=config, loss=loss, augment=augment, optimizer=optimizer, backward=backward,
         held_out={} if validation is None else {VALIDATION: validation},
     )  # fmt: skip
     training.skip(first_epoch)

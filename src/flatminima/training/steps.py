@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from flatminima.errors import DataError
 from flatminima.training.config import TrainConfig
+from flatminima.training.objective import Objective, call
 from flatminima.training.together import part, summed
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
 
-Backward = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]
+Backward = Callable[[Callable[[Any, Tensor], Tensor], Any, Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 BATCHES, AUGMENT, DROPOUT = range(3)  # independent streams of one seed
@@ -27,13 +26,14 @@ def take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     backward: Backward | None,
-    x: Tensor,
+    x: Any,
     y: Tensor,
     *,
+    objective: Objective,
     half: bool = False,
     ranks: Ranks | None = None,
     numbers: tuple[float, ...] = (),
-) -> tuple[float, int, list[float]]:
+) -> tuple[float, float, list[float]]:
     """One optimizer step.
 
     Args:
@@ -41,23 +41,25 @@ def take_step(
         ranks: processes that share the batch; `numbers` are summed over them.
 
     Returns:
-        The batch's mean loss at the weights before the step, its errors (0 with `backward`), and the sums.
+        The batch's mean loss at the weights before the step, its errors (0 with `backward`, or where there is no such
+        thing), and the sums.
     """
-    seen: list[tuple[Tensor, int, list[float]]] = []  # SAM calls the closure twice; the first is at w itself
+    switch(optimizer, "train")
+    seen: list[tuple[Tensor, float, list[float]]] = []  # SAM calls the closure twice; the first is at w itself
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         if backward is not None:
-            loss = backward(cross_entropy, x, y)
-            seen.append((loss.detach(), 0, list(numbers)))
+            loss = backward(objective.mean, x, y)
+            seen.append((loss.detach(), 0.0, list(numbers)))
             return loss
         own_x, own_y = part(ranks, x, y)
-        loss, errors = _gradient(model, own_x, own_y, len(own_y) / len(y), half=half, first=not seen, labels=y)
+        loss, errors = _gradient(model, own_x, own_y, len(own_y) / len(y), objective=objective, half=half)
         sums = list(numbers)
         if ranks is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            total, wrong, *sums = summed(ranks, parameters, [float(loss.detach()), float(errors), *numbers])
-            loss, errors = loss.new_tensor(total), int(wrong)
+            total, errors, *sums = summed(ranks, parameters, [float(loss.detach()), errors, *numbers])
+            loss = loss.new_tensor(total)
         seen.append((loss.detach(), errors, sums))
         return loss
 
@@ -65,21 +67,26 @@ def take_step(
     return float(seen[0][0]), seen[0][1], seen[0][2]
 
 
+def switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """train() before a step and eval() before an evaluation, of an optimizer that has them, such as Schedule-Free's."""
+    found = getattr(optimizer, mode, None)
+    if callable(found):
+        found()
+
+
 def _gradient(
-    model: nn.Module, x: Tensor, y: Tensor, share: float, *, half: bool, first: bool, labels: Tensor
-) -> tuple[Tensor, int]:
+    model: nn.Module, x: Any, y: Tensor, share: float, *, objective: Objective, half: bool
+) -> tuple[Tensor, float]:
     """Fill the gradients with those of `share` times the mean loss; the value of that, and the errors."""
     if not len(y):  # more processes than samples
-        return torch.zeros((), device=y.device), 0
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        logits = model(x)
-    if first and int(labels.max()) >= logits.shape[1]:
-        raise DataError(f"a label is {int(labels.max())} but the model has {logits.shape[1]} outputs")
-    loss = cross_entropy(logits.float() if half else logits, y)
+        return torch.zeros((), device=y.device), 0.0
+    with torch.autocast(y.device.type, torch.bfloat16, enabled=half):
+        outputs = call(model, x)
+    loss = objective.mean(outputs.float() if half else outputs, y)
     if share != 1.0:
         loss = loss * share
     loss.backward()
-    return loss, int((logits.argmax(dim=1) != y).sum())
+    return loss, objective.wrong(outputs, y) or 0.0
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -8,13 +8,14 @@ asks for a gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from flatminima.errors import ModelError
 from flatminima.optim.running_statistics import couples_the_batch
+from flatminima.training.objective import rows
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
@@ -58,9 +59,9 @@ def summed(ranks: Ranks, parameters: Sequence[nn.Parameter], numbers: Sequence[f
     return sums[: len(numbers)]
 
 
-def part(ranks: Ranks | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def part(ranks: Ranks | None, x: Any, y: Tensor) -> tuple[Any, Tensor]:
     """This process's samples of a batch."""
     if ranks is None:
         return x, y
     start, stop = ranks.span(len(y))
-    return x[start:stop], y[start:stop]
+    return rows(x, slice(start, stop)), y[start:stop]
