@@ -98,17 +98,26 @@ def stepper(make: Callable[[], nn.Module], wrap: Callable[[Any], Any], x: Tensor
     return run
 
 
-def contenders(name: str) -> dict[str, Any]:
+def contenders(
+    name: str, *, bases: tuple[str, ...] = tuple(BASES), only: tuple[str, ...] | None = None, steps: int | None = None
+) -> dict[str, Any]:
+    """`steps` training steps of "resnet20" or "mlp": "base, wrapper" -> a function that makes them.
+
+    Args:
+        only: these wrappers, and the plain base.
+        steps: 5 where one in five is dearer than the others.
+    """
     shape = (3, 32, 32) if name == "resnet20" else (784,)
     x, y = gaussian_classes(BATCH, shape)
     make = resnet20 if name == "resnet20" else lambda: mlp((784, 1600, 1600, 800, 10))
-    steps = 1 if name == "resnet20" else 3
+    steps = steps or (1 if name == "resnet20" else 3)
     wrappers: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
         "plain": lambda base: base,
         "PertOPT": PertOPT,
         "PertOPT compiled": lambda base: PertOPT(base, compile=True),
         "SAM": SAM,
-        "SAM, every 5": lambda base: SAM(base, every=5),
+        "SAM every 5": lambda base: SAM(base, every=5),
+        "SAM every 5 with reuse": lambda base: SAM(base, every=5, reuse=0.7),
         "SAM of pytorch_optimizer": peer,
         "textbook": Textbook,
     }
@@ -117,9 +126,13 @@ def contenders(name: str) -> dict[str, Any]:
     except ImportError:
         print("pytorch_optimizer is not installed: pip install --no-deps pytorch_optimizer")
         del wrappers["SAM of pytorch_optimizer"]
+    if only is not None:
+        wrappers = {key: wrap for key, wrap in wrappers.items() if key == "plain" or key in only}
+    elif steps % 5:
+        wrappers = {key: wrap for key, wrap in wrappers.items() if "every 5" not in key}
     found = {}
     for base, make_base in BASES.items():
-        if name == "resnet20" and base == "Adam fused":
+        if base not in bases or (name == "resnet20" and base == "Adam fused"):
             continue
         for wrapper, wrap in wrappers.items():
             found[f"{base}, {wrapper}"] = stepper(
