@@ -268,9 +268,7 @@ def test_at_a_vanishing_strength_it_is_the_plain_trainer(tmp_path, method, smoot
             eval_steps=1,
         )  # fmt: skip
         base = Moving(model.parameters(), 0.05)
-        found = kind(
-            model, arguments, train_dataset=data()[:20], eval_dataset=data(), optimizers=(base, None), **more
-        )
+        found = kind(model, arguments, train_dataset=data()[:20], eval_dataset=data(), optimizers=(base, None), **more)
         return found.train().training_loss, torch.cat([p.detach().double().reshape(-1) for p in model.parameters()])
 
     before = torch.cat([p.detach().double().reshape(-1) for p in bert().parameters()])

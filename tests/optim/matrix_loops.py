@@ -128,6 +128,8 @@ class Run:
                 calls.append(1)
                 if broken and len(calls) == 4:
                     raise KeyboardInterrupt
+                if self.situation == "evaluation inside":
+                    self.evaluate(micro[0][0])
                 return cross_entropy(z, y)
 
             for x, y in micro:
@@ -160,8 +162,9 @@ class Run:
             return
         if before is not None:
             assert torch.equal(self.place.whole(self.model), before), "a hook before the step met noise"
-        if self.situation == "evaluation inside" and t > 0 and self.method != "FisherTrace":  # it has no block
-            self.evaluate_inside(x, y)
+        if self.situation == "evaluation inside" and t > 0:
+            with self.opt.perturbed():
+                self.evaluate(x)
         if self.situation == "clipping":
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         if not (self.situation == "skipped step" and t == SKIPPED):
@@ -170,13 +173,12 @@ class Run:
         with torch.no_grad():
             self.model(x)  # after which FSDP2's root keeps its weights gathered: the next noise must reach them
 
-    def evaluate_inside(self, x, y):
-        with self.opt.perturbed():
-            self.model.eval()
-            try:
-                self.model(x)
-            finally:
-                self.model.train()
+    def evaluate(self, x):
+        self.model.eval()
+        try:
+            self.model(x)
+        finally:
+            self.model.train()
 
     def resume(self):
         """Into fresh objects, as a new process has them."""

@@ -20,7 +20,7 @@ REASONS = {
     "ddp": ("DDP stops averaging the gradients of changed weights: wrap anew", "wrap the network anew"),
     "dtype": ("torch: FSDP2 keeps the dtype it was given", "dtype double"),
     "format": ("torch: FSDP2 takes contiguous weights only", "does not support non-contiguous"),
-    "none": ("there is no such thing here", None),
+    "half": ("the Trainer skips steps under its float16 scaler only: differences need float32", "16 bits would drown"),
 }  # what the page says, and what the error says
 
 
@@ -29,9 +29,7 @@ def reason(framework, method, situation):
     fisher = method == "FisherTrace"
     switches = situation in ("dtype switch", "memory-format switch")
     if framework == "Hugging Face Trainer" and situation == "skipped step":
-        return "none"
-    if fisher and situation == "evaluation inside":
-        return "none"
+        return "half" if fisher else None
     if framework == "Lightning, automatic" and fisher:
         return "manual"
     if framework == "FSDP2" and situation == "memory-format switch":

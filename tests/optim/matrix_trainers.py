@@ -157,11 +157,12 @@ def trainer(method, situation, folder, model, optimizer, **more):
                 self.broken = getattr(self, "broken", 0) + 1
                 if self.broken == {"PertOPT": 1, "SAM": 2, "FisherTrace": 4}[method]:
                     raise Broken
-            if situation == "evaluation inside" and t > 0 and method != "FisherTrace":
+            if situation == "evaluation inside" and t > 0:
                 model.eval()
                 model(**inputs)
                 model.train()
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            return loss * torch.inf if situation == "skipped step" and t == SKIPPED else loss
 
     class Switch(transformers.TrainerCallback):
         def on_epoch_begin(self, args, state, control, **_):
@@ -187,15 +188,38 @@ def trainer(method, situation, folder, model, optimizer, **more):
         "gradient_accumulation_steps": 2 if half else 1, "max_grad_norm": CLIP if situation == "clipping" else 0.0,
     } | more  # fmt: skip
     options = {"PertOPT": PERTOPT, "SAM": {"rho": RHO}, "FisherTrace": FISHER}[method]
-    return InOrder(
-        model, transformers.TrainingArguments(output_dir=str(folder), **settings),
+    arguments = transformers.TrainingArguments(output_dir=str(folder), **settings)
+    if situation == "skipped step":
+        arguments.fp16 = method == "FisherTrace"
+    found = InOrder(
+        model, arguments,
         train_dataset=[{"x": x, "labels": y} for x, y in zip(*rows(), strict=True)],
         method={"PertOPT": "pertopt", "SAM": "sam", "FisherTrace": "fisher_trace"}[method], options=options,
         optimizers=(optimizer, None), callbacks=[Switch(), Witness()],
     )  # fmt: skip
+    if situation == "skipped step":
+        scale(found.accelerator)
+    return found
+
+
+def scale(accelerator):
+    """A gradient scaler, as accelerate has one under float16 where there is an accelerator."""
+    from accelerate.state import AcceleratorState
+
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    AcceleratorState._shared_state["_mixed_precision"] = "fp16"
 
 
 def train_huggingface(method, situation, folder):
+    from accelerate.state import AcceleratorState
+
+    try:
+        return _train_huggingface(method, situation, folder)
+    finally:
+        AcceleratorState._reset_state()
+
+
+def _train_huggingface(method, situation, folder):
     model = net_for(situation)
     if situation == "resume":
         trainer(method, situation, folder, model, base(model), save_strategy="steps", save_steps=PER_EPOCH).train()

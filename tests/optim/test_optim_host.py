@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_train_and_eval_of_the_base_are_reached_and_refused_inside(kind):
     """Schedule-Free's: they move the weights."""
 
     class Base(torch.optim.SGD):
-        calls = []
+        calls: ClassVar = []
         mode = property(lambda self: self.calls[-1])
 
         def train(self):

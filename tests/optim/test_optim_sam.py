@@ -101,3 +101,39 @@ def test_running_statistics_move_once(momentum, given):
         raise KeyboardInterrupt
     assert all(torch.equal(b, before[k]) for k, b in model[1].named_buffers())
     assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+@pytest.mark.parametrize("plain_between", [True, False])
+def test_a_second_block_in_one_step_is_refused(plain_between):
+    """It would displace along the gradient of the first one's block, and clear it: a step of the last micro-batch."""
+    model, opt, (x, y) = small_problem()
+    before = oracle.weights(model)
+    cross_entropy(model(x), y).backward()
+    with opt.perturbed():
+        cross_entropy(model(x), y).backward()
+    if plain_between:
+        cross_entropy(model(x), y).backward()
+    with pytest.raises(UsageError, match="in one step, which would displace along the first"), opt.perturbed():
+        raise AssertionError
+    assert (oracle.weights(model) == before).all()
+
+
+@pytest.mark.parametrize("clear", [
+    lambda model, opt: opt.zero_grad(), lambda model, opt: opt.zero_grad(set_to_none=False),
+    lambda model, opt: model.zero_grad(), lambda model, opt: model.zero_grad(set_to_none=False),
+    lambda model, opt: opt.step(),
+], ids=["zero_grad", "in place", "the model's", "the model's, in place", "a step"])  # fmt: skip
+def test_a_block_after_a_skipped_step_is_not(clear):
+    model, opt, (x, y) = small_problem()
+    for _ in range(3):
+        cross_entropy(model(x), y).backward()
+        with opt.perturbed():
+            cross_entropy(model(x), y).backward()
+        clear(model, opt)
+        if clear.__code__.co_names == ("step",):
+            opt.zero_grad()
+
+
+def small_problem():
+    model = oracle.network(oracle.start())
+    return model, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.1), next(iter(oracle.torch_batches(1)))

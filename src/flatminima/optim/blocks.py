@@ -38,12 +38,22 @@ class Block:
             torch._foreach_copy_(targets, [p.view(t.shape) for p, t in zip(pieces, targets, strict=True)])
 
     def pairs(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The block's part of two lists, side by side, sharing memory."""
-        if self.span is not None:
-            yield self.gather(ours), self.gather(theirs)
-        else:
-            for i in self.members:
-                yield ours[i].detach(), theirs[i].detach()
+        """The whole tensors of a block that copies, side by side in two lists."""
+        for i in self.members:
+            yield ours[i].detach(), theirs[i].detach()
+
+
+def walk(plan: Sequence[Block], *lists: Sequence[Tensor]) -> Iterator[tuple[Block, list[Tensor]]]:
+    """Every block of a plan, with what it gathers of each list; a large tensor is cut by one call, not one a piece."""
+    cut, pieces = -1, list[Iterator[Tensor]]()
+    for block in plan:
+        if block.span is None:
+            yield block, [block.gather(tensors) for tensors in lists]
+            continue
+        if block.members[0] != cut:
+            cut = block.members[0]
+            pieces = [iter(tensors[cut].detach().reshape(-1).split(block.size)) for tensors in lists]
+        yield block, [next(piece) for piece in pieces]
 
 
 def blocks(parameters: Sequence[Tensor], limit: int) -> list[Block]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from flatminima.errors import UsageError
-from flatminima.optim.blocks import Block, blocks, limit_for
+from flatminima.optim.blocks import Block, blocks, limit_for, walk
 from flatminima.optim.kernels import kernel
 from flatminima.optim.noise import NoiseStream
 from flatminima.optim.shards import box, gradient, is_sharded, like, local, total
@@ -118,8 +118,7 @@ class Curvature:
             dtype, p = part.drift[0].dtype, part.parameters[0]
             if is_sharded(p) and not part.blocks:  # nothing here, but the other ranks wait for our sum
                 squares.append((p, part.drift[0].new_zeros(())))
-            for block in part.blocks:
-                w, previous = block.gather(part.weights), block.gather(part.previous)
+            for _, (w, previous) in walk(part.blocks, part.weights, part.previous):
                 squares.append((p, self.call("squared_distance", w, previous, dtype)))
         if squares:
             self.distance = total(squares)
@@ -182,8 +181,7 @@ class Curvature:
             with_gradient = [p for p in held if p.grad is not None and ("h" not in self.live[p]) == shared]
             for part in self._parts(number, group, with_gradient):
                 gradients = [gradient(p) for p in part.parameters]
-                for block in part.blocks:
-                    g, h, drift = (block.gather(t) for t in (gradients, part.h, part.drift))
+                for block, (g, h, drift) in walk(part.blocks, gradients, part.h, part.drift):
                     self.call("follow_shared" if shared else "follow", g, h, drift, beta1, beta2)
                     block.scatter(drift, part.drift)
                     if not shared:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from flatminima.core.guard import differentiable
 from flatminima.errors import UsageError
 from flatminima.optim.counts import Part, watched
+from flatminima.optim.guards import Guards
 from flatminima.optim.running_statistics import Buffers
 from flatminima.optim.sub_batches import mapped
 
@@ -60,10 +61,15 @@ class Pass:
 
 
 class Weights:
-    """The trainable parameters of a module, with gradients taken off them."""
+    """The trainable parameters of a module, with gradients taken off them.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        guards: refuse whoever would take displaced weights for the real ones.
+    """
+
+    def __init__(self, module: nn.Module, guards: Guards | None = None) -> None:
         self.module = module
+        self.guards = guards or Guards()
         self.all = [p for p in module.parameters() if p.requires_grad]
         if not self.all:
             raise UsageError("the model has no trainable parameter")
@@ -78,6 +84,7 @@ class Weights:
     def displace(self, direction: Gradients, by: float) -> None:
         """w + by * direction."""
         pairs = [(p.detach(), g) for p, g in zip(self.all, direction, strict=True) if g is not None]
+        self.guards.enter(list(self.all), self.module)
         torch._foreach_add_([p for p, _ in pairs], [g for _, g in pairs], alpha=by)
         torch.clear_autocast_cache()
 
@@ -85,6 +92,7 @@ class Weights:
         """As `keep` found them, bit for bit."""
         torch._foreach_copy_([p.detach() for p in self.all], self.originals)
         torch.clear_autocast_cache()
+        self.guards.leave()
 
     def move_buffers(self, x: Any) -> None:
         """A pass without gradients, for what it does to the buffers; the random numbers go on as they were."""
@@ -148,9 +156,9 @@ def differenced(
     if not (0 < length < float("inf")):  # nothing to follow; an infinity is for the scaler to find
         return Pass(loss, g, length, [None] * len(g), 0.0, part)
     d = alpha if step == "alpha" else (_auto(float(loss), length) if step == "auto" else float(step)) / length
-    with torch.no_grad():
-        weights.displace(g, -d)
     try:
+        with torch.no_grad():
+            weights.displace(g, -d)
         set_random_state(randomness)
         there, product, _ = weights.gradient(loss_fn, x, y)
     finally:

@@ -29,6 +29,7 @@ class Displacement:
         self.entered = False  # since the last step: the gradients are those of a block
         self.blocks = 0  # entered so far
         self.cleared = False  # zero_grad() was called while a closure ran
+        self.left: tuple[Tensor, Tensor, int] | None = None  # a parameter, its gradient after a block, its version
         self.guards = Guards()
         self.blank = False  # state is zeros that wait for a checkpoint
         self.checked: tuple[int, ...] = ()  # ids of the parameters that were looked at
@@ -40,8 +41,21 @@ class Displacement:
 
     def end(self) -> None:
         """A step is done, or given up."""
-        self.entered = False
+        self.entered, self.left = False, None
         self.micro_batches, self.micro_losses = [], []
+
+    def leave(self, parameters: list[Tensor]) -> None:
+        """A block has left gradients: remember the smallest, not to keep memory, to know them by."""
+        held = [p for p in parameters if p.grad is not None]
+        p = min(held, key=Tensor.numel, default=None)
+        self.left = None if p is None or p.grad is None else (p, p.grad, _version(p.grad))
+
+    def holds_a_blocks(self) -> bool:
+        """Whether the gradients are still those of the last block, or were added to once."""
+        if self.left is None:
+            return False
+        p, g, version = self.left
+        return p.grad is g and _version(g) - version in (0, 1)
 
     def restore(self) -> None:
         """Put the weights back."""

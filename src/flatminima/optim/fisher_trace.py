@@ -33,6 +33,7 @@ from flatminima.optim.difference import (
     exact,
     norm,
 )
+from flatminima.optim.guards import Guards
 from flatminima.optim.running_statistics import couples_the_batch
 from flatminima.optim.sub_batches import cut
 
@@ -118,6 +119,7 @@ class FisherTrace:
         self.combined = 0  # backward calls whose main gradient was a mean over sub-batches
         self._measured = False  # whether such a mean is known to weigh its parts as the loss does
         self.last: Penalty | None = None
+        self._guards = Guards("wait until FisherTrace.backward() has returned")
 
     def backward(self, loss_fn: LossFn, x: Any, y: Any, *, scale: float = 1.0, count: Count | None = None) -> Tensor:
         """Add `scale` times the regularised gradient to `.grad`.
@@ -148,7 +150,7 @@ class FisherTrace:
             raise UsageError(f"got beta={self.beta!r}; the weight of the penalty is finite and >= 0")
         module = ranks.inner(self.model)
         ranks.refuse_shards(module)
-        weights = Weights(module)
+        weights = Weights(module, self._guards)
         if self.mode == "difference" and self.beta > 0:
             check_precision(weights.all, self.step, self.alpha)
         ranks.share_buffers(self.model)
@@ -174,7 +176,7 @@ class FisherTrace:
     def error(self, loss_fn: LossFn, x: Any, y: Any) -> DifferenceError:
         """The difference against double backward on the first sub-batch; about four passes over it, nothing changes."""
         ranks.refuse_shards(ranks.inner(self.model))
-        weights = Weights(ranks.inner(self.model))
+        weights = Weights(ranks.inner(self.model), self._guards)
         check_precision(weights.all, self.step, self.alpha)
         xi, yi, _ = cut(x, y, self.sub_batches)[0]
         before = [p.grad for p in weights.all]

@@ -35,11 +35,13 @@ class _Refusal:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.guards.active:
-            raise UsageError(f"a copy or pickle of a module while its weights are perturbed: {_REMEDY}")
+            raise UsageError(f"a copy or pickle of a module while its weights are perturbed: {self.guards.remedy}")
         return _nothing, ()
 
     def _refuse(self, module: nn.Module) -> None:
-        raise UsageError(f"{self.what} of {type(module).__name__} while its weights are perturbed: {_REMEDY}")
+        raise UsageError(
+            f"{self.what} of {type(module).__name__} while its weights are perturbed: {self.guards.remedy}"
+        )
 
 
 def _nothing() -> Any:
@@ -47,7 +49,11 @@ def _nothing() -> Any:
 
 
 class Guards:
-    """The modules that own an optimizer's parameters, and the hooks they carry during a block."""
+    """The modules that own an optimizer's parameters, and the hooks they carry during a block.
+
+    Args:
+        remedy: what to do instead, for messages.
+    """
 
     _unknown: set[int]  # parameters whose module was not met yet
     _owners: list[weakref.ref[nn.Module]]
@@ -56,20 +62,23 @@ class Guards:
     _reduced: list[tuple[weakref.ref[nn.Module], list[Any]]]  # by DistributedDataParallel, and how they were made
     _handles: list[RemovableHandle]
 
-    def __init__(self) -> None:
+    def __init__(self, remedy: str = _REMEDY) -> None:
+        self.remedy = remedy
         self._clear(())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {"remedy": self.remedy}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.remedy = state.get("remedy", _REMEDY)
         self._clear(())
 
     def _training_only(self, module: nn.Module, _: Any) -> None:
         """A hook before `forward`: a network in training mode at the block's start must not be evaluated within."""
         if self.active and not module.training:
             raise UsageError(
-                f"a forward pass of {type(module).__name__} in eval() mode while its weights are perturbed: {_REMEDY}"
+                f"a forward pass of {type(module).__name__} in eval() mode while its weights are perturbed: "
+                f"{self.remedy}"
             )
 
     def enter(self, parameters: list[Tensor], model: nn.Module | None) -> None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from flatminima.core.perturbation import mix
 from flatminima.errors import UsageError
+from flatminima.optim.blocks import walk
 from flatminima.optim.curvature import Curvature, Levels
 from flatminima.optim.diagnostics import Census, Diagnostics, choose_eta, threshold, warn
 from flatminima.optim.displacement import Gradients, Shared
@@ -160,10 +161,7 @@ class PertOPT(Wrapper):
     def _census(self) -> Diagnostics:
         census = Census()
         for part in self._curvature.parts(self.param_groups):
-            for block in part.blocks:
-                w, previous, h, drift = (
-                    block.gather(tensors) for tensors in (part.weights, part.previous, part.h, part.drift)
-                )
+            for _, (w, previous, h, drift) in walk(part.blocks, part.weights, part.previous, part.h, part.drift):
                 census.add(w, previous, h, drift, self._numbers_of(part.group, drift))
         return census.finish(self.clock.step)
 
@@ -198,16 +196,15 @@ class PertOPT(Wrapper):
         levels = Levels(lambda device: NoiseStream(seed, step, device), curvature.offsets(self.param_groups))
         for part in curvature.parts(self.param_groups):
             numbers = self._numbers_of(part.group, part.drift[0])
-            for block in part.blocks:
-                w, previous, h, drift = (
-                    block.gather(tensors) for tensors in (part.weights, part.previous, part.h, part.drift)
-                )
+            for block, (w, previous, h, drift) in walk(part.blocks, part.weights, part.previous, part.h, part.drift):
                 noise = levels.of(part, block)
                 curvature.settled = True
                 curvature.call(kernel, w, previous, h, drift, *numbers)
                 block.scatter(drift, part.drift)
                 block.scatter(previous, part.previous)
-                self._at.moved.extend(block.pairs(part.weights, part.previous))
+                self._at.moved.extend(
+                    block.pairs(part.weights, part.previous) if block.span is None else [(w, previous)]
+                )
                 curvature.call("displace", w, drift, noise)
                 block.scatter(w, part.weights)
 
@@ -234,8 +231,7 @@ class PertOPT(Wrapper):
                 found = []
                 for part in self._curvature.parts(self.param_groups):
                     if part.number == number:
-                        for block in part.blocks:
-                            previous, h, drift = (block.gather(t) for t in (part.previous, part.h, part.drift))
+                        for _, (previous, h, drift) in walk(part.blocks, part.previous, part.h, part.drift):
                             gamma, eps, _, anneal, pull = self._numbers_of(group, drift, eta=1.0)
                             found.append(threshold(previous, h, drift, gamma, eps, anneal, pull))
                 eta = choose_eta(found, self.auto_share)

@@ -153,7 +153,9 @@ class SAM(Wrapper):
     def perturbed(self) -> Iterator[None]:
         """The second pass: weights w + e, gradients cleared, buffers kept."""
         with kept(self.model), self._block():
+            self._at.left = None
             yield
+        self._at.leave(self._parameters())
 
     def _evaluate(self, closure: Callable[[], Any], before: Gradients) -> Any:
         self._complete()
@@ -184,6 +186,11 @@ class SAM(Wrapper):
         return self.due
 
     def _displace(self) -> None:
+        if self._at.holds_a_blocks():
+            raise UsageError(
+                "got a second `with opt.perturbed():` in one step, which would displace along the first one's gradient "
+                "and lose it: run the micro-batches of a step plainly, then all of them again in one block"
+            )
         held = slopes(self.param_groups, self._rho, self.eta)
         if not held:
             raise UsageError("no gradients, along which SAM displaces: call backward() before perturbed()")
