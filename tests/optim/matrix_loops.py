@@ -117,6 +117,8 @@ class Run:
     def loss(self, x, y, broken=False):
         if broken:
             raise KeyboardInterrupt
+        if self.situation == "evaluation inside":
+            self.evaluate(x)
         z = self.model(x)
         return cross_entropy(z, y)
 
@@ -162,9 +164,6 @@ class Run:
             return
         if before is not None:
             assert torch.equal(self.place.whole(self.model), before), "a hook before the step met noise"
-        if self.situation == "evaluation inside" and t > 0:
-            with self.opt.perturbed():
-                self.evaluate(x)
         if self.situation == "clipping":
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         if not (self.situation == "skipped step" and t == SKIPPED):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flatminima.errors import UsageError
-from flatminima.optim.shards import gradient, local, spread, total
+from flatminima.optim.shards import gradient, is_sharded, local, spread, total
 
 _SMALL = 1 << 18  # elements that are rather copied side by side than looked at one tensor after the other
 
@@ -61,13 +61,14 @@ def slopes(groups: list[dict[str, Any]], rho: Callable[[dict[str, Any]], float],
                 continue
             if g.layout != torch.strided:
                 raise UsageError("got a sparse gradient; make the embedding with sparse=False")
-            key = (p.device, p.dtype, spread(p))
+            whole = not is_sharded(p)
+            key = (p.device, p.dtype, () if whole else spread(p))
             slope = found.get(key)
             if slope is None:
                 slope = found[key] = Slope([], [], [], [], [])
             slope.parameters.append(p)
-            slope.weights.append(local(p))
-            slope.gradients.append(gradient(p))
+            slope.weights.append(p if whole else local(p))
+            slope.gradients.append(g if whole else gradient(p))
             slope.radii.append(radius)
             slope.scales.append(None if not adaptive or (adaptive == "matrices" and p.dim() < 2) else eta)
     return list(found.values())
