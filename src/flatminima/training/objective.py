@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from flatminima.core.batch import logits
 from flatminima.core.losses import Loss, PerSample
 from flatminima.core.losses.cross_entropy import CrossEntropy
 from flatminima.core.losses.elementwise import BinaryCrossEntropy
+from flatminima.core.output import logits
 from flatminima.errors import DataError, ModelError
 from flatminima.optim.sub_batches import leaves, mapped
 
