@@ -34,6 +34,7 @@ from flatminima.training.steps import (
     Augment,
     Backward,
     batch_sizes,
+    check_images,
     make_optimizer,
     mix,
     seed_dropout,
@@ -93,9 +94,7 @@ class Training:
         self.config, self.held_out, self.ranks = config or TrainConfig(), dict(held_out or {}), ranks
         self.objective = Objective(loss)
         self.objective.check_samples(inputs, targets)
-        if self.config.channels_last and not (isinstance(inputs, Tensor) and inputs.ndim == 4):
-            got = f"inputs {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else "several inputs"
-            raise DataError(f"channels_last is of images (n, channels, height, width); got {got}")
+        check_images(inputs, augment, channels_last=self.config.channels_last)
         if backward is not None and self.config.precision != "float32":
             raise UsageError(f"precision={self.config.precision}: `backward` takes differences that need float32")
         self._check_held_out()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatminima.errors import DataError
 from flatminima.training.config import TrainConfig
 from flatminima.training.objective import Objective, call
 from flatminima.training.together import part, summed
@@ -101,6 +102,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
+
+
+def check_images(inputs: Any, augment: Augment | None, *, channels_last: bool) -> None:
+    """Refuse what only images can have, of other inputs."""
+    got = f"inputs {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else "several inputs"
+    if augment is not None and not isinstance(inputs, Tensor):
+        raise DataError(f"augmentation is of images; got {got}")
+    if channels_last and not (isinstance(inputs, Tensor) and inputs.ndim == 4):
+        raise DataError(f"channels_last is of images (n, channels, height, width); got {got}")
 
 
 def batch_sizes(n: int, batch_size: int) -> list[int]:
