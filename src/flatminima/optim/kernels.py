@@ -109,8 +109,9 @@ _ALL: dict[str, Callable[..., Any]] = {
 }
 
 
+@lru_cache(maxsize=64)
 def kernel(name: str, backend: str | None) -> Callable[..., Any]:
-    """A kernel by name, compiled if a backend is given.
+    """A kernel by name, compiled if a backend is given; made once, since torch.compile costs as much as a kernel.
 
     Numbers reach a compiled one as tensors: a new epoch is then no new compilation. Levels reach it as float32, which
     holds them exactly: inductor writes no vector code for int16, and the kernel would take three times as long.
