@@ -355,3 +355,24 @@ def test_the_epoch_counts_from_one():
     assert opt.epoch == 1.5
     with pytest.raises(UsageError, match="counted by steps_per_epoch"):
         PertOPT(torch.optim.SGD([w], 0.1), steps_per_epoch=3).epoch = 2
+
+
+def test_torch_compile_is_asked_for_each_kernel_once(monkeypatch):
+    """It was asked at every call, which costs as much as a kernel does."""
+    from flatminima.optim import kernels
+
+    asked = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: asked.append(f.__name__) or real(f, **options))
+    kernels.kernel.cache_clear()
+    try:
+        w = torch.nn.Parameter(torch.linspace(-1, 1, 40))
+        opt = PertOPT(torch.optim.SGD([w], 0.1), gamma=0.5, compile="eager")
+        for _ in range(4):
+            with opt.perturbed():
+                (w * w).sum().backward()
+            opt.step()
+            opt.zero_grad()
+    finally:
+        kernels.kernel.cache_clear()
+    assert sorted(asked) == sorted(set(asked)) and asked
