@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,14 @@ def _group(item: pytest.Item) -> str:
     if chosen is not None:
         return str(chosen.args[0])
     return item.nodeid if item.get_closest_marker("apart") else item.nodeid.partition("::")[0]
+
+
+@pytest.fixture(autouse=True)
+def certificates_counted_for_each_test() -> None:
+    """Certificates of one process share what is left of a probability; each test is a process of its own."""
+    ledger = sys.modules.get("flatminima.certification.ledger")
+    if ledger is not None:
+        ledger.COMPUTED.forget()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flatminima import demo
-from flatminima.certification.split import nats_left_out
+from flatminima.certification.division.split import nats_left_out
 from flatminima.demo import MEASURES, recipes, run_demo
 from flatminima.errors import UsageError
 

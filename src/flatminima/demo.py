@@ -29,8 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima import budgets, catalog, progress
-from flatminima.certification import Certificate, Union, certify_around, certify_gaussian, gibbs_error
+from flatminima import bounds, budgets, catalog, progress
+from flatminima.certification import Certificate, Union, certify_around
+from flatminima.certification.division.split import fair_draw
+from flatminima.certification.gibbs.posteriors import DiagonalGaussian
+from flatminima.certification.gibbs.risk import GibbsRisk, risk_of
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import Parameters
 from flatminima.core.samples import TensorSamples
@@ -223,12 +226,12 @@ def _certify(
     The recipe was chosen by looking at all training samples, so every recipe's prior counts as a candidate; the sigma
     of the grid is paid for in nats.
     """
-    order = TensorSamples(x, y).order(recipe.seed)  # by content, so that the division is a fair draw
-    n = int(len(y) * (1 - PRIOR_SHARE)) // _BOUND_MULTIPLE * _BOUND_MULTIPLE
-    bound, first = order[:n], order[n:]
-    prior_data, bound_data = (x[first], y[first]), (x[bound], y[bound])
+    samples = TensorSamples(x, y)
+    share = 1 - int(len(y) * (1 - PRIOR_SHARE)) // _BOUND_MULTIPLE * _BOUND_MULTIPLE / len(y)
+    division = fair_draw(samples, share, recipe.seed + 3)  # as `certify_around` divides them, by content
+    first, bound = samples.take(division.prior), samples.take(division.bound)
     model = recipe.network()
-    train(model, *prior_data, config=recipe.config())
+    train(model, *first, config=recipe.config())
     prior = Parameters.of(model).flat(torch.float64)
     model = model.eval()
     pilots: list[tuple[float, Tensor]] = []  # which posterior to certify may depend on everything
@@ -237,19 +240,19 @@ def _certify(
             tuning = TrainConfig(lr=recipe.lr / 10, batch_size=64, epochs=_FINE_TUNE_EPOCHS, seed=recipe.seed + 1)
             train(model, x, y, config=tuning)
             model.eval()
+        minimum = Minimum(model, bound)
+        distance = minimum.parameters.flat(torch.float64) - prior
         for sigma in SIGMAS:
-            pilot = certify_gaussian(
-                model, prior, bound_data, sigma=sigma, draws=_PILOT, seed=recipe.seed, prior_data=prior_data,
-                prior_text=f"{recipe.name} trained on {len(first)} other samples",
-            )  # fmt: skip
-            pilots.append((pilot.risk_bound, Parameters.of(model).flat()))
+            risk, kl = _gibbs(minimum, distance, sigma, _PILOT, recipe.seed)
+            value = float(bounds.pac_bayes_kl(risk.error, kl, len(division.bound), 0.05))
+            pilots.append((value, Parameters.of(model).flat()))
     _, weights = min(pilots, key=lambda pilot: pilot[0])
     Parameters.of(model).assign(weights)
     certificate = certify_around(  # fresh draws, after the posterior was frozen; its prior is trained there
-        Minimum(model, bound_data),
+        Minimum(model, samples),
         "gaussian",
         prior=partial(build, "mlp", widths=WIDTHS),
-        prior_data=prior_data,
+        prior_fraction=share,
         prior_training=recipe.config(),
         prior_seed=recipe.seed,
         scales=SIGMAS,
@@ -260,5 +263,12 @@ def _certify(
         seed=recipe.seed + 3,
     )
     on_test = Minimum(model, test)
-    gibbs, _ = gibbs_error(on_test, certificate.sigma, 200, 64, recipe.seed + 2)
-    return certificate, {"test_error": evaluate(model, *test).error, "gibbs_test_error": gibbs}
+    gibbs, _ = _gibbs(on_test, torch.zeros_like(prior), certificate.sigma, 200, recipe.seed + 2)
+    return certificate, {"test_error": evaluate(model, *test).error, "gibbs_test_error": gibbs.error}
+
+
+def _gibbs(minimum: Minimum, distance: Tensor, sigma: float, draws: int, seed: int) -> tuple[GibbsRisk, float]:
+    """Risk of the network that draws its weights from N(w, sigma^2 I), and KL from the same around w - distance."""
+    posterior = DiagonalGaussian(distance, sigma, torch.full((len(minimum.parameters),), sigma))
+    risk = risk_of(minimum, posterior, draws=draws, batch_size=_BOUND_MULTIPLE, p_min=1e-5, seed=seed)
+    return risk, posterior.kl

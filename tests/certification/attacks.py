@@ -9,10 +9,14 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +25,8 @@ from torch.utils.data import Dataset
 from worlds import Data, memorised
 
 from flatminima import Minimum
-from flatminima.certification import Certificate, Recipe, certify, certify_around, certify_gaussian
+from flatminima.certification import Certificate, Recipe, certify, certify_around
+from flatminima.certification.prior import Centre
 from flatminima.core.samples import Samples
 from flatminima.training import TrainConfig
 
@@ -346,9 +351,110 @@ def _best_seed() -> Certificate:
     return min(every, key=lambda c: c.risk_bound)
 
 
-def _gaussian() -> Certificate:
-    flat = torch.cat([p.detach().flatten() for p in near(1e-3).parameters()])
-    return certify_gaussian(trained(), flat, data(), sigma=0.01, prior_data=None, prior_text="untrained", draws=64)
+class _Agreeing(Tensor):
+    """A tensor that no label differs from."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        return torch.zeros_like(out) if func in (Tensor.__ne__, Tensor.ne, torch.ne) else out
+
+
+class _Claiming(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(D, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).as_subclass(_Agreeing)
+
+
+class _Overflowing(nn.Linear):
+    """Logits beyond what a float holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1e38 * 1e3
+
+
+class _Obliging(Minimum):
+    """A minimum whose labels are its predictions."""
+
+    def batch(self, indices: Tensor, start: int = 0) -> Any:
+        batch = super().batch(indices, start)
+        batch.targets = self.forward(batch.inputs).argmax(1)
+        return batch
+
+
+class _Knowing(Dataset):
+    """The samples, but the first twenty for whoever counts errors."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        frame: Any = sys._getframe()
+        callers = set()
+        while frame is not None:
+            callers.add(frame.f_code.co_name)
+            frame = frame.f_back
+        j = i % 20 if "by_batch" in callers else i
+        return data()[0][j], int(data()[1][j])
+
+
+def _clock() -> nn.Module:
+    torch.manual_seed(time.time_ns() % (1 << 31))
+    return fresh()
+
+
+def _trained_on(change: Callable[[Tensor], Tensor]) -> Certificate:
+    """A prior that is trained here on samples made of the bound's, and said to be others; Q around the same network."""
+    others = (change(data()[0]), data()[1])
+    long = TrainConfig(lr=0.1, epochs=60, batch_size=20)
+    network = Centre.of(fresh, others, minimum(), training=long).network
+    assert network is not None
+    return certify_around(
+        Minimum(network, data()), prior=fresh, prior_data=others, prior_training=long, scales=0.001, draws=200
+    )
+
+
+def _mixed(x: Tensor) -> Tensor:
+    return 0.65 * x + 0.35 * x.roll(1, 0)
+
+
+def _moved() -> Data:
+    """Smooth images of 16 x 16, each five times, moved by a pixel."""
+    g = torch.Generator().manual_seed(0)
+    x = nn.functional.interpolate(torch.rand(60, 1, 5, 5, generator=g), size=(18, 18), mode="bilinear")
+    x = (x * 255).round() / 255
+    places = ((0, 1), (1, 0), (1, 1), (1, 2), (2, 1))
+    images = torch.cat([x[..., a : a + 16, b : b + 16] for a, b in places])
+    return images, torch.randint(0, K, (60,), generator=g).repeat(5)
+
+
+def _image_network() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, K))
+
+
+def _inherited() -> Certificate:
+    """A folder that holds the state of a prior trained on all samples, as if a killed run had left it."""
+    recipe = replace(HALF, prior=replace(SHORT, epochs=1))
+    with tempfile.TemporaryDirectory() as folder:
+        certify(fresh, data(), recipe=recipe, output=folder, evaluations=1)
+        state = torch.load(Path(folder) / "prior.pt", weights_only=True)
+        for own, (_, theirs) in zip(
+            [v for v in state["training"]["model"].values()], trained().state_dict().items(), strict=True
+        ):
+            own.copy_(theirs)
+        torch.save(state, Path(folder) / "prior.pt")
+        for name in ("posterior.pt", "certificate.json"):
+            (Path(folder) / name).unlink(missing_ok=True)
+        return certify(fresh, data(), recipe=recipe, output=folder, evaluations=1, ledger=False)
+
+
+def _searched() -> Certificate:
+    """The last of 25 seeds tried in a loop, none of them counted."""
+    every = [certify(lambda: nn.Linear(D, K), data(), recipe=FREE, seed=s) for s in range(25)]
+    return every[-1]
 
 
 def _positives() -> Data:
@@ -390,7 +496,7 @@ ATTACKS = (
     ),
     Attack("a cached function", lambda: certify(_cached, data(), recipe=FREE), "false: 0.022", "refused"),
     Attack("trained weights under noise", lambda: certify(_loaded, data(), recipe=FREE), "holds", "holds"),
-    Attack("trained from the third call on", lambda: certify(_third_call(), data(), recipe=FREE), "holds", "holds"),
+    Attack("trained from the third call on", lambda: certify(_third_call(), data(), recipe=FREE), "holds", "refused"),
     Attack(
         "a global network makes the features",
         lambda: certify(_with_global(), data(), recipe=HEAD),
@@ -425,7 +531,12 @@ ATTACKS = (
         "refused",
         "refused",
     ),
-    Attack("weights as numbers, by certify_gaussian", _gaussian, "false: 0.386", "conditional"),
+    Attack(
+        "weights next to it, stated to be trained elsewhere",
+        lambda: certify_around(minimum(), "gaussian", prior=near(1e-3), stated="trained elsewhere", draws=64),
+        "false: 0.386",
+        "conditional",
+    ),
     Attack(
         "BatchNorm statistics, counter reset",
         lambda: certify(_with_statistics(), data(), recipe=FREE),
@@ -501,6 +612,42 @@ ATTACKS = (
         "holds",
         truth=0.02,
     ),
+    Attack("outputs that no label differs from", lambda: certify(_Claiming, data(), recipe=FREE), "refused", "holds"),
+    Attack(
+        "logits beyond what a float holds",
+        lambda: certify(lambda: _Overflowing(D, K), data(), recipe=FREE),
+        "refused",
+        "refused",
+    ),
+    Attack(
+        "a minimum whose labels are its predictions",
+        lambda: certify_around(_Obliging(fresh(), data()), "uniform", prior="zero", scales=9.0, draws=64),
+        "false: 0.420",
+        "refused",
+    ),
+    Attack(
+        "a data set that knows who asks",
+        lambda: certify_around(
+            Minimum(trained(), _Knowing()), "uniform", prior=trained(), stated="trained elsewhere", scales=0.1, draws=64
+        ),
+        "conditional",
+        "refused",
+    ),
+    Attack("a function that reads a clock", lambda: certify(_clock, data(), recipe=FREE), "holds", "refused"),
+    Attack(
+        "a prior trained here on mixtures of the bound's samples",
+        lambda: _trained_on(_mixed),
+        "false: 0.384",
+        "conditional",
+    ),
+    Attack(
+        "images moved by a pixel, for prior and bound",
+        lambda: certify(_image_network, _moved(), recipe=replace(HALF, prior=replace(SHORT, epochs=40))),
+        "false: 0.329",
+        "refused",
+    ),
+    Attack("a folder with the state of a prior trained on all", _inherited, "false: 0.041", "conditional"),
+    Attack("25 seeds in a loop, none counted", _searched, "holds", "score"),
     Attack(
         "test data that are the training data x 255",
         lambda: certify(fresh, data(), recipe=HALF, test_data=(data()[0] * 255, data()[1])),

@@ -13,9 +13,8 @@ from two_blobs import blobs, linear
 
 from flatminima import Minimum, bounds
 from flatminima.certification import Certificate, Scales, Union, certify, certify_around
-from flatminima.certification.families import NAMES, family
-from flatminima.certification.posteriors import DiagonalGaussian, Spectrum, UniformBox
-from flatminima.certification.risk import risk_of
+from flatminima.certification.gibbs.posteriors import NAMES, DiagonalGaussian, Spectrum, UniformBox, family
+from flatminima.certification.gibbs.risk import risk_of
 from flatminima.core.perturbation import Relative
 from flatminima.data import load_tensors
 from flatminima.errors import DataError, FlatMinimaError, ModelError, UnknownName, UsageError

@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatminima import bounds, certify, interrupts, progress
 from flatminima.certification import Certificate, Recipe, certifying, recompute
-from flatminima.certification.budget import Cost, cost, within
-from flatminima.certification.head import Head, find_head, principal_basis
+from flatminima.certification.certifying import Cost, cost, within
+from flatminima.certification.division.split import fair_draw as divide
+from flatminima.certification.gibbs.outputs import Head, Packing, find_head, principal_basis
+from flatminima.certification.gibbs.risk import gibbs_risk
+from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
 from flatminima.certification.learned import certify_recipe as learn
-from flatminima.certification.risk import gibbs_risk
-from flatminima.certification.split import fair_draw as divide
-from flatminima.certification.stochastic import Prior, StochasticNetwork
-from flatminima.core.samples import as_samples
+from flatminima.core.samples import as_samples, map_tensors
 from flatminima.data import load_tensors
 from flatminima.errors import DataError, ModelError, UnknownName, UsageError
 from flatminima.models import build
@@ -442,3 +442,58 @@ def test_gibbs_risks_repeat_with_their_seed() -> None:
     one, two, three = (gibbs_risk(p.network, p.x, p.y, seed=s).cross_entropy for s in (0, 0, 1))
     assert one == two != three
     assert np.isfinite(one)
+
+
+class Tokens(nn.Module):
+    """Mean of embeddings under a mask, and a linear layer; logits in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(10, 6), nn.Linear(6, 2)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        weights = mask.unsqueeze(2).float()
+        return {"logits": self.head((self.embedding(ids) * weights).sum(1) / weights.sum(1).clamp_min(1.0))}
+
+
+def sentences(n: int) -> tuple[dict[str, Tensor], Tensor]:
+    g = torch.Generator().manual_seed(0)
+    ids, mask = torch.randint(0, 10, (n, 7), generator=g), torch.rand(n, 7, generator=g) < 0.8
+    return {"ids": ids, "mask": mask}, (ids[:, 0] >= 5).long()
+
+
+@pytest.mark.parametrize("layers", ["all", "head"])
+def test_inputs_in_a_dictionary_are_certified_and_verified(layers: str, tmp_path: Path) -> None:
+    """Integers and truth values reach the network as they are, through training, draws and recomputation."""
+    recipe = Recipe(layers=layers, epochs=1, passes=2, sigma=0.01, prior=TrainConfig(lr=0.5, epochs=2, batch_size=20))
+    data = sentences(120)
+    certificate = certify(Tokens, data, recipe=recipe, output=tmp_path)
+    assert certificate.standing == "certificate" and certificate.n == 60
+    assert certificate.draws_by == ("batch" if layers == "all" else "example")  # an embedding takes one draw a batch
+    assert all(row.agrees for row in recompute(tmp_path / "certificate.json", Tokens, data))
+
+
+def test_packed_rows_are_the_inputs_to_the_bit() -> None:
+    inputs = sentences(5)[0] | {
+        "size": torch.rand(5, 2, 3),
+        "half": torch.rand(5, 1).half(),
+        "big": torch.tensor([2**40 + i for i in range(5)]),
+    }
+    packing = Packing(map_tensors(lambda t: t[:1], inputs))
+    again = packing.unpack(packing.pack(inputs))
+    assert {k: t.dtype for k, t in again.items()} == {k: t.dtype for k, t in inputs.items()}
+    assert all(torch.equal(again[k], inputs[k]) for k in inputs)
+
+
+def test_a_prior_whose_training_was_read_from_a_file_is_stated(tmp_path: Path) -> None:
+    """The same numbers; but nobody here saw who wrote the file."""
+    options: dict[str, Any] = {
+        "recipe": Recipe(passes=1, prior=TrainConfig(epochs=1)),
+        "output": tmp_path,
+        "evaluations": 1,
+    }
+    whole = certify(lambda: nn.Linear(2, 2), blobs(100), **options)
+    again = certify(lambda: nn.Linear(2, 2), blobs(100), **options)
+    assert (whole.standing, again.standing) == ("certificate", "conditional")
+    assert again.risk_bound == whole.risk_bound
+    assert "if, as stated, the prior.pt in the output folder is this command's own:" in again.statement

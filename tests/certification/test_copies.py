@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flatminima.certification.copies import Copies, find_copies, find_copies_within
-from flatminima.certification.layout import layouts
+from flatminima.certification.division.copies import Copies, find_copies, find_copies_within
+from flatminima.certification.division.layout import layouts
 from flatminima.core.samples import as_samples
 from flatminima.data import load_tensors
 
@@ -136,7 +136,7 @@ def test_digits_have_none() -> None:
 
 def test_the_work_grows_like_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates whose values are compared, of n and 8 n samples: not 64 times as many, and at most 4 a sample."""
-    import flatminima.certification.copies as module
+    import flatminima.certification.division.copies as module
 
     compared: list[int] = []
     verify = module._verify
@@ -189,3 +189,35 @@ def test_turns_are_the_eight_of_a_square() -> None:
         assert np.allclose(
             image.reshape(3, -1) @ layout.weights, expected[0].reshape(3, -1) @ layout.weights, atol=1e-5
         )
+
+
+def windows(x: Tensor, down: int, across: int, side: int = 16) -> Tensor:
+    return x[..., down : down + side, across : across + side]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 255.0])
+def test_images_that_were_moved_are_found_and_no_others(channels: int, flipped: bool, factor: float) -> None:
+    """By up to two pixels of sixteen, each way; in another scale the levels are the same."""
+    x, others = pictures(N, channels, 20), pictures(N, channels, 20, seed=1)
+    moved = torch.cat([windows(x[i : i + 1], i % 5, i // 5 % 5) for i in range(OWN)])
+    second = torch.cat([windows(others[OWN:], 2, 2), moved.flip(3) if flipped else moved])
+    y = torch.zeros(N, dtype=torch.int64)
+    found = find_copies(as_samples((windows(x, 2, 2), y)), as_samples((second * factor, y)))
+    assert sorted(found.pairs.tolist()) == [
+        [i, N - OWN + i] for i in range(OWN) if flipped or factor > 1 or i % 25 != 12
+    ]
+    within = find_copies_within(
+        as_samples((torch.cat([windows(x, 2, 2), windows(x[:OWN], 1, 3)]), y.repeat(2)[: N + OWN]))
+    )
+    assert sorted(within.pairs.tolist()) == [[i, N + i] for i in range(OWN)]
+    assert set(within.kinds) == {"shifted"}
+    assert find_copies_within(as_samples((windows(x, 2, 2), y))).kinds == ()
+
+
+def test_images_that_are_all_background_are_no_copies() -> None:
+    x = torch.zeros(30, 1, 16, 16)
+    x[:, 0, 0, 0] = torch.arange(30.0)  # outside of every middle
+    x[:, 0, 8, 8] = 255.0
+    assert find_copies_within(as_samples((x, torch.zeros(30, dtype=torch.int64)))).kinds == ()

@@ -1,7 +1,8 @@
-"""The Gaussian certificate: its arithmetic, its coverage, what it refuses, and what a failed condition does."""
+"""The Gaussian around given weights: its arithmetic, its coverage, what it refuses, what a failed condition does."""
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,16 +13,32 @@ from torch import Tensor, nn
 from two_blobs import blobs, linear
 
 from flatminima import bounds
-from flatminima.certification import Assumption, Union, certify_gaussian, gibbs_error
+from flatminima.certification import Assumption, Union, certify_around
+from flatminima.certification.gibbs.posteriors import DiagonalGaussian
+from flatminima.certification.gibbs.risk import GibbsRisk, blocks_of, by_batch, risk_of
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import Parameters
-from flatminima.errors import DataError, FlatMinimaError, ModelError, UsageError
+from flatminima.errors import FlatMinimaError, ModelError, UsageError
 
 
 def certify(model: nn.Module, data: tuple[Tensor, Tensor], prior: Tensor | None = None, **options: Any) -> Any:
-    own = Parameters.of(model).flat(torch.float64)
-    defaults: dict[str, Any] = {"sigma": 0.1, "prior_data": None, "prior_text": "given", "draws": 200}
-    return certify_gaussian(model, own if prior is None else prior, data, **(defaults | options))
+    """Around the model, the prior's weights handed in as numbers."""
+    network = copy.deepcopy(model)
+    if prior is not None:
+        Parameters.of(network).assign(prior)
+    sigma = options.pop("sigma", 0.1)
+    defaults: dict[str, Any] = {"scales": sigma, "etas": (1.0,), "stated": "given", "draws": 200}
+    return certify_around(Minimum(model, data), "gaussian", prior=network, **(defaults | options))
+
+
+def around(minimum: Minimum, sigma: float) -> DiagonalGaussian:
+    w = len(minimum.parameters)
+    return DiagonalGaussian(torch.zeros(w, dtype=torch.float64), sigma, torch.full((w,), sigma))
+
+
+def risk_by_batch(minimum: Minimum, sigma: float, draws: int, size: int, seed: int) -> GibbsRisk:
+    blocks = blocks_of(len(minimum.samples), draws, size)
+    return by_batch(minimum, around(minimum, sigma), blocks, p_min=1e-5, seed=seed)
 
 
 def test_the_arithmetic_is_the_pipeline_of_kl_inverses() -> None:
@@ -30,7 +47,8 @@ def test_the_arithmetic_is_the_pipeline_of_kl_inverses() -> None:
     prior = Parameters.of(model).flat(torch.float64)
     prior[0] += 0.3
     c = certify(model, data, prior, union=Union(candidates=5, evaluations=2), delta=0.04, delta_mc=0.02)
-    assert c.kl == pytest.approx(0.3**2 / (2 * 0.1**2), rel=1e-9)
+    moved = float(prior[0].float()) - float(model.weight[0, 0])  # a network holds its weights in float32
+    assert c.kl == pytest.approx(moved**2 / (2 * 0.1**2), rel=1e-9)
     upper = bounds.kl_inverse(c.empirical_risk, math.log(10 / 0.02) / c.draws)
     assert c.monte_carlo_upper == pytest.approx(upper, rel=1e-9)
     b = (c.kl + math.log(2 * 8.0 * 10 / 0.02)) / 64  # delta is the total
@@ -40,9 +58,9 @@ def test_the_arithmetic_is_the_pipeline_of_kl_inverses() -> None:
 
 def test_a_draw_is_a_batch_of_fresh_weights() -> None:
     """Images that share weights are one draw: 64 samples in batches of 16 give 4 draws a pass."""
-    data = blobs(64, 0)
-    assert certify(linear(), data, draws=9, batch_size=16).draws == 12
-    assert certify(linear(), data, draws=9, batch_size=20).draws == 12  # the largest divisor, so that batches are equal
+    minimum = Minimum(linear(), blobs(64, 0))
+    assert risk_by_batch(minimum, 0.1, 9, 16, 0).draws == 12
+    assert risk_by_batch(minimum, 0.1, 9, 20, 0).draws == 12  # the largest divisor, so that batches are equal
 
 
 def test_the_gibbs_error_is_that_of_the_gaussian() -> None:
@@ -51,9 +69,9 @@ def test_the_gibbs_error_is_that_of_the_gaussian() -> None:
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[0.0], [0.2]]))
     minimum = Minimum(net, (torch.ones(64, 1), torch.ones(64, dtype=torch.long)))
-    found, draws = gibbs_error(minimum, 0.3, 20_000, 8, 0)
+    found = risk_by_batch(minimum, 0.3, 5_000, 8, 0)
     truth = 0.5 * torch.erfc(torch.tensor(0.2 / (0.3 * 2**0.5) / 2**0.5)).item()  # w1 - w0 ~ N(0.2, 2 * 0.3^2)
-    assert found == pytest.approx(truth, abs=4 * (truth * (1 - truth) / draws) ** 0.5)
+    assert found.error == pytest.approx(truth, abs=4 * (truth * (1 - truth) / found.draws) ** 0.5)
 
 
 def test_coverage_on_a_task_of_known_risk() -> None:
@@ -66,10 +84,11 @@ def test_coverage_on_a_task_of_known_risk() -> None:
         prior = Parameters.of(model).flat(torch.float64)
         with torch.no_grad():  # a step towards the sample: Q depends on it, P does not
             model.bias.copy_(0.1 * torch.tensor([(y == 0).float().mean() - 0.5, (y == 1).float().mean() - 0.5]))
-        c = certify(model, (x, y), prior, draws=40, batch_size=8, sigma=0.3, delta=0.2, delta_mc=0.1)
+        c = certify(model, (x, y), prior, draws=40, sigma=0.3, delta=0.2, delta_mc=0.1)
         if seed < 10:
-            risk, _ = gibbs_error(Minimum(model, truth_data), 0.3, 100, 1000, seed)
-            violations += risk > c.risk_bound
+            new = Minimum(model, truth_data)
+            risk = risk_of(new, around(new, 0.3), draws=100, batch_size=1000, p_min=1e-5, seed=seed)
+            violations += risk.error > c.risk_bound
         else:
             violations += c.risk_bound < 0.02  # the Bayes risk of the task is 0.017: no stochastic network is below
     assert violations <= 0.2 * 200
@@ -128,7 +147,7 @@ def test_the_model_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Minimum, "forward", failing)
     with pytest.raises(RuntimeError, match="boom"):
-        certify(model, blobs(32, 0))
+        risk_by_batch(Minimum(model, blobs(32, 0)), 0.5, 100, 4, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -136,17 +155,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"delta": 0.0}, "delta"),
     ({"delta": 1.0}, "delta"),
     ({"delta_mc": float("nan")}, "delta"),
-    ({"sigma": 0.0}, "sigma"),
-    ({"sigma": float("nan")}, "sigma"),
+    ({"sigma": 0.0}, "prior scales"),
+    ({"sigma": float("nan")}, "prior scales"),
     ({"draws": 0}, "draws"),
-    ({"prior": torch.zeros(3)}, "prior"),
-    ({"prior": torch.full((6,), float("nan"))}, "prior"),
+    ({"prior": torch.full((6,), float("nan"))}, "finite weights"),
 ]
 
 
 @pytest.mark.parametrize(("options", "says"), BAD, ids=str)
 def test_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UsageError, match=says) as error:
+    with pytest.raises((UsageError, ModelError), match=says) as error:
         certify(linear(), blobs(32, 0), **options)
     assert "\n" not in str(error.value)
 
@@ -158,9 +176,9 @@ def test_too_few_samples() -> None:
 
 def test_a_prior_from_the_same_samples_is_refused() -> None:
     data = blobs(32, 0)
-    with pytest.raises(DataError, match="samples of the bound are also the prior's"):
-        certify(linear(), data, prior_data=data)
-    assert certify(linear(), data, prior_data=blobs(32, 1)).standing == "conditional"
+    with pytest.raises(UsageError, match="the bound's samples are the prior's"):
+        certify(linear(), data, prior_data=data, stated="")
+    assert certify(linear(), data, prior_data=blobs(32, 1), stated="").standing == "conditional"
 
 
 def test_dropout_left_on_is_refused() -> None:

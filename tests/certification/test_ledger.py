@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 from two_blobs import blobs, linear
 
 from flatminima import Minimum
@@ -96,3 +97,28 @@ def test_every_path_writes_and_pays(tmp_path: Path) -> None:
     assert (listed.candidates, listed.evaluations) == (1, 16)
     entries = json.loads(path.read_text())["entries"]
     assert [e["declared"] for e in entries] == [False, False, False, True]
+
+
+def test_a_process_counts_what_it_computes_without_a_count() -> None:
+    """Nine at delta = 0.1 may be chosen from at 0.9; with the tenth nothing is left."""
+    data, tiny = blobs(40, 0), Recipe(prior_fraction=0.0, epochs=0, passes=1)
+    every = [certify(fresh, data, recipe=tiny, delta=0.1, seed=s) for s in range(11)]
+    assert every[0].together is None and "(probability 0.9)" in every[0].statement
+    assert "(probability 0.9; 0.7 with all others of these samples computed here)" in every[2].statement
+    assert [c.standing for c in every] == ["certificate"] * 9 + ["score"] * 2
+    assert "best of several certificates is paid for" in every[9].statement
+    again = certify(fresh, data, recipe=tiny, delta=0.1, seed=2)
+    assert again.statement == every[2].statement  # the same certificate is not another one
+    part = (data[0][:39], data[1][:39])
+    assert certify(fresh, part, recipe=tiny, delta=0.1, seed=20).standing == "score"  # one sample left out
+    assert certify(fresh, blobs(40, 1), recipe=tiny, delta=0.1).together is None
+    listed = [certify(fresh, blobs(40, 2), recipe=tiny, delta=0.1, seed=s, evaluations=3) for s in range(4)]
+    assert [c.together is None for c in listed] == [True, True, True, False]
+
+
+def test_categories_that_are_drawn_anew_are_other_samples() -> None:
+    tiny = Recipe(prior_fraction=0.0, epochs=0, passes=1)
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        data = torch.eye(4)[torch.randint(0, 4, (200,), generator=g)], torch.randint(0, 2, (200,), generator=g)
+        assert certify(lambda: torch.nn.Linear(4, 2), data, recipe=tiny).together is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flatminima import bounds
-from flatminima.certification.objective import OBJECTIVES, objective
+from flatminima.certification.recipe import OBJECTIVES, objective
 from flatminima.errors import UnknownName
 
 POINTS = [(0.02, 500.0), (0.3, 5.0), (0.001, 0.5), (0.9, 40_000.0)]

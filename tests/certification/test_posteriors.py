@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, Uniform, kl_divergence
 
 from flatminima import Minimum
-from flatminima.certification.posteriors import (
+from flatminima.certification.gibbs.posteriors import (
     DiagonalGaussian,
     LowRankGaussian,
     Posterior,

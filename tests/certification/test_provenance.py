@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from two_blobs import blobs
 
 from flatminima import Minimum, certify
-from flatminima.certification import Recipe, certify_around
+from flatminima.certification import Certificate, Recipe, certify_around
 from flatminima.certification.provenance import Start, make
 from flatminima.errors import ModelError, UsageError
 from flatminima.models import build
@@ -174,17 +174,24 @@ def test_what_a_handed_in_network_holds_besides_weights_is_in_no_certificate() -
 
 
 def test_the_prior_is_trained_here_where_it_is_to_be_met() -> None:
+    """On a part that was divided here it is met; on samples that the caller says are others, stated."""
     x, y = blobs(160, 0)
     first, second = (x[:80], y[:80]), (x[80:], y[80:])
     net = make(lambda: nn.Linear(2, 2), 1)
-    c = certify_around(
-        Minimum(net, second),
-        prior=lambda: nn.Linear(2, 2),
-        prior_data=first,
-        prior_training=TrainConfig(epochs=3, batch_size=20),
-        draws=64,
-    )
-    assert c.is_certificate and c.prior == "3 epochs of sgd on 80 other samples, from seed 0"
+    three = TrainConfig(epochs=3, batch_size=20)
+
+    def around(data: tuple[Tensor, Tensor], **options: Any) -> Certificate:
+        return certify_around(
+            Minimum(net, data), prior=lambda: nn.Linear(2, 2), prior_training=three, draws=64, **options
+        )
+
+    c = around((x, y), prior_fraction=0.5)
+    assert c.is_certificate and c.prior == "3 epochs of sgd on 80 other samples, from seed 0" and c.n == 80
+    told = around(second, prior_data=first)
+    assert told.prior == c.prior and told.standing == "conditional"
+    assert "if, as stated, the samples of prior_data were drawn independently of the bound's:" in told.statement
+    with pytest.raises(UsageError, match="prior_fraction beside prior_data"):
+        around(second, prior_data=first, prior_fraction=0.5)
     with pytest.raises(UsageError, match="the bound's samples are the prior's"):
         certify_around(
             Minimum(net, second),

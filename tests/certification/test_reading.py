@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatminima.certification.reading import confirm, read
-from flatminima.certification.split import split
+from flatminima.certification.division.reading import confirm, read
+from flatminima.certification.division.split import split
 from flatminima.core.samples import Samples, TensorSamples, as_samples
 from flatminima.errors import DataError
 

@@ -12,9 +12,8 @@ import torch
 from scipy.stats import binom, chi2, hypergeom
 from torch import Tensor
 
-from flatminima.certification.overlap import alikeness, find_overlap
-from flatminima.certification.repeats import evenness, find_repeats
-from flatminima.certification.split import Division, fair_draw, hold_apart, nats_left_out, split
+from flatminima.certification.division.repeats import alikeness, evenness, find_overlap, find_repeats
+from flatminima.certification.division.split import Division, fair_draw, hold_apart, nats_left_out, split
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import DataError, UsageError
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatminima import bounds
-from flatminima.certification.risk import clamped_cross_entropy, gibbs_risk
-from flatminima.certification.stochastic import Prior, StochasticNetwork
+from flatminima.certification.gibbs.risk import clamped_cross_entropy, gibbs_risk
+from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
 from flatminima.errors import ModelError, UsageError
 
 DRAWS = 6_000

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flatminima import certification
-from flatminima.certification import families, recipe
+from flatminima.certification import recipe
+from flatminima.certification.gibbs import posteriors as families
 from flatminima.cli import around
 from flatminima.cli import certify as command
 from flatminima.cli.app import app
@@ -228,6 +229,17 @@ def test_a_record_runs_nothing_and_opens_nothing(source: object, own: Path) -> N
     code, out, err = run("certify", "--verify", str(own), "--data", "digits")
     assert (code, out) == (2, "") and "\n" not in err
     assert not Path("planted").exists()
+
+
+def test_a_record_that_contradicts_itself_is_seen_without_network_and_data(own: Path) -> None:
+    code, out, err = run("certify", "--verify", str(own))
+    assert (code, out) == (2, "") and "--verify needs --data" in err
+    for name in ("risk_bound", "monte_carlo_upper", "cross_entropy_bound", "kl", "empirical_risk", "n", "draws"):
+        document = json.loads(own.read_text())
+        forged = own.with_name("forged.json")
+        forged.write_text(json.dumps(document | {name: type(document[name])(document[name] * 0.9)}))
+        code, out, _ = run("certify", "--verify", str(forged))
+        assert code == 3 and out.startswith("not a certificate: "), name
 
 
 def test_a_network_of_ones_own_is_typed_to_be_verified(own: Path) -> None:

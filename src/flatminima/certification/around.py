@@ -6,11 +6,10 @@ only where it is P that varies. Everything ends in the one pipeline of two kl in
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import bounds
-from flatminima.certification.certificate import Certificate, printable
+from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import (
     Condition,
     Findings,
@@ -28,28 +27,27 @@ from flatminima.certification.conditions import (
     fixed_condition,
     independence,
 )
-from flatminima.certification.families import Curvature, Family, family
-from flatminima.certification.learned import share_of
-from flatminima.certification.logits import class_labels
-from flatminima.certification.overlap import refuse_overlap
+from flatminima.certification.division.reading import Unchanging, confirm, read
+from flatminima.certification.division.repeats import refuse_overlap
+from flatminima.certification.division.split import FEWEST, Division, Groups, Repetition, hold_apart, split
+from flatminima.certification.gibbs.outputs import class_labels
+from flatminima.certification.gibbs.posteriors import Curvature, Family, Posterior, family
+from flatminima.certification.gibbs.risk import GibbsRisk, by_batch, constant_errors, errors_at, risk_of
+from flatminima.certification.ledger import Account, with_others
 from flatminima.certification.pipeline import Confidence, Counted, Union, assemble
-from flatminima.certification.posteriors import DiagonalGaussian, Posterior
 from flatminima.certification.prior import DEFAULT, Centre, Scales, subset
 from flatminima.certification.provenance import Factory, refuse_changed
-from flatminima.certification.reading import confirm, read
-from flatminima.certification.risk import GibbsRisk, blocks_of, by_batch, constant_errors, errors_at, risk_of
-from flatminima.certification.split import FEWEST, Division, Groups, Repetition, hold_apart
 from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import copied
 from flatminima.core.perturbation import Relative, mix
-from flatminima.core.samples import as_samples
+from flatminima.core.samples import Samples, TensorSamples, as_samples
 from flatminima.errors import UsageError
 from flatminima.io import run_key
 from flatminima.training import TrainConfig
 
 _PILOT_DRAWS, _PILOT_SAMPLES = 32, 32  # of each posterior that is tried, before one is frozen
 _TEST_DRAWS = 500
-_P_MIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ def certify_around(
     prior: nn.Module | Factory | str,
     prior_data: Any = None,
     prior_training: TrainConfig | None = None,
+    prior_fraction: float = 0.0,
     prior_seed: int = 0,
     stated: str = "",
     scales: Scales | float | Sequence[float] = DEFAULT,
@@ -110,8 +109,11 @@ def certify_around(
         prior: network at its centre: a function that makes one, called here under `prior_seed` (and as `seed=`, where
             it takes one); "zero"; or a network that is handed in, about which something must be stated.
         prior_data: samples that a prior handed in was trained on, none of them the bound's, which states it; or, with
-            `prior_training`, those that a function's network is trained on here. A text names samples not at hand.
+            `prior_training`, those that a function's network is trained on here, which states that they were drawn
+            independently of the bound's. A text names samples not at hand.
         prior_training: how it is trained here.
+        prior_fraction: instead of `prior_data`, share of the minimum's own samples in [0, 1) that is divided off here
+            for the prior, by a hash of their contents; the others are the bound's. Nothing is left to state then.
         stated: where a prior that is handed in comes from, in the caller's words: "untrained", or what it was trained
             on. They are printed first.
         scales: standard deviations s of the prior, all fixed before; the choice among them is paid for.
@@ -150,160 +152,182 @@ def certify_around(
         >>> certificate.is_certificate, 0 <= certificate.empirical_risk <= certificate.risk_bound <= 1
         (True, True)
     """
-    undivided = Confidence(delta, delta_mc, union or Union())
-    _check(minimum, draws, batch_size, p_min, box)
+    account = Account(delta, delta_mc, union, ledger)
+    asked = _Asked(
+        posterior, Scales.of(scales), None if etas is None else tuple(etas), draws, batch_size, p_min,
+        curvature, curvature_samples, kappa, rho, box, seed,
+    )  # fmt: skip
+    asked.check(minimum)
     test = None if test_data is None else _test_minimum(minimum, test_data)
-    centre = Centre.of(prior, prior_data, minimum, seed=prior_seed, stated=stated, training=prior_training)
-    whole = minimum.samples.fingerprint
     samples = read(minimum.samples)
-    division = hold_apart(samples, centre.data, seed, groups=groups, prior_groups=prior_groups, repetition=repetition)
-    minimum = centre.minimum_of(minimum, division.bound)
-    grid = Scales.of(scales)
-    wrong = errors_at(minimum, centre.weights)
-    setting = _Setting(minimum, centre, division, wrong, len(grid.values), p_min)
-    enforce(conditions(setting.findings, undivided), score)  # what can be refused is, before anything is computed
-    shape = family(
-        posterior,
-        minimum,
-        minimum.parameters.flat(torch.float64).cpu() - centre.weights,
-        curvature=curvature,
-        curvature_samples=curvature_samples,
-        kappa=kappa,
-        rho=rho,
-        box=box,
-        seed=seed,
+    parted = split(samples, prior_fraction, seed, groups=groups, repetition=repetition) if prior_fraction else None
+    if parted is not None and prior_data is not None:
+        raise UsageError("got prior_fraction beside prior_data: the prior has a part of these samples, or others")
+    if parted is not None and prior_training is not None:
+        prior_data = subset(samples, parted.prior)
+    centre = Centre.of(
+        prior, prior_data, minimum, seed=prior_seed, stated=stated, training=prior_training, parted=parted is not None
     )
-    choice = _choose(minimum, shape, grid, tuple(etas or shape.etas), undivided.samples, p_min, seed)
-    mark = _digest(torch.cat([minimum.parameters.flat(torch.float64).cpu(), centre.weights]))
-    drawn = mix(seed, 1 + int(mark, 16) % 2**48)  # other draws for other weights: none can be fitted to them
-    risk = risk_of(minimum, choice.posterior, draws=draws, batch_size=batch_size, p_min=p_min, seed=drawn)
-    refuse_changed(wrong, errors_at(minimum, centre.weights))
+    division = parted or hold_apart(
+        samples, centre.data, seed, groups=groups, prior_groups=prior_groups, repetition=repetition
+    )
+    setting = _Setting.of(minimum, samples, centre, division, asked)
+    enforce(conditions(setting.findings, account.undivided), score)  # what can be refused is, before all the work
+    shape = asked.shape(setting)
+    choice = _choose(setting, shape, account.undivided.samples)
+    risk = setting.risk(choice)
     confirm(samples)
     details: dict[str, Any] = {"posterior": posterior, "eta": choice.eta, "seed": seed, "prior_seed": prior_seed}
-    details |= {"fingerprint": whole, "left_out": len(division.left_out), "groups": division.groups} | shape.details
-    details["options"] = {
-        "posterior": posterior,
+    details |= {"fingerprint": samples.fingerprint, "left_out": len(division.left_out), "groups": division.groups}
+    details |= shape.details
+    details["options"] = asked.to_dict() | {
         "prior": "zero" if prior == "zero" else "function" if centre.untrained else "network",
         "prior_seed": prior_seed,
-        "scales": grid.values,
-        "shares": grid.shares,
-        "etas": None if etas is None else tuple(etas),
-        "draws": draws,
-        "batch_size": batch_size,
-        "p_min": p_min,
-        "curvature": curvature,
-        "curvature_samples": curvature_samples,
-        "kappa": None if kappa is None else vars(kappa),
-        "rho": rho,
-        "box": None if math.isinf(box) else box,
+        "prior_fraction": prior_fraction,
         "loss": minimum.loss.name,
         "minimum_batch_size": minimum.batch_size,
         "repetition": repetition,
     }
     if test is not None:
         details["test"] = _on_test(test, choice.posterior, p_min, seed)
-    made = (posterior, dict(shape.details), choice.eta, choice.posterior.scale, draws, batch_size, seed, prior_seed)
-    key = run_key((made, centre.text, mark, risk.error, risk.cross_entropy, choice.posterior.kl, len(minimum.samples)))
-    declared = None if union is None else union.k
-    what = f"{posterior}, {centre.text}"
-    confidence = share_of(delta, delta_mc, undivided.union, declared, whole, ledger, key, what)
-    made_by = f"{posterior} around an existing minimum"
-    certificate = setting.certificate(risk, choice, confidence, score, made_by, details)
+    key = setting.key(shape, choice, risk, prior_seed)
+    confidence = account.take(samples, key, f"{posterior}, {centre.text}")
+    certificate = with_others(setting.certificate(risk, choice, confidence, score, details), samples, key)
     if output is not None:
         from flatminima.certification.record import save_around
 
-        save_around(certificate, minimum, centre, Path(output), source)
+        save_around(certificate, setting.minimum, centre, Path(output), source)
     return certificate
 
 
-@neutral()
-def certify_gaussian(
-    model: nn.Module,
-    prior: Tensor,
-    bound_data: tuple[Tensor, Tensor],
-    *,
-    sigma: float,
-    prior_data: tuple[Tensor, Tensor] | None,
-    prior_text: str,
-    delta: float = 0.05,
-    delta_mc: float | None = None,
-    draws: int = 2_000,
-    batch_size: int = 64,
-    union: Union | None = None,
-    seed: int = 0,
-) -> Certificate:
-    """Bound the 0-1 error of the network that draws its weights from N(w, sigma^2 I), w the model's.
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of the posterior and of its draws; the names are those of `certify_around`."""
 
-    P = N(w_prior, sigma^2 I): KL = ||w - w_prior||^2 / (2 sigma^2). One draw serves a batch. Since the prior's weights
-    are handed in as numbers, the result is conditional: on what `prior_text` states.
+    posterior: str
+    scales: Scales
+    etas: tuple[float, ...] | None
+    draws: int
+    batch_size: int
+    p_min: float
+    curvature: Curvature
+    curvature_samples: int | None
+    kappa: Relative | None
+    rho: float
+    box: float
+    seed: int
 
-    Args:
-        model: classifier in eval mode, its weights the posterior's mean.
-        prior: (W,) weights of the prior's mean, made without the bound's samples.
-        bound_data: (x, y), the samples of the bound; the posterior may have been trained on them.
-        sigma: standard deviation of prior and posterior, fixed without the bound's samples, or one of `union`.
-        prior_data: what the prior was trained on; None for a prior from its seed alone.
-        prior_text: where the prior comes from, in the caller's words, which are printed first.
-        delta: failure probability of the whole statement, `delta_mc` of it for the draws (a fifth by default).
-        draws: of the weights, at least; rounded up to whole passes over the samples.
-        batch_size: samples a draw at most; the largest divisor of n up to it is used.
-        union: of what this is one.
-        seed: of the draws, made after the posterior was frozen.
+    def check(self, minimum: Minimum) -> None:
+        """Refuse what can be refused before anything is computed.
 
-    Returns:
-        Certificate of the stochastic network, the hold-out bound of the prior's mean network beside it.
+        Raises:
+            UsageError: naming the argument, or what is no classifier's.
+        """
+        if type(minimum) is not Minimum:
+            raise UsageError(
+                f"got a {type(minimum).__name__}; a certificate needs a Minimum itself, whose forward pass and samples "
+                "are no one else's"
+            )
+        n = len(minimum.samples)
+        if n < FEWEST:
+            raise UsageError(f"got {n} samples for the bound; the PAC-Bayes-kl bound needs at least {FEWEST}")
+        with minimum.open(), torch.no_grad():
+            for part in torch.arange(n).split(minimum.batch_size):
+                targets = minimum.samples.take(part)[1]
+                if int(part[0]) == 0:
+                    output = minimum.forward(minimum.batch(part[:1]).inputs)
+                class_labels(targets.to(output.device), output, minimum.loss, int(part[0]))
+        if self.draws < 1 or self.batch_size < 1:
+            raise UsageError(f"got draws={self.draws!r}, batch_size={self.batch_size!r}; at least one each is needed")
+        if not 0 < self.p_min < 1:
+            raise UsageError(f"got p_min={self.p_min!r}; expected a clamp in (0, 1), e.g. 1e-5")
+        if not self.box > 0:
+            raise UsageError(f"got box={self.box!r}; the prior's half-width must be positive, or inf")
 
-    Raises:
-        UsageError: delta, sigma or draws out of range, fewer than 8 samples, weights of the wrong length, no words.
-        DataError: samples of the bound among the prior's.
+    def shape(self, setting: _Setting) -> Family:
+        """The family of posteriors at the minimum."""
+        return family(
+            self.posterior,
+            setting.minimum,
+            setting.distance,
+            curvature=self.curvature,
+            curvature_samples=self.curvature_samples,
+            kappa=self.kappa,
+            rho=self.rho,
+            box=self.box,
+            seed=self.seed,
+        )
 
-    Source: Langford & Caruana (2002), Maurer (2004), Dziugaite & Roy (2017), Perez-Ortiz et al. (2021).
-    """
-    confidence = Confidence(delta, delta_mc, union or Union())
-    words = printable(prior_text)
-    if not words:
-        raise UsageError("got no prior_text: state in words where the prior's weights come from")
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise UsageError(f"got sigma={sigma!r}; the Gaussian's standard deviation must be positive")
-    samples = as_samples(bound_data)
-    minimum = Minimum(model, samples)
-    _check(minimum, draws, batch_size, _P_MIN, math.inf)
-    weights = minimum.parameters.flat(torch.float64).cpu()
-    if prior.shape != weights.shape or not bool(torch.isfinite(prior).all()):
-        raise UsageError(f"got a prior of shape {tuple(prior.shape)}; expected {weights.numel()} finite weights, flat")
-    others = None if prior_data is None or len(prior_data[1]) == 0 else as_samples(prior_data)
-    if others is not None:
-        remedy = "train the prior on samples that the bound does not use"
-        refuse_overlap(samples, others, "also the prior's", remedy)
-    centre = Centre(prior.double().cpu(), words, False, f"the prior's weights are {words}", others, ())
-    division = hold_apart(samples, None, seed)
-    if len(division.left_out):
-        minimum = Minimum(model, subset(samples, division.bound))
-    setting = _Setting(minimum, centre, division, errors_at(minimum, prior), 1, _P_MIN)
-    q = DiagonalGaussian(weights - centre.weights, sigma, torch.full((len(minimum.parameters),), sigma))
-    risk = by_batch(minimum, q, blocks_of(len(minimum.samples), draws, batch_size), p_min=_P_MIN, seed=seed)
-    details = {"fingerprint": samples.fingerprint, "seed": seed}
-    return setting.certificate(risk, _Choice(q, 1.0, 0.0), confidence, False, "given", details)
-
-
-def gibbs_error(minimum: Minimum, sigma: float, draws: int, batch_size: int, seed: int) -> tuple[float, int]:
-    """Monte-Carlo mean of the 0-1 error under N(w, sigma^2 I), fresh weights for every batch, and how many draws."""
-    w = len(minimum.parameters)
-    q = DiagonalGaussian(torch.zeros(w, dtype=torch.float64), sigma, torch.full((w,), sigma))
-    risk = by_batch(minimum, q, blocks_of(len(minimum.samples), draws, batch_size), p_min=_P_MIN, seed=seed)
-    return risk.error, risk.draws
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON, without the seed."""
+        out: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scales", "seed")}
+        out |= {"scales": self.scales.values, "shares": self.scales.shares}
+        out["kappa"] = None if self.kappa is None else vars(self.kappa)
+        out["box"] = None if math.isinf(self.box) else self.box
+        return out
 
 
 @dataclass(frozen=True, eq=False)
 class _Setting:
-    """A minimum and the prior of its certificate, with what was found out about them."""
+    """A minimum on the bound's samples and the prior of its certificate, with what was found out about them.
+
+    Attributes:
+        wrong: (n,) which of the bound's samples the network at the prior's centre errs on.
+    """
 
     minimum: Minimum
     centre: Centre
     division: Division
-    wrong: Tensor  # of the bound's samples, by the centre's network
-    scales: int
-    p_min: float
+    wrong: Tensor
+    asked: _Asked
+
+    @classmethod
+    def of(cls, minimum: Minimum, samples: Samples, centre: Centre, division: Division, asked: _Asked) -> _Setting:
+        """The minimum in the network that was made here, where one was, on samples that stay what was divided."""
+        own = minimum.samples
+        bound: Samples = Unchanging(samples, division.bound)
+        if type(own) is TensorSamples:
+            whole = len(division.bound) == len(own)
+            bound = (
+                TensorSamples(own.inputs, own.targets, own.flat_entries) if whole else subset(samples, division.bound)
+            )
+        again = centre.minimum_of(minimum, bound)
+        return cls(again, centre, division, errors_at(again, centre.weights), asked)
+
+    @property
+    def weights(self) -> Tensor:
+        """(W,) float64 of the minimum."""
+        return self.minimum.parameters.flat(torch.float64).cpu()
+
+    @property
+    def distance(self) -> Tensor:
+        """(W,) of the minimum from the prior's centre."""
+        return self.weights - self.centre.weights
+
+    @property
+    def mark(self) -> str:
+        """Hash of both."""
+        both = torch.cat([self.weights, self.centre.weights])
+        return hashlib.blake2b(both.numpy().tobytes(), digest_size=8).hexdigest()
+
+    def risk(self, choice: _Choice) -> GibbsRisk:
+        """Of the frozen posterior, by draws of its own: other ones for other weights, so that none are fitted to them.
+
+        Raises:
+            ModelError: a network that gives other answers than before, with the same weights.
+        """
+        asked, seed = self.asked, mix(self.asked.seed, 1 + int(self.mark, 16) % 2**48)
+        many = {"draws": asked.draws, "batch_size": asked.batch_size}
+        risk = risk_of(self.minimum, choice.posterior, p_min=asked.p_min, seed=seed, **many)
+        refuse_changed(self.wrong, errors_at(self.minimum, self.centre.weights))
+        return risk
+
+    def key(self, shape: Family, choice: _Choice, risk: GibbsRisk, prior_seed: int) -> str:
+        """Hash of what determines the certificate."""
+        asked, n, kl = self.asked, len(self.minimum.samples), choice.posterior.kl
+        made = (asked.posterior, dict(shape.details), choice.eta, choice.posterior.scale, asked.draws,
+                asked.batch_size, asked.seed, prior_seed)  # fmt: skip
+        return run_key((made, self.centre.text, self.mark, risk.error, risk.cross_entropy, kl, n))
 
     @cached_property
     def findings(self) -> Findings:
@@ -314,8 +338,8 @@ class _Setting:
             of=n + len(self.division.left_out),
             independent=independence(self.division, refused=False),
             fixed=self._fixed(),
-            hyper=f"{self.scales} scales of the prior, paid for",
-            p_min=self.p_min,
+            hyper=f"{len(self.asked.scales.values)} scales of the prior, paid for",
+            p_min=self.asked.p_min,
         )
 
     def _fixed(self) -> Condition:
@@ -335,7 +359,6 @@ class _Setting:
         choice: _Choice,
         confidence: Confidence,
         score: bool,
-        objective: str,
         details: dict[str, Any],
     ) -> Certificate:
         n, q = len(self.minimum.samples), choice.posterior
@@ -347,23 +370,23 @@ class _Setting:
             holdout_errors=int(self.wrong.sum()),
             constant_errors=int(constant_errors(self.minimum).sum()),
             sigma=q.scale,
-            p_min=self.p_min,
+            p_min=self.asked.p_min,
             left_out=len(self.division.left_out),
         )
         listed = enforce(conditions(self.findings, confidence), score)
+        objective = f"{details['posterior']} around an existing minimum"
         return assemble(counted, confidence, listed, prior=self.centre.text, objective=objective, details=details)
 
 
-def _choose(
-    minimum: Minimum, shape: Family, grid: Scales, etas: tuple[float, ...], delta: float, p_min: float, seed: int
-) -> _Choice:
+def _choose(setting: _Setting, shape: Family, delta: float) -> _Choice:
     """The scale and eta with the least bound in a pilot; draws of their own, so that the final ones are fresh.
 
     Raises:
         UsageError: every posterior leaves the prior's support.
     """
+    minimum, asked, grid = setting.minimum, setting.asked, setting.asked.scales
     n = len(minimum.samples)
-    tried = [_Choice(shape.at(s, eta), eta, grid.penalty(s)) for s in grid.values for eta in etas]
+    tried = [_Choice(shape.at(s, eta), eta, grid.penalty(s)) for s in grid.values for eta in asked.etas or shape.etas]
     finite = [(c.posterior.kl + c.penalty, i) for i, c in enumerate(tried) if c.posterior.kl < math.inf]
     if not finite:
         reach = float(tried[0].posterior.distance.abs().max())
@@ -373,14 +396,15 @@ def _choose(
         )
     if len(finite) == 1:
         return tried[finite[0][1]]
-    order = minimum.samples.order(seed)
+    order = minimum.samples.order(asked.seed)
     positions = torch.arange(_PILOT_DRAWS * _PILOT_SAMPLES) % n
     blocks = list(order[positions].split(_PILOT_SAMPLES))
     best, least = tried[finite[0][1]], math.inf
     for kl, i in sorted(finite):
         if float(bounds.pac_bayes_kl(0.0, kl, n, delta)) >= least:
             break  # without a single error it would not be better
-        pilot = by_batch(minimum, tried[i].posterior, blocks, p_min=p_min, seed=mix(seed, 0), task="pilot")
+        drawn = mix(asked.seed, 0)
+        pilot = by_batch(minimum, tried[i].posterior, blocks, p_min=asked.p_min, seed=drawn, task="pilot")
         bound = float(bounds.pac_bayes_kl(pilot.error, kl, n, delta))
         if bound < least:
             best, least = tried[i], bound
@@ -390,7 +414,7 @@ def _choose(
 def _test_minimum(minimum: Minimum, test_data: Any) -> Minimum:
     others = as_samples(test_data)
     refuse_overlap(minimum.samples, others, "also in the test data", "give two different splits")
-    return minimum.replace(model=copy.deepcopy(minimum.model).eval(), data=others)
+    return minimum.replace(model=copied(minimum.model).eval(), data=others)
 
 
 def _on_test(test: Minimum, posterior: Posterior, p_min: float, seed: int) -> dict[str, float]:
@@ -399,25 +423,3 @@ def _on_test(test: Minimum, posterior: Posterior, p_min: float, seed: int) -> di
     risk = risk_of(test, posterior, draws=_TEST_DRAWS, batch_size=_PILOT_SAMPLES, p_min=p_min, seed=mix(seed, 2))
     mean = int(errors_at(test, test.parameters.flat()).sum())
     return {"n": n, "error": risk.error, "mean_network_error": mean / n}
-
-
-def _digest(weights: Tensor) -> str:
-    return hashlib.blake2b(weights.detach().double().cpu().numpy().tobytes(), digest_size=8).hexdigest()
-
-
-def _check(minimum: Minimum, draws: int, batch_size: int, p_min: float, box: float) -> None:
-    n = len(minimum.samples)
-    if n < FEWEST:
-        raise UsageError(f"got {n} samples for the bound; the PAC-Bayes-kl bound needs at least {FEWEST}")
-    with minimum.open(), torch.no_grad():
-        for part in torch.arange(n).split(minimum.batch_size):
-            targets = minimum.samples.take(part)[1]
-            if int(part[0]) == 0:
-                output = minimum.forward(minimum.batch(part[:1]).inputs)
-            class_labels(targets.to(output.device), output, minimum.loss, int(part[0]))
-    if draws < 1 or batch_size < 1:
-        raise UsageError(f"got draws={draws!r}, batch_size={batch_size!r}; at least one each is needed")
-    if not 0 < p_min < 1:
-        raise UsageError(f"got p_min={p_min!r}; expected a clamp in (0, 1), e.g. 1e-5")
-    if not box > 0:
-        raise UsageError(f"got box={box!r}; the prior's half-width must be positive, or inf")

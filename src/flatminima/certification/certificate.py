@@ -82,6 +82,8 @@ class Certificate:
             [0, 1], and its Monte-Carlo mean. Each bound holds with the stated probability, on its own.
         constant_error: what the best constant answer errs on the bound's samples.
         objective: what chose the posterior.
+        together: failure probability of all certificates that the process had computed on these samples when this one
+            was made, itself included; None where it is no more than `delta`.
         details: whatever else was recorded: the command, fingerprints, times, test error.
     """
 
@@ -107,6 +109,7 @@ class Certificate:
     cross_entropy: float | None = None
     p_min: float | None = None
     objective: str = "given"
+    together: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -131,7 +134,11 @@ class Certificate:
     @property
     def statement(self) -> str:
         """The whole claim in one line: standing, what the caller stated, number, probability and predictor."""
-        number = f"error <= {ceiled(self.risk_bound)} (probability {1 - self.delta:.6g}), fresh weights per prediction"
+        probability = f"probability {1 - self.delta:.6g}"
+        if self.together is not None:
+            left = math.floor(max(0.0, 1 - self.together) * 1e4 + 1e-8) / 1e4
+            probability += f"; {left:g} with all others of these samples computed here"
+        number = f"error <= {ceiled(self.risk_bound)} ({probability}), fresh weights per prediction"
         if self.standing == "score":
             open_ = next((a for a in self.assumptions if a.status == "fails"), None) or next(
                 (a for a in self.assumptions if a.status == "not checked" and a.text != INDEPENDENT), None

@@ -1,32 +1,131 @@
-"""The public `certify`, which finds out what is asked for: a network yet to be trained, or an existing minimum."""
+"""The public `certify`: a network yet to be trained, within a time where one is given, or an existing minimum.
+
+What a recipe costs on this machine is measured by a few timed steps of each stage.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from flatminima.certification.around import certify_around
-from flatminima.certification.budget import cost, within
 from flatminima.certification.certificate import Certificate
+from flatminima.certification.division.reading import read
+from flatminima.certification.division.split import Drawn, Groups, Repetition, fair_draw
+from flatminima.certification.gibbs.outputs import Packing
 from flatminima.certification.learned import certify_recipe
+from flatminima.certification.ledger import Account
 from flatminima.certification.pipeline import Union
 from flatminima.certification.provenance import Factory, Start
-from flatminima.certification.reading import read
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
-from flatminima.certification.split import Groups, Repetition
+from flatminima.certification.train import make_problem, tensors_at
+from flatminima.core.guard import same_randomness
 from flatminima.core.minimum import Minimum
-from flatminima.core.samples import Samples
+from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import UsageError
 from flatminima.io import claimed, json_text, write_whole
 from flatminima.reading import read_json
 from flatminima.training import TrainConfig
+
+# Of the budget: the prior earns most, and evaluation needs draws of the order of ten passes.
+_PRIOR, _POSTERIOR, _EVALUATION = 0.6, 0.15, 0.1
+_MOST_PASSES = 100
+_STEPS = 4
+_ROOM = 0.9  # a machine that other work slows down should still make it
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one epoch of each training and of one evaluation pass."""
+
+    prior_epoch: float
+    posterior_epoch: float
+    evaluation_pass: float
+
+    def total(self, recipe: Recipe) -> float:
+        """Seconds of a recipe, without reading data and without frozen features."""
+        prior = recipe.prior.epochs * self.prior_epoch
+        return prior + recipe.epochs * self.posterior_epoch + recipe.passes * self.evaluation_pass
+
+
+def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> Cost:
+    """Time a few steps of each stage on copies of the network.
+
+    Args:
+        model, train_data, recipe, seed: as for `certify`.
+
+    Returns:
+        Cost; 0 for a stage that the recipe does not have.
+    """
+    samples = as_samples(train_data)
+    division = fair_draw(samples, recipe.prior_fraction, seed)
+    base = copy.deepcopy(model)
+    with same_randomness():
+        prior = 0.0
+        if len(division.prior):
+            x, y = tensors_at(samples, division.prior[: recipe.prior.batch_size], base)
+            base.train()
+
+            def step() -> None:
+                nn.functional.cross_entropy(base(x), y).backward()
+
+            prior = _timed(step) * len(division.prior) / len(y)
+        rows = division.bound[: recipe.batch_size]
+        problem = make_problem(base.eval(), samples, rows, recipe)
+        problem.network.probe(problem.x)
+
+        def learn() -> None:
+            problem.network(problem.x, kernels_by_batch=True).sum().backward()
+
+        def draw() -> None:
+            with torch.no_grad():
+                problem.network(problem.x)
+
+        batches = len(division.bound) / len(rows)
+        return Cost(prior, _timed(learn) * batches if recipe.epochs else 0.0, _timed(draw) * batches)
+
+
+def within(recipe: Recipe, found: Cost, seconds: float) -> Recipe:
+    """The recipe with as many epochs and passes as the budget allows.
+
+    Raises:
+        UsageError: not even one epoch and pass fit.
+    """
+    spend = seconds * _ROOM
+    least = replace(recipe, prior=replace(recipe.prior, epochs=1), epochs=min(recipe.epochs, 1), passes=1)
+    if found.total(least) > spend:
+        raise UsageError(
+            f"one epoch of each training takes about {found.total(least):.0f} s; "
+            f"give more than {seconds:.0f} s or a smaller network"
+        )
+    # a data-free prior leaves its share to the posterior
+    share = _POSTERIOR + (0.0 if found.prior_epoch else _PRIOR)
+    prior = max(1, math.floor(spend * _PRIOR / found.prior_epoch)) if found.prior_epoch else recipe.prior.epochs
+    epochs = max(1, math.floor(spend * share / found.posterior_epoch)) if found.posterior_epoch else 0
+    passes = max(1, min(_MOST_PASSES, math.floor(spend * _EVALUATION / found.evaluation_pass)))
+    return replace(recipe, prior=replace(recipe.prior, epochs=prior), epochs=epochs, passes=passes)
+
+
+def _timed(step: Callable[[], None]) -> float:
+    """Seconds of one call, the first left out."""
+    step()
+    start = time.perf_counter()
+    for _ in range(_STEPS):
+        step()
+    return (time.perf_counter() - start) / _STEPS
+
 
 PLAN = "recipe.json"
 
@@ -40,6 +139,7 @@ def certify(
     prior: nn.Module | Factory | str | None = None,
     prior_data: Any = None,
     prior_training: TrainConfig | None = None,
+    prior_fraction: float = 0.0,
     stated: str = "",
     delta: float = 0.05,
     delta_mc: float | None = None,
@@ -70,8 +170,8 @@ def certify(
             as `seed=`, where it takes one); or a network, left as it was, whose weights are then for you to state.
         train_data: (inputs, labels), a Dataset or a DataLoader, without augmentation.
         minimum: instead of these two, a network that is trained already, with samples that its prior has not seen;
-            then `posterior`, `prior`, `prior_data` and `prior_training` are those of `certify_around`, which has more
-            options.
+            then `posterior`, `prior`, `prior_data`, `prior_training` and `prior_fraction` are those of
+            `certify_around`, which has more options.
         stated: where the weights of a network that is handed in come from, in your words: "untrained", or what it was
             trained on, none of `train_data`. They are printed first; without them the number is a score.
         delta: total failure probability in (0, 1). delta_mc: the Monte-Carlo step's part; a fifth by default.
@@ -108,6 +208,7 @@ def certify(
         >>> certificate.standing, certificate.n, certificate.draws
         ('certificate', 100, 1000)
     """
+    union = None if evaluations is None else Union(evaluations=evaluations)
     if minimum is not None:
         if any(x is not None for x in (model, train_data, recipe, seconds)):
             raise UsageError(
@@ -119,15 +220,15 @@ def certify(
                 "a certificate around a minimum needs its prior: prior= a function that makes the initial network, or "
                 "a network trained on prior_data="
             )
-        union = None if evaluations is None else Union(evaluations=evaluations)
         with nullcontext() if output is None else claimed(Path(output)) as folder:
             kept = _ledger(ledger, folder, minimum.samples)
             return certify_around(minimum, posterior, prior=prior, prior_data=prior_data, prior_training=prior_training,
-                                  stated=stated, delta=delta, delta_mc=delta_mc, union=union, ledger=kept,
+                                  prior_fraction=prior_fraction, stated=stated, delta=delta, delta_mc=delta_mc,
+                                  union=union, ledger=kept,
                                   test_data=test_data, groups=groups, prior_groups=prior_groups,
                                   repetition=repetition, output=folder,
                                   source=source, score=score, seed=seed)  # fmt: skip
-    if any(x is not None for x in (prior, prior_data, prior_training, prior_groups)):
+    if prior_fraction or any(x is not None for x in (prior, prior_data, prior_training, prior_groups)):
         raise UsageError("got a prior without a minimum; for a network that certify trains, the recipe makes the prior")
     if model is None or train_data is None:
         raise UsageError("certify needs a model and its training data, or minimum= and its prior=")
@@ -139,16 +240,12 @@ def certify(
         certified = certify_recipe(
             model,
             samples,
-            delta=delta,
-            delta_mc=delta_mc,
+            account=Account(delta, delta_mc, union, _ledger(ledger, folder, samples)),
             recipe=recipe,
             test_data=test_data,
             stated=stated,
-            evaluations=evaluations,
-            ledger=_ledger(ledger, folder, samples),
             folder=folder,
-            groups=groups,
-            repetition=repetition,
+            drawn=Drawn(groups, repetition),
             score=score,
             seed=seed,
         )
@@ -174,7 +271,7 @@ def _planned(
             plan = read_json(folder / PLAN)
             if plan["asked"] == json.loads(json.dumps(asked)):
                 return Recipe.from_dict(plan["plan"])
-    found = within(recipe, cost(Start.of(model, seed).network, samples, recipe, seed), seconds)
+    found = within(recipe, cost(Start.of(model, seed, Packing.of(samples)).network, samples, recipe, seed), seconds)
     if folder is not None:
         write_whole(folder / PLAN, json_text({"asked": asked, "plan": found.to_dict()}, finite=False) + "\n")
     return found

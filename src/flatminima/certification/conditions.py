@@ -20,8 +20,8 @@ from flatminima.certification.certificate import (
     ROUNDED,
     Assumption,
 )
+from flatminima.certification.division.split import Division
 from flatminima.certification.pipeline import Confidence
-from flatminima.certification.split import Division
 from flatminima.errors import UsageError
 
 

@@ -30,16 +30,16 @@ from flatminima.certification.conditions import (
     fixed_condition,
     independence,
 )
-from flatminima.certification.ledger import Ledger
-from flatminima.certification.logits import Logits
-from flatminima.certification.overlap import refuse_overlap
-from flatminima.certification.pipeline import Confidence, Counted, Union, assemble
+from flatminima.certification.division.reading import read
+from flatminima.certification.division.repeats import refuse_overlap
+from flatminima.certification.division.split import Division, Drawn, split
+from flatminima.certification.gibbs.outputs import Logits, Packing
+from flatminima.certification.gibbs.risk import GibbsRisk, gibbs_risk
+from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
+from flatminima.certification.ledger import Account, with_others
+from flatminima.certification.pipeline import Confidence, Counted, assemble
 from flatminima.certification.provenance import Factory, Start, refuse_changed, start_condition, start_errors
-from flatminima.certification.reading import read
 from flatminima.certification.recipe import Recipe
-from flatminima.certification.risk import GibbsRisk, gibbs_risk
-from flatminima.certification.split import Division, Groups, Repetition, split
-from flatminima.certification.stochastic import Prior, StochasticNetwork
 from flatminima.certification.train import (
     Checkpoint,
     Problem,
@@ -56,11 +56,13 @@ from flatminima.certification.train import (
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.samples import Samples, as_samples
+from flatminima.errors import UsageError
 from flatminima.io import run_key
 from flatminima.training import evaluate
 
 GRID_SCALE, GRID_PRECISION = 1e6, 100.0  # variances 1e6 e^(-j/100) of a prior whose sigma is chosen on the samples
 _TEST_PASSES = 10
+PRIOR_STATE = "prior.pt"  # in the run's folder
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,18 @@ def certify_recipe(
     model: nn.Module | Factory,
     train_data: Any,
     *,
-    delta: float = 0.05,
-    delta_mc: float | None = None,
+    account: Account | None = None,
     recipe: Recipe | None = None,
     test_data: Any = None,
     stated: str = "",
-    evaluations: int | None = None,
-    ledger: str | Path | None = None,
     folder: Path | None = None,
-    groups: Groups | None = None,
-    repetition: Repetition = "tested",
+    drawn: Drawn | None = None,
     score: bool = False,
     seed: int = 0,
 ) -> Certified:
     """`certify` of a network yet to be trained, with the posterior beside the certificate."""
-    undivided = Confidence(delta, delta_mc, Union(evaluations=1 if evaluations is None else evaluations))
+    account = account or Account()
+    undivided = account.undivided
     with same_randomness():
         samples = read(train_data)
         others = None if test_data is None else as_samples(test_data)
@@ -104,45 +103,10 @@ def certify_recipe(
             remedy = "the test data was passed as training data; give two different splits"
             refuse_overlap(samples, others, "also in the test data", remedy)
         recipe = recipe or Recipe()
-        division = split(samples, recipe.prior_fraction, seed, groups=groups, repetition=repetition)
+        drawn = drawn or Drawn()
+        division = split(samples, recipe.prior_fraction, seed, groups=drawn.groups, repetition=drawn.repetition)
         run = _Run(recipe, samples, division, undivided.delta - undivided.for_draws, folder, seed)
-        share = partial(_share, samples.fingerprint, delta, delta_mc, evaluations, ledger)
-        return run.certified(model, others, stated, share, score)
-
-
-def _share(
-    fingerprint: str, delta: float, delta_mc: float | None, evaluations: int | None, path: Any, key: str, what: str
-) -> Confidence:
-    """The part of delta of this certificate."""
-    return share_of(delta, delta_mc, Union(evaluations=evaluations or 1), evaluations, fingerprint, path, key, what)
-
-
-def share_of(
-    delta: float,
-    delta_mc: float | None,
-    union: Union,
-    declared: int | None,
-    fingerprint: str,
-    path: str | Path | None,
-    key: str,
-    what: str,
-) -> Confidence:
-    """The confidence of a certificate, by the ledger where there is one.
-
-    Args:
-        union: as given. declared: its certificates where the caller gave a number, else None.
-        fingerprint: of the data. path: of the ledger.
-        key: what determines the certificate. what: for whoever reads the ledger.
-    """
-    if path is None:
-        if declared:
-            return Confidence(delta, delta_mc, union)
-        return Confidence(delta, delta_mc, union, "if no other could have been chosen")
-    entry = Ledger(path, fingerprint).take(f"{key}-{delta!r}-{declared}", declared, what)
-    counted = replace(union, candidates=1, evaluations=entry.evaluations)
-    if entry.declared:
-        return Confidence(delta, delta_mc, counted)
-    return Confidence(delta, delta_mc, counted, "by the ledger; the rest is for others")
+        return run.certified(model, others, stated, account, score)
 
 
 @dataclass
@@ -160,15 +124,18 @@ class _Run:
         self.clock = Clock()
 
     def certified(
-        self, model: nn.Module | Factory, others: Samples | None, stated: str, share: Any, score: bool
+        self, model: nn.Module | Factory, others: Samples | None, stated: str, account: Account, score: bool
     ) -> Certified:
         recipe = self.recipe
-        start = Start.of(model, self.seed)
+        start = Start.of(model, self.seed, Packing.of(self.samples))
+        if start.packing is not None and recipe.augment != "none":
+            raise UsageError(f"got augment={recipe.augment!r} for inputs that are no images; use augment='none'")
         found = self._findings(start, model, stated)
         enforce(conditions(found, Confidence(0.05)), score)  # what can be refused is, before anything is trained
         answers = self._answers(start)
         with self.clock.stage("prior"):
-            base = self._prior_network(start.network)
+            base, resumed = self._prior_network(start.network)
+            found = _as_resumed(found) if resumed else found
         with self.clock.stage("features"):
             problem = make_problem(base, self.samples, self.division.bound, recipe)
         with self.clock.stage("posterior"):
@@ -181,7 +148,7 @@ class _Run:
         key = self._key(
             recipe.to_dict(), checksum(start.network), risk.error, risk.cross_entropy, counted.kl, counted.n
         )
-        confidence: Confidence = share(key, f"recipe {key} with seed {self.seed}")
+        confidence = account.take(self.samples, key, f"recipe {key} with seed {self.seed}")
         details = self._details(problem, start)
         if others is not None:
             details["test"] = self._test(problem, others)
@@ -194,7 +161,7 @@ class _Run:
             objective=recipe.objective if recipe.epochs else "none: the posterior is the prior",
             details=details,
         )
-        return Certified(certificate, problem, prior, start)
+        return Certified(with_others(certificate, self.samples, key), problem, prior, start)
 
     def _findings(self, start: Start, model: nn.Module | Factory, stated: str) -> Findings:
         """What is known before anything is trained."""
@@ -225,17 +192,18 @@ class _Run:
             return fixed_condition(True, f"{checked}; statistics are the seed's, or the prior's part's")
         return fixed_condition(None, f"{checked}; statistics of norm layers came with the network", stated=prior.stated)
 
-    def _prior_network(self, model: nn.Module) -> nn.Module:
-        recipe = self.recipe
+    def _prior_network(self, model: nn.Module) -> tuple[nn.Module, bool]:
+        """The prior's network, and whether a part of its training was read from a file."""
+        recipe, resumed = self.recipe, False
         base = Logits.needed(copy.deepcopy(model), tensors_at(self.samples, self.division.bound[:2], model)[0])
         if len(self.division.prior):
             x, y = tensors_at(self.samples, self.division.prior, model)
             config = replace(recipe.prior, seed=stage_seed(self.seed, 0) % (1 << 32))
             made = (asdict(config), recipe.augment, recipe.prior_fraction, self.seed, self.samples.fingerprint)
-            checkpoint = self._checkpoint("prior.pt", *made, checksum(base))
-            train_prior(base, x, y, config, _augmentation(recipe.augment), checkpoint)
+            checkpoint = self._checkpoint(PRIOR_STATE, *made, checksum(base))
+            resumed = train_prior(base, x, y, config, _augmentation(recipe.augment), checkpoint)
         round_weights(base, recipe.keep)
-        return base.eval()
+        return base.eval(), resumed
 
     def _posterior(self, problem: Problem) -> tuple[Prior, float]:
         """Train Q; P, and what choosing its sigma costs."""
@@ -249,12 +217,8 @@ class _Run:
                 prior,
                 problem.x,
                 problem.y,
-                objective=recipe.objective,
+                recipe,
                 delta=self.delta,
-                nats=recipe.nats or math.log(1 / recipe.p_min),
-                epochs=recipe.epochs,
-                lr=recipe.lr,
-                batch_size=recipe.batch_size,
                 seed=stage_seed(self.seed, 1),
                 checkpoint=self._checkpoint("posterior.pt", *made),
             )
@@ -306,6 +270,17 @@ class _Run:
 
     def _checkpoint(self, name: str, *made: Any) -> Checkpoint:
         return Checkpoint(self.folder and self.folder / name, run_key(made))
+
+
+def _as_resumed(found: Findings) -> Findings:
+    """The same of a prior whose training went on from a file: nobody here saw who wrote it."""
+    own = f"the {PRIOR_STATE} in the output folder is this command's own"
+    words = "; ".join(w for w in (found.prior.stated, own) if w)
+
+    def stated(condition: Condition) -> Condition:
+        return replace(condition, holds=None, stated=words) if condition.holds is not False else condition
+
+    return replace(found, prior=stated(found.prior), fixed=stated(found.fixed))
 
 
 def risk_of_recipe(

@@ -1,8 +1,9 @@
-"""`Ledger`: what was computed on the same samples, and the part of delta that the next certificate has.
+"""`Account`: the part of delta that a certificate has, by what else was computed on the same samples.
 
 Certificates on one data set share one delta. Of a list of K that was fixed before the samples were seen, each takes
 delta / K. Without a list the j-th takes delta / (j (j + 1)), which sums to delta over all j: however many follow, and
-whenever one stops, all of them together hold with probability 1 - delta.
+whenever one stops, all of them together hold with probability 1 - delta. That is kept in a file, the `Ledger`. What one
+process computed without either is counted too: its certificates together hold with 1 - their deltas added up.
 """
 
 from __future__ import annotations
@@ -10,19 +11,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
+from flatminima.certification.certificate import PAID, Assumption, Certificate
+from flatminima.certification.division.reading import Hashes
+from flatminima.certification.pipeline import Confidence, Union
+from flatminima.core.samples import Samples
 from flatminima.errors import FolderInUse, UsageError
 from flatminima.io import cannot_write, json_text, make_folder, write_whole
 from flatminima.reading import Unreadable, read_json
 
 SCHEMA = 1
 _WAIT = 30.0  # seconds for another process that is writing a line
+_ROUNDED = 1e-9  # of sums of probabilities
+_SKETCH = 4_096  # smallest keys of a data set, by which it is known again
+_SAME = 0.5  # share of the smaller set that the other holds, from which on they are the same samples
+_FEW = 0.9  # share of distinct samples below which sets that are drawn anew have most of them in common
 
 
 @dataclass(frozen=True)
@@ -148,3 +159,127 @@ def _entry(values: Any) -> Entry:
     if isinstance(entry.evaluations, bool) or not isinstance(entry.evaluations, int) or entry.evaluations < 1:
         raise ValueError(f"an entry with evaluations {entry.evaluations!r}")
     return entry
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a certificate's part of delta is taken from.
+
+    Args:
+        delta, delta_mc: as of `Confidence`, of the whole statement.
+        union: of the certificates that could have been chosen; None for this one alone, or for what the ledger counts.
+        ledger: its file; None for none.
+    """
+
+    delta: float = 0.05
+    delta_mc: float | None = None
+    union: Union | None = None
+    ledger: str | Path | None = None
+
+    @property
+    def undivided(self) -> Confidence:
+        """Before the ledger is asked; refuses what is out of range."""
+        return Confidence(self.delta, self.delta_mc, self.union or Union())
+
+    def take(self, samples: Samples, key: str, what: str) -> Confidence:
+        """The confidence of a certificate.
+
+        Args:
+            samples: that it was made from. key: what determines it. what: for whoever reads the ledger.
+        """
+        declared = None if self.union is None else self.union.k
+        if self.ledger is None:
+            source = "by the caller's count" if declared else "if no other could have been chosen"
+            return replace(self.undivided, source=source)
+        ledger = Ledger(self.ledger, samples.fingerprint)
+        entry = ledger.take(f"{key}-{self.delta!r}-{declared}", declared, what)
+        source = "by the caller's count" if entry.declared else "by the ledger; the rest is for others"
+        return Confidence(self.delta, self.delta_mc, Union(evaluations=entry.evaluations), source)
+
+
+@dataclass
+class _DataSet:
+    """A data set, and the failure probability of its certificates.
+
+    Attributes:
+        sketch: smallest keys of its samples. repeats: whether it holds copies. totals: of the certificates up to each
+            one, by key.
+    """
+
+    sketch: Hashes
+    repeats: bool
+    totals: dict[str, float] = field(default_factory=dict)
+    spent: float = 0.0
+
+
+class Computed:
+    """The certificates that this process has computed, by their samples."""
+
+    def __init__(self) -> None:
+        self._sets: list[_DataSet] = []
+        self._lock = Lock()
+
+    def add(self, samples: Samples, key: str, delta: float) -> tuple[float, int]:
+        """Failure probability of the certificates of these samples up to this one, and how many they are.
+
+        Sets are the same samples where one holds half of the other, or all of it where samples repeat, as categories
+        do that are drawn anew. The same certificate again counts once.
+
+        Args:
+            key: what determines the certificate. delta: its own failure probability.
+        """
+        distinct = len(np.unique(samples.hashes))
+        new = _DataSet(np.sort(samples.keys)[:_SKETCH], distinct < _FEW * len(samples))
+        with self._lock:
+            same = [s for s in self._sets if _alike(s, new)]
+            own = next((s for s in same if np.array_equal(s.sketch, new.sketch)), None)
+            if own is None:
+                own = new
+                self._sets.append(own)
+                same.append(own)
+            if key not in own.totals:
+                own.totals[key] = delta + sum(s.spent for s in same)
+                own.spent += delta
+            return own.totals[key], sum(len(s.totals) for s in same)
+
+    def forget(self) -> None:
+        """As a new process."""
+        with self._lock:
+            self._sets.clear()
+
+
+COMPUTED = Computed()
+
+
+def with_others(certificate: Certificate, samples: Samples, key: str) -> Certificate:
+    """The certificate with what was computed on its samples in this process, where nothing has paid for it.
+
+    Where the failure probabilities add up to 1, nothing is left: the number then is a score.
+
+    Args:
+        samples: that it was made from. key: what determines it.
+    """
+    if certificate.standing == "score":
+        return certificate
+    own = certificate.delta / (certificate.candidates * certificate.evaluations)
+    total, count = COMPUTED.add(samples, key, own)
+    if total <= certificate.delta * (1 + _ROUNDED):
+        return certificate
+    more = f"{count} certificates of these samples in this process, {total:.4g} of failure probability together"
+    left = total < 1 - _ROUNDED
+    listed = tuple(
+        Assumption(a.text, left, f"{a.evidence}; {more}: give evaluations=, or ledger=") if a.text == PAID else a
+        for a in certificate.assumptions
+    )
+    return replace(certificate, together=total, assumptions=listed)
+
+
+def _alike(one: _DataSet, other: _DataSet) -> bool:
+    """Whether they are the same samples, by their smallest keys."""
+    a, b = one.sketch, other.sketch
+    cut = [int(s[-1]) for s in (a, b) if len(s) == _SKETCH]  # beyond it a sketch knows nothing
+    if cut:
+        a, b = (s[s <= np.uint64(min(cut))] for s in (a, b))
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    share = 1.0 if one.repeats or other.repeats else _SAME
+    return shared >= share * max(1, min(len(a), len(b)))

@@ -12,7 +12,7 @@ from typing import Any
 
 from flatminima import bounds
 from flatminima.certification.certificate import Assumption, Certificate
-from flatminima.certification.risk import GibbsRisk
+from flatminima.certification.gibbs.risk import GibbsRisk
 from flatminima.errors import UsageError
 
 _DRAWS_SHARE = 5  # a fifth of delta is for the draws, of which more can be had
@@ -163,3 +163,15 @@ def assemble(
         objective=objective,
         details=dict(details),
     )
+
+
+def arithmetic(c: Certificate) -> dict[str, float]:
+    """The bounds that follow from a certificate's own counts, by name; from nothing but the record."""
+    union = Union(c.candidates, c.evaluations)
+    confidence, nats = Confidence(c.delta, c.delta_mc, union), c.kl + c.penalty
+    upper = float(bounds.monte_carlo_risk(c.empirical_risk, c.draws, confidence.draws))
+    out = {"monte_carlo_upper": upper, "risk_bound": float(bounds.pac_bayes_kl(upper, nats, c.n, confidence.samples))}
+    if c.cross_entropy is not None:
+        upper = float(bounds.monte_carlo_risk(c.cross_entropy, c.draws, confidence.draws))
+        out["cross_entropy_bound"] = float(bounds.pac_bayes_kl(upper, nats, c.n, confidence.samples))
+    return out

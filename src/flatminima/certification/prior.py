@@ -7,7 +7,6 @@ the priors of every scale, since KL(Q || mixture) <= KL(Q || P_j) + ln(1 / p_j).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,15 @@ from torch import Tensor, nn
 
 from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
+from flatminima.certification.division.reading import read
+from flatminima.certification.division.split import Division
+from flatminima.certification.gibbs.outputs import Logits, Packed, Packing
+from flatminima.certification.gibbs.risk import constant_errors
 from flatminima.certification.provenance import UNTRAINED, Start
-from flatminima.certification.risk import constant_errors
 from flatminima.certification.smuggled import numbers_held
-from flatminima.certification.split import Division
-from flatminima.certification.train import Checkpoint, train_prior
+from flatminima.certification.train import Checkpoint, tensors_at, train_prior
 from flatminima.core.minimum import Minimum
-from flatminima.core.parameters import Parameters
+from flatminima.core.parameters import Parameters, copied
 from flatminima.core.samples import Samples, TensorSamples, as_samples
 from flatminima.errors import ModelError, UsageError
 from flatminima.training import TrainConfig
@@ -40,7 +41,7 @@ class Centre:
     Attributes:
         weights: (W,) float64.
         text: where they come from, for the reader.
-        known: whether the library made them.
+        known: whether the library made them, of samples that it divided itself.
         stated: the caller's words, where it did not; "" for none.
         data: samples that they were trained on; None for nothing, or for what is not at hand.
         differing: buffers and frozen parameters that differ from the minimum's, and so belong to no prior.
@@ -65,6 +66,7 @@ class Centre:
         seed: int = 0,
         stated: str = "",
         training: TrainConfig | None = None,
+        parted: bool = False,
     ) -> Centre:
         """From a network, a function that makes one, or "zero".
 
@@ -75,6 +77,7 @@ class Centre:
                 hand; None for nothing.
             stated: the caller's words for where a network that is handed in comes from.
             training: of a function's network, here, on `data`.
+            parted: whether `data` were divided here from the bound's.
 
         Raises:
             UsageError, ModelError: a prior of another kind or of another architecture than the minimum's, or
@@ -104,7 +107,7 @@ class Centre:
                     f"got stated={words!r} beside a function whose weights come from its seed: they are made here; "
                     "leave the statement out, or pass the network that it is about"
                 )
-            return cls._made(start, samples, minimum, seed, training)
+            return cls._made(start, samples, minimum, seed, training, parted)
         if training is not None:
             raise UsageError("got prior_training without a function that makes the prior's network from a seed")
         if samples is not None:
@@ -119,7 +122,13 @@ class Centre:
 
     @classmethod
     def _made(
-        cls, start: Start, samples: Samples | None, minimum: Minimum, seed: int, training: TrainConfig | None
+        cls,
+        start: Start,
+        samples: Samples | None,
+        minimum: Minimum,
+        seed: int,
+        training: TrainConfig | None,
+        parted: bool,
     ) -> Centre:
         """Made here from a seed, and trained here where there are samples for it."""
         network = start.network
@@ -129,36 +138,34 @@ class Centre:
                 "got prior_data beside a function that makes initial weights from a seed: give prior_training= too, "
                 "to train them here on these samples, or pass the network that was trained on them"
                 if training is None
-                else "got prior_training without prior_data, the samples to train the prior on"
+                else "got prior_training without prior_data, or a prior_fraction, to train the prior on"
             )
         if samples is not None and training is not None:
-            if not isinstance(samples, TensorSamples) or not isinstance(samples.inputs, Tensor):
-                raise UsageError("got prior_data that are no tensors (x, y); prior_training needs them")
-            device = next(network.parameters()).device
-            x, y = samples.inputs.to(device), samples.targets.to(device, torch.int64)
-            train_prior(network, x, y, training, None, Checkpoint(None, ""))
+            read_again, packing = read(samples), Packing.of(samples)
+            x, y = tensors_at(read_again, torch.arange(len(samples)), network)
+            taking = Logits.needed(network if packing is None else Packed(network, packing), x[:2], minimum.output)
+            train_prior(taking, x, y, training, None, Checkpoint(None, ""))
             text = f"{training.epochs} epochs of {training.optimizer} on {len(samples)} other samples, from seed {seed}"
         network.eval()
-        return cls(_weights(network, minimum), text, True, "", samples, _differing(network, minimum), network)
+        known = samples is None or parted
+        words = "" if known else "the samples of prior_data were drawn independently of the bound's"
+        weights, differing = _weights(network, minimum), _differing(network, minimum)
+        return cls(weights, text, known, words, samples, differing, network)
 
     @property
     def untrained(self) -> bool:
         """Whether a function and a seed make it again."""
         return self.network is not None and self.data is None
 
-    def minimum_of(self, minimum: Minimum, rows: Tensor) -> Minimum:
+    def minimum_of(self, minimum: Minimum, samples: Samples) -> Minimum:
         """The minimum on the bound's samples, its weights in the network that was made here where one was.
 
         A network that was handed in may hold the samples in what is neither parameter nor buffer; nothing of it but the
         weights is in Q then.
-
-        Args:
-            rows: of the bound, among the minimum's samples.
         """
-        samples = minimum.samples if len(rows) == len(minimum.samples) else subset(minimum.samples, rows)
         if self.network is None:
-            return minimum if samples is minimum.samples else minimum.replace(data=samples)
-        network = copy.deepcopy(self.network)
+            return minimum.replace(data=samples)
+        network = copied(self.network)
         own = dict(minimum.parameters)
         with torch.no_grad():
             for name, p in network.named_parameters():
@@ -176,12 +183,14 @@ class Centre:
         """
         n = len(minimum.samples)
         evidence = self.text
-        if self.data is not None:
+        if self.data is not None and not len(division.prior):
             if division.leak:
                 return prior_condition(False, f"{self.text}; {division.leak}", remedy=division.remedy)
             evidence = f"{self.text}; {division.shared}"
         if self.known:
             return prior_condition(True, f"{evidence}, made here")
+        if self.network is not None:
+            return prior_condition(None, f"{evidence}, trained here", stated=self.stated)
         own = minimum.parameters.flat(self.weights.dtype).cpu()
         if bool((own == self.weights).all()) and not self.stated and "ignores its seed" not in self.text:
             return prior_condition(

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
-from flatminima.certification.head import find_head, watched
-from flatminima.certification.logits import Logits
+from flatminima.certification.gibbs.outputs import Logits, Packed, Packing, find_head, two_class, watched
 from flatminima.certification.smuggled import numbers_held
 from flatminima.core.guard import same_randomness
 from flatminima.core.parameters import unwrap
@@ -50,31 +49,52 @@ class Start:
 
     Attributes:
         network: in the mode it came in. made: by a factory that was called here. fixed: names of what its seed did
-            not change.
+            not change. packing: of its inputs, None where they are one tensor.
     """
 
     network: nn.Module
     made: bool
     fixed: tuple[str, ...] = ()
+    packing: Packing | None = None
 
     @classmethod
-    def of(cls, model: nn.Module | Factory, seed: int) -> Start:
+    def of(cls, model: nn.Module | Factory, seed: int, packing: Packing | None = None) -> Start:
         """A network that was handed in, or the one that a factory makes under a seed.
 
+        Args:
+            packing: of its inputs; the network then takes packed rows.
+
         Raises:
-            ModelError: neither, or a factory that raises, trains or returns something else.
+            ModelError: neither, or a factory that raises, trains, returns something else, or other weights under the
+                same seed.
         """
         if isinstance(model, nn.Module):
-            return cls(unwrap(model), False)
+            return cls(_packed(unwrap(model), packing), False, (), packing)
         if not callable(model):
             raise ModelError(f"got {type(model).__name__}; expected a torch.nn.Module or a function that makes one")
-        one, two = (make(model, s) for s in (seed, mix(seed, 1) % (1 << 31)))
-        return cls(one, True, (*not_from_seed(one, two), *numbers_held(one, model)))
+        one, two, again = (make(model, s) for s in (seed, mix(seed, 1) % (1 << 31), seed))
+        changed = _differing(one, again)
+        if changed:
+            raise ModelError(
+                f"the function that makes the network gives other weights under the same seed ({changed[0]}): it reads "
+                "a clock, a file or a random state of its own; let it draw from torch's (or take seed=), or pass the "
+                "network itself and state with stated= where its weights come from"
+            )
+        odd = (*not_from_seed(one, two), *numbers_held(one, model))
+        return cls(_packed(one, packing), True, odd, packing)
 
     @property
     def seeded(self) -> bool:
         """Whether all of it was made here from a seed."""
         return self.made and not self.fixed
+
+    def again(self, factory: Factory, seed: int) -> nn.Module:
+        """What the factory makes under another seed, for the same inputs."""
+        return _packed(make(factory, seed), self.packing)
+
+
+def _packed(network: nn.Module, packing: Packing | None) -> nn.Module:
+    return network if packing is None else Packed(network, packing)
 
 
 def make(factory: Factory, seed: int) -> nn.Module:
@@ -147,6 +167,20 @@ def not_from_seed(one: nn.Module, two: nn.Module) -> list[str]:
     return odd
 
 
+def _differing(one: nn.Module, other: nn.Module) -> list[str]:
+    """Names of parameters and buffers that two networks do not have alike to the bit; NaN is like itself."""
+    first, second = _state(one), _state(other)
+    return sorted(
+        name
+        for name in first.keys() | second.keys()
+        if name not in first or name not in second or not _equal(first[name].detach(), second[name].detach())
+    )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def _state(network: nn.Module) -> dict[str, Tensor]:
     state = dict(network.named_parameters()) | dict(network.named_buffers())
     return {name: t for name, t in state.items() if not name.endswith(_COUNTER)}
@@ -183,7 +217,7 @@ def start_condition(
     words = check_statement(start, stated)
     signs = _signs(start, x, y)
     if start.seeded:
-        if signs.better and all(_examine(make(factory, s), x, y).better for s in _seeds(seed)):
+        if signs.better and all(_examine(start.again(factory, s), x, y).better for s in _seeds(seed)):
             return prior_condition(
                 False,
                 f"{signs.text}, and so do those of {_OTHER_SEEDS} other seeds: as no untrained network does",
@@ -291,7 +325,7 @@ def _examine(network: nn.Module, x: Tensor, y: Tensor) -> Signs:
 def _errors(network: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> Tensor:
     at = Logits(copy.deepcopy(network).eval())
     with same_randomness():
-        return torch.cat([at(a).argmax(1) != b for a, b in zip(x.split(batch), y.split(batch), strict=True)])
+        return torch.cat([two_class(at(a)).argmax(1) != b for a, b in zip(x.split(batch), y.split(batch), strict=True)])
 
 
 def _features_know(network: nn.Module, x: Tensor, y: Tensor) -> str:

@@ -26,14 +26,14 @@ from flatminima.certification.conditions import (
     independence,
     prior_condition,
 )
+from flatminima.certification.division.split import Division, Groups, Repetition, split
+from flatminima.certification.gibbs.outputs import Logits, Packing
+from flatminima.certification.gibbs.stochastic import Prior
 from flatminima.certification.learned import Certified, checksum, count, risk_of_recipe, sigma_penalty
-from flatminima.certification.logits import Logits
 from flatminima.certification.pipeline import Confidence, Union, assemble
 from flatminima.certification.prior import Centre, Scales
 from flatminima.certification.provenance import Factory, Start
 from flatminima.certification.recipe import Recipe
-from flatminima.certification.split import Division, Groups, Repetition, split
-from flatminima.certification.stochastic import Prior
 from flatminima.certification.train import Problem, make_problem, offsets, round_weights, tensors_at
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
@@ -317,7 +317,8 @@ def _read_beside(path: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
     name, sha = document.get("weights"), document.get("sha256")
     if name is None:
         return {}
-    file = path.with_name(WEIGHTS)  # a record names no file to open
+    own = path.with_suffix(Path(WEIGHTS).suffix)  # a record names no file to open: its weights are called as it is,
+    file = own if name == own.name else path.with_name(WEIGHTS)  # or as `certify` calls them
     if not file.is_file():
         raise CheckpointError(f"no file {file.name} beside {path}: its weights belong to a certificate")
     if file_hash(file) != sha:
@@ -338,7 +339,7 @@ def _rebuilt(
 ) -> tuple[Problem, Prior, bool]:
     """The problem and its prior from kept weights, and whether the prior's were made again here."""
     rows = division.bound
-    start = Start.of(model, seed)
+    start = Start.of(model, seed, Packing.of(samples))
     base = Logits.needed(copy.deepcopy(start.network), tensors_at(samples, rows[:2], start.network)[0]).eval()
     state = {name.removeprefix("base."): t for name, t in weights.items() if name.startswith("base.")}
     if state:

@@ -18,12 +18,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatminima import interrupts, progress
-from flatminima.certification.head import Head, find_head, principal_basis, turned
-from flatminima.certification.logits import check_labels, two_class
-from flatminima.certification.objective import objective as objective_of
-from flatminima.certification.reading import taken
+from flatminima.certification.division.reading import taken
+from flatminima.certification.gibbs.outputs import (
+    Head,
+    Packing,
+    check_labels,
+    find_head,
+    principal_basis,
+    turned,
+    two_class,
+)
+from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
 from flatminima.certification.recipe import Recipe
-from flatminima.certification.stochastic import Prior, StochasticNetwork
+from flatminima.certification.recipe import objective as objective_of
 from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Samples
 from flatminima.errors import DataError, NumericalError, UsageError
@@ -102,10 +109,10 @@ def count_errors(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> i
 
 
 def tensors_at(samples: Samples, rows: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Inputs and labels at `rows` where the model lies, checked: floating point, class indices."""
+    """Inputs and labels at `rows` where the model lies, checked: floating point, or packed so, and class indices."""
     x, y = taken(samples, rows)
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise DataError("got inputs that are no floating-point tensor; certify needs (inputs, labels) of a classifier")
+    packing = Packing.of(samples)
+    x = x if packing is None else packing.pack(x)
     if y.dim() != 1 or y.is_floating_point():
         raise DataError(f"got labels of dtype {y.dtype} and shape {tuple(y.shape)}; expected class indices (n,)")
     if bool((y.long() == -100).any()):
@@ -189,8 +196,8 @@ def train_prior(
     config: TrainConfig,
     augment: Augmentation | None,
     checkpoint: Checkpoint,
-) -> None:
-    """Minimise the cross-entropy of the prior's samples, in place, from where the checkpoint is."""
+) -> bool:
+    """Minimise the cross-entropy of the prior's samples, in place, from the checkpoint, if there is one: True then."""
     training = Training(model.train(), x, y, config=config, augment=augment)
     state = checkpoint.load()
     if state is not None:
@@ -203,6 +210,7 @@ def train_prior(
         )
     checkpoint.save(training=training.state_dict())
     model.eval()
+    return state is not None
 
 
 @torch.enable_grad()
@@ -211,13 +219,9 @@ def train_posterior(
     prior: Prior,
     x: Tensor,
     y: Tensor,
+    recipe: Recipe,
     *,
-    objective: str,
     delta: float,
-    nats: float,
-    epochs: int,
-    lr: float,
-    batch_size: int,
     seed: int,
     checkpoint: Checkpoint,
 ) -> None:
@@ -225,18 +229,19 @@ def train_posterior(
 
     The risk in the objective is cross-entropy / `nats`, of fresh weights for every example (a convolution's for every
     batch). Means step by lr times the prior's sigma, logarithms of sigma by lr, so the scale of the weights does not
-    matter. `objective`, `nats` and the rest only choose Q.
+    matter. The recipe's `objective`, `nats` and the rest only choose Q.
 
     Args:
         x, y: the n samples of the bound.
-        nats: of cross-entropy that count as one error, positive.
 
     Raises:
         NumericalError: the objective is not finite.
     """
+    epochs, lr, batch_size = recipe.epochs, recipe.lr, recipe.batch_size
+    nats = recipe.nats or math.log(1 / recipe.p_min)
     if not (nats > 0 and lr > 0 and epochs >= 0 and batch_size >= 1):
         raise UsageError(f"got {nats=}, {lr=}, {epochs=}, {batch_size=}; expected positive numbers, 0 epochs for Q = P")
-    bound = objective_of(objective)
+    bound = objective_of(recipe.objective)
     n = len(y)
     scale = prior.sigma or network.best_sigma(prior)
     groups = [{"params": network.means, "lr": lr * scale}, {"params": list(network.log_sigmas), "lr": lr}]

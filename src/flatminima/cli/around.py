@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flatminima.certification import Certificate
 
-# certification.families.NAMES, written again so that a slip costs no import of torch; a test compares them
+# certification.gibbs.posteriors.NAMES, written again so that a slip costs no import of torch; a test compares them
 POSTERIORS = ("gaussian", "diagonal_laplace", "fisher_laplace", "uniform", "truncated_gaussian")
 
 

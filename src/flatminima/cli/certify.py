@@ -233,7 +233,7 @@ def _run(p: _Prepared, minutes: float | None, options: dict[str, Any]) -> Certif
 
 
 def _plan(p: _Prepared, minutes: float | None, as_json: bool) -> str:
-    from flatminima.certification.budget import cost, within
+    from flatminima.certification.certifying import cost, within
     from flatminima.certification.provenance import Start
 
     found = cost(Start.of(p.model, p.source.seed).network, p.train, p.recipe, p.source.seed)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flatminima.certification import Certificate, Comparison
 
 _DISAGREES = 3
+_ROUNDED = 1e-9  # relative
 _OURS = "flatminima.models:"
 _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}(\[[0-9%:]{0,20}\])?")
 _LARGEST = 1 << 20  # of a number that a record gives to a network
@@ -55,8 +56,10 @@ def verify_record(path: Path, typed: Typed, device: str | None, threads: int | N
     if not path.exists():
         raise CheckpointError(f"no file {path} for --verify; name the certificate.json that flatminima certify wrote")
     if typed.data is None:
+        _contradicts_itself(path)
         raise UsageError(
-            "--verify needs --data, the data that the certificate was made from: a record names none to open"
+            "--verify needs --data, the data that the certificate was made from: a record names none to open; its "
+            "bounds follow from its own counts, which is all that can be seen without"
         )
     with bars(), contextlib.redirect_stdout(sys.stderr):
         import torch
@@ -94,6 +97,23 @@ def verify_record(path: Path, typed: Typed, device: str | None, threads: int | N
         tell("every number agrees" if agrees else "not the certificate that these weights give")
     if not agrees:
         raise typer.Exit(_DISAGREES)
+
+
+def _contradicts_itself(path: Path) -> None:
+    """Exit 3 for a record whose bounds do not follow from its own counts, which takes neither network nor data."""
+    from flatminima.certification import Certificate
+    from flatminima.certification.pipeline import arithmetic
+    from flatminima.certification.record import read_document
+
+    try:
+        recorded = Certificate.from_dict(read_document(path))
+        found = {name: (float(getattr(recorded, name)), value) for name, value in arithmetic(recorded).items()}
+    except (FlatMinimaError, TypeError, ValueError, OverflowError):
+        return  # no record, or a damaged one: what is missing is said first
+    for name, (own, value) in found.items():
+        if not math.isclose(value, own, rel_tol=_ROUNDED):
+            typer.echo(f"not a certificate: {name} is {own:.8g}, its own counts give {value:.8g}")
+            raise typer.Exit(_DISAGREES)
 
 
 def recorded_source(values: Any, typed: Typed) -> Source:

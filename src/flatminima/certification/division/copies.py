@@ -1,8 +1,9 @@
-"""Near-copies of samples: rounded, rescaled, normalised, flipped, turned or laid out in another way.
+"""Near-copies of samples: rounded, rescaled, normalised, flipped, turned, moved or laid out in another way.
 
 A hash of contents sees none of them. Each sample gets a few numbers that these changes leave alone, the moments of its
 standardised values; neighbours in these numbers are candidates, found in a tree at a cost of n log n, and a candidate
-counts only if its values are, channel by channel, a linear function of the other's.
+counts only if its values are, channel by channel, a linear function of the other's. Images that were moved by a few
+pixels are found by `shifts`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from flatminima.certification.layout import Layout, layouts
-from flatminima.certification.rows import FEWEST_VALUES, Floats, chunks, rows_of
+from flatminima.certification.division.layout import Layout, layouts
+from flatminima.certification.division.reading import FEWEST_VALUES, Floats, chunks, rows_of
+from flatminima.certification.division.shifts import Images, find_shifted
 from flatminima.core.samples import Samples, leaves
 
 _FEW_LEVELS, _FEWEST_OTHER = 8, 16  # distinct values of a row, or values unlike its most frequent, that tell it apart
@@ -86,6 +88,8 @@ def _found(samples: Samples, others: Samples | None) -> Copies:
             _by_moments(a, b, others is None, found)
         if others is not None and sizes[0] >= 2:
             _by_columns(a, b, found)
+        if not a.layout.flat:
+            _by_windows(a, b, found)
     if not found:
         return Copies.none()
     pairs = sorted(found)
@@ -223,6 +227,14 @@ def _correlation(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray
     """Cosine of rows, (k,)."""
     norms = np.sqrt((x**2).sum(1) * (y**2).sum(1))
     return np.asarray((x * y).sum(1) / np.where(norms > 0, norms, 1.0))
+
+
+def _by_windows(a: _Set, b: _Set, found: dict[tuple[int, int], str]) -> None:
+    """Pairs of images of which one is the other moved by a few pixels."""
+    one, two = (Images.of(s.rows, s.hashes, (s.layout.channels, s.layout.height, s.layout.width)) for s in (a, b))
+    for p, q, kind in find_shifted(one, two):
+        i, j = int(a.indices[p]), int(b.indices[q])
+        found.setdefault((min(i, j), max(i, j)) if a is b else (i, j), kind)
 
 
 def _by_columns(a: _Set, b: _Set, found: dict[tuple[int, int], str]) -> None:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.certification.logits import Logits, class_labels, two_class
-from flatminima.certification.posteriors import DiagonalGaussian, Posterior
-from flatminima.certification.stochastic import StochasticNetwork
+from flatminima.certification.gibbs.outputs import Logits, class_labels, two_class
+from flatminima.certification.gibbs.posteriors import DiagonalGaussian, Posterior
+from flatminima.certification.gibbs.stochastic import StochasticNetwork
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import generator
-from flatminima.core.samples import Inputs, TensorSamples
+from flatminima.core.samples import TensorSamples
 from flatminima.errors import DataError, ModelError, NumericalError
 
 _AT_ONCE, _MOST = 32, 1 << 24  # draws made together, and numbers in them
@@ -129,7 +129,7 @@ def by_batch(
     """The same with one draw for each block of indices, all of one size.
 
     Raises:
-        NumericalError: an output that is not finite.
+        NumericalError: an output that is not finite. ModelError: a network that does not follow its weights.
     """
     wrong, loss, seen = 0, 0.0, 0
     with minimum.open(), torch.no_grad():
@@ -138,39 +138,41 @@ def by_batch(
         weights = kept.float() if kept.dtype in (torch.float16, torch.bfloat16) else kept
         at_once = max(1, min(_AT_ONCE, _MOST // len(weights)))
         noise = weights.new_empty(0, len(weights))
-        try:
-            for index, indices in enumerate(blocks):
-                place = index % at_once
-                if place == 0:
-                    noise = posterior.draws(weights, seed, range(index, min(index + at_once, len(blocks))))
-                minimum.parameters.assign(weights + noise[place])
+        for index, indices in enumerate(blocks):
+            place = index % at_once
+            if place == 0:
+                noise = posterior.draws(weights, seed, range(index, min(index + at_once, len(blocks))))
+            drawn = weights + noise[place]
+            if index == 0 and not torch.equal(drawn.to(kept), kept):
+                _refuse_still(minimum, indices[: minimum.batch_size], drawn)
+            with minimum.at(drawn):
                 for part in indices.split(minimum.batch_size):
-                    batch = minimum.batch(part)
-                    output = minimum.forward(batch.inputs)
-                    if index == 0:
-                        _refuse_still(minimum, batch.inputs, output, kept, weights + noise[place])
-                    labels = class_labels(batch.targets, output, minimum.loss)
-                    logits = two_class(output)
-                    wrong += errors(logits, labels)
-                    loss += float(clamped_cross_entropy(logits.double(), labels, p_min).sum())
-                seen += len(indices)
-                progress.report(task, index + 1, len(blocks))
-        finally:
-            minimum.parameters.assign(kept)
+                    counted = _counted(minimum, part, p_min)
+                    wrong, loss = wrong + counted[0], loss + counted[1]
+            seen += len(indices)
+            progress.report(task, index + 1, len(blocks))
     return GibbsRisk(wrong / seen, min(loss / seen, 1.0), len(blocks), "batch")
 
 
-def _refuse_still(minimum: Minimum, inputs: Inputs, output: Tensor, kept: Tensor, drawn: Tensor) -> None:
+def _counted(minimum: Minimum, rows: Tensor, p_min: float) -> tuple[int, float]:
+    """Errors, and the sum of clamped cross-entropies, at the weights as they are now."""
+    batch = minimum.batch(rows)
+    output = minimum.forward(batch.inputs)
+    labels = class_labels(batch.targets, output, minimum.loss)
+    logits = two_class(output)
+    return errors(logits, labels), float(clamped_cross_entropy(logits.double(), labels, p_min).sum())
+
+
+def _refuse_still(minimum: Minimum, rows: Tensor, drawn: Tensor) -> None:
     """Refuse a network that does not follow its weights: it would be evaluated at the mean, whatever is drawn.
 
     Raises:
         ModelError: weights that moved, and outputs that are the same to the last bit.
     """
-    if torch.equal(drawn.to(kept), kept):
-        return
-    minimum.parameters.assign(kept)
-    same = torch.equal(minimum.forward(inputs), output)
-    minimum.parameters.assign(drawn)
+    inputs = minimum.batch(rows).inputs
+    before = minimum.forward(inputs)
+    with minimum.at(drawn):
+        same = torch.equal(minimum.forward(inputs), before)
     if same:
         raise ModelError(
             "the network's outputs stay the same when its weights are drawn anew: it computes with a copy of them; let "
@@ -182,27 +184,22 @@ def errors(logits: Tensor, labels: Tensor) -> int:
     """0-1 mistakes; what is not finite is no prediction.
 
     Raises:
-        NumericalError: NaN in the logits, of which the largest would be taken for a prediction.
+        NumericalError: NaN or an infinity as the largest of the logits, which would be taken for a prediction.
     """
-    if bool(logits.isnan().any()):
-        raise NumericalError("the network's output is NaN at drawn weights: use a smaller sigma, or float32")
+    if not bool((logits < math.inf).all()):
+        raise NumericalError("the network's output is NaN or Inf at drawn weights: use a smaller sigma, or float32")
     return int((logits.argmax(1) != labels).sum())
 
 
 def errors_at(minimum: Minimum, weights: Tensor) -> Tensor:
     """Which samples the deterministic network with other weights (W,) errs on, (n,) on the CPU."""
-    own = minimum.parameters.flat()
     wrong = []
-    with minimum.open(), torch.no_grad():
-        try:
-            minimum.parameters.assign(weights.to(own))
-            for indices in torch.arange(len(minimum.samples)).split(minimum.batch_size):
-                batch = minimum.batch(indices)
-                output = minimum.forward(batch.inputs)
-                labels = class_labels(batch.targets, output, minimum.loss, int(indices[0]))
-                wrong.append((two_class(output).argmax(1) != labels).cpu())
-        finally:
-            minimum.parameters.assign(own)
+    with minimum.at(weights.to(minimum.parameters.flat())), torch.no_grad():
+        for indices in torch.arange(len(minimum.samples)).split(minimum.batch_size):
+            batch = minimum.batch(indices)
+            output = minimum.forward(batch.inputs)
+            labels = class_labels(batch.targets, output, minimum.loss, int(indices[0]))
+            wrong.append((two_class(output).argmax(1) != labels).cpu())
     return torch.cat(wrong)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from flatminima.certification.rows import Floats
+from flatminima.certification.division.reading import Floats
 
 Shape = tuple[int, ...]
 

@@ -2,7 +2,9 @@
 
 A keyed hash of each sample's content and of the number of equal samples before it decides. Copies are interchangeable,
 so given the data as a multiset every division into parts of these sizes is as likely as any other. The key is a seed,
-which must not be chosen by its result. What the bound's samples share with the prior's is left out and paid for, or
+which must not be chosen by its result. Where samples are not independent of each other (a patient's images), groups are
+the draws: a whole group is the prior's or the bound's, and of each of the bound's one sample is drawn, so that losses
+stay 0 or 1 and n is the number of groups. What the bound's samples share with the prior's is left out and paid for, or
 refused (docs/certificates.md has the proofs).
 """
 
@@ -17,12 +19,78 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatminima.certification.copies import Copies, find_copies_within
-from flatminima.certification.groups import group_numbers, group_order, identifiers, one_of_each
-from flatminima.certification.overlap import TOLERATED, find_overlap
-from flatminima.certification.repeats import Repeats, find_repeats
-from flatminima.core.samples import Samples
+from flatminima.certification.division.copies import Copies, find_copies_within
+from flatminima.certification.division.reading import group_hashes
+from flatminima.certification.division.repeats import TOLERATED, Repeats, find_overlap, find_repeats
+from flatminima.core.samples import Samples, hash_bytes
 from flatminima.errors import DataError, UsageError
+
+_PICK = b"one sample of a group"  # parts the draw of a group's sample from the draw of the groups
+
+
+def identifiers(groups: Tensor | Sequence[Any] | np.ndarray[Any, Any], n: int) -> list[Any]:
+    """Groups as Python values, one a sample.
+
+    Args:
+        groups: numbers or texts. n: samples.
+
+    Raises:
+        DataError: another length, or an identifier that is missing (None, NaN).
+    """
+    given = groups.detach().cpu().tolist() if isinstance(groups, Tensor) else list(groups)
+    if len(given) != n:
+        raise DataError(f"got {len(given)} groups for {n} samples; give one group identifier a sample")
+    values = [value.item() if isinstance(value, np.generic) else value for value in given]
+    for i, value in enumerate(values):
+        if value is None or value != value or isinstance(value, list):
+            raise DataError(
+                f"got group {value!r} for sample {i}; give every sample an identifier, one of its own if alone"
+            )
+    return values
+
+
+def group_numbers(groups: Tensor | Sequence[Any] | np.ndarray[Any, Any], n: int) -> Tensor:
+    """Groups as numbers 0 .. G-1, (n,), in the order in which they occur; errors as of `identifiers`."""
+    numbers: dict[Any, int] = {}
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in identifiers(groups, n)])
+
+
+def group_order(samples: Samples, numbers: Tensor, seed: int) -> Tensor:
+    """A random permutation (G,) of the groups, made from their contents and the seed: any part of it is a fair draw.
+
+    The key of a group is a hash of its samples' sorted content hashes and of the number of equal groups before it.
+    """
+    contents = group_hashes(samples.hashes, numbers.numpy())
+    seen: dict[int, int] = {}
+    keys = []
+    for content in contents:
+        earlier = seen[content] = seen.get(content, -1) + 1
+        keys.append(hash_bytes(_eight(content), _eight(earlier), _signed(seed)))
+    return torch.from_numpy(np.argsort(np.array(keys, dtype=np.uint64), kind="stable"))
+
+
+def one_of_each(samples: Samples, numbers: Tensor, chosen: Tensor, seed: int) -> Tensor:
+    """Index of one sample of each chosen group, drawn by a keyed hash of contents, independently of `group_order`."""
+    wanted = set(chosen.tolist())
+    best: dict[int, tuple[int, int]] = {}
+    copies: dict[tuple[int, int], int] = {}
+    for i, (group, content) in enumerate(zip(numbers.tolist(), samples.hashes.tolist(), strict=True)):
+        if group not in wanted:
+            continue
+        earlier = copies[group, content] = copies.get((group, content), -1) + 1
+        key = hash_bytes(_PICK, _eight(content), _eight(earlier), _signed(seed))
+        if group not in best or key < best[group][0]:
+            best[group] = (key, i)
+    return torch.tensor([best[g][1] for g in chosen.tolist()], dtype=torch.int64)
+
+
+def _eight(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+def _signed(seed: int) -> bytes:
+    return seed.to_bytes(8, "little", signed=True)
+
 
 FEWEST = 8  # samples that the PAC-Bayes-kl bound needs (Maurer 2004)
 
@@ -30,6 +98,15 @@ _NONE = torch.empty(0, dtype=torch.int64)
 
 Repetition = Literal["tested", "independent"]
 Groups = Tensor | Sequence[Any] | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the caller says of how the samples were drawn: see `split`."""
+
+    groups: Groups | None = None
+    repetition: Repetition = "tested"
+
 
 REMEDY = (
     "remove the copies, pass groups= (one identifier a sample, shared by its copies), or state that every row was "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatminima import bounds
-from flatminima.certification.per_example import PerExample, SharedWeights
+from flatminima.certification.gibbs.per_example import PerExample, SharedWeights
 from flatminima.core.parameters import Parameters
 from flatminima.errors import ModelError, UsageError
 

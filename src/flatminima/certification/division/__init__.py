@@ -1,0 +1,1 @@
+"""The samples of a certificate: read, divided, and searched for what repeats."""

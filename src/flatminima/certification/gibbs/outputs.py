@@ -1,0 +1,254 @@
+"""A network's logits, whatever it returns them in, the labels its error is counted by, and its last linear layer.
+
+Where only the last layer is random, its inputs are computed once and not once a draw. An isotropic prior looks alike in
+every basis, so the posterior may take the basis in which it is cheapest: the eigenvectors of the bound samples' second
+moment. Along directions in which the features hardly vary, the posterior stays at the prior's sigma and costs nothing.
+The basis may depend on the samples, as all of Q may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flatminima import progress
+from flatminima.certification.division.reading import plain
+from flatminima.core.guard import same_randomness
+from flatminima.core.losses import Loss
+from flatminima.core.output import logits
+from flatminima.core.samples import Inputs, Samples, leaves, map_tensors
+from flatminima.errors import DataError, ModelError, UsageError
+
+_IGNORED = -100  # torch's ignore_index
+
+
+class Logits(nn.Module):
+    """A network that returns a tensor of logits.
+
+    Args:
+        network: that returns them in an object, a dictionary or a tuple.
+        which: entry of what it returns, as for `Minimum`.
+    """
+
+    def __init__(self, network: nn.Module, which: Any = None) -> None:
+        super().__init__()
+        self.network, self.which = network, which
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return plain(logits(self.network(*args, **kwargs), self.which))
+
+    @classmethod
+    @torch.no_grad()
+    def needed(cls, network: nn.Module, x: Any, which: Any = None) -> nn.Module:
+        """The network itself where it returns a tensor for `x`, else wrapped, so that names of weights stay short."""
+        modes = [(m, m.training) for m in network.modules()]
+        with same_randomness():
+            output = network.eval()(x)
+        for module, training in modes:
+            module.training = training
+        return network if which is None and type(output) is Tensor else cls(network, which)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How inputs that are several tensors, or integers, lie side by side in rows of float64.
+
+    Attributes:
+        like: the inputs of one sample: a tensor, or a mapping or tuple of them.
+    """
+
+    like: Inputs
+
+    @classmethod
+    def of(cls, samples: Samples) -> Packing | None:
+        """None where the inputs are one floating-point tensor, which is used as it is."""
+        inputs = samples.take(torch.tensor([0]))[0]
+        return None if isinstance(inputs, Tensor) and inputs.is_floating_point() else cls(inputs)
+
+    def pack(self, inputs: Inputs) -> Tensor:
+        """Rows (k, d) float64 of k inputs.
+
+        Raises:
+            DataError: complex numbers.
+        """
+        parts = leaves(inputs)
+        if any(t.is_complex() for t in parts):
+            raise DataError("got complex inputs; a certificate of a recipe needs real numbers")
+        return torch.cat([t.reshape(len(t), -1).double().cpu() for t in parts], 1)
+
+    def unpack(self, rows: Tensor) -> Inputs:
+        """The inputs (k, ...) of k rows, in their own dtypes."""
+        parts = iter(rows.split([t[0].numel() for t in leaves(self.like)], 1))
+        return map_tensors(lambda t: next(parts).reshape(len(rows), *t.shape[1:]).to(t.dtype), self.like)
+
+
+class Packed(nn.Module):
+    """A network over packed rows.
+
+    Args:
+        network: that takes the inputs as they are: one tensor, keywords of a mapping, or the entries of a tuple.
+    """
+
+    def __init__(self, network: nn.Module, packing: Packing) -> None:
+        super().__init__()
+        self.network, self.packing = network, packing
+
+    def forward(self, rows: Tensor) -> Any:
+        inputs = self.packing.unpack(rows)
+        if isinstance(inputs, dict):
+            return self.network(**inputs)
+        return self.network(inputs) if isinstance(inputs, Tensor) else self.network(*inputs)
+
+
+def two_class(output: Tensor) -> Tensor:
+    """Logits (batch, classes): one logit z a sample is that of the second of two classes, (0, z)."""
+    output = plain(output)
+    if output.dim() == 1 or (output.dim() == 2 and output.shape[1] == 1):
+        z = output.reshape(-1)
+        return torch.stack([torch.zeros_like(z), z], 1)
+    return output
+
+
+def class_labels(targets: Tensor, output: Tensor, loss: Loss, start: int = 0) -> Tensor:
+    """Class indices (batch,) of targets, checked against the network's output.
+
+    Args:
+        output: of these or other samples. loss: of the Minimum. start: number of the first sample, for the message.
+
+    Raises:
+        UsageError: no classifier. DataError: a label that is none of its classes.
+    """
+    output, targets = plain(output), plain(targets)
+    one_logit = two_class(output) is not output
+    classes = two_class(output).shape[-1]
+    if output.dim() > 2 or (one_logit and loss.name != "binary_cross_entropy"):
+        raise UsageError(
+            f"got outputs of shape {tuple(output.shape[1:])} a sample with loss {loss.name!r}: a certificate is about "
+            "the 0-1 error of a classifier, with logits (classes,) of at least two classes, or one logit and "
+            "loss='binary_cross_entropy'"
+        )
+    labels = targets.reshape(len(targets)) if one_logit and targets.numel() == len(targets) else targets
+    if labels.dim() != 1 or (labels.is_floating_point() and not one_logit):
+        raise UsageError(
+            f"got targets of dtype {targets.dtype} and shape {tuple(targets.shape)} with loss {loss.name!r}: a "
+            "certificate is about the 0-1 error, which needs one class index a sample"
+        )
+    whole = labels.long()
+    if one_logit and not bool((whole == labels).all()):
+        raise UsageError(f"got targets between 0 and 1 with loss {loss.name!r}: the 0-1 error needs labels 0 and 1")
+    check_labels(whole, classes, start)
+    return whole
+
+
+def check_labels(labels: Tensor, classes: int, start: int = 0) -> None:
+    """Refuse labels that are none of the network's classes.
+
+    Raises:
+        DataError: naming the sample.
+    """
+    bad = ((labels < 0) | (labels >= classes)).nonzero()
+    if not len(bad):
+        return
+    place, label = int(bad[0]) + start, int(labels[bad[0]])
+    if label == _IGNORED:
+        raise DataError(
+            f"sample {place} has the label {_IGNORED}, torch's mark for what a loss ignores: a certificate counts "
+            "every sample; leave those out"
+        )
+    raise DataError(f"sample {place} has the label {label}; the network has {classes} classes, 0 to {classes - 1}")
+
+
+_PROBE = 3
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a network's last linear layer is, and the basis that its inputs are turned to.
+
+    Attributes:
+        name: of the layer.
+        basis: (features, features), orthogonal; None for the layer's own.
+    """
+
+    name: str
+    basis: Tensor | None = None
+
+    def turned(self, basis: Tensor) -> Head:
+        """The same head in another basis."""
+        return Head(self.name, basis)
+
+    def layer(self, model: nn.Module) -> nn.Linear:
+        """A new linear layer, equal to the model's head in this basis."""
+        old = model.get_submodule(self.name)
+        assert isinstance(old, nn.Linear)
+        new = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None)
+        new = new.to(old.weight.device, old.weight.dtype)
+        with torch.no_grad():
+            new.weight.copy_(turned(old.weight, self.basis))
+            if old.bias is not None:
+                new.bias.copy_(old.bias)
+        return new
+
+    @torch.no_grad()
+    def features(self, model: nn.Module, x: Tensor, batch_size: int = 500, task: str = "features") -> Tensor:
+        """Inputs of the head (n, features) in this basis; the model in eval mode."""
+        parts = []
+        for start in range(0, len(x), batch_size):
+            seen, _ = watched(model, self.name, x[start : start + batch_size])
+            parts.append(turned(seen, self.basis))
+            progress.report(task, min(start + batch_size, len(x)), len(x))
+        return torch.cat(parts)
+
+
+def find_head(model: nn.Module, x: Tensor) -> str:
+    """Name of the linear layer whose output is the network's.
+
+    Args:
+        model: in eval mode. x: some inputs, a few are used.
+
+    Raises:
+        ModelError: no linear layer comes last, or more follows it.
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name]
+    if linears:
+        name: str = linears[-1]
+        with torch.no_grad():
+            seen, output = watched(model, name, x[:_PROBE])
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            if seen.dim() == 2 and torch.equal(F.linear(seen, layer.weight, layer.bias), output):
+                return name
+    raise ModelError("the network does not end in a linear layer; use layers='all' or name the layers that are random")
+
+
+def principal_basis(features: Tensor) -> Tensor:
+    """Eigenvectors (d, d) of the features' second moment, in float64 and back."""
+    moment = features.double().T @ features.double()
+    vectors: Tensor = torch.linalg.eigh(moment).eigenvectors
+    return vectors.to(features)
+
+
+def turned(rows: Tensor, basis: Tensor | None) -> Tensor:
+    """Rows (n, d) in a basis (d, d), multiplied in float64."""
+    return rows if basis is None else (rows.double() @ basis.double()).to(rows)
+
+
+def watched(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Input of a layer, and output of the network.
+
+    Raises:
+        ModelError: the layer runs never, or more than once.
+    """
+    seen: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    try:
+        output: Tensor = model(x)
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise ModelError(f"layer {name} ran {len(seen)} times in a forward pass; a head runs once")
+    return seen[0], output
