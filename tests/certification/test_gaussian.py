@@ -47,7 +47,7 @@ def test_the_arithmetic_is_the_pipeline_of_kl_inverses() -> None:
     prior = Parameters.of(model).flat(torch.float64)
     prior[0] += 0.3
     c = certify(model, data, prior, union=Union(candidates=5, evaluations=2), delta=0.04, delta_mc=0.02)
-    moved = float(prior[0].float()) - float(model.weight[0, 0])  # a network holds its weights in float32
+    moved = float(prior[0].float()) - float(model.weight[0, 0].detach())  # a network holds its weights in float32
     assert c.kl == pytest.approx(moved**2 / (2 * 0.1**2), rel=1e-9)
     upper = bounds.kl_inverse(c.empirical_risk, math.log(10 / 0.02) / c.draws)
     assert c.monte_carlo_upper == pytest.approx(upper, rel=1e-9)
