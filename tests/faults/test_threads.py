@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatminima import Minimum, measure
-from flatminima.certification import certify_gaussian
-from flatminima.core.parameters import Parameters
+from flatminima.certification import certify_around
 from flatminima.errors import FlatMinimaError
 from flatminima.optim import SAM, FisherTrace, PertOPT
 
@@ -35,17 +34,14 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
 
 
-PRIOR = Parameters.of(network()).flat(torch.float64)  # here: torch.manual_seed is the whole process's
-
-
 def measurement(model: nn.Module) -> Any:
     table = measure(Minimum(model, (X, Y)), ["fisher_trace", "margin", "expected_sharpness"])
     return [(name, e.value, e.stderr) for name, e in table.items()]
 
 
 def certificate(model: nn.Module) -> Any:
-    options = {"sigma": 0.1, "draws": 20, "seed": 0, "prior_data": None, "prior_text": "its first weights"}
-    return certify_gaussian(model, PRIOR, (X, Y), **options).risk_bound
+    minimum = Minimum(model, (X, Y))
+    return certify_around(minimum, prior="zero", scales=0.1, etas=(1.0,), draws=20, score=True).risk_bound
 
 
 def _gradients(model: nn.Module) -> Any:

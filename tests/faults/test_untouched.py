@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatminima import Minimum, audit, catalog
-from flatminima.certification import certify_gaussian
-from flatminima.core.parameters import Parameters
+from flatminima.certification import certify_around
 from flatminima.errors import UsageError
 from flatminima.landscape import directions, landscape
 from flatminima.optim import SAM, FisherTrace, PertOPT
@@ -32,9 +31,6 @@ TRAINING = ("parameters", "gradients", "identity of gradients")
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 3)).eval()
-
-
-PRIOR = Parameters.of(network()).flat(torch.float64)
 
 
 def some(i: int) -> list[str]:
@@ -59,9 +55,9 @@ def test_every_measure(i: int, name: str) -> None:
 
 
 OTHERS: dict[str, Callable[[nn.Module], Any]] = {
-    "certify_gaussian": lambda m: certify_gaussian(
-        m, PRIOR, (X, Y), sigma=0.1, draws=10, seed=0, prior_data=None, prior_text="its first weights"
-    ),
+    "certify_around": lambda m: certify_around(
+        Minimum(m, (X, Y)), prior="zero", scales=0.1, etas=(1.0,), draws=10, score=True
+    ).risk_bound,
     "landscape": lambda m: _drawn(Minimum(m, (X, Y))).losses,
     "audit": lambda m: [[e.value for e in row] for rows in audit(Minimum(m, (X, Y)), ["fisher_trace"]).values.values()
                         for row in rows.values()],
