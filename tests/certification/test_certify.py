@@ -26,7 +26,7 @@ from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
 from flatminima.certification.learned import certify_recipe as learn
 from flatminima.core.samples import as_samples, map_tensors
 from flatminima.data import load_tensors
-from flatminima.errors import DataError, ModelError, UnknownName, UsageError
+from flatminima.errors import CheckpointError, DataError, ModelError, UnknownName, UsageError
 from flatminima.models import build
 from flatminima.training import TrainConfig, read_weights, train
 
@@ -497,3 +497,16 @@ def test_a_prior_whose_training_was_read_from_a_file_is_stated(tmp_path: Path) -
     assert (whole.standing, again.standing) == ("certificate", "conditional")
     assert again.risk_bound == whole.risk_bound
     assert "if, as stated, the prior.pt in the output folder is this command's own:" in again.statement
+
+
+def test_a_record_under_another_name_has_its_weights_under_it(tmp_path: Path) -> None:
+    """As those committed do; no other file that a record names is opened."""
+    data = blobs(100)
+    certify(net, data, recipe=replace(QUICK, passes=1), output=tmp_path / "made")
+    document = json.loads((tmp_path / "made" / "certificate.json").read_text())
+    (tmp_path / "own.safetensors").write_bytes((tmp_path / "made" / "weights.safetensors").read_bytes())
+    (tmp_path / "own.json").write_text(json.dumps(document | {"weights": "own.safetensors"}))
+    assert all(row.agrees for row in recompute(tmp_path / "own.json", net, data))
+    (tmp_path / "other.json").write_text(json.dumps(document | {"weights": "own.safetensors"}))
+    with pytest.raises(CheckpointError, match=r"no file weights\.safetensors beside"):
+        recompute(tmp_path / "other.json", net, data)
