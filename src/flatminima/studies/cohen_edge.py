@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOOKS = 60  # of a run
+_DRAWN = 1.5  # of the threshold: Adam's first steps, whose moments have hardly begun, lie far above
 _NEAR = 0.05  # of the threshold: what hovering means
 _MOMENTUM = 0.9
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -122,6 +123,7 @@ def _figure(results: Sequence[Result]) -> Figure:
             lines(axes[2 * row], steps, [p[1] for p in points], label=f"lr {rate:g}", index=index)
             lines(axes[2 * row + 1], steps, [p[2] for p in points], label=f"lr {rate:g}", index=index)
         axes[2 * row].axhline(1.0, color="k", ls="--", lw=0.8)
+        axes[2 * row].set_ylim(0, _DRAWN)
         label(axes[2 * row], "step", f"eigenvalue / ({_BEARS[name]})", name)
         label(axes[2 * row + 1], "step", "training loss", name, log_y=True)
     return figure
