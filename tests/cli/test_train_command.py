@@ -175,11 +175,14 @@ def network():
 def test_another_loss_from_the_command_line(cli, tmp_path, monkeypatch):
     """Squared error of one-hot digits: equal to the library's; no error rate is claimed; the folder keeps its loss."""
 
-    def one_hot(*arguments, **options):
-        x, y = load_tensors(*arguments, **{k: v for k, v in options.items() if k != "progress"})
+    def one_hot(split, limit=None):
+        x, y = load_tensors("digits", split, limit=limit)
         return x, torch.nn.functional.one_hot(y, 10).float()
 
-    monkeypatch.setattr("flatminima.cli.train_run.load_tensors", one_hot)
+    def samples(request, *_):
+        return one_hot("train", 120), {"test": one_hot("test")} if request.samples.test_split else {}
+
+    monkeypatch.setattr("flatminima.cli.train_run._samples", samples)
     (tmp_path / "mine.py").write_text(REGRESSION)
     start = ["train", "--model", "mine:network", "--app-dir", tmp_path, *DIGITS, "--output", tmp_path / "run"]
     code, out, err = cli(*start, "--loss", "mse", "--test-split", "test", "--lr", "0.05")
@@ -189,7 +192,7 @@ def test_another_loss_from_the_command_line(cli, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     config = TrainConfig(lr=0.05, momentum=0.0, batch_size=40, epochs=2)
-    history = train(model, *one_hot("digits", "train", limit=120), config=config, loss="mse")
+    history = train(model, *one_hot("train", 120), config=config, loss="mse")
     assert result["train"]["loss"] == pytest.approx(history.final.loss, rel=1e-6)
     code, _, err = cli(*start, "--loss", "binary_cross_entropy")
     assert code == 2 and "holds a training with loss='mse'" in err
