@@ -127,6 +127,15 @@ def test_a_claim_clears_what_a_killed_process_left_and_nothing_else(tmp_path: Pa
     assert names(tmp_path) == [io.LOCK, "mine.tmp"]
 
 
+def test_what_was_left_where_others_write_goes_a_day_later(tmp_path: Path) -> None:
+    old, new = (tmp_path / f".{c * 16}.tmp" for c in "ab")
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (1, 1))
+    io.clear_left(tmp_path, io.DAY)
+    assert not old.exists() and new.exists()
+
+
 @POSIX
 def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
     precious = tmp_path / "precious"

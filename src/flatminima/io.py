@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from flatminima.errors import FolderInUse, UsageError, WriteFailed
 
 LOCK = ".lock"
 PATIENCE = 60.0  # seconds for another process that writes its results
+DAY = 86_400.0
 _UNDER_WAY = ".tmp"  # ends the name of a file that is being written
 _TOKEN_BYTES = 8
 # what another command line would not mend: the machine's state, not the user's request
@@ -115,12 +117,18 @@ def claimed(folder: Path, *, wait: float = 0.0) -> Iterator[Path]:
     except (OSError, NotImplementedError) as error:  # the second: a file system without locks
         raise cannot_write(folder, error, to="to ") from None
     try:
-        for left in folder.glob(f".{'[0-9a-f]' * 2 * _TOKEN_BYTES}{_UNDER_WAY}"):
-            with contextlib.suppress(OSError):
-                left.unlink()
+        clear_left(folder)
         yield folder
     finally:
         lock.release()
+
+
+def clear_left(folder: Path, older: float = 0.0) -> None:
+    """Remove what killed processes left half written; with `older` seconds, where another may be writing."""
+    for left in folder.glob(f".{'[0-9a-f]' * 2 * _TOKEN_BYTES}{_UNDER_WAY}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime >= older:
+                left.unlink()
 
 
 def refuse_in_use(folder: Path) -> None:

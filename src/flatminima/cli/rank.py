@@ -95,8 +95,9 @@ def rank(
     if scores is not None:
         document["measures"] = scores.to_dict()
     if output is not None:
-        from flatminima.io import PATIENCE, claimed, write_whole
+        from flatminima.io import DAY, PATIENCE, claimed, clear_left, write_whole
 
+        clear_left(output / "networks", DAY)  # other processes may be writing tables
         with claimed(output, wait=PATIENCE):
             write_whole(output / _RESULT, json_text(document) + "\n")
     if as_json:

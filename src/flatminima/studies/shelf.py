@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatminima.io import json_text, make_folder, run_key, versions, write_whole
+from flatminima.io import DAY, clear_left, json_text, make_folder, run_key, versions, write_whole
 from flatminima.reading import Unreadable, read_json
 from flatminima.studies.study import Config, Study
 
@@ -40,6 +40,7 @@ class Shelf:
         """
         for needed in (self.folder, self.output / self.study.id):
             make_folder(needed)
+        clear_left(self.folder, DAY)  # other processes may be writing runs
 
     def file(self, config: Config) -> Path:
         """Named by the hash of the study, the configuration and the versions that compute it."""

@@ -174,6 +174,9 @@ class Session:
 
 
 def _sync(file: Path) -> None:
-    if file.exists():
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
+    try:
+        if file.exists():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+    except OSError as error:
+        raise cannot_write(file, error) from None
