@@ -2,7 +2,7 @@
 
 One harness for every reader and every command. A mutation is made by `random.Random(f"{reader} {number}")`, so its
 number is its seed: `mutated(content, Random("run.json 17"))` is number 17 of run.json. FLATMINIMA_MUTATIONS says how
-many there are of each format: 42 here, 504 in all; benchmarks/results/fuzzing.json has what was run once.
+many there are of each format (42 here, 504 in all), FLATMINIMA_FIRST the number of the first.
 """
 
 from __future__ import annotations

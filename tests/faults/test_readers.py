@@ -107,7 +107,7 @@ JSON = [name for name, reader in READERS.items() if reader.file.endswith(".json"
 
 @pytest.mark.parametrize("name", JSON)
 def test_no_text_of_a_document_is_used(name: str, made: Made, tmp_path: Path) -> None:
-    """Eight texts, an attack each; with FLATMINIMA_HOSTILE set every attack on every text, as it was once."""
+    """Eight texts, an attack each; with FLATMINIMA_HOSTILE set every attack on every text."""
     reader, every = READERS[name], attacks(tmp_path)
     folder = tmp_path / "case"
     folder.mkdir()

@@ -1,6 +1,6 @@
 """Two threads at once: one thread's numbers, or a refusal; and torch's switches are afterwards as they were.
 
-FLATMINIMA_TRIALS says how often each pairing is tried: 3 here; it was run once with 100.
+FLATMINIMA_TRIALS says how often each pairing is tried: 3 here.
 """
 
 from __future__ import annotations

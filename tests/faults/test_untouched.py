@@ -1,6 +1,6 @@
 """`check_untouched`: our own entries pass it, and whatever breaks its promise does not.
 
-Here each entry is tried in three of the modes, in turn; with FLATMINIMA_HOSTILE set in all sixteen, as it was once.
+Here each entry is tried in three of the modes, in turn; with FLATMINIMA_HOSTILE set in all sixteen.
 """
 
 from __future__ import annotations
