@@ -2,8 +2,8 @@
 
 Every write is counted: the opening of a new file, its flush to the disk, its renaming, the flush of the folder, and a
 line that is added. At the n-th the process "dies" (from there on it can change nothing, not even clear up), or the
-system refuses once. Three points of each command are tried here, drawn by a fixed seed, and every one, of `reproduce` and
-`demo` too, with FLATMINIMA_POINTS=all.
+system refuses once. Three points of each command are tried here, drawn by a fixed seed, and with FLATMINIMA_POINTS=all
+every one, of `reproduce` and `demo` too.
 """
 
 from __future__ import annotations
