@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flatminima.errors import CheckpointError
 from flatminima.io import make_folder, versions, write_whole
+from flatminima.reading import parsed
 from flatminima.training import Epoch, Evaluation, History, TrainConfig, read_weights, write_weights
 from flatminima.training.session import CONFIGURATION, METRICS, STATE
 from flatminima.training.steps import Augment
@@ -74,7 +75,7 @@ def find(file: Path) -> Trained | None:
     try:
         weights = read_weights(file)
         with safetensors.safe_open(file, "pt") as opened:
-            told = json.loads(opened.metadata()["training"])
+            told = parsed(opened.metadata()["training"])
         past = told["history"]
         epochs = tuple(Epoch.from_dict(epoch) for epoch in past["epochs"])
         history = History(**past | {"epochs": epochs, "final": Evaluation(**past["final"])})
