@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from flatminima.certification.ledger import COMPUTED
 from flatminima.cli import main
 from flatminima.models import mlp
 from flatminima.training import save_checkpoint
@@ -50,6 +51,7 @@ def call(*arguments: str) -> tuple[int, str]:
 def spoken(*arguments: str) -> tuple[int, str, str]:
     """The same with stdout: (code, stdout, stderr)."""
     said, result, before = io.StringIO(), io.StringIO(), sys.argv
+    COMPUTED.forget()  # as a process of its own
     if arguments[0] == "study":
         sys.modules.pop(Path(arguments[1]).stem, None)  # a process of its own would not have it
     sys.argv = ["flatminima", *map(str, arguments)]

@@ -24,7 +24,7 @@ from hostile import MLP, Made, call
 
 EVERY = os.environ.get("FLATMINIMA_POINTS") == "all"
 KINDS = ("crash", "ENOSPC", "EIO")
-TIMES = ("seconds", "cpu_seconds")
+TIMES = ("seconds", "cpu_seconds", "core_seconds")
 PASSES = ("forward_passes", "backward_passes", "notes")  # a second run of `measure` need not repeat them
 
 
