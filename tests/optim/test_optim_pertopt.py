@@ -370,7 +370,7 @@ def test_torch_compile_is_asked_for_each_kernel_once(monkeypatch):
         opt = PertOPT(torch.optim.SGD([w], 0.1), gamma=0.5, compile="eager")
         for _ in range(4):
             with opt.perturbed():
-                (w * w).sum().backward()
+                (0.01 * w * w).sum().backward()  # below the gate
             opt.step()
             opt.zero_grad()
     finally:
