@@ -1,13 +1,17 @@
 """What every statistic promises, on every network: merged parts equal the whole, and neither the size of the batches
 nor the order of the data nor the dtype decides, and the model is as before.
 
-A new statistic joins by one line in `STATISTICS`.
+Statistics are discovered: a new one is in the contract as it is made without arguments, or by its line in `SIZES`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,18 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from cases import BY_NAME, CASES, Case, N, cast
-from flatminima import Minimum
+from flatminima import Minimum, statistics
 from flatminima.core.batch import Batch
 from flatminima.core.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform
 from flatminima.core.statistic import Fold, Statistic
 from flatminima.core.sweep import Ride, Run
 from flatminima.errors import Undefined
 from flatminima.statistics import (
+    AdaptiveWorstLoss,
     At,
     BatchGradientSquares,
+    Change,
+    Conditions,
     ExactTraces,
     FisherDiagonal,
     FisherFactor,
+    FisherMatrix,
+    FisherParts,
     GaussNewtonDiagonal,
     GaussNewtonFactor,
     Gram,
@@ -34,58 +43,100 @@ from flatminima.statistics import (
     HessianProbes,
     InFloat64,
     InputJacobian,
-    Margins,
-    MeanGradient,
+    NoiseLevel,
     OutputEntropies,
     Outputs,
-    ParameterCount,
     PerturbedLoss,
     PositionJacobian,
     PositionSums,
-    RadialCurvature,
     RadialGradients,
-    Weights,
+    Redrawn,
+    RescaledLogits,
+    SketchedDiagonal,
+    SketchedTraces,
+    SpectralDensity,
+    TopEigenvalues,
+    TrainingGram,
+    WorstCaseLoss,
 )
 from mutation import Untouched
 
-FOLDS: list[Fold[Any, Any]] = [
-    Outputs(),
-    OutputEntropies(),
-    Margins(),
-    PositionJacobian(4, seed=2),
-    PositionJacobian(of="logits"),
-    Gram(3),
-    Gram(2, trials=2, seed=4),
-    MeanGradient(),
-    RadialCurvature(),
-    RadialGradients(4, seed=3),
-    FisherDiagonal(),
-    FisherDiagonal(samples=4, seed=1),
-    GaussNewtonDiagonal(),
-    GaussNewtonDiagonal(samples=5),
-    FisherFactor(4, seed=1),
-    GaussNewtonFactor(5),
-    InputJacobian(),
-    InputJacobian(4, seed=2),
-    HessianProbes(2),
-    HessianProbes(2, samples=4, seed=3),
-    HessianProbes(1, groups=3),
-    HessianProbes(2, samples=6, groups=2, curvature="gauss_newton"),
-    ExactTraces(),
-    ExactTraces(5, seed=1),
-    HessianDiagonal(),
-    BatchGradientSquares(2),
-]
-STATISTICS: list[Statistic[Any]] = [
-    *FOLDS,
-    Weights(),
-    ParameterCount(),
-    PerturbedLoss(Uniform(Relative(0.05)), draws=3, samples=4),
-    PerturbedLoss(TruncatedGaussian(Relative(0.05)), draws=2, samples=100, antithetic=True, seed=7),
-    At(FisherDiagonal(samples=5), Gaussian(Relative(0.05))),
-    InFloat64(Gram(3)),
-]
-QUICK = [s for s in STATISTICS if not isinstance(s, HessianDiagonal)]  # a product a parameter, same code as probes
+pytestmark = pytest.mark.slow
+
+# of seven samples; a class that is not here is taken as it is made without arguments
+SIZES: dict[type[Statistic[Any]], list[Statistic[Any]]] = {
+    PositionJacobian: [PositionJacobian(4, seed=2), PositionJacobian(of="logits")],
+    Gram: [Gram(3), Gram(2, trials=2, seed=4)],
+    RadialGradients: [RadialGradients(4, seed=3)],
+    FisherDiagonal: [FisherDiagonal(), FisherDiagonal(samples=4, seed=1)],
+    FisherParts: [FisherParts(samples=6, parts=2, seed=1)],
+    GaussNewtonDiagonal: [GaussNewtonDiagonal(), GaussNewtonDiagonal(samples=5)],
+    FisherFactor: [FisherFactor(4, seed=1)],
+    GaussNewtonFactor: [GaussNewtonFactor(5)],
+    InputJacobian: [InputJacobian(), InputJacobian(4, seed=2)],
+    HessianProbes: [
+        HessianProbes(2),
+        HessianProbes(2, samples=4, seed=3),
+        HessianProbes(1, groups=3),
+        HessianProbes(2, samples=6, groups=2, curvature="gauss_newton"),
+    ],
+    ExactTraces: [ExactTraces(), ExactTraces(5, seed=1)],
+    BatchGradientSquares: [BatchGradientSquares(2)],
+    PerturbedLoss: [
+        PerturbedLoss(Uniform(Relative(0.05)), draws=3, samples=4),
+        PerturbedLoss(TruncatedGaussian(Relative(0.05)), draws=2, samples=100, antithetic=True, seed=7),
+    ],
+    At: [At(FisherDiagonal(samples=5), Gaussian(Relative(0.05)))],
+    InFloat64: [InFloat64(Gram(3))],
+    AdaptiveWorstLoss: [AdaptiveWorstLoss(0.1, steps=2, samples=5)],
+    WorstCaseLoss: [WorstCaseLoss(Relative(0.05), method="ascent", steps=2, samples=5)],
+    Change: [Change(FisherDiagonal(samples=5), Gaussian(Relative(0.05)))],
+    Redrawn: [Redrawn(FisherDiagonal(samples=4), 1)],
+    RescaledLogits: [RescaledLogits(Gram(3), norm=2.0)],
+    Conditions: [Conditions(samples=4)],
+    SketchedDiagonal: [SketchedDiagonal(products=6, samples=5)],
+    TopEigenvalues: [TopEigenvalues(samples=5)],
+    NoiseLevel: [NoiseLevel(rise="loss", draws=2, samples=5)],
+    TrainingGram: [TrainingGram(subset=2, trials=2, chunk=2)],
+    FisherMatrix: [FisherMatrix(samples=5)],
+    SpectralDensity: [SpectralDensity(probes=1, steps=3, samples=5)],
+    SketchedTraces: [SketchedTraces(products=6, samples=4, groups=2)],
+}
+
+
+def discovered() -> list[type[Statistic[Any]]]:
+    """Every public statistic of the package."""
+    modules = [
+        importlib.import_module(m.name) for m in pkgutil.walk_packages(statistics.__path__, "flatminima.statistics.")
+    ]
+    kinds = [kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
+    kinds = [k for k in kinds if issubclass(k, Statistic) and not inspect.isabstract(k) and k.__name__[0] != "_"]
+    return sorted(set(kinds), key=lambda kind: kind.__name__)
+
+
+def needs_sizes(kind: type[Statistic[Any]]) -> bool:
+    """Whether it cannot be made without arguments, and has no line."""
+    options = inspect.signature(kind).parameters.values()
+    return kind not in SIZES and any(option.default is option.empty for option in options)
+
+
+WITHOUT_SIZES = [kind.__name__ for kind in discovered() if needs_sizes(kind)]
+STATISTICS = [s for kind in discovered() if not needs_sizes(kind) for s in SIZES.get(kind) or [kind()]]
+FOLDS: list[Fold[Any, Any]] = [statistic for statistic in STATISTICS if isinstance(statistic, Fold)]
+# of HessianDiagonal, a product a parameter, the code is that of probes
+QUICK: list[Statistic[Any]] = [s for s in STATISTICS if not isinstance(s, HessianDiagonal)]
+# searches and iterations: rounding of a loss can change which way they go, so that float32 is no other float64 there
+ITERATED = (
+    AdaptiveWorstLoss,
+    WorstCaseLoss,
+    NoiseLevel,
+    TopEigenvalues,
+    SpectralDensity,
+    SketchedTraces,
+    SketchedDiagonal,
+)
+# nor is a difference of two losses, against which rounding of 1e-7 is not small
+DIRECT = [s for s in QUICK if not isinstance(s, (PerturbedLoss, *ITERATED))]
 SOME = [
     BY_NAME[name]
     for name in (
@@ -167,11 +218,27 @@ def merged(minimum: Minimum, fold: Fold[Any, Any], parts: list[list[Tensor]]) ->
     return fold.finish(total)
 
 
+def _computed(minimum: Minimum, which: list[Statistic[Any]] = QUICK) -> Minimum:
+    minimum.compute(which)
+    return minimum
+
+
+@cache
+def _base(name: str) -> Minimum:
+    """What every variant of a case is compared with: computed once."""
+    return _computed(minimum_of(BY_NAME[name]))
+
+
+def test_every_statistic_is_in_the_contract() -> None:
+    assert WITHOUT_SIZES == [], "give each a line in SIZES"
+    assert {type(s) for s in STATISTICS} == set(discovered()) and len(FOLDS) >= 28
+
+
 @each_fold
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_parts_merged_equal_the_whole(fold: Fold[Any, Any], case: Case) -> None:
     """Three ranks, of which one has nothing: a mean of means, or a state that forgets, shows here."""
-    minimum = minimum_of(case)
+    minimum = _base(case.name)
     whole = value(minimum, fold)
     if isinstance(whole, Undefined):
         pytest.skip(whole.reason)
@@ -193,15 +260,10 @@ def _compare(found: Minimum, expected: Minimum, rounding: float = 1e-10, back: T
         assert_alike(one, value(expected, statistic), rounding)
 
 
-def _computed(minimum: Minimum) -> Minimum:
-    minimum.compute(QUICK)
-    return minimum
-
-
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_company_does_not_matter(case: Case) -> None:
     """Alone, or in one sweep with everything else: sharing may change the cost, never a result."""
-    together = _computed(minimum_of(case))
+    together = _base(case.name)
     for statistic in STATISTICS:
         assert_alike(value(minimum_of(case), statistic), value(together, statistic))
 
@@ -209,24 +271,22 @@ def test_company_does_not_matter(case: Case) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_the_size_of_the_batches_does_not_matter(case: Case, batch_size: int) -> None:
-    _compare(_computed(minimum_of(case, batch_size=batch_size)), _computed(minimum_of(case)))
+    _compare(_computed(minimum_of(case, batch_size=batch_size)), _base(case.name))
 
 
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_the_order_of_the_data_does_not_matter(case: Case) -> None:
     """Subsets are drawn by the samples' contents."""
     order = torch.tensor([3, 6, 0, 5, 1, 4, 2])
-    _compare(_computed(minimum_of(case, order=order)), _computed(minimum_of(case)), back=order.argsort())
+    _compare(_computed(minimum_of(case, order=order)), _base(case.name), back=order.argsort())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_float32_is_close_to_float64(case: Case) -> None:
     """Kernels differ by dtype (fused attention and LSTM, layer rules): none may fail or drift in float32."""
-    double, single = _computed(minimum_of(case)), _computed(minimum_of(case, dtype=torch.float32))
+    double, single = (_computed(minimum_of(case, dtype=dtype), DIRECT) for dtype in (torch.float64, torch.float32))
     assert single.follows_layers == double.follows_layers
-    for statistic in QUICK:
-        if isinstance(statistic, PerturbedLoss):
-            continue  # a difference of two losses: rounding of 1e-7 is not small against it
+    for statistic in DIRECT:
         assert_alike(value(single, statistic), value(double, statistic), 2e-3)
 
 
@@ -240,7 +300,7 @@ def test_the_model_is_untouched(case: Case, untouched: Untouched) -> None:
     copies = cast(inputs, torch.float64), targets.clone()
     kept = [t.clone() for t in _leaves(copies)]
     with untouched(model):
-        minimum = _computed(Minimum(model, copies, case.loss, batch_size=3))
+        minimum = _computed(Minimum(model, copies, case.loss, batch_size=3), QUICK if case in SOME else DIRECT)
     assert all(torch.equal(a, b) for a, b in zip(kept, _leaves(copies), strict=True))
     minimum.compute([Gram(2, seed=9)])  # and it does not take its own work for somebody else's
 
