@@ -31,6 +31,7 @@ from flatminima.statistics import (
     BatchGradientSquares,
     Change,
     Conditions,
+    DrawnGaussNewtonDiagonal,
     ExactTraces,
     FisherDiagonal,
     FisherFactor,
@@ -46,6 +47,7 @@ from flatminima.statistics import (
     NoiseLevel,
     OutputEntropies,
     Outputs,
+    ParameterCount,
     PerturbedLoss,
     PositionJacobian,
     PositionSums,
@@ -57,6 +59,7 @@ from flatminima.statistics import (
     SpectralDensity,
     TopEigenvalues,
     TrainingGram,
+    Weights,
     WorstCaseLoss,
 )
 from mutation import Untouched
@@ -125,18 +128,11 @@ STATISTICS = [s for kind in discovered() if not needs_sizes(kind) for s in SIZES
 FOLDS: list[Fold[Any, Any]] = [statistic for statistic in STATISTICS if isinstance(statistic, Fold)]
 # of HessianDiagonal, a product a parameter, the code is that of probes
 QUICK: list[Statistic[Any]] = [s for s in STATISTICS if not isinstance(s, HessianDiagonal)]
-# searches and iterations: rounding of a loss can change which way they go, so that float32 is no other float64 there
-ITERATED = (
-    AdaptiveWorstLoss,
-    WorstCaseLoss,
-    NoiseLevel,
-    TopEigenvalues,
-    SpectralDensity,
-    SketchedTraces,
-    SketchedDiagonal,
-)
-# nor is a difference of two losses, against which rounding of 1e-7 is not small
-DIRECT = [s for s in QUICK if not isinstance(s, (PerturbedLoss, *ITERATED))]
+# no searches, iterations or differences of losses: rounding decides which way they go, so float32 is another value
+DIRECT: list[Statistic[Any]] = [
+    *(fold for fold in FOLDS if not isinstance(fold, HessianDiagonal | DrawnGaussNewtonDiagonal)),
+    *(s for kind in (Weights, ParameterCount, At, InFloat64) for s in STATISTICS if isinstance(s, kind)),
+]
 SOME = [
     BY_NAME[name]
     for name in (
@@ -300,7 +296,10 @@ def test_the_model_is_untouched(case: Case, untouched: Untouched) -> None:
     copies = cast(inputs, torch.float64), targets.clone()
     kept = [t.clone() for t in _leaves(copies)]
     with untouched(model):
-        minimum = _computed(Minimum(model, copies, case.loss, batch_size=3), QUICK if case in SOME else DIRECT)
+        minimum = _computed(
+            Minimum(model, copies, case.loss, batch_size=3),
+            [*DIRECT, *SIZES[PerturbedLoss]],
+        )
     assert all(torch.equal(a, b) for a, b in zip(kept, _leaves(copies), strict=True))
     minimum.compute([Gram(2, seed=9)])  # and it does not take its own work for somebody else's
 
