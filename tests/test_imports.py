@@ -41,11 +41,11 @@ LAYERS = [
     ("measures", "optim", "rounds"),  # never each other
     ("sharded",),
     ("training",),
+    ("diagnosis",),
     (
         "report",
         "ranking",
         "rescaling",
-        "diagnosis",
         "certification",
     ),  # never each other; a certificate trains its prior
     ("track",),

@@ -61,7 +61,7 @@ def diagnose(estimates: Mapping[str, Estimate], minimum: Minimum | None = None) 
     """
     found = [*_labels(estimates), *_curvature(estimates), *_precision(estimates), *_errors(estimates)]
     if minimum is not None:
-        found += _batchnorm(minimum)
+        found += batchnorm_findings(minimum)
     return sorted(found, key=lambda f: f.severity != "problem")
 
 
@@ -157,8 +157,8 @@ def _errors(estimates: Mapping[str, Estimate]) -> list[Finding]:
     ]
 
 
-def _batchnorm(minimum: Minimum) -> list[Finding]:
-    """Running statistics against those of one batch."""
+def batchnorm_findings(minimum: Minimum) -> list[Finding]:
+    """Running statistics of BatchNorm against those of one batch."""
     count = min(_BATCH, len(minimum.samples))
     layers = {name: m for name, m in minimum.model.named_modules() if isinstance(m, _BatchNorm)}
     if not layers or count < _FEW:

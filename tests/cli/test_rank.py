@@ -15,7 +15,7 @@ from flatminima.cli.rank import read_gaps
 from flatminima.data import load_tensors
 from flatminima.errors import DataError
 from flatminima.models import mlp
-from flatminima.ranking import order, rank
+from flatminima.ranking import choose, look, rank
 from flatminima.training import TrainConfig, evaluate, save_checkpoint, train
 
 WIDTHS = (64, 16, 10)
@@ -68,18 +68,14 @@ def minima(folder: Path) -> list[Minimum]:
 
 
 def test_the_order_and_the_scores_are_pythons(cli, folder) -> None:  # type: ignore[no-untyped-def]
-    code, out, _ = cli(*arguments(folder, "--test-split", "test", "--json", "--by", "path_norm,fisher_trace"))
-    assert code == 0
-    document = json.loads(out)
     from functools import partial
 
     from flatminima import measures
 
     names = NAMES.split(",")
-    tables = []
-    gaps = []
-    held = load_tensors("digits", "test", limit=200)
-    for minimum in minima(folder):
+    tables, looks, gaps = [], [], []
+    held = load_tensors("digits", "test")
+    for i, minimum in enumerate(minima(folder)):
         chosen = []
         for name in names:
             options = budgets.options("fast", name) | ({"subset": 20} if name == "fisher_trace" else {})
@@ -87,19 +83,81 @@ def test_the_order_and_the_scores_are_pythons(cli, folder) -> None:  # type: ign
             function.__name__ = name  # type: ignore[attr-defined]
             chosen.append(function)
         tables.append(measure(minimum, chosen))
+        looks.append(look(str(folder / f"{i}.safetensors"), minimum))
         x, y = minimum.samples.take(torch.arange(200))
         gaps.append(evaluate(minimum.model, *held).error - evaluate(minimum.model, x, y).error)
-    labels = [str(folder / f"{i}.safetensors") for i in range(4)]
-    expected = order(tables, labels, ["path_norm", "fisher_trace"])
-    assert document["order"] == json.loads(json.dumps(expected.to_dict()))
+    code, out, _ = cli(*arguments(folder, "--json", "--by", "path_norm,fisher_trace"))
+    assert code == 0
+    expected = choose(looks, tables, ["path_norm", "fisher_trace"])
+    assert expected.order is not None
+    document = json.loads(out)
+    assert document["order"] == json.loads(json.dumps(expected.order.to_dict()))
+    assert document["answer"] == expected.answer
+    code, out, _ = cli(*arguments(folder, "--json", "--test-split", "test"))
+    document = json.loads(out)
     assert [n["gap"] for n in document["networks"]] == pytest.approx(gaps)
-    scores = rank(tables, gaps)
-    assert document["measures"]["path_norm"]["tau"] == scores.correlations["path_norm"].tau
+    assert document["measures"]["path_norm"]["tau"] == rank(tables, gaps).correlations["path_norm"].tau
+    assert document["choice"]["basis"] == "errors" and document["choice"]["test_samples"] == len(held[1])
+    assert (
+        document["answer"]
+        == choose([look(x.candidate.name, m, held) for x, m in zip(looks, minima(folder), strict=True)]).answer
+    )
+
+
+def test_the_first_line_is_the_answer_and_the_page_has_it(cli, folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    output = tmp_path / "out"
+    torch.manual_seed(99)
+    save_checkpoint(mlp(WIDTHS), tmp_path / "untrained.safetensors")
+    asked = arguments(folder, "--test-split", "test", "--output", str(output), count=2)
+    code, out, _ = cli(str(tmp_path / "untrained.safetensors"), *asked)
+    answer = json.loads((output / "rank.json").read_text())["answer"]
+    assert code == 0 and " ".join(out.split()).startswith(answer[:60])
+    page = (output / "rank.html").read_text()
+    assert answer.split("(")[0].strip() in page and "untrained" in page and "left out" in page and "<svg" in page
+    assert "untrained" not in answer
+
+
+def test_other_scaling_is_named(cli, folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A network of pixels from 0 to 16, looked at on pixels from 0 to 1; would be ranked as a bad one."""
+    torch.manual_seed(3)
+    model = mlp(WIDTHS)
+    x, y = load_tensors("digits", limit=200, scaling="none")
+    train(model, x, y, config=TrainConfig(lr=0.01, epochs=25))
+    save_checkpoint(model, tmp_path / "raw.safetensors")
+    code, out, _ = cli(str(tmp_path / "raw.safetensors"), *arguments(folder, "--measures", "none", count=2))
+    assert code == 0 and "with --scaling none: it was trained so" in " ".join(out.split()), out
+
+
+def test_a_file_of_another_network_is_left_out(cli, folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    save_checkpoint(mlp((64, 8, 10)), tmp_path / "narrow.safetensors")
+    (tmp_path / "damaged.pt").write_bytes(b"no weights")
+    more = [str(tmp_path / "narrow.safetensors"), str(tmp_path / "damaged.pt")]
+    code, out, _ = cli(*more, *arguments(folder, "--test-split", "test", "--json"))
+    found = json.loads(out)["choice"]
+    assert code == 0 and [c["left_out"] is not None for c in found["candidates"]] == [True, True] + [False] * 4
+
+
+def test_each_checkpoint_may_have_its_model(cli, folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    x, y = load_tensors("digits", "test")
+    np.savez(tmp_path / "held.npz", x=(x[:, 0] * 16).numpy().astype(np.uint8), y=y)
+    asked = arguments(folder, "--model", "flatminima.models:mlp", "--measures", "none", "--json", count=2)
+    code, out, _ = cli(*asked, "--test-data", str(tmp_path / "held.npz"))
+    assert code == 0 and json.loads(out)["choice"]["test_samples"] == len(y)
+    code, _, err = cli(*arguments(folder, "--model", "a.b:c", count=3))
+    assert code == 2 and "got 2 --model for 3 checkpoints" in err
+
+
+def test_test_samples_that_were_trained_on_are_counted(cli, folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    asked = [a if a != "200" else "100000" for a in arguments(folder, "--measures", "none", count=2)]
+    code, out, _ = cli(*asked, "--test-split", "train[:50]+test")
+    assert code == 0 and "50 of 589 test samples are training samples too" in " ".join(out.split())
 
 
 def test_the_tables_fit_a_terminal(cli, folder) -> None:  # type: ignore[no-untyped-def]
     code, out, err = cli(*arguments(folder))
-    assert code == 0 and "mean rank" in out and max(map(len, out.splitlines())) <= 80
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
     assert "--test-split" in err
 
 
@@ -112,9 +170,9 @@ def test_nothing_is_measured_twice_but_a_damaged_file(cli, folder, tmp_path, mon
     calls: list[str] = []
     real = module._one
 
-    def counted(request, *rest):  # type: ignore[no-untyped-def]
+    def counted(request, minimum):  # type: ignore[no-untyped-def]
         calls.append(request.checkpoint.name)
-        return real(request, *rest)
+        return real(request, minimum)
 
     monkeypatch.setattr(module, "_one", counted)
     _, again, _ = cli(*asked)
@@ -124,7 +182,7 @@ def test_nothing_is_measured_twice_but_a_damaged_file(cli, folder, tmp_path, mon
     kept[0].write_text('{"table": ')
     _, mended, _ = cli(*asked)
     assert len(calls) == 1
-    assert json.loads(mended)["order"] == json.loads(first)["order"]
+    assert json.loads(mended)["choice"] == json.loads(first)["choice"]
     cli(*asked, "--seed", "1")
     assert len(calls) == 4, "another request is not in the cache"
 

@@ -192,7 +192,7 @@ def test_hidden_and_absent_labels_name_their_row(write: Write) -> None:
     [
         ("./nowhere", "is not there"),
         ("/a/b/c/d", "is not there"),
-        (__file__, "is a file"),
+        (__file__, "is a .py file: data is read from .npz"),
         ("", "is not there"),
         ("minst", "organisation/name"),
         ("https:example", "organisation/name"),

@@ -40,7 +40,7 @@ def _ledger(path: Path) -> None:
 def _ranked(path: Path) -> None:
     found = _read(path)
     if found is not None:
-        order([found[0], found[0]], ["a", "b"], None, seed=0)
+        order([found, found], ["a", "b"], None, seed=0)
 
 
 # Readers that can be called without their command, which is then not run.

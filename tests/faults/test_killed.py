@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import torch
 
+from flatminima.data import load_tensors
 from flatminima.models import mlp
-from flatminima.training import read_weights, save_checkpoint
+from flatminima.training import TrainConfig, read_weights, save_checkpoint, train
 from hostile import call
 
 KILLS = int(os.environ.get("FLATMINIMA_KILLS", "0"))
@@ -115,7 +116,9 @@ def checkpoints(folder: Path) -> list[str]:
     for i in range(6):
         torch.manual_seed(i)
         names.append(str(folder / f"{i}.safetensors"))
-        save_checkpoint(mlp((64, 32, 10)), names[-1])
+        network = mlp((64, 32, 10))
+        train(network, *load_tensors("digits", limit=300), config=TrainConfig(lr=0.1, epochs=15))
+        save_checkpoint(network, names[-1])
     return names
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatminima.cli import factory
 from flatminima.cli.source import Source
 from flatminima.errors import CheckpointError, UnknownName, UsageError
 
@@ -65,7 +64,7 @@ class Around:
         data = None
         if self.prior_checkpoint is not None and self.prior_split is not None:
             prior = replace(self.source, checkpoint=str(self.prior_checkpoint)).network().eval()
-            data = replace(self.source, limit=None).samples(self.prior_split, None)
+            data = self.source.whole().samples(self.prior_split, None)
         if options.pop("keep_ledger") and options["ledger"] is None and output is not None:
             options["ledger"] = output / f"ledger-{minimum.samples.fingerprint}.json"
         return certify_around(
@@ -75,7 +74,7 @@ class Around:
             prior_data=data,
             prior_seed=self.source.seed,
             output=output,
-            source=asdict(self.source) | {"prior_split": self.prior_split},
+            source=self.source.document() | {"prior_split": self.prior_split},
             seed=self.source.seed,
             **options,
         )
@@ -83,10 +82,8 @@ class Around:
 
 def maker(source: Source, device: str | None = None) -> Callable[[], nn.Module]:
     """The function that --model names, which certify calls under seeds of its own."""
-    folder = None if source.app_dir is None else Path(source.app_dir)
-    arguments = factory.arguments(list(source.model_arg))
 
     def make() -> nn.Module:
-        return factory.build(source.model, arguments, folder).to(device or "cpu")
+        return source.build().to(device or "cpu")
 
     return make

@@ -18,9 +18,10 @@ import typer
 
 from flatminima.cli.around import POSTERIORS, Around, maker
 from flatminima.cli.device import usable
-from flatminima.cli.measure import writable
-from flatminima.cli.options import AppDir, AsJson, Device, DryRun, Limit, MaxPixels, ModelArg, Scaling, Seed, Threads
-from flatminima.cli.source import Source
+from flatminima.cli.grouped import grouped
+from flatminima.cli.options import DATA_HELP, AppDir, AsJson, Device, DryRun, ModelArg, ModelConfig, Seed, Threads
+from flatminima.cli.output import writable
+from flatminima.cli.source import Reading, Source
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.verify import Typed, verify_record
 from flatminima.errors import UnknownName, UsageError
@@ -39,9 +40,11 @@ KEPT = ("float16", "float32")
 _WRITES = ("certificate.json", "weights.safetensors", "certificate.svg")
 
 
+@grouped
 def certify(
+    reading: Reading,
     model: Annotated[str | None, typer.Option(help="Import string, package.module:factory.")] = None,
-    data: Annotated[str | None, typer.Option(help="'digits', a folder in the Hugging Face layout, a hub name.")] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     split: Annotated[str, typer.Option(help="Split of the training data.")] = "train",
     test_split: Annotated[str | None, typer.Option(help="Split to report the error on, never trained on.")] = None,
     objective: Annotated[str, typer.Option(help=f"Of the posterior: {', '.join(OBJECTIVES)}.")] = "kl",
@@ -65,10 +68,8 @@ def certify(
         str | None, typer.Option(help="File that counts them; in --output by default; 'none' for none.")
     ] = None,
     minutes: Annotated[float | None, typer.Option("--time", help="Minutes; chooses epochs and passes.")] = None,
-    scaling: Scaling = "unit",
-    max_pixels: MaxPixels = None,
-    limit: Limit = None,
     model_arg: ModelArg = None,
+    model_config: ModelConfig = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from; see --initial, --posterior.")] = None,
     stated: Annotated[
         str, typer.Option("--stated", "--initial", help="What a --checkpoint was trained on: none of these samples.")
@@ -93,15 +94,16 @@ def certify(
 ) -> None:
     """Certify: bound the error on new samples with probability 1 - delta."""
     if verify is not None:
-        typed = Typed(model, data, tuple(model_arg or ()), None if app_dir is None else str(app_dir), prior_split)
+        folder = None if app_dir is None else str(app_dir)
+        typed = Typed(model, data, tuple(model_arg or ()), folder, prior_split, reading)
         verify_record(verify, typed, device, threads, as_json)
         return
     if model is None or data is None:
         raise UsageError("certify needs --model and --data, or --verify with a certificate.json")
-    start, folder = (None if p is None else str(p) for p in (checkpoint, app_dir))
+    config, start, folder = (None if p is None else str(p) for p in (model_config, checkpoint, app_dir))
     source = Source(
-        model, data, split, test_split, scaling, limit, tuple(model_arg or ()), start, folder, seed, max_pixels
-    )
+        model, data, split, test_split, reading, tuple(model_arg or ()), config, start, folder, seed
+    )  # fmt: skip
     source.check()
     for kind, value, known in (
         ("objective", objective, OBJECTIVES), ("layers", layers, LAYERS), ("augmentation", augment, AUGMENTATIONS),
@@ -224,7 +226,7 @@ def _run(p: _Prepared, minutes: float | None, options: dict[str, Any]) -> Certif
         recipe=p.recipe,
         seconds=seconds,
         test_data=p.test,
-        source=asdict(p.source),
+        source=p.source.document(),
         seed=p.source.seed,
         **options,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -16,6 +17,7 @@ from flatminima.errors import FlatMinimaError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+_SOURCE = ".py"
 _LITERALS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -23,15 +25,20 @@ class FactoryFailed(FlatMinimaError):
     """The user's factory raised, or returned something else than a module (exit code 1)."""
 
 
-def split(target: str) -> tuple[str, str]:
-    """Module and name of an import string; checked before anything is imported.
+def split(target: str, option: str = "--model") -> tuple[str, str]:
+    """Module (or file) and name of an import string; checked before anything is imported.
 
     Raises:
-        UsageError: not of the form package.module:factory.
+        UsageError: not of the form package.module:factory or file.py:factory.
     """
-    module, colon, name = target.partition(":")
+    module, colon, name = target.rpartition(":")
+    if colon and name.isidentifier() and module.endswith(_SOURCE):
+        if not Path(module).is_file():
+            raise UsageError(f"no file {module} for {option} {target}; check the path")
+        return module, name
     if not (colon and module and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise UsageError(f"got --model {target!r}; expected package.module:factory, e.g. flatminima.models:mnist_cnn")
+        example = "flatminima.models:mnist_cnn, or file.py:factory" if option == "--model" else "my_data:load"
+        raise UsageError(f"got {option} {target!r}; expected package.module:factory, e.g. {example}")
     return module, name
 
 
@@ -55,8 +62,12 @@ def arguments(pairs: list[str], option: str = "--model-arg") -> dict[str, Any]:
     return out
 
 
-def build(target: str, options: dict[str, Any], app_dir: Path | None) -> nn.Module:
-    """Call the factory.
+def build(target: str, options: dict[str, Any], app_dir: Path | None, config: Path | None = None) -> nn.Module:
+    """Call the factory of a network.
+
+    Args:
+        target: import string. options: keyword arguments. app_dir: folder to import from.
+        config: file of further arguments, or of the one configuration object that the factory takes.
 
     Raises:
         UsageError: the module or the name does not exist, is not callable, or does not take the options.
@@ -64,46 +75,76 @@ def build(target: str, options: dict[str, Any], app_dir: Path | None) -> nn.Modu
     """
     from torch import nn
 
-    module_name, name = split(target)
-    if app_dir is not None:
-        sys.path.insert(0, os.fspath(app_dir.resolve()))
-    factory = _find(module_name, name, target, app_dir)
-    _check_options(factory, options, target)
-    try:
-        model = factory(**options)
-    except (Exception, SystemExit) as error:
-        raise FactoryFailed(f"{target}({_shown(options)}) raised {_oneline(error)}") from error
+    factory = named(target, app_dir)
+    if isinstance(factory, nn.Module):  # calling it would be a forward pass
+        raise UsageError(f"{target} is a network already; --model must name a function or class that makes one")
+    if not callable(factory):
+        raise UsageError(f"{target} is a {type(factory).__name__}; --model must name something that can be called")
+    if config is not None:
+        from flatminima.cli.configuration import arguments_of
+
+        options = arguments_of(factory, config) | options
+    model = call(factory, options, target)
     if not isinstance(model, nn.Module):
         raise FactoryFailed(f"{target} returned {type(model).__name__}; it must return a torch.nn.Module")
     return model
 
 
-def _find(module_name: str, name: str, target: str, app_dir: Path | None) -> Any:
-    """The callable that the import string names."""
-    from torch import nn
-
+def call(factory: Any, options: dict[str, Any], target: str, option: str = "--model-arg") -> Any:
+    """What the factory returns. Raises UsageError for arguments that it does not take, FactoryFailed if it raised."""
+    _check_options(factory, options, target, option)
     try:
-        module = importlib.import_module(module_name)
+        return factory(**options)
+    except (Exception, SystemExit) as error:
+        raise FactoryFailed(f"{target}({_shown(options)}) raised {_oneline(error)}") from error
+
+
+def named(target: str, app_dir: Path | None, option: str = "--model") -> Any:
+    """What an import string names.
+
+    Raises:
+        UsageError: no such module, file or name. FactoryFailed: importing it raised.
+    """
+    module_name, name = split(target, option)
+    if app_dir is not None:
+        sys.path.insert(0, os.fspath(app_dir.resolve()))
+    try:
+        module = (
+            _from_file(Path(module_name)) if module_name.endswith(_SOURCE) else importlib.import_module(module_name)
+        )
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             where = "" if app_dir else ": for a file in this folder add --app-dir ."
-            raise UsageError(f"no module {error.name!r} for --model {target}{where}") from None
+            raise UsageError(f"no module {error.name!r} for {option} {target}{where}") from None
         raise FactoryFailed(f"importing {module_name!r} failed: {_oneline(error)}") from error
     except (Exception, SystemExit) as error:
         raise FactoryFailed(f"importing {module_name!r} failed: {_oneline(error)}") from error
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, dir(module), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "check the part of --model after the colon"
+        hint = f"did you mean {near[0]!r}?" if near else f"check the part of {option} after the colon"
         raise UsageError(f"module {module_name!r} has no {name!r}: {hint}")
-    factory = getattr(module, name)
-    if isinstance(factory, nn.Module):  # calling it would be a forward pass
-        raise UsageError(f"{target} is a network already; --model must name a function or class that makes one")
-    if not callable(factory):
-        raise UsageError(f"{target} is a {type(factory).__name__}; --model must name something that can be called")
-    return factory
+    return getattr(module, name)
 
 
-def _check_options(factory: Any, options: dict[str, Any], target: str) -> None:
+def _from_file(path: Path) -> Any:
+    """The module in a file, whatever its name, once a process; its folder is on the path, as of a script."""
+    path = path.resolve()
+    name = f"{path.stem.replace('-', '_')}_{abs(hash(str(path))):x}"
+    if name not in sys.modules:
+        sys.path.insert(0, os.fspath(path.parent))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _check_options(factory: Any, options: dict[str, Any], target: str, option: str) -> None:
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # built in C: calling it will tell
@@ -112,7 +153,7 @@ def _check_options(factory: Any, options: dict[str, Any], target: str) -> None:
         signature.bind(**options)
     except TypeError as error:
         takes = ", ".join(signature.parameters) or "nothing"
-        raise UsageError(f"{target} {error}: it takes {takes}; check --model-arg key=value") from None
+        raise UsageError(f"{target} {error}: it takes {takes}; check {option} key=value") from None
 
 
 def _oneline(error: BaseException) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flatminima.cli import language
 from flatminima.cli.device import usable
-from flatminima.cli.measure import forget, kept_for, writable
+from flatminima.cli.grouped import grouped
 from flatminima.cli.options import (
     LOSSES,
     AppDir,
@@ -20,14 +21,13 @@ from flatminima.cli.options import (
     Data,
     Device,
     DryRun,
-    Limit,
     Loss,
-    MaxPixels,
     Model,
     ModelArg,
-    Scaling,
+    ModelConfig,
 )
-from flatminima.cli.source import Source
+from flatminima.cli.output import forget, kept_for, writable
+from flatminima.cli.source import Reading, Source
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.errors import UnknownName, UsageError
 from flatminima.io import json_text
@@ -41,7 +41,9 @@ FILES = ("landscape.json", "landscape.svg", "landscape.png")
 _HESSIAN_PRODUCTS = 60  # until two eigenvectors have converged, typically; each costs two passes forward and backward
 
 
+@grouped
 def landscape(
+    reading: Reading,
     model: Model,
     data: Data,
     output: Annotated[Path, typer.Option(help="Folder for landscape.json, .svg and .png.")],
@@ -54,10 +56,8 @@ def landscape(
     samples: Annotated[int, typer.Option(min=1, help="Samples that each loss is a mean of.")] = 1000,
     alpha: Annotated[float, typer.Option(help="Noise of the ball: sigma_i = alpha (10 |w_i| + 1).")] = 5e-4,
     loss: Loss = "cross_entropy",
-    scaling: Scaling = "unit",
-    max_pixels: MaxPixels = None,
-    limit: Limit = None,
     model_arg: ModelArg = None,
+    model_config: ModelConfig = None,
     app_dir: AppDir = None,
     batch_size: BatchSize = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of directions and samples.")] = 0,
@@ -66,15 +66,13 @@ def landscape(
     as_json: AsJson = False,
 ) -> None:
     """Draw the loss around a minimum: a line or a plane, with the ball that random noise reaches."""
-    source = Source(
-        model, data, split, None, scaling, limit, tuple(model_arg or ()),
-        None if checkpoint is None else str(checkpoint), None if app_dir is None else str(app_dir), seed,
-        max_pixels,
-    )  # fmt: skip
+    config, start, folder = (None if p is None else str(p) for p in (model_config, checkpoint, app_dir))
+    arguments = tuple(model_arg or ())
+    source = Source(model, data, split, None, reading, arguments, config, start, folder, seed, loss)
     _check(source, along, radius, alpha, loss)
     writable(output, FILES)
     kept = None if dry_run else output
-    asked = vars(source) | {"along": along, "loss": loss, "batch_size": batch_size, "device": device}
+    asked = source.document() | {"along": along, "loss": loss, "batch_size": batch_size, "device": device}
     with bars(), contextlib.redirect_stdout(sys.stderr), kept_for(kept, asked):
         minimum = _minimum(source, loss, batch_size, usable(device))
         if dry_run:
@@ -84,7 +82,7 @@ def landscape(
     if dry_run:
         typer.echo(json_text(planned) if as_json else _words(planned))
         return
-    document = found.to_dict() | {"source": source.__dict__, "along": along, "seed": seed}
+    document = found.to_dict() | {"source": source.document(), "along": along, "seed": seed}
     paths = _save(found, document, output)
     forget(kept)
     if as_json:
@@ -113,8 +111,11 @@ def _minimum(source: Source, loss: str, batch_size: int, device: str | None) -> 
     network = source.network()
     if source.checkpoint is None:
         say("Note: no --checkpoint, so these are the weights that the factory gave")
-    samples = source.samples(source.split, None)
-    return Minimum(network.eval(), samples, loss, batch_size=batch_size, device=device, seed=source.seed)
+    given = source.given(source.split)
+    say(f"Data: {given.said}")
+    if language.is_language(source.model):
+        loss = language.loss(source.model, loss)
+    return Minimum(network.eval(), given.data, loss, batch_size=batch_size, device=device, seed=source.seed)
 
 
 def _landscape(

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial, update_wrapper
 from inspect import signature
@@ -22,43 +19,36 @@ import typer
 from flatminima import budgets, catalog
 from flatminima.cli import explain, factory, language
 from flatminima.cli.device import usable
+from flatminima.cli.grouped import grouped
 from flatminima.cli.options import (
+    DATA_HELP,
     LOSSES,
-    SCALINGS,
     AppDir,
     AsJson,
     BatchSize,
     Budget,
-    Data,
-    DataConfig,
     Device,
     DryRun,
-    ImageColumn,
-    ImageMode,
-    ImageSize,
-    LabelColumn,
-    Length,
-    Limit,
     Loss,
-    MaxPixels,
     Model,
     ModelArg,
-    Packing,
-    Scaling,
+    ModelConfig,
     Seed,
     Subset,
-    TextColumn,
     Threads,
 )
+from flatminima.cli.output import forget, kept_for, writable
 from flatminima.cli.ranks import first, ranks
+from flatminima.cli.source import Given, Reading, check_network, check_samples, samples_of
 from flatminima.cli.terminal import bars, out, say, tell
-from flatminima.cli.threshold import Threshold
-from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
+from flatminima.cli.threshold import Threshold, refuse_crossed
+from flatminima.errors import UnknownName, UsageError
 from flatminima.io import json_text
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
+    from flatminima.cli.source import Given
     from flatminima.core.distributed import Ranks
     from flatminima.core.minimum import Minimum
     from flatminima.landscape import Landscape
@@ -67,7 +57,6 @@ if TYPE_CHECKING:
 
 _WRITES = ("measures.json", "report.html")
 _MORE = "see flatminima list"
-_CROSSED = 3  # exit code: it ran, but a threshold failed
 
 
 @dataclass(frozen=True)
@@ -75,30 +64,22 @@ class Request:
     """What was asked for, as typed."""
 
     model: str
-    data: str
+    data: str | None
     checkpoint: Path | None
     split: str
     measures: str | None
-    scaling: str
-    limit: int | None
+    reading: Reading
     loss: str
     subset: int | None
     budget: str
     model_arg: tuple[str, ...]
     app_dir: Path | None
-    data_config: str | None
-    image_column: str | None
-    label_column: str | None
-    mode: str | None
-    image_size: int | None
-    max_pixels: int | None
     batch_size: int
     seed: int
     device: str | None
     threads: int | None
-    text_column: str | None = None
-    length: int | None = None
-    packing: bool = False
+    model_config: Path | None = None
+    no_data: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -118,30 +99,30 @@ class Request:
         """
         budgets.check(self.budget)
         _ = self.names
-        if language.is_language(self.model):
-            language.check(self.model, self.data, self.packing, self.length)
-        else:
-            factory.split(self.model)
-        factory.arguments(list(self.model_arg))
-        for kind, value, known in (("loss", self.loss, LOSSES), ("scaling", self.scaling, SCALINGS)):
-            if value not in known:
-                raise UnknownName(kind, value, known)
-        if self.checkpoint is not None and not self.checkpoint.exists():
-            raise CheckpointError(f"no file {self.checkpoint} for --checkpoint; check the path")
-        if self.app_dir is not None and not self.app_dir.is_dir():
-            raise UsageError(f"no folder {self.app_dir} for --app-dir; check the path")
-        if self.data.startswith((".", "/")) and not Path(self.data).exists():
-            raise DataError(f"no folder {self.data} for --data; check the path")
+        check_network(self.model, list(self.model_arg), self.model_config, self.checkpoint, self.app_dir)
+        if self.loss not in LOSSES:
+            raise UnknownName("loss", self.loss, LOSSES)
+        self.reading.check()
+        if self.data is not None:
+            check_samples(self.model, self.data, self.reading)
+        elif not self.no_data:
+            raise UsageError("measure needs --data, the samples that the network was trained on, or --no-data")
+        if self.no_data and self.data is not None:
+            raise UsageError(f"got --data {self.data} and --no-data; give one of them")
 
     def document(self) -> dict[str, Any]:
         """The options that say what was measured, for the report: those not given are left out."""
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items() if k != "reading"}
+        values |= self.reading.document()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in (None, (), False)}
 
 
+@grouped
 def measure(
+    reading: Reading,
     model: Model,
-    data: Data,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    no_data: Annotated[bool, typer.Option("--no-data", help="Only measures that read the weights alone.")] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights: .safetensors, or .pt read with weights_only=True.")
     ] = None,
@@ -150,21 +131,11 @@ def measure(
         str | None, typer.Option(help=f"Comma-separated names; by default all of the budget's ({_MORE}).")
     ] = None,
     budget: Budget = "default",
-    scaling: Scaling = "unit",
-    limit: Limit = None,
     loss: Loss = "cross_entropy",
     subset: Subset = None,
     model_arg: ModelArg = None,
+    model_config: ModelConfig = None,
     app_dir: AppDir = None,
-    data_config: DataConfig = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    mode: ImageMode = None,
-    image_size: ImageSize = None,
-    text_column: TextColumn = None,
-    length: Length = None,
-    packing: Packing = False,
-    max_pixels: MaxPixels = None,
     batch_size: BatchSize = 256,
     seed: Seed = 0,
     device: Device = None,
@@ -187,11 +158,15 @@ def measure(
 ) -> None:
     """Measure a trained network: its weights, on the data it was trained on."""
     request = Request(
-        model, data, checkpoint, split, measures, scaling, limit, loss, subset, budget, tuple(model_arg or ()), app_dir,
-        data_config, image_column, label_column, mode, image_size, max_pixels, batch_size, seed, device,
-        threads, text_column, length, packing,
+        model, data, checkpoint, split, measures, reading, loss, subset, budget, tuple(model_arg or ()), app_dir,
+        batch_size, seed, device, threads, model_config, no_data,
     )  # fmt: skip
     request.check()
+    if no_data:
+        from flatminima.cli.weights_alone import measure_weights
+
+        measure_weights(request, output, fail_if, as_json)
+        return
     names = explain.with_more(request.names) if explained else request.names
     thresholds = [Threshold.of(text, names) for text in fail_if or ()]
     if output is not None and first():
@@ -257,13 +232,9 @@ def measure(
     if output is None:
         say("", "Next: the same with --output FOLDER writes measures.json and report.html")
     else:
-        _save(document, pictures, output)
+        save(document, pictures, output)
     forget(kept)
-    crossed = [text for t in thresholds if (text := t.crossed(table[t.measure])) is not None]
-    for text in crossed:
-        say(f"threshold: {text}")
-    if crossed:
-        raise typer.Exit(_CROSSED)
+    refuse_crossed(thresholds, table)
 
 
 def _keep(
@@ -278,56 +249,12 @@ def _keep(
     if not len(table):
         return
     document = table.to_dict() | {"command": request.document(), **_machine(minimum)}
-    _save(document | {"diagnosis": []}, {}, output)
+    save(document | {"diagnosis": []}, {}, output)
     kept = f"{len(table)} of {len(wanted)} measures are in {output / _WRITES[0]}"
     if hasattr(stop, "kept"):
         stop.kept = kept
     else:
         say(kept)
-
-
-@contextmanager
-def kept_for(output: Path | None, asked: dict[str, Any]) -> Iterator[None]:
-    """Within the block what is finished is kept below the folder, for the same command."""
-    if output is None:
-        yield
-        return
-    from flatminima.core.keeping import keeping
-    from flatminima.io import run_key
-
-    with keeping(output, run_key(asked)):
-        yield
-
-
-def forget(output: Path | None) -> None:
-    """What was kept for results that are written now."""
-    if output is not None:
-        from flatminima.core.keeping import done
-
-        done(output)
-
-
-def writable(output: Path, files: tuple[str, ...]) -> None:
-    """Refuse before the work what would fail after it, leaving nothing behind.
-
-    Raises:
-        WriteFailed: the folder, or where it would be made, cannot be written.
-        FolderInUse: another process writes there. UsageError: a folder has the name of a file.
-    """
-    from flatminima.io import cannot_write, refuse_in_use
-
-    refuse_in_use(output)
-    try:
-        folder = output.absolute()
-        while not folder.exists():
-            folder = folder.parent
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        taken = [name for name in files if (output / name).is_dir()]
-    except OSError as error:
-        raise cannot_write(output, error, to="to ") from None
-    if taken:
-        raise UsageError(f"cannot write to {output}: {taken[0]} is a folder there; choose another --output")
 
 
 def _minimum(request: Request) -> tuple[Minimum, list[str]]:
@@ -337,12 +264,10 @@ def _minimum(request: Request) -> tuple[Minimum, list[str]]:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     network, notes = built(request)
-    if not language.is_language(request.model):
-        return stands(request, network, loaded(request, request.split), ranks()), notes
-    data, said = texts(request, request.split)
-    minimum = stands(request, network, data, ranks())
-    losses = language.said_of_losses(minimum)
-    return minimum, [*notes, *said, *([] if losses is None else [losses])]
+    given = loaded(request, request.split)
+    minimum = stands(request, network, given.data, ranks())
+    losses = language.said_of_losses(minimum) if language.is_language(request.model) else None
+    return minimum, [*notes, *given.notes, *([] if losses is None else [losses])]
 
 
 def built(request: Request) -> tuple[nn.Module, list[str]]:
@@ -355,7 +280,8 @@ def built(request: Request) -> tuple[nn.Module, list[str]]:
     if language.is_language(request.model):
         return _of_the_hub(request)
     torch.manual_seed(request.seed)  # weights of a factory that has no checkpoint
-    network = factory.build(request.model, factory.arguments(list(request.model_arg)), request.app_dir)
+    arguments = factory.arguments(list(request.model_arg))
+    network = factory.build(request.model, arguments, request.app_dir, request.model_config)
     notes = []
     if request.app_dir is not None:
         notes.append(f"imported {request.model.partition(':')[0]} with {request.app_dir} on the path")
@@ -377,41 +303,14 @@ def _of_the_hub(request: Request) -> tuple[nn.Module, list[str]]:
     return found.model.eval(), [*found.notes, *more]
 
 
-def texts(request: Request, split: str) -> tuple[tuple[dict[str, Tensor], Tensor], tuple[str, ...]]:
-    """Tokens and targets of a split, and notes."""
-    return language.texts(
-        request.model,
-        request.data,
-        split,
-        limit=request.limit,
-        length=request.length,
-        packing=request.packing,
-        text_column=request.text_column,
-        label_column=request.label_column,
+def loaded(request: Request, split: str) -> Given:
+    """The samples of a split."""
+    return samples_of(
+        request.model, str(request.data), split, request.reading, app_dir=request.app_dir, loss=request.loss
     )
 
 
-def loaded(request: Request, split: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a split."""
-    from flatminima.data import load_tensors
-    from flatminima.progress import report
-
-    return load_tensors(
-        request.data,
-        split,
-        limit=request.limit,
-        scaling=request.scaling,
-        config=request.data_config,
-        image_column=request.image_column,
-        label_column=request.label_column,
-        mode=request.mode,
-        image_size=request.image_size,
-        max_pixels=request.max_pixels,
-        progress=lambda done, total, text: report(text, done, total),
-    )
-
-
-def stands(request: Request, network: nn.Module, data: tuple[Any, Tensor], shared: Ranks | None = None) -> Minimum:
+def stands(request: Request, network: nn.Module, data: Any, shared: Ranks | None = None) -> Minimum:
     """The network at its weights on the data."""
     from flatminima.core.minimum import Minimum
 
@@ -481,7 +380,7 @@ def _machine(minimum: Minimum) -> dict[str, Any]:
     }
 
 
-def _save(document: dict[str, Any], pictures: dict[str, Landscape], output: Path) -> None:
+def save(document: dict[str, Any], pictures: dict[str, Landscape], output: Path) -> None:
     from flatminima.io import claimed, write_whole
     from flatminima.report import write_measures
 

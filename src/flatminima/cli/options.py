@@ -12,12 +12,17 @@ LOSSES = (
     "binary_cross_entropy", "causal_lm", "causal_lm_sequence", "cross_entropy", "mse", "token_cross_entropy",
     "token_cross_entropy_sequence",
 )  # fmt: skip
-SCALINGS = ("standard", "unit")
+SCALINGS = ("imagenet", "none", "standard", "unit")
+LAYOUTS = ("chw", "hwc")
 
 Model = Annotated[str, typer.Option(help="Import string package.module:factory, or hf:NAME_OR_FOLDER[@revision].")]
 ModelArg = Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")]
 AppDir = Annotated[Path | None, typer.Option(help="Folder to import --model from.")]
-Data = Annotated[str, typer.Option(help="'digits', a folder in the Hugging Face layout, or a hub name.")]
+DATA_HELP = "'digits', a file or folder, a hub name, or package.module:function."
+ModelConfig = Annotated[
+    Path | None, typer.Option(help="JSON, TOML or YAML file of the factory's arguments, or its configuration object.")
+]
+Data = Annotated[str, typer.Option(help=DATA_HELP)]
 DataConfig = Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, where it cannot be guessed.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, where it cannot be guessed.")]
@@ -27,7 +32,16 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of the texts, for h
 Length = Annotated[int | None, typer.Option(min=2, help="Tokens a text, for hf: models; longer ones are cut.")]
 Packing = Annotated[bool, typer.Option("--packing", help="hf: models: texts after each other in blocks of --length.")]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="Largest image to decode; 16.8 million pixels.")]
-Scaling = Annotated[str, typer.Option(help="'unit' (pixels / 255) or 'standard' (per channel).")]
+Scaling = Annotated[str, typer.Option(help="'unit' (pixels / 255), 'standard' (by channel), 'imagenet' or 'none'.")]
+Mean = Annotated[str | None, typer.Option(help="Subtracted after scaling to [0, 1]: one number, or one a channel.")]
+Std = Annotated[str | None, typer.Option(help="Divided by after --mean.")]
+Classes = Annotated[str | None, typer.Option(help="Names of the classes in the order of the outputs, comma-separated.")]
+InputColumns = Annotated[
+    str | None, typer.Option("--columns", help="Columns of the inputs: 'age,income'; two inputs: 'image;age,income'.")
+]
+Layout = Annotated[str | None, typer.Option(help="Of arrays of images where it is open: 'chw' or 'hwc'.")]
+DataArg = Annotated[list[str] | None, typer.Option(help="key=value for the function of --data; repeat.")]
+TestData = Annotated[str | None, typer.Option(help="Where the held-out samples are, if not in --data.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use a fixed random subset of so many samples.")]
 Loss = Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}.")]
 Subset = Annotated[int | None, typer.Option(min=1, help="Samples a Gram matrix (Fisher family).")]

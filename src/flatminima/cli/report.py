@@ -42,7 +42,11 @@ def _write(document: dict[str, Any], found: Path, page: Path) -> None:
     from flatminima.report import write_measures, write_report
     from flatminima.report.folder import PAGES, folder_page
 
-    if found.name in PAGES:
+    if found.name == "rank.json" and "choice" in document:
+        from flatminima.report.ranking import write_ranking
+
+        write_ranking(document, page)
+    elif found.name in PAGES:
         write_whole(page, folder_page(found.name, document, found.parent))
     elif found.name == "measures.json":
         write_measures(document, page)

@@ -1,50 +1,159 @@
-"""Where a network and its samples come from, as typed."""
+"""Where a network and its samples come from, as typed: one place for every command.
+
+Code and files are named by the command line alone; a record of an earlier run names none that is then used.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flatminima.cli import factory
-from flatminima.cli.options import SCALINGS
+from flatminima.cli import factory, language
+from flatminima.cli.options import (
+    LAYOUTS,
+    SCALINGS,
+    Classes,
+    DataArg,
+    DataConfig,
+    ImageColumn,
+    ImageMode,
+    ImageSize,
+    InputColumns,
+    LabelColumn,
+    Layout,
+    Length,
+    Limit,
+    MaxPixels,
+    Mean,
+    Packing,
+    Scaling,
+    Std,
+    TextColumn,
+)
 from flatminima.cli.terminal import say
-from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
+from flatminima.errors import CheckpointError, DataError, FlatMinimaError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flatminima.data import Normalisation
+
+_FILES = (".csv", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".pt", ".pth", ".safetensors", ".tsv")
+# words of the library's messages, in those of the command line
+_OPTIONS = ("label_column", "image_column", "image_size", "max_pixels", "columns", "classes", "layout", "mode", "limit")
+_NUMBERS = ("mse", "binary_cross_entropy")  # losses that compare outputs with numbers
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples are read and scaled."""
+
+    scaling: Scaling = "unit"
+    mean: Mean = None
+    std: Std = None
+    classes: Classes = None
+    columns: InputColumns = None
+    label_column: LabelColumn = None
+    image_column: ImageColumn = None
+    mode: ImageMode = None
+    image_size: ImageSize = None
+    max_pixels: MaxPixels = None
+    layout: Layout = None
+    data_config: DataConfig = None
+    data_arg: DataArg = None
+    limit: Limit = None
+    text_column: TextColumn = None
+    length: Length = None
+    packing: Packing = False
+
+    def check(self) -> None:
+        """Refuse what can be refused without torch.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        if self.scaling not in SCALINGS:
+            raise UnknownName("scaling", self.scaling, SCALINGS)
+        if self.layout is not None and self.layout not in LAYOUTS:
+            raise UnknownName("layout", self.layout, LAYOUTS)
+        if (self.mean is None) != (self.std is None):
+            raise UsageError("--mean and --std go together: give both, one number or one a channel (0.49,0.48,0.45)")
+        if self.mean is not None and self.std is not None:
+            mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
+            if len(mean) != len(std) or min(std) <= 0:
+                got = f"--mean {self.mean} and --std {self.std}"
+                raise UsageError(f"got {got}; expected as many of each, --std above 0")
+            if self.scaling != "unit":
+                raise UsageError(f"got --scaling {self.scaling} and --mean; give one of them")
+        factory.arguments(list(self.data_arg or ()), "--data-arg")
+
+    @property
+    def normalisation(self) -> str | Normalisation:
+        """What `prepare` takes as scaling."""
+        if self.mean is None or self.std is None:
+            return self.scaling
+        from flatminima.data import Normalisation
+
+        return Normalisation(_numbers("--mean", self.mean), _numbers("--std", self.std))
+
+    def names(self) -> tuple[str, ...] | None:
+        """Of --classes."""
+        return None if self.classes is None else tuple(c.strip() for c in self.classes.split(",") if c.strip())
+
+    def document(self) -> dict[str, Any]:
+        """Scaling, limit, and what else was given, as JSON holds it."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in given.items() if v not in (None, [], False) or k in ("scaling", "limit")}
+
 
 @dataclass(frozen=True)
 class Source:
-    """Where the network and its samples come from, as typed; recorded so that --verify finds them again."""
+    """A network and its samples, as typed."""
 
     model: str
     data: str
     split: str = "train"
     test_split: str | None = None
-    scaling: str = "unit"
-    limit: int | None = None
+    reading: Reading = field(default_factory=Reading)
     model_arg: tuple[str, ...] = ()
+    model_config: str | None = None
     checkpoint: str | None = None
     app_dir: str | None = None
     seed: int = 0
-    max_pixels: int | None = None
+    loss: str = "cross_entropy"
 
     def check(self) -> None:
-        """Refuse what can be refused without torch."""
-        factory.split(self.model)
-        factory.arguments(list(self.model_arg))
-        if self.scaling not in SCALINGS:
-            raise UnknownName("scaling", self.scaling, SCALINGS)
-        if self.checkpoint is not None and not Path(self.checkpoint).exists():
-            raise CheckpointError(f"no file {self.checkpoint} for --checkpoint; check the path")
-        if self.app_dir is not None and not Path(self.app_dir).is_dir():
-            raise UsageError(f"no folder {self.app_dir} for --app-dir; check the path")
-        if self.data.startswith((".", "/")) and not Path(self.data).exists():
-            raise DataError(f"no folder {self.data} for --data; check the path")
+        """Refuse what can be refused without torch.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        check_network(self.model, list(self.model_arg), self.model_config, self.checkpoint, self.app_dir)
+        self.reading.check()
+        check_samples(self.model, self.data, self.reading)
         if self.test_split == self.split:
             raise DataError(f"got {self.split!r} for both --split and --test-split; test data must not be trained on")
+
+    def document(self) -> dict[str, Any]:
+        """For a record: every field, those of the reading among them."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("reading", "loss", "model_config")}
+        more = {} if self.model_config is None else {"model_config": self.model_config}
+        return own | self.reading.document() | more
+
+    def whole(self) -> Source:
+        """The same without --limit."""
+        return replace(self, reading=replace(self.reading, limit=None))
+
+    def build(self) -> nn.Module:
+        """A network of the factory, as it makes it."""
+        if language.is_language(self.model):
+            return language.load(self.model).model
+        folder = None if self.app_dir is None else Path(self.app_dir)
+        config = None if self.model_config is None else Path(self.model_config)
+        return factory.build(self.model, factory.arguments(list(self.model_arg)), folder, config)
 
     def network(self) -> nn.Module:
         """The factory's network, its weights from the seed or the checkpoint."""
@@ -53,26 +162,224 @@ class Source:
         from flatminima.training import load_checkpoint
 
         torch.manual_seed(self.seed)
-        model = factory.build(
-            self.model, factory.arguments(list(self.model_arg)), None if self.app_dir is None else Path(self.app_dir)
-        )
+        model = self.build()
         if self.checkpoint is not None:
             for note in load_checkpoint(model, self.checkpoint):
                 say(f"Note: {note}")
         return model
 
-    def samples(self, split: str, device: str | None) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of a split."""
-        from flatminima.data import load_tensors
-        from flatminima.progress import report
+    def given(self, split: str) -> Given:
+        """The samples of a split; --limit is of the split that is measured."""
+        limit = self.reading.limit if split == self.split else None
+        reading = replace(self.reading, limit=limit)
+        return samples_of(self.model, self.data, split, reading, app_dir=self.app_dir, loss=self.loss)
 
-        limit = self.limit if split == self.split else None
-        x, y = load_tensors(
-            self.data,
-            split,
-            limit=limit,
-            scaling=self.scaling,
-            max_pixels=self.max_pixels,
-            progress=lambda done, total, text: report(text, done, total),
-        )
+    def samples(self, split: str, device: str | None) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of a split, for what takes one tensor a sample."""
+        found = self.given(split)
+        say(f"Data: {found.said}")
+        x, y = found.tensors()
         return (x, y) if device is None else (x.to(device), y.to(device))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Samples as a command takes them.
+
+    Attributes:
+        data: (inputs, targets), or what the user's function returned.
+        classes: names of the classes, where known.
+        said: what was understood, in one line.
+        more: what else is to be known.
+    """
+
+    data: Any
+    classes: tuple[str, ...] | None
+    said: str
+    more: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was understood, and what else is to be known."""
+        return [f"data: {self.said}", *self.more]
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """All samples as two tensors.
+
+        Raises:
+            DataError: several inputs.
+        """
+        import torch
+        from torch import Tensor
+
+        from flatminima.core.samples import as_samples
+
+        if isinstance(self.data, tuple) and len(self.data) == 2 and all(isinstance(t, Tensor) for t in self.data):
+            return self.data
+        samples = as_samples(self.data)
+        x, y = samples.take(torch.arange(len(samples)))
+        if not isinstance(x, Tensor):
+            raise DataError("this command takes networks of one input, and the data has several: name one, --columns")
+        return x, y
+
+
+def samples_of(
+    model: str,
+    data: str,
+    split: str,
+    reading: Reading,
+    *,
+    app_dir: str | Path | None = None,
+    loss: str = "cross_entropy",
+    classes: tuple[str, ...] | None = None,
+    unlabelled: bool = False,
+) -> Given:
+    """The samples of a split as the model takes them: tokens for hf: models, else as `read` gives them."""
+    if not language.is_language(model):
+        return read(data, split, reading, app_dir=app_dir, loss=loss, classes=classes, unlabelled=unlabelled)
+    found, notes = language.texts(
+        model,
+        data,
+        split,
+        limit=reading.limit,
+        length=reading.length,
+        packing=reading.packing,
+        text_column=reading.text_column,
+        label_column=reading.label_column,
+    )
+    said = f"{len(found[1]):,} texts of {found[0]['input_ids'].shape[1]} tokens"
+    return Given(found, None, said, notes)
+
+
+def read(
+    data: str,
+    split: str,
+    reading: Reading,
+    *,
+    app_dir: str | Path | None = None,
+    loss: str = "cross_entropy",
+    classes: tuple[str, ...] | None = None,
+    unlabelled: bool = False,
+) -> Given:
+    """The samples of a split.
+
+    Args:
+        data: as typed. split: of it.
+        reading: how. app_dir: where a function is imported from.
+        loss: decides whether labels are classes or numbers.
+        classes: of the training data, for another source of held-out samples.
+        unlabelled: labels are not needed, and not used where they are there.
+
+    Raises:
+        UsageError: in the command line's words.
+    """
+    from flatminima.cli.given import from_function, unlabelled_rows
+    from flatminima.data import prepare
+    from flatminima.progress import report
+
+    try:
+        if is_function(data):
+            return from_function(data, split, reading, None if app_dir is None else Path(app_dir))
+        options = _options(reading, loss, classes)
+        if unlabelled:
+            options = unlabelled_rows(data, options)
+        found = prepare(
+            data,
+            split,
+            limit=reading.limit,
+            scaling=reading.normalisation,
+            progress=lambda done, total, text: report(text, done, total),
+            **options,
+        )
+    except (DataError, UnknownName) as error:
+        raise DataError(own_words(str(error))) from error
+    return Given((found.inputs, found.targets), found.classes, found.said)
+
+
+def _options(reading: Reading, loss: str, classes: tuple[str, ...] | None) -> dict[str, Any]:
+    return {
+        "config": reading.data_config,
+        "image_column": reading.image_column,
+        "label_column": reading.label_column,
+        "columns": reading.columns,
+        "classes": reading.names() or classes,
+        "mode": reading.mode,
+        "image_size": reading.image_size,
+        "max_pixels": reading.max_pixels,
+        "layout": reading.layout,
+        "targets": "numbers" if loss in _NUMBERS else "classes",
+    }
+
+
+def own_words(text: str) -> str:
+    """A message of the library as somebody hears it who typed options.
+
+    Examples:
+        >>> own_words("pass mode='RGB', or label_column"), own_words("pass targets='numbers' for regression")
+        ('pass --mode RGB, or --label-column', 'pass --loss mse for regression')
+    """
+    text = text.replace("targets='numbers'", "--loss mse").replace("scaling='none'", "--scaling none")
+    for name in _OPTIONS:
+        option = "--" + name.replace("_", "-")
+        text = re.sub(rf"\b{name}='([^' ;]*)'", rf"{option} \1", text)
+        text = re.sub(rf"\b{name}=('[^']*'|\d+)", rf"{option} \1", text)
+        if "_" in name:
+            text = re.sub(rf"(?<!['\w-]){name}(?!['\w=])", option, text)
+        text = re.sub(rf"\bpass {name}\b", f"pass {option}", text)
+    return text
+
+
+def is_function(data: str) -> bool:
+    """Whether --data names code: package.module:function, and no file or folder of that name."""
+    return ":" in data and "/" not in data.partition(":")[2] and not Path(data).exists()
+
+
+def check_network(
+    model: str, model_arg: list[str], model_config: str | Path | None, checkpoint: str | Path | None,
+    app_dir: str | Path | None,
+) -> None:  # fmt: skip
+    """Refuse what can be refused without torch."""
+    if not language.is_language(model):
+        factory.split(model)
+    factory.arguments(model_arg)
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise CheckpointError(f"no file {checkpoint} for --checkpoint; check the path")
+    if model_config is not None and not Path(model_config).is_file():
+        raise UsageError(f"no file {model_config} for --model-config; check the path")
+    if app_dir is not None and not Path(app_dir).is_dir():
+        raise UsageError(f"no folder {app_dir} for --app-dir; check the path")
+
+
+def check_samples(model: str, data: str, reading: Reading) -> None:
+    """Refuse data that is not there, texts of which the model makes nothing."""
+    if language.is_language(model):
+        language.check(model, data, reading.packing, reading.length)
+    else:
+        check_data(data)
+
+
+def check_data(data: str, option: str = "--data") -> None:
+    """Refuse a path that is not there, and code whose name cannot be one."""
+    if is_function(data):
+        factory.split(data, option)
+        return
+    path = Path(data).expanduser()
+    if path.exists():
+        return
+    if path.suffix.lower() in _FILES:
+        raise DataError(f"no file {data} for {option}; check the path")
+    if data.startswith((".", "/", "~")):
+        raise DataError(f"no folder {data} for {option}; check the path")
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(math.isfinite(v) for v in values):
+        raise UsageError(f"got {option} {text}; expected a number, or one a channel: 0.49,0.48,0.45")
+    return values
+
+
+__all__ = ["FlatMinimaError", "Given", "Reading", "Source", "check_data", "check_network", "own_words", "read"]

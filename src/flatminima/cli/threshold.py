@@ -6,11 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
 from flatminima import catalog
+from flatminima.cli.terminal import say
 from flatminima.errors import UsageError
 
 if TYPE_CHECKING:
     from flatminima.estimate import Estimate
+    from flatminima.table import MeasureTable
+
+_CROSSED = 3  # exit code: it ran, but a threshold failed
 
 
 @dataclass(frozen=True)
@@ -47,3 +53,12 @@ class Threshold:
         if (estimate.value > self.value) if self.above else (estimate.value < self.value):
             return f"{self.measure} = {estimate.value:.5g} {sign} {self.value:g}"
         return None
+
+
+def refuse_crossed(limits: list[Threshold], table: MeasureTable) -> None:
+    """Exit with 3 where a threshold is crossed."""
+    crossed = [text for t in limits if (text := t.crossed(table[t.measure])) is not None]
+    for text in crossed:
+        say(f"threshold: {text}")
+    if crossed:
+        raise typer.Exit(_CROSSED)

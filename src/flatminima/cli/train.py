@@ -15,6 +15,7 @@ import typer
 
 from flatminima.cli.grouped import grouped
 from flatminima.cli.ranks import first
+from flatminima.cli.source import Reading
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.train_options import (
     KeepingOptions,
@@ -33,6 +34,7 @@ from flatminima.io import json_text
 def train(
     network: NetworkOptions,
     samples: SampleOptions,
+    reading: Reading,
     keeping: KeepingOptions,
     method: MethodOptions,
     rate: RateOptions,
@@ -40,7 +42,7 @@ def train(
     machine: MachineOptions,
 ) -> None:
     """Train a network to a minimum; killed, the same command goes on where it was."""
-    request = Request(network, samples, method, rate, length, machine)
+    request = Request(network, samples, reading, method, rate, length, machine)
     request.check()
     from flatminima.cli.train_run import METRICS, WEIGHTS, run  # torch, only now
 

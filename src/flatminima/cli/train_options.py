@@ -13,24 +13,17 @@ import typer
 from flatminima.cli import factory
 from flatminima.cli.options import (
     LOSSES,
-    SCALINGS,
     AppDir,
     AsJson,
     Data,
-    DataConfig,
     Device,
-    ImageColumn,
-    ImageMode,
-    ImageSize,
-    LabelColumn,
-    Limit,
     Loss,
-    MaxPixels,
     Model,
     ModelArg,
-    Scaling,
+    ModelConfig,
     Threads,
 )
+from flatminima.cli.source import Reading, check_data, check_network
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
 # what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
@@ -48,18 +41,16 @@ class NetworkOptions:
 
     model: Model
     model_arg: ModelArg = None
+    model_config: ModelConfig = None
     app_dir: AppDir = None
     init: Annotated[Path | None, typer.Option(help="Weights to start from: .safetensors or .pt.")] = None
     dropout: Annotated[float | None, typer.Option(help="Rate for all dropout layers of the network.")] = None
 
     def check(self) -> None:
-        factory.split(self.model)
-        factory.arguments(list(self.model_arg or ()))
+        check_network(self.model, list(self.model_arg or ()), self.model_config, None, self.app_dir)
         _within("--dropout", self.dropout, self.dropout is None or 0 <= self.dropout < 1, "in [0, 1)")
         if self.init is not None and not self.init.exists():
             raise CheckpointError(f"no file {self.init} for --init; check the path")
-        if self.app_dir is not None and not self.app_dir.is_dir():
-            raise UsageError(f"no folder {self.app_dir} for --app-dir; check the path")
 
 
 @dataclass(frozen=True)
@@ -72,23 +63,13 @@ class SampleOptions:
         str | None, typer.Option(help="Split for --keep-best, --stop-after and 'plateau'; not the one trained on.")
     ] = None
     test_split: Annotated[str | None, typer.Option(help="Split to evaluate on after each epoch.")] = None
-    scaling: Scaling = "unit"
-    limit: Limit = None
-    data_config: DataConfig = None
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
-    mode: ImageMode = None
-    image_size: ImageSize = None
-    max_pixels: MaxPixels = None
     label_noise: Annotated[float, typer.Option(help="Share of training labels redrawn at random.")] = 0.0
     augment: Annotated[str, typer.Option(help="none, flip, 1-crop-f or 4-crop-f.")] = "none"
 
     def check(self) -> None:
-        _known("scaling", self.scaling, SCALINGS)
         _known("augmentation", self.augment, AUGMENTATIONS)
         _within("--label-noise", self.label_noise, 0 <= self.label_noise <= 1, "in [0, 1]")
-        if self.data.startswith((".", "/")) and not Path(self.data).exists():
-            raise DataError(f"no folder {self.data} for --data; check the path")
+        check_data(self.data)
         for option, part in (("--validation-split", self.validation_split), ("--test-split", self.test_split)):
             if part == self.split:
                 raise DataError(f"got {part!r} for both --split and {option}; what is trained on judges nothing")
@@ -182,6 +163,7 @@ class Request:
 
     network: NetworkOptions
     samples: SampleOptions
+    reading: Reading
     method: MethodOptions
     rate: RateOptions
     length: LengthOptions
@@ -193,7 +175,7 @@ class Request:
         Raises:
             UsageError: naming the option.
         """
-        for group in (self.network, self.samples, self.method, self.rate, self.machine):
+        for group in (self.network, self.samples, self.reading, self.method, self.rate, self.machine):
             group.check()
         if self.samples.label_noise and self.method.loss != "cross_entropy":
             raise UsageError(f"--label-noise redraws the labels of classes; --loss {self.method.loss} has none")
@@ -203,7 +185,7 @@ class Request:
 
     def document(self) -> dict[str, Any]:
         """Every option by name, as JSON holds it; threads, which change nothing, are left out."""
-        groups = (self.network, self.samples, self.method, self.rate, self.length, self.machine)
+        groups = (self.network, self.samples, self.reading, self.method, self.rate, self.length, self.machine)
         values = {name: value for group in groups for name, value in asdict(group).items() if name != "threads"}
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from flatminima import progress
 from flatminima.cli import factory
 from flatminima.cli.device import usable
 from flatminima.cli.ranks import first, own_device, ranks
+from flatminima.cli.source import read
 from flatminima.cli.terminal import animated, clock, say
 from flatminima.cli.train_options import KeepingOptions, Request
 from flatminima.cli.train_track import follow
 from flatminima.core.distributed import Ranks
-from flatminima.data import augmentation, corrupt_labels, load_tensors
+from flatminima.data import augmentation, corrupt_labels
 from flatminima.errors import MissingExtra, UsageError
 from flatminima.io import claimed, json_text, write_whole
 from flatminima.training import (
@@ -86,7 +87,7 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
         )
         result = _result(request, history, network, held_out, shared)
         if first():
-            save_checkpoint(network, keeping.output / WEIGHTS, {"scaling": request.samples.scaling})
+            save_checkpoint(network, keeping.output / WEIGHTS, {"scaling": request.reading.scaling})
             write_whole(keeping.output / RESULT, json_text(result) + "\n")
     return result
 
@@ -140,7 +141,8 @@ def _network(request: Request, device: str) -> tuple[nn.Module, list[str]]:
     """What is to be trained, in train mode, and what the user should know of it."""
     options = request.network
     torch.manual_seed(request.machine.seed)  # the factory's weights
-    network = factory.build(options.model, factory.arguments(list(options.model_arg or ())), options.app_dir)
+    arguments = factory.arguments(list(options.model_arg or ()))
+    network = factory.build(options.model, arguments, options.app_dir, options.model_config)
     notes = [] if options.init is None else list(load_checkpoint(network, options.init))
     if options.dropout is not None:
         set_dropout(network, options.dropout)
@@ -152,15 +154,13 @@ def _samples(request: Request, device: str, notes: list[str]) -> tuple[Samples, 
     options = request.samples
 
     def load(split: str, limit: int | None) -> Samples:
-        x, y = load_tensors(
-            options.data, split, limit=limit, scaling=options.scaling, config=options.data_config,
-            image_column=options.image_column, label_column=options.label_column, mode=options.mode,
-            image_size=options.image_size, max_pixels=options.max_pixels,
-            progress=lambda done, total, text: progress.report(text, done, total),
-        )  # fmt: skip
+        reading, folder = replace(request.reading, limit=limit), request.network.app_dir
+        found = read(options.data, split, reading, app_dir=folder, loss=request.method.loss)
+        notes.append(f"{split}: {found.said}")
+        x, y = found.tensors()
         return x.to(device), y.to(device)
 
-    x, y = load(options.split, options.limit)
+    x, y = load(options.split, request.reading.limit)
     if options.label_noise:
         noisy = corrupt_labels(y, options.label_noise, int(y.max()) + 1, request.machine.seed)
         changed = int((noisy != y).sum())

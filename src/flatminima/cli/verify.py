@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from flatminima.cli import factory
 from flatminima.cli.around import maker
 from flatminima.cli.device import usable
 from flatminima.cli.options import SCALINGS
-from flatminima.cli.source import Source
+from flatminima.cli.source import Reading, Source
 from flatminima.cli.terminal import bars, tell
 from flatminima.errors import CheckpointError, FlatMinimaError, UsageError
 from flatminima.io import json_text
@@ -45,6 +45,7 @@ class Typed:
     model_arg: tuple[str, ...]
     app_dir: str | None
     prior_split: str | None
+    reading: Reading = field(default_factory=Reading)
 
 
 def verify_record(path: Path, typed: Typed, device: str | None, threads: int | None, as_json: bool) -> None:
@@ -132,7 +133,8 @@ def recorded_source(values: Any, typed: Typed) -> Source:
     if scaling not in SCALINGS or not (limit is None or (isinstance(limit, int) and limit > 0)):
         raise CheckpointError("the record's scaling or limit is none that flatminima writes: it was edited")
     assert typed.data is not None
-    return Source(model, typed.data, split, None, scaling, limit, arguments, None, typed.app_dir, 0)
+    reading = replace(typed.reading, scaling=scaling, limit=limit)
+    return Source(model, typed.data, split, None, reading, arguments, None, None, typed.app_dir, 0)
 
 
 def _own_model(values: Mapping[str, Any]) -> str:
@@ -175,7 +177,7 @@ def _again(
         split = typed.prior_split
         if split is None and isinstance(recorded, str) and _SPLIT.fullmatch(recorded):
             split = recorded
-        prior = None if split is None else replace(source, limit=None).samples(split, None)
+        prior = None if split is None else source.whole().samples(split, None)
     found = recomputed(path, maker(source, device), source.samples(source.split, device), prior)
     return found[1], compare(*found)
 

@@ -22,7 +22,7 @@ from flatminima.core.mapping import StatisticMapping
 from flatminima.core.output import logits
 from flatminima.core.parameters import Parameters
 from flatminima.core.perturbation import Perturbation, generator, resolved
-from flatminima.core.samples import Inputs, Samples
+from flatminima.core.samples import Inputs, Samples, call
 from flatminima.core.statistic import Needs, Statistic
 from flatminima.errors import Absent, NumericalError, UsageError
 
@@ -130,13 +130,7 @@ class Network(StatisticMapping):
 
     def run(self, inputs: Inputs) -> Tensor:
         """Logits of a batch, by the model as it is; not counted."""
-        if isinstance(inputs, Tensor):
-            output = self.model(inputs)
-        elif isinstance(inputs, dict):
-            output = self.model(**inputs)
-        else:
-            output = self.model(*inputs)
-        return logits(output, self.output)
+        return logits(call(self.model, inputs), self.output)
 
     def batch(self, indices: Tensor, start: int = 0) -> Batch:
         """The samples at `indices`, on the device."""

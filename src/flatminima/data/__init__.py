@@ -10,18 +10,22 @@ from __future__ import annotations
 from flatminima.data.augment import augmentation, random_crop, random_flip, random_shift
 from flatminima.data.corrupt import append_confusion, corrupt_labels, random_labels
 from flatminima.data.labelled import LabelledData
+from flatminima.data.reading import Reading
 from flatminima.data.sources import load
-from flatminima.data.tensors import Normalisation, load_tensors, normalise
+from flatminima.data.tensors import Normalisation, Prepared, load_tensors, normalise, prepare
 
 __all__ = [
     "LabelledData",
     "Normalisation",
+    "Prepared",
+    "Reading",
     "append_confusion",
     "augmentation",
     "corrupt_labels",
     "load",
     "load_tensors",
     "normalise",
+    "prepare",
     "random_crop",
     "random_flip",
     "random_labels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flatminima.errors import DataError
 
 _CARDS = ("README.md", ".huggingface.yaml")
 _MOST = 1 << 20  # bytes of a card
+_SEVERAL, _STATE = "dataset_dict.json", "state.json"  # of `save_to_disk`
 _FENCE = "---"
 
 
@@ -30,6 +32,39 @@ def refuse_named_places(folder: Path) -> None:
                     f"{card} names {text!r} to be read, which is not in the folder: a data folder names no address and "
                     "no other folder; take that out of its configs"
                 )
+
+
+def refuse_saved_places(folder: Path) -> None:
+    """Refuse what `save_to_disk` wrote where its lists name files or folders that are not in it.
+
+    Raises:
+        DataError: they do, or are no lists of names.
+    """
+    parts = [folder]
+    try:
+        if (folder / _SEVERAL).is_file():
+            names = _json(folder / _SEVERAL)["splits"]
+            _refuse_outside(folder / _SEVERAL, names)
+            parts = [folder / name for name in names]
+        for part in parts:
+            if (part / _STATE).is_file():
+                _refuse_outside(part / _STATE, [each["filename"] for each in _json(part / _STATE)["_data_files"]])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise DataError(f"{folder} is not what save_to_disk writes: save the data set again") from None
+
+
+def _json(path: Path) -> Any:
+    if path.stat().st_size > _MOST:
+        raise DataError(f"{path} has more than {_MOST:,} bytes: save the data set again")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _refuse_outside(where: Path, names: Any) -> None:
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or ":" in name:
+            raise DataError(
+                f"{where} names {name!r} to be read, which is no file of the folder: save the data set again"
+            )
 
 
 def _header(card: Path) -> Any:

@@ -24,10 +24,14 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = ("L", "RGB")
 MOST_PIXELS = 1 << 24  # 16 megapixels: 50 MB of RGB, and more than any benchmark's images
 _LOSSLESS = {"1": "L", "P": "RGB"}  # bilevel and palette images hold nothing that the wider mode loses
+_SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # grey of 16 bits; "I" is what some versions call a 16-bit PNG
+_FLOAT = "F"
+_FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.int32): 65535.0, np.dtype(np.float32): 1.0}
+_PER_BYTE = 257  # 65535 / 255
 
 
 class ImageStack:
-    """A tensor filled image by image, shape (n, channels, height, width), uint8.
+    """A tensor filled image by image, shape (n, channels, height, width): uint8, int32 of 16-bit grey, float32.
 
     Args:
         n: number of images to come.
@@ -61,7 +65,7 @@ class ImageStack:
         self._n, self._where, self._mode, self._size = n, where, mode, size
         self._roots = tuple(os.path.abspath(root) + os.sep for root in roots)
         self._most_pixels = most_pixels
-        self._stack: NDArray[np.uint8] | None = None  # allocated by the first image
+        self._stack: NDArray[Any] | None = None  # allocated by the first image
         self._first_row = 0
         self._filled = 0
 
@@ -69,8 +73,13 @@ class ImageStack:
         """Decode the next image, which the source calls `row`."""
         pixels = self._decode(cell, row)
         if self._stack is None:
-            self._stack = np.empty((self._n, *pixels.shape), dtype=np.uint8)
+            self._stack = np.empty((self._n, *pixels.shape), dtype=pixels.dtype)
             self._first_row = row
+        if pixels.dtype != self._stack.dtype:
+            raise DataError(
+                f"row {row} of {self._where} has another depth than row {self._first_row}: pass mode='L' to make them "
+                "alike"
+            )
         if pixels.shape != self._stack.shape[1:]:
             remedy = "mode='RGB'" if pixels.shape[1:] == self._stack.shape[2:] else "image_size"
             raise DataError(
@@ -86,9 +95,16 @@ class ImageStack:
             raise DataError(f"{self._where} gave {self._filled} images where {self._n} were due")
         return torch.from_numpy(self._stack)
 
-    def _decode(self, cell: object, row: int) -> NDArray[np.uint8]:
+    @property
+    def full_scale(self) -> float:
+        """The value of a pixel that means 1."""
+        return 255.0 if self._stack is None else _FULL_SCALE[self._stack.dtype]
+
+    def _decode(self, cell: object, row: int) -> NDArray[Any]:
         """One image, shape (channels, height, width)."""
         image = self._open(cell, row)
+        if image.mode in _SIXTEEN or image.mode == _FLOAT:
+            return self._deep(image, row)
         mode = self._mode or _LOSSLESS.get(image.mode, image.mode)
         if mode not in _MODES:
             raise DataError(
@@ -101,6 +117,28 @@ class ImageStack:
             image = image.resize((self._size, self._size), self._pillow.Resampling.BILINEAR)
         pixels: NDArray[np.uint8] = np.asarray(image)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def _deep(self, image: Any, row: int) -> NDArray[Any]:
+        """A grey image of 16 bits, or of floats: as stored, or in 8 bits where a mode is asked for."""
+        pixels: NDArray[Any] = np.asarray(image)
+        if image.mode == _FLOAT:
+            if self._mode is not None:
+                raise DataError(
+                    f"row {row} of {self._where} is an image of floats: leave out mode, it is kept as stored"
+                )
+            pixels = pixels.astype(np.float32)
+        else:
+            if pixels.min() < 0 or pixels.max() > _FULL_SCALE[np.dtype(np.int32)]:
+                raise DataError(f"row {row} of {self._where} is an image of 32 bits: save it with 16 or 8")
+            pixels = pixels.astype(np.int32)
+        if self._size is not None and image.size != (self._size, self._size):
+            resized = self._pillow.fromarray(pixels.astype(np.float32))
+            resized = np.asarray(resized.resize((self._size, self._size), self._pillow.Resampling.BILINEAR))
+            pixels = resized if image.mode == _FLOAT else resized.round().astype(np.int32)
+        if self._mode is None:
+            return pixels[None]
+        shallow = ((pixels + _PER_BYTE // 2) // _PER_BYTE).astype(np.uint8)  # convert() would cut all above 255
+        return np.repeat(shallow[None], 3 if self._mode == "RGB" else 1, axis=0)
 
     def _open(self, cell: object, row: int) -> Any:
         """The loaded Pillow image of a cell: bytes, or the {bytes, path} that `datasets` stores."""

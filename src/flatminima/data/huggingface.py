@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from flatminima.data.card import refuse_named_places
+from flatminima.data.card import refuse_named_places, refuse_saved_places
 from flatminima.data.decode import MOST_PIXELS, ImageStack
+from flatminima.data.files import Columns, array_of
 from flatminima.data.labelled import LabelledData
+from flatminima.data.labels import in_order
+from flatminima.data.reading import Reading
+from flatminima.data.rows import Pixels, known, label_of, labelled, listed
+from flatminima.data.splits import rows_of
 from flatminima.errors import DataError, FlatMinimaError, MissingExtra, UnknownName
 
 _HUB_TIMEOUT = 5.0  # seconds; the longest a user waits to be told that there is no network
@@ -31,87 +35,144 @@ _TABLES = ("parquet", "arrow", "cache")
 _KINDS = (*_TABLES, "imagefolder")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _IMAGE_NAMES = ("image", "img")
-_LABEL_NAMES = ("label", "fine_label", "labels", "target", "class")
+
+Progress = Callable[[int, int, str], None]
 
 
 def read(
     source: str,
     split: str,
+    reading: Reading,
     *,
     choose: Callable[[int], NDArray[np.int64]],
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    mode: str | None = None,
-    image_size: int | None = None,
-    max_pixels: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> LabelledData:
     """One split of a folder or hub data set; `choose` maps its number of rows to the rows that are kept."""
-    dataset, roots = _open(source, split, config)
-    image, label = _columns(dataset.features, image_column, label_column, source)
+    saved = _saved(Path(source).expanduser(), split) if source else None
+    roots: list[str] = []
+    if saved is None:
+        dataset, roots = _open(source, split, reading.config)
+    else:
+        dataset = saved[0]
+    where = f"{source} {split}"
+    label = label_of(list(dataset.features), reading, source)
     rows = choose(len(dataset))
     if len(rows) == 0:
         raise DataError(f"no samples in {source} {split}: check the split and the limit")
     if len(rows) < len(dataset):
         dataset = dataset.select(rows)
-    where = f"{source} {split}"
+    values: dict[str, Any] = {}
+    pictures = _pictures(dataset.features, reading, source)
+    for name in dataset.features:
+        if name in pictures:
+            values[name] = _decoded(dataset, name, rows, where, reading, roots, progress)
+        elif name == label or not pictures or name in {n for _, group in reading.inputs for n in group}:
+            values[name] = array_of(dataset.with_format(None)[name][:])
+    names = {n: tuple(f.names) for n, f in dataset.features.items() if getattr(f, "names", None)}
+    classes = None
+    if reading.classes is None and reading.targets != "none" and isinstance(next(iter(values[label]), None), str):
+        classes = _all_classes(source, label, reading.config, dataset, saved)
+    return labelled(Columns(values, names), reading, rows, where, classes)
+
+
+def _pictures(features: Any, reading: Reading, source: str) -> list[str]:
+    """Columns of encoded images that are wanted: those typed as such, or called so and holding bytes."""
+    import datasets
+
+    typed = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    if reading.inputs:
+        return [n for _, group in reading.inputs for n in group if n in typed]
+    if reading.image_column is not None:
+        return [known(reading.image_column, features, source)]
+    for name in _IMAGE_NAMES:
+        if name in typed:
+            return [name]
+    if len(typed) > 1:
+        raise DataError(
+            f"{source} holds several images ({listed(typed)}): pass image_column, or columns for several inputs"
+        )
+    return typed or [n for n in _IMAGE_NAMES if n in features and _holds_bytes(features[n])]
+
+
+def _holds_bytes(feature: Any) -> bool:
+    return (isinstance(feature, dict) and "bytes" in feature) or getattr(feature, "dtype", None) == "binary"
+
+
+def _decoded(
+    dataset: Any,
+    column: str,
+    rows: NDArray[np.int64],
+    where: str,
+    reading: Reading,
+    roots: list[str],
+    progress: Progress | None,
+) -> Pixels:
     images = ImageStack(
         len(rows),
         where,
-        mode=mode,
-        size=image_size,
+        mode=reading.mode,
+        size=reading.image_size,
         roots=roots,
-        most_pixels=max_pixels or MOST_PIXELS,
+        most_pixels=reading.max_pixels or MOST_PIXELS,
     )
-    targets = np.empty(len(rows), dtype=np.int64)
     done = 0
-    for table in dataset.select_columns([image, label]).with_format("arrow").iter(batch_size=_DECODE_BATCH):
-        for cell, target in zip(table.column(image).to_pylist(), table.column(label).to_pylist(), strict=True):
-            row = int(rows[done])
-            images.add(cell, row)
-            targets[done] = _label(target, row, label, where)
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=_DECODE_BATCH):
+        for cell in table.column(column).to_pylist():
+            images.add(cell, int(rows[done]))
             done += 1
         if progress is not None:
             progress(done, len(rows), f"decoding {where}")
-    names = getattr(dataset.features[label], "names", None)
-    return LabelledData(images.tensor(), torch.from_numpy(targets), tuple(names) if names else None, where)
+    return Pixels(images.tensor(), images.full_scale)
 
 
-def _label(value: object, row: int, column: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DataError(
-            f"row {row} of {where}: {column!r} holds {value!r}, not a class number: "
-            "name an integer or ClassLabel column with label_column"
-        )
-    if value < 0:  # the hub's convention for a hidden test label
-        raise DataError(f"row {row} of {where} has no label ({column!r} is {value}): use a labelled split")
-    return value
+def _all_classes(source: str, label: str, config: str | None, dataset: Any, saved: Any) -> tuple[str, ...]:
+    """Labels that are text, over every split of the source."""
+    if saved is not None:
+        parts = list(saved[1].values())
+    else:
+        parts = [_open(source, name, config)[0] for name in _known_splits(source, config)] or [dataset]
+    found = {value for part in parts if label in part.features for value in part.unique(label)}
+    return in_order(v for v in found if isinstance(v, str) and v)
 
 
-def _columns(features: Any, image: str | None, label: str | None, source: str) -> tuple[str, str]:
-    """Names of the image column and the label column."""
+def _saved(folder: Path, split: str) -> tuple[Any, dict[str, Any]] | None:
+    """What `save_to_disk` of a Dataset or DatasetDict, or a single Parquet file, holds; None for anything else."""
+    several, single = (folder / "dataset_dict.json").is_file(), (folder / "state.json").is_file()
+    parquet = folder.is_file() and folder.suffix == ".parquet"
+    if not (several or single or parquet):
+        return None
+    if not parquet:
+        refuse_saved_places(folder)
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra("datasets", "data", f"loading {str(folder)!r}") from None
+    with _quiet(datasets, offline=True):
+        try:
+            found = datasets.Dataset.from_parquet(str(folder)) if parquet else datasets.load_from_disk(str(folder))
+        except Exception as error:
+            said = " ".join(str(error).split())[:300]
+            raise DataError(f"cannot load {str(folder)!r}: {said or type(error).__name__}") from error
+    parts = {str(k): v for k, v in found.items()} if several else {"train": found}
+    indices = rows_of({name: np.arange(len(part)) for name, part in parts.items()}, split, str(folder))
+    chosen = [parts[name].select(rows) for name, rows in indices]
+    return (chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)), parts
+
+
+def _known_splits(source: str, config: str | None) -> list[str]:
+    """Names of the splits of a folder or a hub data set."""
     import datasets
 
-    for name in (image, label):
-        if name is not None and name not in features:
-            raise UnknownName("column", name, features, f"{source} has {', '.join(features)}")
-    typed = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    return (
-        image or _guess("image", typed, list(features), _IMAGE_NAMES, source),
-        label or _guess("label", classes, list(features), _LABEL_NAMES, source),
-    )
-
-
-def _guess(role: str, typed: Sequence[str], every: Sequence[str], names: Sequence[str], source: str) -> str:
-    for candidates in (typed, every):
-        known = [name for name in names if name in candidates]
-        if known:
-            return known[0]
-        if candidates is typed and len(typed) == 1:
-            return typed[0]
-    raise DataError(f"no {role} column found in {source} (columns {', '.join(every)}): pass {role}_column")
+    folder = Path(source).expanduser()
+    safe = {"trust_remote_code": False} if _asks_for_trust(datasets.load_dataset) else {}
+    with _quiet(datasets, offline=False):
+        try:
+            builder = datasets.load_dataset_builder(
+                str(folder.resolve()) if folder.is_dir() else source, config, **safe
+            )
+        except Exception:  # read a moment ago; then from the cache, which does not list them
+            return []
+    return [str(name) for name in (builder.info.splits or builder.config.data_files or ())]
 
 
 def _open(source: str, split: str, config: str | None) -> tuple[Any, list[str]]:

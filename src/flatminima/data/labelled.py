@@ -7,7 +7,9 @@ what "one" is: 255 for images, 16 for scikit-learn's digits.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +19,17 @@ from flatminima.errors import DataError
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value: compare fingerprints
 class LabelledData:
-    """Inputs and integer labels of one split of one source.
+    """Inputs and labels of one split of one source.
 
     Args:
-        inputs: shape (n, channels, height, width), uint8 in [0, full_scale] (or floating).
-        targets: shape (n,), int64, each in [0, number of classes).
+        inputs: shape (n, channels, height, width), uint8 in [0, full_scale] (or floating, or rows of numbers).
+        targets: shape (n,), int64, each in [0, number of classes); or float32 of shape (n, ...), numbers to predict.
         classes: names of the classes in the order of their labels, or None where the source has none.
         name: source and split, for messages and reports.
         full_scale: the stored value that means 1.0.
+        others: further inputs of the network by name, each (n, ...), in the order of its arguments.
+        key: name of the first input where the network takes its inputs by name; None: by position.
+        unused: columns of the source that are neither input nor label.
 
     Raises:
         DataError: no samples, lengths that differ, or labels outside the classes.
@@ -35,10 +40,15 @@ class LabelledData:
     classes: tuple[str, ...] | None = None
     name: str = "data"
     full_scale: float = 255.0
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    key: str | None = None
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.inputs) == 0:
             raise DataError(f"no samples in {self.name}: check the split and the limit")
+        if self.targets.is_floating_point() and len(self.targets) == len(self.inputs):
+            return
         if self.targets.shape != (len(self.inputs),) or self.targets.dtype != torch.int64:
             raise DataError(
                 f"{self.name} has {len(self.inputs)} inputs but targets of shape "
@@ -56,11 +66,20 @@ class LabelledData:
 
     def __repr__(self) -> str:
         shape = "x".join(str(size) for size in self.inputs.shape)
-        return f"LabelledData({self.name!r}, {shape} {self.inputs.dtype}, {self.n_classes} classes)"
+        kind = f"{self.n_classes} classes" if self.n_classes else "numbers to predict"
+        return f"LabelledData({self.name!r}, {shape} {self.inputs.dtype}, {kind})"
+
+    def together(self, first: Tensor) -> Any:
+        """The network's inputs, `first` in place of the stored first one: a tensor, a tuple, or a dict by name."""
+        if self.key is not None:
+            return {self.key: first, **self.others}
+        return (first, *self.others.values()) if self.others else first
 
     @property
     def n_classes(self) -> int:
-        """Number of classes: of names where there are names, else the largest label plus one."""
+        """Number of classes: of names where there are names, else the largest label plus one; 0 of numbers."""
+        if self.targets.is_floating_point():
+            return 0
         return len(self.classes) if self.classes is not None else int(self.targets.max()) + 1
 
     @property
@@ -70,6 +89,6 @@ class LabelledData:
         Independent of where the data came from, so a report can say that two runs saw the same samples.
         """
         digest = hashlib.sha256(f"{tuple(self.inputs.shape)} {self.inputs.dtype} {self.full_scale}".encode())
-        for tensor in (self.inputs, self.targets):
+        for tensor in (self.inputs, *self.others.values(), self.targets):
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]

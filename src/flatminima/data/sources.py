@@ -1,4 +1,4 @@
-"""Where data comes from: the embedded digits, a local folder, a name on the Hugging Face hub.
+"""Where data comes from: the embedded digits, a local file or folder, a name on the Hugging Face hub.
 
 `limit` keeps a fixed random subset, not the first rows: image folders are stored class by class, and the
 first thousand of them are all cats. For the first rows, say so in the split: "train[:1000]".
@@ -7,16 +7,22 @@ first thousand of them are all cats. For the first rows, say so in the split: "t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flatminima.data import huggingface
+from flatminima.data import files, huggingface
+from flatminima.data.files import Columns
 from flatminima.data.labelled import LabelledData
-from flatminima.errors import DataError, UnknownName
+from flatminima.data.labels import as_targets
+from flatminima.data.reading import Reading, ReadingOptions
+from flatminima.data.rows import chosen, classes_of, join, labelled
+from flatminima.data.splits import rows_of
+from flatminima.errors import DataError
 
 Progress = Callable[[int, int, str], None]
 
@@ -32,67 +38,70 @@ def load(
     split: str = "train",
     *,
     limit: int | None = None,
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    mode: str | None = None,
-    image_size: int | None = None,
-    max_pixels: int | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ReadingOptions],
 ) -> LabelledData:
-    """One split of one source, decoded into uint8 tensors.
+    """One split of one source, decoded into tensors.
 
     Args:
-        source: "digits" (scikit-learn's 1797 images of 8x8, split 70/30 within each class), a folder in a
-            layout that `datasets.load_dataset` reads (parquet with `image` and `label`, or a folder a class),
-            or a name on the Hugging Face hub. A folder called digits is "./digits".
+        source: "digits" (scikit-learn's 1797 images of 8x8, split 70/30 within each class); a file (.npz, .csv, .tsv,
+            .jsonl, .json, .parquet, .pt, .safetensors) or a folder of one such file a split; a folder that
+            `save_to_disk` wrote; a folder in a layout that `datasets.load_dataset` reads (parquet with `image` and
+            `label`, or a folder a class); or a name on the Hugging Face hub. A folder called digits is "./digits".
         split: "train", "test", "validation" (or "valid", "val", "dev"), a slice such as "train[:1000]" or
-            "train[:10%]", or several joined by "+".
+            "train[:10%]", or several joined by "+". A file without splits is "train".
         limit: keep this many samples, at least 1: a random subset with a fixed seed, in stored order; a
             smaller limit keeps a subset of what a larger one keeps. None, or more than there are, keeps all.
-        config: the configuration of a data set that has several.
-        image_column, label_column: column names where the columns cannot be guessed (the one Image column,
-            else `image` or `img`; a ClassLabel column, else `label`, `fine_label`, `labels`, `target` or
-            `class`).
-        mode: "L" (grey) or "RGB": convert every image; None keeps one mode and refuses a mixture.
-        image_size: resize every image to this many pixels square; None refuses a mixture of sizes.
-        max_pixels: of one image, 16.8 million unless given: a small file may decode to gigabytes.
         progress: called as progress(done, total, text) while images are decoded.
+        options: the fields of `Reading`: `columns`, `label_column`, `image_column`, `classes`, `mode`, `image_size`,
+            `layout`, `max_pixels`, `config`, `targets`. Without them the one Image column is the input, else `image`
+            or `img`, else the one column of arrays, else all columns of numbers; labels are a ClassLabel column, else
+            `label`, `fine_label`, `labels`, `target`, `class` or `y`.
 
     Returns:
-        LabelledData with inputs of shape (n, channels, height, width), uint8, and targets of shape (n,),
-        int64.
+        LabelledData with inputs of shape (n, channels, height, width), uint8 (or (n, features), float32), and targets
+        of shape (n,), int64.
 
     Raises:
-        UnknownName: no such split or column. DataError: no such folder or data set, the hub is out of reach
-            (after 5 seconds), an image that does not decode, mixed sizes or modes, a missing label.
+        UnknownName: no such split or column. DataError: no such file or data set, the hub is out of reach
+            (after 5 seconds), an image that does not decode, mixed sizes or modes, a missing label or value.
         MissingExtra: `datasets` or Pillow is not installed.
 
     Examples:
         >>> load("digits", "test").inputs.shape
         torch.Size([539, 1, 8, 8])
     """
-    if max_pixels is not None and max_pixels < 1:
-        raise DataError(f"max_pixels={max_pixels}: at least one pixel is needed")
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit}: at least one sample is needed")
+    reading = Reading(**options)
     name = os.fspath(source)
     if name == _DIGITS:
-        if any(option is not None for option in (config, image_column, label_column, mode, image_size, max_pixels)):
+        if any(value is not None for key, value in vars(reading).items() if key not in ("targets", "classes")):
             raise DataError("the embedded digits take no config, column, mode, size or max_pixels: use limit and split")
-        return _digits(split, limit)
-    return huggingface.read(
-        name,
-        split,
-        choose=lambda n: subset(n, limit),
-        config=config,
-        image_column=image_column,
-        label_column=label_column,
-        mode=mode,
-        image_size=image_size,
-        max_pixels=max_pixels,
-        progress=progress,
-    )
+        return _digits(split, limit, reading)
+    path = Path(name).expanduser()
+    if name and files.reads(path):
+        return _from_columns(files.read_splits(path), name, split, limit, reading)
+    if files.named_like_ours(path) and not path.exists():
+        raise DataError(f"no file {name}; check the path")
+    if path.is_file() and path.suffix != ".parquet":
+        kind = f"{path.suffix} file" if path.suffix else "file without an ending"
+        raise DataError(f"{name} is a {kind}: data is read from {files.SUPPORTED} files, and from folders")
+    return huggingface.read(name, split, reading, choose=lambda n: subset(n, limit), progress=progress)
+
+
+def _from_columns(
+    splits: dict[str, Columns], source: str, split: str, limit: int | None, reading: Reading
+) -> LabelledData:
+    wanted = rows_of({name: np.arange(len(columns)) for name, columns in splits.items()}, split, source)
+    columns = join([chosen(splits[name], rows) for name, rows in wanted])
+    rows = np.concatenate([rows for _, rows in wanted])
+    if len(rows) == 0:
+        raise DataError(f"no samples in {source} {split}: check the split and the limit")
+    kept = subset(len(rows), limit)
+    known = reading.classes is not None or reading.targets == "none"
+    classes = None if known else classes_of(splits.values(), reading, source)
+    return labelled(chosen(columns, kept), reading, rows[kept], f"{source} {split}", classes)
 
 
 def subset(n: int, limit: int | None) -> NDArray[np.int64]:
@@ -103,7 +112,7 @@ def subset(n: int, limit: int | None) -> NDArray[np.int64]:
     return np.sort(np.random.RandomState(_LIMIT_SEED).permutation(n)[:limit]).astype(np.int64)
 
 
-def _digits(split: str, limit: int | None) -> LabelledData:
+def _digits(split: str, limit: int | None, reading: Reading) -> LabelledData:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)  # (1797, 64) float64 holding 0 ... 16
@@ -113,32 +122,16 @@ def _digits(split: str, limit: int | None) -> LabelledData:
         members = np.flatnonzero(labels == label)
         test[rng.permutation(members)[: round(_DIGITS_TEST_FRACTION * len(members))]] = True
     splits = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
-    kept = np.concatenate([_sliced(splits, part) for part in split.split("+")])
+    kept = np.concatenate([rows for _, rows in rows_of(splits, split, _DIGITS)])
     kept = kept[subset(len(kept), limit)]
+    names = tuple(str(digit) for digit in range(10))
+    targets, classes = as_targets(
+        labels[kept].astype(np.int64), kept.tolist(), "label", _DIGITS, classes=reading.classes, names=names
+    )
     return LabelledData(
         torch.from_numpy(images[kept].astype(np.uint8).reshape(-1, 1, 8, 8)),
-        torch.from_numpy(labels[kept].astype(np.int64)),
-        tuple(str(digit) for digit in range(10)),
+        targets,
+        classes,
         f"{_DIGITS} {split}",
         _DIGITS_FULL_SCALE,
     )
-
-
-def _sliced(splits: dict[str, NDArray[np.int64]], part: str) -> NDArray[np.int64]:
-    """`train`, `train[10:20]` or `train[:10%]` of the digits; the hub's slices belong to `datasets`."""
-    name, _, bounds = part.strip().partition("[")
-    if name not in splits:
-        raise UnknownName("split", name, splits, f"{_DIGITS} has {' and '.join(splits)}")
-    rows = splits[name]
-    if not bounds:
-        return rows
-    match = re.fullmatch(r"(-?\d+%?)?:(-?\d+%?)?\]", bounds)
-    if match is None:
-        raise DataError(f"the split {part!r} is not understood: write train[:100], train[10:20] or train[:10%]")
-
-    def position(text: str | None) -> int | None:
-        if text is None:
-            return None
-        return round(len(rows) * int(text[:-1]) / 100) if text.endswith("%") else int(text)
-
-    return rows[position(match[1]) : position(match[2])]

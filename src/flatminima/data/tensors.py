@@ -1,6 +1,6 @@
 """Stored integers to the float32 that a network sees.
 
-Two explicit conventions: "unit" divides by the full scale (pixels in [0, 1]), "standard" also subtracts the
+Explicit conventions: "unit" divides by the full scale (pixels in [0, 1]), "standard" also subtracts the
 mean and divides by the standard deviation of each channel, taken over the *train* split whichever split is
 asked for. A network measured on other inputs than it was trained on is another network: record the scaling
 with the weights.
@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from flatminima.data.labelled import LabelledData
+from flatminima.data.reading import ReadingOptions
 from flatminima.data.sources import load
 from flatminima.errors import DataError, UnknownName
 
+SCALINGS = ("imagenet", "none", "standard", "unit")
+_FEW_CLASSES = 5  # whose names fit one line
 _CHUNK = 4096  # samples per float64 copy: 100 MB of CIFAR-10 at a time, not 1.2 GB
 
 
@@ -57,12 +60,19 @@ class Normalisation:
 
     def __call__(self, data: LabelledData) -> Tensor:
         """Standardised inputs, shape (n, channels, ...), float32."""
+        if data.inputs.dtype == torch.int64:
+            raise DataError(f"{data.name} holds tokens: scaling='none' leaves them as they are")
         inputs = _unit(data)
         if inputs.shape[1] != len(self.mean):
-            raise DataError(f"{data.name} has {inputs.shape[1]} channels; the normalisation has {len(self.mean)}")
+            grey = ": pass mode='RGB'" if (inputs.shape[1], len(self.mean)) == (1, 3) else ""
+            raise DataError(f"{data.name} has {inputs.shape[1]} channels; the normalisation has {len(self.mean)}{grey}")
         shape = (1, -1) + (1,) * (inputs.ndim - 2)
         mean, std = (torch.tensor(values, device=inputs.device).view(shape) for values in (self.mean, self.std))
         return inputs.sub_(mean).div_(std)  # in place: `_unit` has made the copy
+
+    def over(self, channels: int) -> Normalisation:
+        """The same for so many channels, where there is one number for all of them."""
+        return Normalisation(self.mean * channels, self.std * channels) if len(self.mean) == 1 else self
 
     def to_dict(self) -> dict[str, list[float]]:
         """A dictionary that JSON can hold; `from_dict` is its inverse."""
@@ -78,8 +88,13 @@ class Normalisation:
         return cls(mean, std)
 
 
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's, of RGB in [0, 1]
+
+
 def _unit(data: LabelledData) -> Tensor:
-    """A fresh float32 tensor of inputs / full_scale."""
+    """A fresh float32 tensor of inputs / full_scale; tokens stay the integers that they are."""
+    if data.inputs.dtype == torch.int64:
+        return data.inputs
     return data.inputs.to(torch.float32, copy=True).div_(data.full_scale)
 
 
@@ -108,59 +123,167 @@ def normalise(
     return Normalisation(tuple(mean), tuple(std))(data)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Samples as a network takes them.
+
+    Attributes:
+        inputs: float32 (n, ...); a tuple or a dict where the network takes several.
+        targets: (n,) int64, or float32 where they are numbers to predict.
+        classes: their names, where they have names.
+        said: what was understood, in one line.
+    """
+
+    inputs: Any
+    targets: Tensor
+    classes: tuple[str, ...] | None
+    said: str
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    limit: int | None = None,
+    scaling: str | Normalisation = "unit",
+    progress: Callable[[int, int, str], None] | None = None,
+    **options: Unpack[ReadingOptions],
+) -> Prepared:
+    """A source as a network takes it, with what was understood of it.
+
+    Args:
+        source, split, limit, progress, options: as for `load`.
+        scaling: a name of `SCALINGS`, or a Normalisation to use recorded statistics. "unit": inputs in [0, 1]; "none":
+            as stored; "standard": zero mean and unit standard deviation by channel (or column) over the source's whole
+            train split, independent of `split` and `limit` (reads that split as well); "imagenet": ImageNet's mean and
+            standard deviation, of three channels. "standard" standardises further inputs too.
+
+    Raises:
+        UnknownName: no such scaling, split or column. DataError, MissingExtra: as `load`.
+
+    Examples:
+        >>> prepare("digits", "train[:100]").said
+        '100 images 8x8x1, 10 classes, scaled by 1/16'
+    """
+    if isinstance(scaling, str) and scaling not in SCALINGS:
+        raise UnknownName("scaling", scaling, SCALINGS)
+    data = load(source, split, limit=limit, progress=progress, **options)
+    if scaling != "standard" or (split, limit) == ("train", None):
+        return scaled(data, data, scaling)
+    options["targets"] = "none"  # of the train split only inputs count
+    return scaled(data, load(source, "train", progress=progress, **options), scaling)
+
+
+def scaled(data: LabelledData, train: LabelledData, scaling: str | Normalisation) -> Prepared:
+    """Samples as a network takes them.
+
+    Args:
+        data: as stored.
+        train: whose mean and deviation "standard" takes.
+        scaling: a name of `SCALINGS`, or statistics.
+    """
+    others = {name: tensor if tensor.dtype == torch.int64 else tensor.float() for name, tensor in data.others.items()}
+    how = scaling
+    if scaling == "standard":
+        how = Normalisation.of(train)
+        others = {name: _standard(tensor, train.others[name]) for name, tensor in others.items()}
+    elif scaling == "imagenet":
+        how = IMAGENET
+    if isinstance(how, Normalisation):
+        first = how.over(data.inputs.shape[1])(data)
+    elif how == "none":
+        first = data.inputs if data.inputs.dtype == torch.int64 else data.inputs.to(torch.float32, copy=True)
+    else:
+        first = _unit(data)
+    return Prepared(replace(data, others=others).together(first), data.targets, data.classes, describe(data, scaling))
+
+
+def _standard(tensor: Tensor, train: Tensor) -> Tensor:
+    """By column over the train split; tokens stay as they are."""
+    if tensor.dtype == torch.int64:
+        return tensor
+    rows = train.double()
+    std, mean = torch.std_mean(rows, 0, correction=0)
+    return ((tensor.double() - mean) / torch.where(std == 0, torch.ones_like(std), std)).float()
+
+
+def describe(data: LabelledData, scaling: str | Normalisation) -> str:
+    """One line: how many samples of which shape, which labels, how they are scaled.
+
+    Examples:
+        >>> describe(load("digits", "test"), "none")
+        '539 images 8x8x1, 10 classes, as stored (0 to 16)'
+    """
+    parts = [f"{len(data):,} {_shaped(data.inputs)}"]
+    parts += [f"with {name}: {tuple(tensor.shape[1:])}" for name, tensor in data.others.items()]
+    if data.n_classes == 0:
+        parts.append("numbers to predict")
+    else:
+        named = data.classes is not None and data.classes != tuple(map(str, range(data.n_classes)))
+        few = named and data.classes is not None and len(data.classes) <= _FEW_CLASSES
+        parts.append(f"{data.n_classes} classes" + (f" ({', '.join(data.classes or ())})" if few else ""))
+    parts.append(_scaled(data, scaling))
+    aside = f" (not used: {', '.join(data.unused[:_FEW_CLASSES])})" if data.unused else ""
+    return ", ".join(parts) + aside
+
+
+def _shaped(inputs: Tensor) -> str:
+    if inputs.ndim == 4:
+        channels, height, width = inputs.shape[1:]
+        return f"images {height}x{width}x{channels}"
+    if inputs.dtype == torch.int64:
+        return f"rows of {inputs.shape[1]} tokens"
+    return (
+        f"rows of {inputs.shape[1]} numbers" if inputs.ndim == 2 else f"arrays {'x'.join(map(str, inputs.shape[1:]))}"
+    )
+
+
+def _scaled(data: LabelledData, scaling: str | Normalisation) -> str:
+    scale = f"{data.full_scale:g}"
+    if data.inputs.dtype == torch.int64:
+        return "as stored"
+    if isinstance(scaling, Normalisation):
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (scaling.mean, scaling.std))
+        own = "value" if data.full_scale == 1 else f"value/{scale}"
+        return f"scaled as ({own} - ({mean})) / ({std})"
+    if scaling == "standard":
+        return "standardised by the train split's mean and deviation"
+    if scaling == "imagenet":
+        return "scaled by ImageNet's mean and deviation"
+    if scaling == "unit" and data.full_scale != 1:
+        return f"scaled by 1/{scale}"
+    low, high = (float(f(data.inputs.float())) for f in (torch.min, torch.max))
+    return f"as stored ({low:.4g} to {high:.4g})"
+
+
 def load_tensors(
     source: str | os.PathLike[str],
     split: str = "train",
     *,
     limit: int | None = None,
     scaling: str | Normalisation = "unit",
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    mode: str | None = None,
-    image_size: int | None = None,
-    max_pixels: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    **options: Unpack[ReadingOptions],
 ) -> tuple[Tensor, Tensor]:
-    """A source as a network takes it: float32 inputs and int64 targets.
+    """A source as a network of one input takes it: float32 inputs and int64 targets.
 
     Args:
-        source, split, limit, config, image_column, label_column, mode, image_size, max_pixels, progress: as for `load`.
-        scaling: "unit" for inputs in [0, 1]; "standard" for zero mean and unit standard deviation by channel
-            over the source's whole train split, independent of `split` and `limit` (reads that split as
-            well); a Normalisation to use recorded statistics.
+        source, split, limit, scaling, progress, options: as for `prepare`.
 
     Returns:
-        Inputs of shape (n, channels, height, width), float32; targets of shape (n,), int64.
+        Inputs of shape (n, channels, height, width) or (n, features), float32; targets of shape (n,), int64.
 
     Raises:
-        UnknownName: no such scaling, split or column. DataError, MissingExtra: as `load`.
+        UnknownName: no such scaling, split or column. DataError, MissingExtra: as `load`, or several inputs.
 
     Examples:
         >>> x, y = load_tensors("digits", "train[:100]")
         >>> x.shape, float(x.max())
         (torch.Size([100, 1, 8, 8]), 1.0)
     """
-    if isinstance(scaling, str) and scaling not in ("unit", "standard"):
-        raise UnknownName("scaling", scaling, ("unit", "standard"))
-
-    def fetch(part: str, count: int | None) -> LabelledData:
-        return load(
-            source,
-            part,
-            limit=count,
-            config=config,
-            image_column=image_column,
-            label_column=label_column,
-            mode=mode,
-            image_size=image_size,
-            max_pixels=max_pixels,
-            progress=progress,
+    found = prepare(source, split, limit=limit, scaling=scaling, progress=progress, **options)
+    if not isinstance(found.inputs, Tensor):
+        raise DataError(
+            f"{os.fspath(source)} gives several inputs, where one tensor is needed: call prepare, or name columns"
         )
-
-    data = fetch(split, limit)
-    if scaling == "unit":
-        return _unit(data), data.targets
-    if not isinstance(scaling, Normalisation):
-        scaling = Normalisation.of(data if (split, limit) == ("train", None) else fetch("train", None))
-    return scaling(data), data.targets
+    return found.inputs, found.targets

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flatminima import budgets
 from flatminima.core.minimum import Minimum
 from flatminima.display import html
 from flatminima.errors import UsageError
+from flatminima.ranking.candidates import look
+from flatminima.ranking.choice import Choice, choose
 from flatminima.ranking.controlled import Controlled, Point, controlled
 from flatminima.ranking.correlation import Correlation, kendall
 from flatminima.rounds import MeasureFunction, measure
@@ -34,11 +37,13 @@ class RankTable:
         correlations: measure name -> Correlation, undefined ones last.
         networks: how many were ranked.
         controlled: measure name -> Controlled, where the hyper-parameters were given.
+        choice: which network to ship, where held-out samples were given or networks are ordered by measures.
     """
 
     correlations: dict[str, Correlation]
     networks: int
     controlled: dict[str, Controlled] = field(default_factory=dict)
+    choice: Choice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -67,45 +72,113 @@ class RankTable:
         from rich.console import Console
 
         buffer = io.StringIO()
-        render(self, Console(file=buffer, width=_WIDTH, force_terminal=False, no_color=True))
+        console = Console(file=buffer, width=_WIDTH, force_terminal=False, no_color=True)
+        if self.choice is not None:
+            from flatminima.ranking.render import render_choice
+
+            render_choice(self.choice, console)
+        if self.correlations:
+            render(self, console)
         return buffer.getvalue().rstrip()
 
 
 def rank(
     minima: Sequence[Minimum | MeasureTable],
-    gaps: Sequence[float],
+    gaps: Sequence[float] | None = None,
     measures: Iterable[str | MeasureFunction] | None = None,
     *,
+    test: Any = None,
+    unlabelled: Any = None,
+    names: Sequence[str] | None = None,
     hyperparameters: Sequence[Point] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> RankTable:
-    """Score measures by how they order networks of known generalization gap.
+    """Which network to ship, and which measure orders networks as their generalization gap does.
+
+    With `gaps` measures are scored. Without, the networks are compared: by paired tests on the held-out samples `test`
+    (and measures are scored by the gaps that these show), or by measures alone. Networks that do not fit their training
+    data are left out first, and named.
 
     Args:
-        minima: networks, as Minimum (measured here) or as MeasureTable (measured before).
+        minima: networks, as Minimum (measured here) or, with `gaps`, as MeasureTable (measured before).
         gaps: held-out minus training error (or loss) of each.
-        measures: names or functions; None: all of the catalogue, or all that the tables hold.
+        measures: names or functions; None: with gaps all of the catalogue, or all that the tables hold; else the fast
+            budget's.
+        test: held-out samples with labels, in any form that a Minimum takes.
+        unlabelled: held-out samples whose targets are not read: agreement between the networks, and their confidence.
+        names: of the networks; None: network 1, 2, ...
         hyperparameters: of each network, the same names for all: then measures are also scored by pairs of networks
             that differ in one alone (see `controlled`).
         seed: of the bootstrap over networks.
         confidence: of its interval.
 
     Returns:
-        RankTable; a measure undefined for some networks is scored on the others, and says on how many.
+        RankTable; its first printed line is the answer (`choice.answer`). A measure undefined for some networks is
+        scored on the others, and says on how many.
 
     Raises:
-        UsageError: no network, or lengths that differ.
+        UsageError: no network, lengths that differ, tables without gaps, gaps with `test`.
     """
-    if not minima or len(minima) != len(gaps):
-        raise UsageError(f"got {len(minima)} networks and {len(gaps)} gaps; give one gap a network, and at least one")
+    if gaps is not None and test is not None:
+        raise UsageError("got gaps= and test=; give one of them")
+    if not minima or (gaps is not None and len(minima) != len(gaps)):
+        count = 0 if gaps is None else len(gaps)
+        raise UsageError(f"got {len(minima)} networks and {count} gaps; give one gap a network, and at least one")
     wanted = None if measures is None else list(measures)
     if hyperparameters is not None and len(hyperparameters) != len(minima):
         raise UsageError(f"got {len(minima)} networks and the hyper-parameters of {len(hyperparameters)}; give all")
-    tables = [m if isinstance(m, MeasureTable) else measure(m, wanted) for m in minima]
+    if gaps is not None:
+        tables = [m if isinstance(m, MeasureTable) else measure(m, wanted) for m in minima]
+        return score(tables, gaps, wanted, hyperparameters=hyperparameters, seed=seed, confidence=confidence)
+    return _compared(minima, wanted, test, unlabelled, names, hyperparameters, seed, confidence)
+
+
+def _compared(
+    minima: Sequence[Minimum | MeasureTable],
+    wanted: list[str | MeasureFunction] | None,
+    test: Any,
+    unlabelled: Any,
+    names: Sequence[str] | None,
+    hyperparameters: Sequence[Point] | None,
+    seed: int,
+    confidence: float,
+) -> RankTable:
+    networks = [m for m in minima if isinstance(m, Minimum)]
+    if len(networks) < len(minima):
+        raise UsageError("got tables without gaps; give gaps=, or the networks as Minimum, which can be looked at")
+    labels = [f"network {i + 1}" for i in range(len(networks))] if names is None else list(names)
+    if len(labels) != len(networks):
+        raise UsageError(f"got {len(networks)} networks and {len(labels)} names; give one a network")
+    looks = [look(name, m, test, unlabelled) for name, m in zip(labels, networks, strict=True)]
+    chosen = budgets.names("fast") if wanted is None else wanted
+    tables = [measure(m, chosen) if one.candidate.compared else None for m, one in zip(networks, looks, strict=True)]
+    voters = None if wanted is None else [_name(m) for m in wanted]
+    choice = choose(looks, tables, voters, seed=seed)
+    known = [(t, c, i) for i, (t, c) in enumerate(zip(tables, choice.candidates, strict=True)) if t is not None]
+    held = [c.test_error - c.train_error for _, c, _ in known if c.test_error is not None and c.train_error is not None]
+    if len(held) < len(known) or not known:
+        return RankTable({}, len(minima), choice=choice)
+    points = None if hyperparameters is None else [hyperparameters[i] for _, _, i in known]
+    found = score(
+        [t for t, _, _ in known], held, wanted, hyperparameters=points, seed=seed, confidence=confidence
+    )  # fmt: skip
+    return replace(found, choice=choice)
+
+
+def score(
+    tables: Sequence[MeasureTable],
+    gaps: Sequence[float],
+    measures: Sequence[str | MeasureFunction] | None = None,
+    *,
+    hyperparameters: Sequence[Point] | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> RankTable:
+    """Measures scored by known gaps; arguments as of `rank`."""
     names = list(dict.fromkeys(name for table in tables for name in table))
-    if wanted is not None:
-        chosen = {m if isinstance(m, str) else getattr(m, "__name__", str(m)) for m in wanted}
+    if measures is not None:
+        chosen = {_name(m) for m in measures}
         names = [n for n in names if n in chosen] or names
     found = {name: _score(name, tables, gaps, seed, confidence) for name in names}
     ordered = sorted(found.items(), key=lambda item: (item[1].tau is None, -(item[1].tau or 0.0), item[0]))
@@ -116,6 +189,10 @@ def rank(
             if values:
                 scores[name] = controlled(values, [gap for gap, _ in kept], [point for _, point in kept])
     return RankTable(dict(ordered), len(tables), scores)
+
+
+def _name(measure: str | MeasureFunction) -> str:
+    return measure if isinstance(measure, str) else getattr(measure, "__name__", str(measure))
 
 
 def _score(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from flatminima.core.output import logits
-from flatminima.core.samples import Inputs, leaves, map_tensors
+from flatminima.core.samples import Inputs, call, leaves, map_tensors
 from flatminima.core.statistic import Statistic
 from flatminima.errors import FlatMinimaError, Undefined
 from flatminima.statistics.network_graph import FeedForwardNetwork
@@ -77,7 +77,7 @@ def _run(minimum: Minimum, inputs: Inputs, p: float) -> tuple[PathAlgebra, float
         algebra.know(leaf, -1 - i)
     with algebra:
         try:
-            output = logits(_call(minimum.model, inputs), minimum.output)
+            output = logits(call(minimum.model, inputs), minimum.output)
         except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError) as error:
             if isinstance(error, FlatMinimaError):
                 raise
@@ -107,12 +107,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
         return torch.equal(a, b)
     except RuntimeError:  # a tensor of torch.vmap's, whose values are out of reach
         return False
-
-
-def _call(model: nn.Module, inputs: Inputs) -> Any:
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def _log(total: float) -> float:

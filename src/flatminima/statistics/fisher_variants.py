@@ -21,7 +21,7 @@ from flatminima.core.batch import Batch
 from flatminima.core.layers import LayerGradient
 from flatminima.core.output import logits
 from flatminima.core.parameters import copied, dense
-from flatminima.core.samples import map_tensors
+from flatminima.core.samples import call, map_tensors
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.gram import Gram, GramMatrices
@@ -70,7 +70,7 @@ class _Rescaled(nn.Module):
         self.model, self.norm, self.output = model, norm, output
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        output = logits(self.model(*args, **kwargs), self.output)
+        output = logits(call(self.model, kwargs or (args if len(args) > 1 else args[0])), self.output)
         length = output.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(output.dtype).tiny)
         scaled: Tensor = self.norm * output / length
         return scaled
@@ -137,7 +137,7 @@ def _jacobian(minimum: Minimum, model: nn.Module, tensors: list[Tensor], indices
     """Gradients (b, W) of the losses for unit-norm output gradients, through one batch, and ln of the norms (b,)."""
     batch = minimum.batch(indices)
     inputs = map_tensors(lambda x: x.double() if x.is_floating_point() else x, batch.inputs)
-    output = logits(_call(model, inputs), minimum.output)
+    output = logits(call(model, inputs), minimum.output)
     minimum.passes.forward += len(indices)
     unit, log_norms = minimum.loss.seed(output.detach(), batch.targets)
     rows = []
@@ -154,12 +154,6 @@ def _trainable(model: nn.Module, minimum: Minimum) -> list[nn.Parameter]:
     """The copy's parameters that the Minimum counts."""
     by_name = dict(model.named_parameters())
     return [by_name[name] for name in minimum.parameters.names]
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 @contextmanager

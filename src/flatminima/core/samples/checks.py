@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from flatminima.core.samples.base import Samples
-from flatminima.core.samples.structure import shapes
+from flatminima.core.samples.structure import Inputs, shapes
 from flatminima.core.samples.tensors import TensorSamples
 from flatminima.errors import DataError
 
@@ -51,6 +51,30 @@ def _positional(model: nn.Module) -> tuple[int, int] | None:
         return None
     positional = [p for p in parameters if p.kind in _POSITIONAL]
     return sum(p.default is inspect.Parameter.empty for p in positional), len(positional)
+
+
+def call(model: Any, inputs: Inputs) -> Any:
+    """What the model returns for a batch: one tensor, several by position or by name, or all in one argument.
+
+    A forward of exactly one argument, as `forward(self, batch)`, is given several inputs as the tuple or dict that
+    they are.
+    """
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    if takes_batch(model, inputs):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def takes_batch(model: Any, inputs: Inputs) -> bool:
+    """Whether the forward has one argument, and it is none of several inputs."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (AttributeError, TypeError, ValueError):
+        return False
+    if len(parameters) != 1 or parameters[0].kind not in _POSITIONAL:
+        return False
+    return parameters[0].name not in inputs if isinstance(inputs, dict) else len(inputs) > 1
 
 
 def check_every_target(samples: Samples, loss: Loss, output: Tensor) -> None:

@@ -1,0 +1,55 @@
+"""`--output`: whether a folder can be written, before the work, and what is kept there meanwhile."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flatminima.errors import UsageError
+
+
+@contextmanager
+def kept_for(output: Path | None, asked: dict[str, Any]) -> Iterator[None]:
+    """Within the block what is finished is kept below the folder, for the same command."""
+    if output is None:
+        yield
+        return
+    from flatminima.core.keeping import keeping
+    from flatminima.io import run_key
+
+    with keeping(output, run_key(asked)):
+        yield
+
+
+def forget(output: Path | None) -> None:
+    """What was kept for results that are written now."""
+    if output is not None:
+        from flatminima.core.keeping import done
+
+        done(output)
+
+
+def writable(output: Path, files: tuple[str, ...]) -> None:
+    """Refuse before the work what would fail after it, leaving nothing behind.
+
+    Raises:
+        WriteFailed: the folder, or where it would be made, cannot be written.
+        FolderInUse: another process writes there. UsageError: a folder has the name of a file.
+    """
+    from flatminima.io import cannot_write, refuse_in_use
+
+    refuse_in_use(output)
+    try:
+        folder = output.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        taken = [name for name in files if (output / name).is_dir()]
+    except OSError as error:
+        raise cannot_write(output, error, to="to ") from None
+    if taken:
+        raise UsageError(f"cannot write to {output}: {taken[0]} is a folder there; choose another --output")

@@ -1,0 +1,231 @@
+"""One source for every command: functions, configuration files, several inputs, a batch as one argument, no data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flatminima import Minimum, measures
+from flatminima.cli.app import main
+from flatminima.cli.configuration import Configuration, arguments_of
+from flatminima.cli.source import own_words
+from flatminima.errors import UsageError
+
+CODE = """
+import torch
+from dataclasses import dataclass
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+torch.manual_seed(0)
+X, Y = torch.randn(40, 3, 5, 5), torch.arange(40) % 2
+T = torch.randn(40, 2)
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.image, self.table = nn.Linear(75, 2), nn.Linear(2, 2)
+    def forward(self, image, table): return self.image(image.flatten(1)) + self.table(table)
+
+class Batch(Two):
+    def forward(self, batch):
+        if isinstance(batch, dict): batch = batch["image"], batch["table"]
+        return super().forward(*batch)
+
+@dataclass
+class Config:
+    width: int
+    depth: int = 1
+
+def single(width=8):
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(75, width), nn.ReLU(), nn.Linear(width, 2))
+def typed(config: Config): return single(config.width)
+def loose(cfg): return single(cfg.model.width)
+def pair(split): return X[:30] if split == "train" else X[30:], Y[:30] if split == "train" else Y[30:]
+def bytes_last(split, n=20): return (X[:n].permute(0, 2, 3, 1) * 30 + 128).clamp(0, 255).byte(), Y[:n]
+def parts(): return {"train": TensorDataset(X[:30], Y[:30]), "test": TensorDataset(X[30:], Y[30:])}
+def loader(split): return DataLoader(TensorDataset(X, Y), batch_size=7)
+def several(split): return (X, T), Y
+def named(split): return {"image": X, "table": T}, Y
+ready = TensorDataset(X, Y)
+"""
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own.py").write_text(CODE)
+    (tmp_path / "my-models.2.py").write_text(CODE)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flatminima", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def measured(cli: Callable[..., tuple[int, str, str]], *arguments: str, model: str = "own:single") -> tuple[float, str]:
+    """Value of fisher_trace, and what was said."""
+    asked = ["measure", "--model", model, "--app-dir", ".", "--measures", "fisher_trace", "--json"]
+    code, out, err = cli(*asked, *arguments)
+    assert code == 0, err
+    return json.loads(out)["measures"]["fisher_trace"]["value"], err
+
+
+def truth(model: str, data: object) -> float:
+    import own  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    return float(measures.fisher_trace(Minimum(getattr(own, model)().eval(), data)))
+
+
+@pytest.mark.parametrize(
+    ("target", "rows", "said"),
+    [
+        ("own:pair", 30, "30 images 5x5x3, 2 classes, as stored"),
+        ("own:parts", 30, "30 samples of 3x5x5, class labels, as own:parts gives them"),
+        ("own:loader", 40, "40 samples of 3x5x5"),
+        ("own:ready", 40, "40 samples of 3x5x5"),
+    ],
+)
+def test_a_function_gives_samples_of_any_kind(cli, target: str, rows: int, said: str) -> None:  # type: ignore[no-untyped-def]
+    value, err = measured(cli, "--data", target)
+    import own  # type: ignore[import-not-found]
+
+    assert value == pytest.approx(truth("single", (own.X[:rows], own.Y[:rows])), rel=1e-5)
+    assert said in err
+
+
+def test_bytes_of_a_function_are_scaled_as_a_files(cli) -> None:  # type: ignore[no-untyped-def]
+    value, err = measured(cli, "--data", "own:bytes_last", "--data-arg", "n=16")
+    import own  # type: ignore[import-not-found]
+
+    x = (own.X[:16].permute(0, 2, 3, 1) * 30 + 128).clamp(0, 255).byte().permute(0, 3, 1, 2).float() / 255
+    assert value == pytest.approx(truth("single", (x, own.Y[:16])), rel=1e-5)
+    assert "16 images 5x5x3, 2 classes, scaled by 1/255" in err
+    code, _, err = cli(
+        "measure", "--model", "own:single", "--app-dir", ".", "--data", "own:bytes_last", "--data-arg", "m=1"
+    )
+    assert code == 2 and "check --data-arg key=value" in err
+
+
+@pytest.mark.parametrize("model", ["own:Two", "own:Batch"])
+@pytest.mark.parametrize("data", ["own:several", "own:named"])
+def test_several_inputs_and_a_batch_as_one_argument(cli, model: str, data: str) -> None:  # type: ignore[no-untyped-def]
+    value, _ = measured(cli, "--data", data, model=model)
+    import own  # type: ignore[import-not-found]
+
+    assert value == pytest.approx(truth("Two", ((own.X, own.T), own.Y)), rel=1e-5)
+
+
+def test_an_image_and_columns_from_one_file(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 5, 5, 3), dtype=np.uint8)
+    ages, sizes, labels = rng.normal(size=20), rng.normal(size=20), np.arange(20) % 2
+    np.savez(tmp_path / "two.npz", picture=images, age=ages, size=sizes, label=labels)
+    value, err = measured(cli, "--data", "two.npz", "--columns", "picture;age,size", model="own:Two")
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    table = torch.from_numpy(np.stack([ages, sizes], 1).astype(np.float32))
+    own_truth = truth("Two", ((x, table), torch.from_numpy(labels)))
+    assert value == pytest.approx(own_truth, rel=1e-5) and "with age+size: (2,)" in err
+    by_name, _ = measured(cli, "--data", "two.npz", "--columns", "image=picture;table=age,size", model="own:Batch")
+    assert by_name == pytest.approx(own_truth, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "model"),
+    [
+        ("c.json", '{"width": 5}', "own:single"),
+        ("c.toml", "width = 5", "own:single"),
+        ("c.yaml", "width: 5", "own:typed"),
+        ("c.json", '{"model": {"width": 5}}', "own:loose"),
+        ("c.json", '{"width": 5}', "my-models.2.py:single"),
+    ],
+)
+def test_a_configuration_file_makes_the_network(cli, tmp_path: Path, name: str, text: str, model: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / name).write_text(text)
+    asked = ["measure", "--model", model, "--app-dir", ".", "--no-data", "--measures", "parameter_count", "--json"]
+    code, out, err = cli(*asked, "--model-config", name)
+    assert code == 0, err
+    assert json.loads(out)["measures"]["parameter_count"]["value"] == 75 * 5 + 5 + 10 + 2
+
+
+def test_a_configuration_runs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: !!python/object/apply:os.system ['true']")
+    with pytest.raises(UsageError, match=r"cannot be read as \.yaml"):
+        arguments_of(lambda cfg: cfg, path)
+    path.write_text("- 1")
+    with pytest.raises(UsageError, match="expected names and values"):
+        arguments_of(lambda cfg: cfg, path)
+    with pytest.raises(AttributeError, match="it has a"):
+        _ = Configuration(a=1).b
+
+
+def test_mean_and_deviation_are_those_of_torchvision(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 5, 5, 3), dtype=np.uint8), np.arange(20) % 2
+    np.savez(tmp_path / "i.npz", x=images, y=labels)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    expected = (x - mean) / std
+    by_hand = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    values = [measured(cli, "--data", "i.npz", *o)[0] for o in (["--scaling", "imagenet"], by_hand)]
+    own_truth = truth("single", (expected, torch.from_numpy(labels)))
+    assert values == pytest.approx([own_truth, own_truth], rel=1e-5)
+    one, _ = measured(cli, "--data", "i.npz", "--mean", "0.5", "--std", "0.5")
+    assert one == pytest.approx(truth("single", ((x - 0.5) / 0.5, torch.from_numpy(labels))), rel=1e-5)
+
+
+def test_no_data_measures_the_weights(cli) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = cli("measure", "--model", "own:single", "--app-dir", ".", "--no-data", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    import own  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    weights = torch.cat([p.detach().double().flatten() for p in own.single().parameters()])
+    assert document["measures"]["parameter_norm"]["value"] == pytest.approx(float(weights.norm()))
+    assert set(document["measures"]) == {"parameter_count", "parameter_norm", "power_law_exponent"}
+    code, _, _ = cli(
+        "measure", "--model", "own:single", "--app-dir", ".", "--no-data", "--fail-if", "parameter_count>1"
+    )
+    assert code == 3
+
+
+def test_the_same_options_on_every_command() -> None:
+    """Would catch a command that reads data in a way of its own."""
+    import inspect
+
+    from flatminima.cli.certify import certify
+    from flatminima.cli.landscape import landscape
+    from flatminima.cli.measure import measure
+    from flatminima.cli.rank import rank
+    from flatminima.cli.source import Reading
+    from flatminima.cli.train import train
+
+    for command in (certify, landscape, measure, rank, train):
+        names = set(inspect.signature(command).parameters)
+        assert set(Reading.__dataclass_fields__) <= names, command.__name__
+        assert {"model_config", "model_arg", "app_dir"} <= names, command.__name__
+
+
+def test_messages_name_options() -> None:
+    assert own_words("pass label_column") == "pass --label-column"
+    assert own_words("pass layout='chw' or layout='hwc'") == "pass --layout chw or --layout hwc"
+    assert own_words("column 'label_column' of x") == "column 'label_column' of x"
