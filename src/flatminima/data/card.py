@@ -49,6 +49,8 @@ def refuse_saved_places(folder: Path) -> None:
         for part in parts:
             if (part / _STATE).is_file():
                 _refuse_outside(part / _STATE, [each["filename"] for each in _json(part / _STATE)["_data_files"]])
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError, RecursionError):
         raise DataError(f"{folder} is not what save_to_disk writes: save the data set again") from None
 

@@ -204,7 +204,10 @@ def _numbers(name: str, values: Any, rows: NDArray[np.int64], where: str) -> NDA
             raise DataError(
                 f"row {row} of {where} has {value[:40]!r} in {name!r}, not a number: encode it, or leave it out"
             )
-    array = np.asarray(values, dtype=np.float32)
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise DataError(f"column {name!r} of {where} holds no numbers: leave it out, columns='a,b'") from None
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
         raise DataError(f"row {rows[bad[0]]} of {where} has no value in {name!r}: fill it in, or drop the row")
