@@ -25,7 +25,7 @@ from hostile import MLP, Made, call
 EVERY = os.environ.get("FLATMINIMA_POINTS") == "all"
 KINDS = ("crash", "ENOSPC", "EIO")
 TIMES = ("seconds", "cpu_seconds", "core_seconds")
-# a certificate that went on from state in its folder is conditional on that state being its own; its numbers are the same
+# a certificate that went on from state in its folder is conditional on that being its own; its numbers are the same
 STANDING = ("standing", "is_certificate", "statement", "assumptions")
 PASSES = ("forward_passes", "backward_passes", "notes")  # a second run of `measure` need not repeat them
 
