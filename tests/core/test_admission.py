@@ -236,3 +236,18 @@ def test_what_a_forward_pass_writes_is_state_that_comes_back_and_no_setting() ->
     net.width = 8
     with pytest.raises(StaleMinimum, match="settings"):
         measures.margin(minimum)
+
+
+def test_a_look_within_a_look_that_raised_makes_nothing_stale() -> None:
+    """The inner one begins at weights that the outer one has written; what it notes must not be taken for the truth."""
+    net = plain()
+    net.register_buffer("seen", torch.zeros(2))
+    minimum = Minimum(net, (X, Y))
+    with minimum.open():
+        net.seen += 1.0
+    with pytest.raises(KeyError), minimum.open():
+        net.seen += 1.0
+        with minimum.replace(model=net).open():
+            net.seen += 1.0
+            raise KeyError("in the middle")
+    minimum.refuse_stale()

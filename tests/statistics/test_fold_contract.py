@@ -344,16 +344,20 @@ def test_an_exception_in_forward_leaves_the_model_as_it_was(
     inner, data = BY_NAME["batch_norm2d"].make()
     model = _Fails(inner, at).eval().double()
     minimum = Minimum(model, data, batch_size=3)
-    _Fails.armed = True
+    _Fails.armed, defined = True, True
     try:
         with untouched(model):
             try:
                 minimum[statistic]
             except KeyError as error:
                 assert "in the middle" in str(error)
+            except Undefined:  # what traces a network says that it does not run; some are of other networks
+                defined = False
     finally:
         _Fails.armed = False
-    assert_alike(value(minimum, statistic), value(Minimum(inner, data, batch_size=3), statistic))
+    minimum.refuse_stale()
+    if defined:
+        assert_alike(value(minimum, statistic), value(Minimum(inner, data, batch_size=3), statistic))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatminima.core.identity import dense_parts, same_content
-from flatminima.core.identity import version as _version
+from flatminima.core.identity import content_version, dense_parts, same_content
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TABLES = ("_parameters", "_buffers", *_HOOKS)
@@ -27,7 +26,7 @@ _COLLECTIONS = (list, dict, set, deque, OrderedDict, defaultdict)
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run the block in eval mode and restore everything afterwards."""
-    state = [(t, t.detach().clone(), _version(t)) for t in _tensors(model)]
+    state = [(t, t.detach().clone(), content_version(t)) for t in _tensors(model)]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     grads = [(p.grad, p.grad.detach().clone()) for p in model.parameters() if p.grad is not None]
     compiled = {m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)}  # their tables are copies

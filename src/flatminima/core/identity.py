@@ -30,9 +30,8 @@ def content_version(tensor: Tensor) -> int:
 
 
 def same_content(tensor: Tensor, before: int) -> None:
-    """Note that the content is again, bit for bit, that of version `before`."""
-    now, root = _UNDONE.get(tensor, (None, 0))
-    _UNDONE[tensor] = (version(tensor), root if now == before else before)
+    """Note that the content is again, bit for bit, that of `content_version` before."""
+    _UNDONE[tensor] = (version(tensor), before)
 
 
 def dense_parts(tensor: Tensor) -> list[Tensor]:

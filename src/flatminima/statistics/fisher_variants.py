@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatminima import progress
 from flatminima.core.batch import Batch
+from flatminima.core.guard import same_randomness
 from flatminima.core.layers import LayerGradient
 from flatminima.core.output import logits
 from flatminima.core.parameters import copied, dense
@@ -115,7 +116,7 @@ class TrainingGram(Statistic[GramMatrices]):
             model = copied(minimum.model).double()
         tensors: list[Tensor] = [p.requires_grad_() for p in _trainable(model, minimum)]
         order = minimum.samples.order(self.seed)[: plain.limit(minimum)]
-        with _batch_statistics(model):
+        with same_randomness(), _batch_statistics(model):
             for t, subset in enumerate(order.split(state.normalized.shape[1])):
                 parts = [_jacobian(minimum, model, tensors, chunk) for chunk in subset.split(self.chunk)]
                 jacobian = torch.cat([rows for rows, _ in parts])
