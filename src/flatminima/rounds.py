@@ -94,7 +94,8 @@ def _wrapped(text: str) -> str:
 
 def positions(minimum: Minimum) -> int:
     """Labelled positions that a sample has at most: tokens of a sequence, pixels of an image; 1 for one label each."""
-    _, targets = minimum.samples.take(torch.arange(1))
+    with neutral():
+        _, targets = minimum.samples.take(torch.arange(1))
     return 1 if targets.is_floating_point() or targets.dtype == torch.bool else max(1, targets.numel())
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from flatminima import Minimum, audit, certify, measure, optim
 from flatminima.certification import Recipe, certify_around
+from flatminima.errors import ModelError
 from flatminima.landscape import directions, landscape
 from flatminima.models import build
 from flatminima.studies import STUDIES
@@ -157,5 +158,5 @@ def test_studies_run_there(name):
 
 def test_a_model_left_behind_is_an_error_and_not_a_number():
     x, y = _data()
-    with SimulatedDevice(), pytest.raises(RuntimeError, match="same device"):
+    with SimulatedDevice(), pytest.raises(ModelError, match="same device"):
         train(_cnn(), x.to("mps"), y.to("mps"), config=TrainConfig(epochs=1))
