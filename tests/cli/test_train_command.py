@@ -183,8 +183,8 @@ def test_another_loss_from_the_command_line(cli, tmp_path, monkeypatch):
         return one_hot("train", 120), {"test": one_hot("test")} if request.samples.test_split else {}
 
     monkeypatch.setattr("flatminima.cli.train_run._samples", samples)
-    (tmp_path / "mine.py").write_text(REGRESSION)
-    start = ["train", "--model", "mine:network", "--app-dir", tmp_path, *DIGITS, "--output", tmp_path / "run"]
+    (tmp_path / "regression_net.py").write_text(REGRESSION)
+    start = ["train", "--model", "regression_net:network", "--app-dir", tmp_path, *DIGITS, "--output", tmp_path / "run"]
     code, out, err = cli(*start, "--loss", "mse", "--test-split", "test", "--lr", "0.05")
     assert code == 0 and "error" not in out and "test       loss" in out, (out, err)
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -258,7 +258,7 @@ def test_torchscript_is_not_weights(tmp_path: Path) -> None:
 
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
     target = model(1)
-    with refused(target, "No such file"):
+    with refused(target, "no such file"):
         load_checkpoint(target, tmp_path / "nothing.pt")
     with refused(target, "is a folder"):
         load_checkpoint(target, tmp_path)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 
 from flatminima import interrupts
 from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError, WriteFailed
-from flatminima.io import claimed, json_text
+from flatminima.io import claimed, json_text, write_whole
 from flatminima.studies import resumable
 from flatminima.studies.images import on
 from flatminima.studies.networks import FOLDER
@@ -142,6 +142,9 @@ def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
                 outcome["networks"] = kept.names
             if not of_use:
                 shutil.rmtree(folder, ignore_errors=True)
+            if succeeded(outcome):  # while nobody else may begin it
+                with suppress(WriteFailed, UsageError):  # whoever puts it down says why it cannot be written
+                    write_whole(work.file, json_text(outcome) + "\n")
             return outcome
     except FolderInUse:
         return None
