@@ -98,6 +98,18 @@ def _refill(collection: Any, entries: list[Any]) -> None:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside, in its own mode afterwards (a frozen BatchNorm stays frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def same_randomness() -> Iterator[None]:
     """Put the global random states back after the block."""
     state = _random_state()

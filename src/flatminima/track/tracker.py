@@ -11,8 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from flatminima.core.ambient import neutral
 from flatminima.core.fsdp import ShardedMinimum
-from flatminima.core.guard import untouched
+from flatminima.core.guard import evaluating, untouched
 from flatminima.core.minimum import Minimum
 from flatminima.core.network import Network
 from flatminima.core.parameters import unwrap
@@ -364,7 +363,7 @@ class Tracker:
             return self._network
         options = {"batch_size": self._batch_size or 1 << 20, **self._asked}
         if self._is_sharded():
-            with _evaluating(self._model):
+            with evaluating(self._model):
                 self._network = ShardedMinimum(self._model, self._probe, **options)
         else:
             with untouched(self._model):
@@ -396,18 +395,6 @@ class Tracker:
                 warnings.warn(f"tracker: {what}; training goes on", TrackerWarning, stacklevel=4)
             except TrackerWarning as raised:  # warnings are errors here; training does not die of this one
                 print(f"warning: {raised}", file=sys.stderr)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _ordered(due: list[str]) -> list[str]:

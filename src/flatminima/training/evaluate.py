@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.guard import evaluating
 from flatminima.errors import NumericalError
-from flatminima.training.objective import Objective, call, count, evaluating, rows
+from flatminima.training.objective import Objective, call, count, rows
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks

@@ -6,14 +6,14 @@ mean over its tokens that count, and texts weigh alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from flatminima.core.guard import evaluating
 from flatminima.core.losses import Loss, PerSample
 from flatminima.core.losses.cross_entropy import CrossEntropy
 from flatminima.core.losses.elementwise import BinaryCrossEntropy
@@ -135,18 +135,6 @@ def output_of_one(model: nn.Module, inputs: Any) -> Tensor:
             shapes = " and ".join(str(tuple(t.shape[1:])) for t in leaves(one))
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"the network does not take inputs of shape {shapes} a sample: {reason}") from None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, in its own mode afterwards (a frozen BatchNorm stays frozen)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def count(inputs: Any) -> int:
