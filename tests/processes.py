@@ -25,7 +25,6 @@ _PRELOADED = (
     "flatminima.report",
     "flatminima.studies",
     "flatminima.training",
-    "sklearn.datasets",
 )
 _WRITES = ("open", "os.rename", "os.mkdir", "os.remove", "os.truncate")
 

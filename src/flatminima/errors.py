@@ -20,6 +20,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from flatminima.shown import shown_lines
 
@@ -74,6 +76,18 @@ class MissingExtra(UsageError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package!r}, which is not installed: pip install 'flatminima[{extra}]'")
+
+
+def optional(package: str, extra: str, purpose: str) -> Any:
+    """The module of an optional dependency.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError:
+        raise MissingExtra(package, extra, purpose) from None
 
 
 class NumericalError(FlatMinimaError, ArithmeticError):

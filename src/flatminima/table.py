@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from flatminima.display import html
-from flatminima.errors import MissingExtra, UsageError
+from flatminima.errors import MissingExtra, UsageError, optional
 from flatminima.estimate import ERRORS, Estimate
 from flatminima.io import json_text, write_whole
 from flatminima.shown import shown as escaped
@@ -65,9 +65,12 @@ class MeasureTable(Mapping[str, Estimate]):
         return len(self.estimates)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a measure: value and stderr (float, NaN where there is none), direction, kind, undefined."""
-        import pandas as pd
+        """One row a measure: value and stderr (float, NaN where there is none), direction, kind, undefined.
 
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        pandas = optional("pandas", "pandas", "to_pandas()")
         rows = {
             name: {
                 "value": e.value,
@@ -78,21 +81,21 @@ class MeasureTable(Mapping[str, Estimate]):
             }
             for name, e in self.items()
         }
-        frame = pd.DataFrame.from_dict(rows, orient="index")
+        frame = pandas.DataFrame.from_dict(rows, orient="index")
         return frame.astype({"value": float, "stderr": float})  # also where every one is None
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """The rows of `to_pandas` as Parquet, with the measure's name as the first column.
 
         Raises:
-            UsageError, WriteFailed: the path cannot be written. MissingExtra: pyarrow is not installed.
+            UsageError, WriteFailed: the path cannot be written. MissingExtra: pandas or pyarrow is not installed.
         """
         frame = self.to_pandas().rename_axis("measure").reset_index()
         buffer = io.BytesIO()
         try:
             frame.to_parquet(buffer, index=False)
         except ImportError:
-            raise MissingExtra("pyarrow", "data", "Parquet") from None
+            raise MissingExtra("pyarrow", "parquet", "to_parquet()") from None
         write_whole(path, buffer.getvalue())
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:

@@ -26,7 +26,7 @@ def demo(
     from flatminima.demo import run_demo
     from flatminima.report import write_report
 
-    say("training and measuring a population of networks on scikit-learn's digits")
+    say("training and measuring a population of networks on the embedded digits")
     with bars():
         results = run_demo(output, seed=seed, quick=quick, fresh=fresh)
     if as_json:

@@ -1,6 +1,6 @@
 """Labelled data as tensors: sources, scaling, augmentation and label noise.
 
-Imports `torch` and `numpy` only; `datasets`, Pillow and scikit-learn are imported when a source needs them.
+Imports `torch` and `numpy` only; `datasets` and Pillow are imported when a source needs them.
 `load_tensors` is the one call the command line makes: the same source, split, limit and scaling give the same
 tensors on every machine.
 """

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from flatminima.data.delimited import read_columns
 from flatminima.errors import DataError
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
@@ -168,28 +169,15 @@ def _npy(path: Path) -> dict[str, Any]:
 
 
 def _csv(path: Path) -> dict[str, Any]:
-    import pandas as pd
-
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: its first line names the columns")
-    try:
-        frame = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True)
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8: save it as CSV in UTF-8") from None
-    except pd.errors.ParserError as error:
-        raise DataError(f"{path} is no regular CSV: {' '.join(str(error).split())}") from None
-    names = [str(n) for n in frame.columns]
+    found = read_columns(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+    names = list(found)
     if all(re.fullmatch(r"-?\d+(\.\d+)*(e-?\d+)?", n) for n in names):
         raise DataError(f"the first line of {path} holds numbers, not names of columns: add a line such as x1,x2,label")
     if len(names) == 1 and re.search(r"[;\t|]", names[0]):
         raise DataError(f"{path} has one column {names[0][:40]!r}: separate its columns by commas (or tabs in a .tsv)")
-    return {name: _series(frame[name]) for name in frame.columns}
-
-
-def _series(series: Any) -> Any:
-    if series.dtype.kind in "biuf":
-        return series.to_numpy()
-    return [None if value is None or value != value else value for value in series.tolist()]
+    return found
 
 
 def _jsonl(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Samples with their labels, decoded once.
 
 Pixels stay the integers that were stored (uint8): 47 MB for MNIST where float32 takes 188. `full_scale` says
-what "one" is: 255 for images, 16 for scikit-learn's digits.
+what "one" is: 255 for images, 16 for the embedded digits.
 """
 
 from __future__ import annotations

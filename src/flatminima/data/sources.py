@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flatminima.data import files, huggingface
+from flatminima.data import digits, files, huggingface
 from flatminima.data.files import Columns
 from flatminima.data.labelled import LabelledData
 from flatminima.data.labels import as_targets
@@ -27,9 +27,6 @@ from flatminima.errors import DataError
 Progress = Callable[[int, int, str], None]
 
 _DIGITS = "digits"
-_DIGITS_FULL_SCALE = 16.0  # scikit-learn counts the black pixels of 4x4 blocks
-_DIGITS_TEST_FRACTION = 0.3
-_DIGITS_SEED = 0
 _LIMIT_SEED = 0
 
 
@@ -44,7 +41,7 @@ def load(
     """One split of one source, decoded into tensors.
 
     Args:
-        source: "digits" (scikit-learn's 1797 images of 8x8, split 70/30 within each class); a file (.npz, .csv, .tsv,
+        source: "digits" (the embedded 1797 images of 8x8, split 70/30 within each class); a file (.npz, .csv, .tsv,
             .jsonl, .json, .parquet, .pt, .safetensors) or a folder of one such file a split; a folder that
             `save_to_disk` wrote; a folder in a layout that `datasets.load_dataset` reads (parquet with `image` and
             `label`, or a folder a class); or a name on the Hugging Face hub. A folder called digits is "./digits".
@@ -113,25 +110,16 @@ def subset(n: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def _digits(split: str, limit: int | None, reading: Reading) -> LabelledData:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)  # (1797, 64) float64 holding 0 ... 16
-    rng = np.random.RandomState(_DIGITS_SEED)
-    test = np.zeros(len(labels), dtype=bool)
-    for label in range(10):
-        members = np.flatnonzero(labels == label)
-        test[rng.permutation(members)[: round(_DIGITS_TEST_FRACTION * len(members))]] = True
-    splits = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
+    images, labels = digits.read()
+    splits = digits.splits(labels)
     kept = np.concatenate([rows for _, rows in rows_of(splits, split, _DIGITS)])
     kept = kept[subset(len(kept), limit)]
     names = tuple(str(digit) for digit in range(10))
-    targets, classes = as_targets(
-        labels[kept].astype(np.int64), kept.tolist(), "label", _DIGITS, classes=reading.classes, names=names
-    )
+    targets, classes = as_targets(labels[kept], kept.tolist(), "label", _DIGITS, classes=reading.classes, names=names)
     return LabelledData(
-        torch.from_numpy(images[kept].astype(np.uint8).reshape(-1, 1, 8, 8)),
+        torch.from_numpy(images[kept][:, None]),
         targets,
         classes,
         f"{_DIGITS} {split}",
-        _DIGITS_FULL_SCALE,
+        digits.FULL_SCALE,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flatminima import budgets
 from flatminima.core.minimum import Minimum
 from flatminima.display import html
-from flatminima.errors import UsageError
+from flatminima.errors import UsageError, optional
 from flatminima.ranking.candidates import look
 from flatminima.ranking.choice import Choice, choose
 from flatminima.ranking.controlled import Controlled, Point, controlled
@@ -53,13 +53,16 @@ class RankTable:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a measure: tau, low, high, networks, undefined; granulated, conditional, worst where known."""
-        import pandas as pd
+        """One row a measure: tau, low, high, networks, undefined; granulated, conditional, worst where known.
 
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        pandas = optional("pandas", "pandas", "to_pandas()")
         rows = {name: asdict(c) for name, c in self.correlations.items()}
         for name, c in self.controlled.items():
             rows[name] |= {"granulated": c.granulated, "conditional": c.conditional, "worst": c.worst}
-        return pd.DataFrame.from_dict(rows, orient="index")
+        return pandas.DataFrame.from_dict(rows, orient="index")
 
     def _repr_html_(self) -> str:
         return html("ranking", self)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from html import escape
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from flatminima.errors import MissingExtra
+from flatminima.errors import MissingExtra, optional
 from flatminima.io import write_whole
 from flatminima.track.log import Header, Row, read
 
@@ -62,16 +62,19 @@ class TrackTable(Sequence[Row]):
         return [(step, float(value)) for step, value in found if value is not None]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a check, indexed by step: numbers (NaN where there is none), standard errors as NAME_stderr, events."""
-        import pandas as pd
+        """A row a check, indexed by step: numbers (NaN where there is none), standard errors as NAME_stderr, events.
 
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        pandas = optional("pandas", "pandas", "to_pandas()")
         columns = self.columns()
         data: dict[str, list[Any]] = {
             name: [row["values"].get(name, row.get(name)) for row in self.rows] for name in columns
         }
         for name in dict.fromkeys(n for row in self.rows for n in row["stderr"]):
             data[f"{name}_stderr"] = [row["stderr"].get(name) for row in self.rows]
-        frame = pd.DataFrame(data, index=pd.Index([row["step"] for row in self.rows], name="step"), dtype=float)
+        frame = pandas.DataFrame(data, index=pandas.Index([row["step"] for row in self.rows], name="step"), dtype=float)
         frame["events"] = ["; ".join(row["events"]) for row in self.rows]
         return frame
 
@@ -79,12 +82,9 @@ class TrackTable(Sequence[Row]):
         """`to_pandas` as a Parquet file, written whole.
 
         Raises:
-            MissingExtra: pyarrow is not installed. WriteFailed, UsageError: the path cannot be written.
+            MissingExtra: pandas or pyarrow is not installed. WriteFailed, UsageError: the path cannot be written.
         """
-        try:
-            import_module("pyarrow")
-        except ImportError:
-            raise MissingExtra("pyarrow", "parquet", "to_parquet()") from None
+        optional("pyarrow", "parquet", "to_parquet()")
         frame = self.to_pandas()
         write_whole(path, lambda file: frame.to_parquet(file))
 
@@ -98,7 +98,10 @@ class TrackTable(Sequence[Row]):
         return text
 
     def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html())
+        try:
+            return str(self.to_pandas().to_html())
+        except MissingExtra:
+            return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         widths: dict[str, int] = {}
