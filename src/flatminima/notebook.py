@@ -25,7 +25,9 @@ _SECONDS = 0.3  # between two changes of a bar
 
 def table(found: MeasureTable) -> str:
     """Measures with errors and reasons, what is off with them, and what they cost."""
-    rows = [[name, *_number(e), e.direction, _note(e)] for name, e in found.items()]
+    rows = [
+        [name, _note(e)] if e.value is None else [name, *_number(e), e.direction, _note(e)] for name, e in found.items()
+    ]
     findings = [f"<b>{escape(f.severity)}</b>: {escape(str(f))}" for f in diagnose(found)]
     cost = (
         f"{found.samples:,} samples, {found.parameters:,} parameters, loss {found.loss}; {found.forward_passes:.1f} "
@@ -88,7 +90,7 @@ def ranking(found: RankTable) -> str:
     rows = []
     for name, c in found.correlations.items():
         if c.tau is None:
-            rows.append([name, "–", "–", str(c.undefined)])
+            rows.append([name, f"undefined: {c.undefined}"])
         else:
             rows.append([name, f"{c.tau:+.2f}", f"{c.low:+.2f} to {c.high:+.2f}", f"{c.networks} networks"])
     return _grid(["measure", "Kendall's tau", "interval", "of"], rows, right=(1, 2))
@@ -124,16 +126,22 @@ def _note(e: Estimate) -> str:
 
 
 def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """A table; everything is escaped."""
+    """A table, everything escaped; the last cell of a row that is too short spans what is left."""
     aligned = set(right)
     styles = [_CELL.format(align="right" if i in aligned else "left") for i in range(len(heads))]
 
     def row(cells: Sequence[str], tag: str) -> str:
-        inner = (f'<{tag} style="{s}">{escape(str(c))}</{tag}>' for c, s in zip(cells, styles, strict=True))
+        last = len(cells) - 1
+        inner = []
+        for i, (cell, own) in enumerate(zip(cells, styles, strict=False)):
+            wide = f' colspan="{len(heads) - last}"' if i == last and len(cells) < len(heads) else ""
+            own = styles[-1] if wide else own
+            inner.append(f'<{tag}{wide} style="{own}">{escape(str(cell))}</{tag}>')
         return f"<tr>{''.join(inner)}</tr>"
 
     body = "".join(row(cells, "td") for cells in rows)
-    return f'<table class="flatminima"><thead>{row(heads, "th")}</thead><tbody>{body}</tbody></table>'
+    table = f'<table class="flatminima"><thead>{row(heads, "th")}</thead><tbody>{body}</tbody></table>'
+    return f'<div style="overflow-x:auto">{table}</div>'
 
 
 def _lines(lines: Iterable[str]) -> str:

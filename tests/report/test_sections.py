@@ -38,8 +38,8 @@ def test_the_page_has_both_and_loads_nothing(tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert 'id="layers"' in text and "color-mix" in text
     assert text.count("data:image/svg+xml;base64,") == 1
-    assert "The loss around the minimum" in text and 'src="http' not in text
-    assert [p["title"] for p in pictures(tmp_path)] == ["The loss around the minimum"]
+    assert "The loss around the weights" in text and 'src="http' not in text
+    assert [p["title"] for p in pictures(tmp_path)] == ["The loss around the weights"]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

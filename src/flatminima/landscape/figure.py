@@ -10,6 +10,7 @@ import numpy as np
 
 from flatminima.io import write_whole
 from flatminima.landscape.surface import Landscape
+from flatminima.report.axes import legend_below, linear, number, round_levels
 from flatminima.report.theme import GREY, PALETTE, WIDTH, standalone, style, svg
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def describe(found: Landscape) -> str:
     finite = found.losses[np.isfinite(found.losses)]
     top = f"{finite.max():.3g}" if len(finite) else "overflow"
     plane = "on a line" if found.losses.ndim == 1 else "on a plane"
-    return f"Mean loss {plane} through the minimum: {found.centre:.3g} at the minimum, up to {top} around it"
+    return f"Mean loss {plane} through the given weights: {found.centre:.3g} there, up to {top} around them"
 
 
 def draw(found: Landscape) -> Figure:
@@ -47,19 +48,22 @@ def draw(found: Landscape) -> Figure:
     from matplotlib.figure import Figure
 
     if found.losses.ndim == 2:
-        figure = Figure(figsize=(WIDTH, 0.82 * WIDTH))
+        figure = Figure(figsize=(WIDTH, 0.92 * WIDTH), layout="constrained")
         _plane(found, figure.add_subplot(), figure)
         return figure
     rows = 1 if found.errors is None else 2
-    figure = Figure(figsize=(WIDTH, 1.9 * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.7 * rows + 1.3), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, 1, sharex=True))
     _line(found, axes[0])
     if found.errors is not None:
         axes[1].plot(found.positions, 100 * found.errors, color=PALETTE[2])
         axes[1].set_ylabel("error (%)")
         axes[1].grid()
+        linear(axes[1].yaxis, 4)
         _band(found, axes[1])
     axes[-1].set_xlabel(found.labels[0])
+    linear(axes[-1].xaxis, 4)
+    legend_below(figure)
     return figure
 
 
@@ -69,11 +73,11 @@ def _line(found: Landscape, axes: Axes) -> None:
     if curvature is not None:
         model = found.centre + 0.5 * curvature * (found.lengths[0] * found.positions) ** 2
         axes.plot(found.positions, model, "--", color=PALETTE[5], label="quadratic model")
-    axes.plot(0, found.centre, "o", color=PALETTE[1], label="the minimum")
+    axes.plot(0, found.centre, "o", color=PALETTE[1], label=f"the given weights, {_seen(found)}")
     _band(found, axes, label=_ball_label(found))
     axes.set_ylabel(_unit(found))
     axes.grid()
-    axes.legend(frameon=False, fontsize=8)
+    linear(axes.yaxis, 4)
 
 
 def _plane(found: Landscape, axes: Axes, figure: Any) -> None:
@@ -81,23 +85,32 @@ def _plane(found: Landscape, axes: Axes, figure: Any) -> None:
 
     values = _masked(found.losses)
     low, high = float(values.min()), float(values.max())
-    logarithmic = low > 0 and high > _SPREAD * low
-    levels = np.geomspace(low, high, _LEVELS) if logarithmic else np.linspace(low, max(high, low + 1e-12), _LEVELS)
-    options: dict[str, Any] = {"levels": levels, "norm": LogNorm(low, high) if logarithmic else None}
+    logarithmic_scale = low > 0 and high > _SPREAD * low
+    levels = (
+        np.geomspace(low, high, _LEVELS) if logarithmic_scale else np.linspace(low, max(high, low + 1e-12), _LEVELS)
+    )
+    options: dict[str, Any] = {"levels": levels, "norm": LogNorm(low, high) if logarithmic_scale else None}
     x = y = found.positions
     filled = axes.contourf(x, y, values.T, cmap="cividis", **options)
     axes.contour(x, y, values.T, levels=levels, colors="white", linewidths=0.4)
     ball = found.ball.outline()
-    axes.plot(0, 0, "+", color="white", ms=9, mew=1.5)
+    axes.plot(0, 0, "P", color=PALETTE[5], mec="white", ms=8, mew=0.8, label=f"the given weights, {_seen(found)}")
     axes.plot(ball[:, 0], ball[:, 1], color=PALETTE[1], lw=1.5, label=_ball_label(found))
     axes.set_xlim(x[0], x[-1])
     axes.set_ylim(y[0], y[-1])
     axes.set_xlabel(found.labels[0])
     axes.set_ylabel(found.labels[1])
-    axes.legend(fontsize=8, loc="upper right", facecolor="white", framealpha=0.85, labelcolor="black")
-    bar = figure.colorbar(filled, ax=axes, format="%.3g", ticks=levels[::3])
+    for axis in (axes.xaxis, axes.yaxis):
+        linear(axis, 4)
+    bar = figure.colorbar(filled, ax=axes)
+    if logarithmic_scale:
+        bar.set_ticks(round_levels(low, high))
+        bar.ax.yaxis.set_major_formatter(lambda value, _: number(value))
+    else:
+        linear(bar.ax.yaxis)
     bar.minorticks_off()
     bar.set_label(_unit(found))
+    legend_below(figure)
 
 
 def _band(found: Landscape, axes: Axes, label: str | None = None) -> None:
@@ -110,7 +123,15 @@ def _ball_label(found: Landscape) -> str:
     scale = found.ball.noise["scale"]
     name = f"alpha {scale['alpha']:g}" if "alpha" in scale else "given sigma"
     reach = found.ball.radius / min(found.lengths)
-    return f"noise, {name}: r.m.s. radius {reach:.2g}"
+    return f"noise, {name}: reach {number(float(f'{reach:.2g}'))}"
+
+
+def _seen(found: Landscape) -> str:
+    """What the network at these weights does on the samples: its error where labels are known, else its loss."""
+    middle = int(np.argmin(np.abs(found.positions)))
+    if found.errors is not None and found.errors.ndim == 1 and abs(found.positions[middle]) < 1e-9:
+        return f"{100 * float(found.errors[middle]):.3g} % error"
+    return f"loss {found.centre:.3g}"
 
 
 def _unit(found: Landscape) -> str:

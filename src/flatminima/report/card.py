@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flatminima.report.sections import condition_status
+
 _BEGIN, _END = "<!-- flatminima -->", "<!-- /flatminima -->"
 
 
@@ -19,7 +21,7 @@ def card(measures: Mapping[str, Any] | None, certificate: Mapping[str, Any] | No
     if certificate is not None:
         parts += [f"**{_text(certificate['statement'])}**", ""]
         parts += ["| condition | status | evidence |", "|---|---|---|"]
-        parts += [f"| {_text(a['text'])} | {_text(a.get('status', ''))} | {_text(a['evidence'])} |"
+        parts += [f"| {_text(a['text'])} | {condition_status(a)} | {_text(a['evidence'])} |"
                   for a in certificate["assumptions"]]  # fmt: skip
         parts.append("")
     if measures is not None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from flatminima.reading import parsed, read_text
 from flatminima.report.page import render, version_rows
-from flatminima.report.sections import pictures
+from flatminima.report.sections import condition_status, pictures
 
 Document = Mapping[str, Any]
+_LONG = 24  # characters of a cell, above which a phone shows each row as lines of text
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def certificate(document: Document, folder: Path) -> Page:
     numbers = ("risk_bound", "empirical_risk", "monte_carlo_upper", "kl", "sigma", "n", "draws", "delta",
                "holdout_bound", "constant_error", "cross_entropy_bound")  # fmt: skip
     rows = tuple((name.replace("_", " "), document[name]) for name in numbers if document.get(name) is not None)
-    conditions = tuple((a["text"], a.get("status", ""), a["evidence"]) for a in document["assumptions"])
+    conditions = tuple((a["text"], condition_status(a), a["evidence"]) for a in document["assumptions"])
     return Page(
         "Certificate",
         f"{document['n']:,} samples, prior: {document['prior']}",
@@ -63,7 +64,7 @@ def landscape(document: Document, folder: Path) -> Page:
     """The loss at the minimum and around it; the figure lies beside."""
     losses = [v for v in _flat(document["losses"]) if v is not None]
     rows = (
-        ("loss at the minimum", document["centre"]),
+        ("loss at the given weights", document["centre"]),
         ("smallest", min(losses, default=None)),
         ("largest", max(losses, default=None)),
         ("reach of the noise", document["ball"]["radius"]),
@@ -71,7 +72,7 @@ def landscape(document: Document, folder: Path) -> Page:
     axes = tuple(zip(document["labels"], document["curvatures"], document["lengths"], strict=True))
     lower = bool(losses) and min(losses) < document["centre"]
     return Page(
-        "The loss around a minimum",
+        "The loss around the weights",
         f"{document['samples']:,} samples, loss {document['loss']}, along {', '.join(document['labels'])}",
         (
             f"The mean loss is {document['centre']:.4g} at the weights, up to {max(losses, default=0.0):.4g} around.",
@@ -138,7 +139,12 @@ def folder_page(name: str, document: Document, folder: Path) -> str:
         subtitle=page.subtitle,
         verdict=page.verdict,
         sections=[
-            {"title": s.title, "heads": s.heads, "rows": [[_cell(v) for v in row] for row in s.rows]}
+            {
+                "title": s.title,
+                "heads": s.heads,
+                "rows": [[_cell(v) for v in row] for row in s.rows],
+                "rows_apart": any(len(str(v)) > _LONG for row in s.rows for v in row if isinstance(v, str)),
+            }
             for s in page.sections
         ],
         pictures=pictures(folder),

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from flatminima.io import write_whole
 from flatminima.report import plots
 from flatminima.report.sections import heat_map, pictures
-from flatminima.report.theme import GLYPHS, PALETTE
+from flatminima.report.theme import GLYPHS, PALETTE, variables
 from flatminima.shown import shown_lines
 
 
@@ -230,7 +230,9 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(
+        light=Markup(variables()), dark=Markup(variables(dark=True)), **values
+    )
 
 
 def _shown(value: Any) -> Any:

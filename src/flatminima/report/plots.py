@@ -6,16 +6,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flatminima.catalog import MEASURES
+from flatminima.report.axes import legend_below, linear, logarithmic, plain, spread
 from flatminima.report.theme import GREY, MARKERS, PALETTE, WIDTH, style, svg
 from flatminima.shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 SCATTERS = 6
 BARS = 30  # layers of one figure; the table beside it has all
-_SPREAD = 50  # times the smallest value, above which an axis is logarithmic
 _NATS = (
     "expected_sharpness",
     "fisher_logdet",
@@ -46,7 +45,7 @@ def ranking(correlations: dict[str, Any]) -> str:
 
     names = defined(correlations)
     with style("ranking"):
-        figure = Figure(figsize=(WIDTH, 0.34 * len(names) + 0.9))
+        figure = Figure(figsize=(WIDTH, 0.3 * len(names) + 0.9), layout="constrained")
         axes = figure.add_subplot()
         titles = {}
         for i, name in enumerate(names):
@@ -60,7 +59,7 @@ def ranking(correlations: dict[str, Any]) -> str:
         axes.set_yticks(range(len(names)), [shown(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlim(-1.05, 1.05)
-        axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
+        linear(axes.xaxis, 4)
         axes.set_xlabel("Kendall's tau with the gap, 95% interval")
         axes.grid(axis="x")
         return svg(figure, "Kendall's tau of each measure with the generalization gap, with intervals", titles)
@@ -72,7 +71,7 @@ def scatter(networks: list[dict[str, Any]], name: str, groups: Iterable[float]) 
 
     noises = list(groups)
     with style(f"scatter-{name}"):
-        figure = Figure(figsize=(3.6, 2.9))
+        figure = Figure(figsize=(3.6, 2.9), layout="constrained")
         axes = figure.add_subplot()
         titles, values = {}, []
         for i, network in enumerate(networks):
@@ -89,16 +88,17 @@ def scatter(networks: list[dict[str, Any]], name: str, groups: Iterable[float]) 
         axes.set_xlabel(unit(name) + (", higher is better" if higher else ""))
         axes.set_ylabel("generalization gap (%)")
         axes.grid()
+        linear(axes.yaxis)
         _scale(axes, values)
         return svg(figure, f"{name} against the generalization gap, one point a network", titles)
 
 
 def _scale(axes: Axes, values: list[float]) -> None:
-    if values and min(values) > 0 and max(values) > _SPREAD * min(values):
+    if spread(values):
         axes.set_xscale("log")
+        logarithmic(axes.xaxis, min(values), max(values))
     else:
-        axes.locator_params(axis="x", nbins=5)
-        axes.ticklabel_format(axis="x", scilimits=(-3, 4), useMathText=False)
+        linear(axes.xaxis, 4)
 
 
 def certificate(c: dict[str, Any]) -> str:
@@ -113,7 +113,7 @@ def certificate(c: dict[str, Any]) -> str:
         ("error, test set", c["gibbs_test_error"], PALETTE[2]),
     ]
     with style("certificate"):
-        figure = Figure(figsize=(WIDTH, 2.4))
+        figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
         axes = figure.add_subplot()
         shown = [row for row in rows if row[1] is not None]
         axes.barh([r[0] for r in shown], [100 * r[1] for r in shown], color=[r[2] for r in shown], height=0.6)
@@ -122,7 +122,8 @@ def certificate(c: dict[str, Any]) -> str:
             axes.annotate(f"{100 * row[1]:.1f}%", (100 * row[1], i), **place)
         axes.invert_yaxis()
         axes.set_xlabel("0-1 error (%)")
-        axes.set_xlim(0, 118 * max(r[1] for r in shown) or 1.0)
+        axes.set_xlim(0, 122 * max(r[1] for r in shown) or 1.0)
+        linear(axes.xaxis)
         axes.grid(axis="x")
         return svg(figure, "The certificate, the hold-out bound and the observed errors")
 
@@ -130,7 +131,7 @@ def certificate(c: dict[str, Any]) -> str:
 def certificate_terms(
     bound: float, terms: dict[str, float], beside: dict[str, float], *, standing: str = "certificate", title: str = ""
 ) -> str:
-    """A certificate as the sum of its terms, above the bounds and errors that stand beside it.
+    """A certificate as the sum of its terms, above other bounds and the observed errors.
 
     Args:
         bound: what the certificate says, in [0, 1]. standing: what it is. title: its whole statement, for the figure.
@@ -141,7 +142,7 @@ def certificate_terms(
 
     names = [f"{standing} {100 * bound:.2f}%", *(f"{name} {100 * value:.2f}%" for name, value in beside.items())]
     with style("certificate-terms"):
-        figure = Figure(figsize=(WIDTH, 0.42 * len(names) + 1.3))
+        figure = Figure(figsize=(WIDTH, 0.36 * len(names) + 1.3), layout="constrained")
         axes = figure.add_subplot()
         start = 0.0
         for i, (name, value) in enumerate(terms.items()):
@@ -153,8 +154,9 @@ def certificate_terms(
         axes.set_yticks(range(len(names)), [shown(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlabel("0-1 error (%)")
+        linear(axes.xaxis)
         axes.grid(axis="x")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.32 if len(names) > 2 else -0.5), ncols=2, frameon=False)
+        legend_below(figure)
         return svg(figure, title or "The certificate as the sum of its terms, and the observed errors")
 
 
@@ -164,7 +166,7 @@ def layers(values: dict[str, float], label: str, name: str, errors: dict[str, fl
 
     kept = sorted(sorted(values, key=lambda layer: -abs(values[layer] or 0.0))[:BARS], key=list(values).index)
     with style(f"layers-{name}"):
-        figure = Figure(figsize=(WIDTH, 0.28 * len(kept) + 0.8))
+        figure = Figure(figsize=(WIDTH, 0.28 * len(kept) + 0.8), layout="constrained")
         axes = figure.add_subplot()
         spread = [(errors or {}).get(layer) or 0.0 for layer in kept]
         bars = [values[layer] or 0.0 for layer in kept]
@@ -174,6 +176,7 @@ def layers(values: dict[str, float], label: str, name: str, errors: dict[str, fl
         axes.set_yticks(range(len(kept)), [shown(layer) for layer in kept])
         axes.invert_yaxis()
         axes.set_xlabel(shown(label))
+        linear(axes.xaxis)
         axes.grid(axis="x")
         return svg(figure, f"{label}, one bar a layer")
 
@@ -186,7 +189,7 @@ def spectrum(density: dict[str, Any]) -> str:
     grid, values = np.asarray(density["grid"]), np.asarray(density["values"])
     floor = max(float(values.max()) * 1e-7, 1e-300)
     with style("spectrum"):
-        figure = Figure(figsize=(WIDTH, 2.6))
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
         axes = figure.add_subplot()
         if density.get("stderr"):
             error = np.asarray(density["stderr"])
@@ -194,7 +197,8 @@ def spectrum(density: dict[str, Any]) -> str:
         axes.plot(grid, values.clip(floor), color=PALETTE[0], lw=1.5)
         axes.set_yscale("log")
         axes.set_ylim(floor, float(values.max()) * 3)
-        _plain(axes.yaxis)
+        logarithmic(axes.yaxis, floor, float(values.max()) * 3)
+        linear(axes.xaxis)
         axes.axvline(0, color=GREY, lw=0.8)
         axes.set_xlabel("eigenvalue of the Hessian")
         axes.set_ylabel("density (1 / eigenvalue)")
@@ -205,10 +209,9 @@ def spectrum(density: dict[str, Any]) -> str:
 def bicriteria(curve: list[dict[str, Any]], best: float) -> str:
     """Expected sharpness against divergence, a point a noise scale; a diamond is the best trade-off."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
 
     with style("bicriteria"):
-        figure = Figure(figsize=(WIDTH, 2.8))
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
         axes = figure.add_subplot()
         titles = {}
         axes.plot([p["kl"] for p in curve], [p["sharpness"] for p in curve], color=PALETTE[0], lw=1)
@@ -220,19 +223,10 @@ def bicriteria(curve: list[dict[str, Any]], best: float) -> str:
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set_ylim(bottom=min(0.0, *(p["sharpness"] - (p["stderr"] or 0) for p in curve)))
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
-        axes.xaxis.set_minor_locator(NullLocator())
-        for axis in (axes.xaxis, axes.yaxis):
-            _plain(axis)
+        logarithmic(axes.xaxis, min(p["kl"] for p in curve), max(p["kl"] for p in curve))
+        plain(axes.yaxis)
         axes.axhline(0, color=GREY, lw=0.8)
         axes.set_xlabel("divergence KL (nats)")
         axes.set_ylabel("expected sharpness (nats)")
         axes.grid()
         return svg(figure, "Expected sharpness against divergence over noise scales; a diamond is the best", titles)
-
-
-def _plain(axis: Axis) -> None:
-    """Ticks as plain numbers: mathematical type is off, and would show as its source."""
-    from matplotlib.ticker import FuncFormatter
-
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -11,8 +11,8 @@ from flatminima.io import write_whole
 from flatminima.report.page import render
 from flatminima.shown import shown
 
-_NAME = 22  # characters of a name in the figure
-_WIDTH, _ROW, _LEFT, _RIGHT = 640, 30, 170, 70  # of the figure, in its own units
+_NAME = 18  # characters of a name in the figure
+_WIDTH, _ROW, _LEFT, _RIGHT = 440, 30, 140, 45  # of the figure, in its own units
 
 
 def write_ranking(document: dict[str, Any], path: str | Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flatminima.reading import read_bytes
 
-_NOISE = "The band or ellipse is the reach of random noise on the weights; it may be smaller than a line."
+_NOISE = "The band or ellipse is the reach of random noise on the weights, which may be smaller than a line."
 PICTURES = {
-    "landscape.svg": ("The loss around the minimum", _NOISE),
+    "landscape.svg": ("The loss around the weights", _NOISE),
     "landscape-line.svg": ("The loss along a random direction", f"Filter-normalised (Li et al. 2018). {_NOISE}"),
     "landscape-plane.svg": ("The loss on a random plane", f"Filter-normalised (Li et al. 2018). {_NOISE}"),
     "landscape-eigenvector.svg": (
@@ -64,3 +64,17 @@ def pictures(folder: Path) -> list[dict[str, str]]:
             data = base64.b64encode(read_bytes(file)).decode()
             found.append({"title": title, "caption": caption, "source": f"data:image/svg+xml;base64,{data}"})
     return found
+
+
+def condition_status(condition: Mapping[str, Any]) -> str:
+    """What is known of a certificate's condition, in the words of `Assumption.status`.
+
+    Examples:
+        >>> condition_status({"holds": True}), condition_status({"holds": None, "stated": ""})
+        ('met', 'not checked')
+    """
+    if "holds" not in condition:
+        return str(condition.get("status", ""))
+    if condition["holds"] is None:
+        return "stated" if condition.get("stated") else "not checked"
+    return "met" if condition["holds"] else "fails"

@@ -1,4 +1,4 @@
-"""Colours and figure style: colour-blind safe, readable on light and dark ground.
+"""The one theme of every figure: colours that colour-blind readers tell apart, on light and dark ground.
 
 Figures are drawn in marker colours that become the page's CSS variables in the SVG, so they follow its theme; their
 text is text, in the page's font.
@@ -22,9 +22,26 @@ if TYPE_CHECKING:
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the markers, in a legend of text
+DARK_PALETTE = ("#4da6e0", "#ff8a3d", "#2fc79a", "#e09cc3", "#86cdf5", "#f0b73a")
 GREY = "#8a8a8a"
+INK, DARK_INK = "#1c1e21", "#e8eaed"
+GROUND, DARK_GROUND = "#ffffff", "#15171a"
 _TEXT = "#010203"
-WIDTH = 5.2  # inches: at 390 pixels ten-point text is still nine
+WIDTH = 4.6  # inches: at 390 pixels ten-point text is eleven pixels high
+
+
+def variables(dark: bool = False) -> str:
+    """Both grounds' colours as CSS declarations: --ink, --ground, and --c0 to --c5."""
+    ink, ground, palette = (DARK_INK, DARK_GROUND, DARK_PALETTE) if dark else (INK, GROUND, PALETTE)
+    numbered = " ".join(f"--c{i}: {colour};" for i, colour in enumerate(palette))
+    return f"--ink: {ink}; --ground: {ground}; {numbered}"
+
+
+_OWN_RULES = (
+    f".flatminima-figure {{ {variables()} color: var(--ink); background: var(--ground); "
+    f"font-family: sans-serif; max-width: 100%; height: auto }} "
+    f"@media (prefers-color-scheme: dark) {{ .flatminima-figure {{ {variables(dark=True)} }} }}"
+)
 
 
 @contextmanager
@@ -84,8 +101,8 @@ def svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> 
 
 
 def standalone(element: str) -> str:
-    """An SVG element of `svg` as a file of its own: the page's variables become colours, on white."""
-    for i, colour in enumerate(PALETTE):
-        element = element.replace(f"var(--c{i})", colour)
-    element = element.replace("<svg ", '<svg style="background: white; color: black; font-family: sans-serif" ', 1)
+    """An SVG element of `svg` as a file of its own, light or dark as its reader prefers, also within a page."""
+    element = element.replace(">", f"><style>{_OWN_RULES}</style>", 1).replace(
+        "<svg ", '<svg class="flatminima-figure" ', 1
+    )
     return f'<?xml version="1.0" encoding="utf-8"?>\n{element}'

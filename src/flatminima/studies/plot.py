@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flatminima.report.axes import linear, logarithmic, number
 from flatminima.report.theme import MARKERS, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DECADES = 1e3  # of a logarithmic axis from which few numbers are enough
-_DECADE = 12.0  # below which it may have one power of ten, or none
 PANEL = (3.4, 2.7)  # inches
-_APART, _DIGIT = 0.03, 0.035  # of an axis: the least gap between two numbers on it, and the width of a digit
-_CROWDED = 6  # entries of a legend that hides what is drawn
+_APART, _DIGIT = 0.04, 0.052  # of an axis: the least gap between two numbers on it, and the width of a digit
 _MARKED = 12  # points of a line with a marker
 
 
@@ -69,26 +67,24 @@ def _band(values: Sequence[float]) -> tuple[float, float]:
 
 
 def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Names and scales of the axes, numbers as plain text at the points drawn; a legend where something is labelled."""
+    """Names and scales of the axes, numbers as plain text at the points drawn, a legend beside what is labelled."""
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, fontsize=10)
     if log_x and axes.lines:
         axes.set_xscale("log")
         places = _spread(sorted({float(v) for line in axes.lines for v in np.asarray(line.get_xdata())}))
-        axes.set_xticks(places, [f"{v:g}" for v in places], minor=False)
+        axes.set_xticks(places, [number(v) for v in places], minor=False)
         axes.set_xticks([], minor=True)
     elif x == "epoch":
-        from matplotlib.ticker import MaxNLocator
-
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        linear(axes.xaxis, whole=True)
     if log_y and axes.lines:
         axes.set_yscale("log")
         plain_numbers(axes, "y")
+    elif axes.lines:
+        linear(axes.yaxis)
     entries = len(axes.get_legend_handles_labels()[0])
-    if entries > _CROWDED:
-        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    elif entries:
-        axes.legend(fontsize=7, frameon=False)
+    if entries:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _spread(places: Sequence[float]) -> list[float]:
@@ -96,27 +92,13 @@ def _spread(places: Sequence[float]) -> list[float]:
     span = math.log(places[-1] / places[0])
     kept = [places[-1]]
     for place in reversed(places[:-1]):
-        width = _APART + _DIGIT * (len(f"{place:g}") + len(f"{kept[0]:g}")) / 2
+        width = _APART + _DIGIT * (len(number(place)) + len(number(kept[0]))) / 2
         if math.log(kept[0] / place) >= width * span:
             kept.insert(0, place)
     return kept
 
 
 def plain_numbers(axes: Axes, which: str) -> None:
-    """Powers of ten as 1e-3, at most five of them, and numbers between them where there are few powers.
-
-    The theme keeps mathematical typesetting off.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
-
+    """Few round numbers on a logarithmic axis."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
-    if high / low >= _DECADES:
-        axis.set_major_locator(LogLocator(numticks=5))
-    elif high / low >= _DECADE:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
-    else:
-        axis.set_major_locator(MaxNLocator(4))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    logarithmic(axis, *axis.get_view_interval())

@@ -10,7 +10,8 @@ from typing import Any
 from flatminima import progress
 from flatminima.errors import UsageError
 from flatminima.io import PATIENCE, claimed, json_text, versions, write_whole
-from flatminima.report.theme import style
+from flatminima.report.axes import legends_beside
+from flatminima.report.theme import standalone, style, svg
 from flatminima.studies.claims import of_study
 from flatminima.studies.engines import Work, execute
 from flatminima.studies.found import RESULTS, set_aside
@@ -185,9 +186,9 @@ def _draw(study: Study, results: list[Result], folder: Path) -> None:
     """figure.png and figure.svg, and whatever else the study writes."""
     with style(study.id):
         figure = study.figure(results)
-        for kind in ("png", "svg"):
-            undated: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal runs, equal bytes
-            save = partial(figure.savefig, format=kind, dpi=_PIXELS, facecolor="white", **undated)
-            write_whole(folder / f"figure.{kind}", save)
+        legends_beside(figure)
+        save = partial(figure.savefig, format="png", dpi=_PIXELS, facecolor="white")
+        write_whole(folder / "figure.png", save)
+        write_whole(folder / "figure.svg", standalone(svg(figure, study.title)))
     if study.extra is not None:
         study.extra(results, folder)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from flatminima.report.axes import legend_below, linear, logarithmic, spread
 from flatminima.report.page import render
 from flatminima.report.theme import GREY, PALETTE, WIDTH, style, svg
 
@@ -28,7 +29,7 @@ _LABELS = {
     "critical_sharpness": "critical sharpness, along the gradient",
     "update_sharpness": "critical sharpness, along the update",
     "gradient_norm": "norm of the gradient",
-    "distance": "distance from where tracking began",
+    "distance": "distance from the start",
 }
 _SHARPNESS = ("eigenvalue", "gauss_newton", "critical_sharpness")
 _IN_THE_METRIC = ("preconditioned", "update_sharpness")
@@ -120,7 +121,7 @@ def _figure(
     from matplotlib.figure import Figure
 
     with style(f"track-{title}"):
-        figure = Figure(figsize=(WIDTH, 2.6))
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
         axes = figure.add_subplot()
         values: list[float] = []
         for i, name in enumerate(names):
@@ -131,6 +132,7 @@ def _figure(
             axes.plot(steps, heights, color=PALETTE[i], lw=1.4, marker=marker, ms=3, label=label)
             _band(axes, table, name, PALETTE[i])
             values += heights
+            values += [r["values"][name] + r["stderr"][name] for r in table if name in r["stderr"]]
         if threshold and table.series("threshold"):
             edge = table.series("threshold")
             limits = [value for _, value in edge]
@@ -151,7 +153,7 @@ def _figure(
         axes.set_ylabel(ylabel or _LABELS.get(names[0], names[0]))
         axes.grid(axis="y")
         if len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+            legend_below(figure)
         return svg(figure, f"{title} by step: {', '.join(_LABELS.get(name, name) for name in names)}")
 
 
@@ -166,17 +168,16 @@ def _band(axes: Axes, table: TrackTable, name: str, colour: str) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    if values and min(values) > 0 and max(values) > _SPREAD * min(values):
+    linear(axes.xaxis, whole=True)
+    if spread(values):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
-    elif values:
+        logarithmic(axes.yaxis, min(values) / 1.5, max(values) * 1.5)
+        return
+    if values:
         room = 0.08 * (max(values) - min(values) or abs(max(values)) or 1.0)
         axes.set_ylim(min(0.0, min(values)) - room * (min(values) < 0), max(values) + room)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    linear(axes.yaxis)
 
 
 def _cells(table: TrackTable, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""Axes that every figure shares: round numbers, scales chosen by the values, legends beside what is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+_SPREAD = 50  # times the smallest value, above which an axis is logarithmic
+_TICKS = 5
+_DECADES = 3.0  # powers of ten on an axis from which few of them are enough
+_DECADE = 1.1  # fewer, and the axis may have one power of ten or none
+_PLAIN = (1e-4, 1e6)  # sizes of numbers that are written without an exponent
+_SHORT = 20  # characters of a label, up to which a legend below a narrow figure has two columns
+
+
+def number(value: float) -> str:
+    """A tick's number as a person writes it; mathematical typesetting is off.
+
+    Examples:
+        >>> number(0.25), number(12000), number(1e-7), number(3e8)
+        ('0.25', '12,000', '1e-7', '3e8')
+    """
+    value = float(f"{value:.10g}")
+    if value == 0 or _PLAIN[0] <= abs(value) < _PLAIN[1]:
+        text = f"{value:,.6g}"
+    else:
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    return "−" + text[1:] if text.startswith("-") else text
+
+
+def linear(axis: Axis, ticks: int = _TICKS, *, whole: bool = False) -> None:
+    """At most `ticks` intervals between round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], integer=whole))
+    plain(axis)
+
+
+def logarithmic(axis: Axis, low: float, high: float) -> None:
+    """Powers of ten; with few of them also twice and five times these; within one decade, round numbers.
+
+    Args:
+        axis: whose scale is logarithmic already. low, high: what it shows, both above 0.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    decades = math.log10(high / low) if high > low > 0 else 0.0
+    if decades >= _DECADES:
+        axis.set_major_locator(LogLocator(numticks=_TICKS + 1))
+    elif decades >= _DECADE:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=2 * _TICKS - 1))
+    else:
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    plain(axis)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def spread(values: Iterable[float]) -> bool:
+    """Whether values are all positive and so far apart that only a logarithmic axis shows them."""
+    known = list(values)
+    return bool(known) and min(known) > 0 and max(known) > _SPREAD * min(known)
+
+
+def plain(axis: Axis) -> None:
+    """Ticks as plain numbers, without a factor at the axis's end."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def round_levels(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers from `low` to `high`, both above 0, about equally far apart on a logarithmic scale.
+
+    Examples:
+        >>> round_levels(0.019, 9.8)
+        [0.02, 0.05, 0.2, 0.5, 2.0, 5.0]
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    found = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
+    inside = [float(f"{v:.3g}") for v in found if low <= v <= high]
+    for kept in ((1, 2, 5), (2, 5), (1,)):
+        chosen = [v for v in inside if round(v / 10 ** math.floor(math.log10(v) + 1e-9)) in kept]
+        if len(chosen) <= most:
+            return chosen
+    return chosen[:: -(-len(chosen) // most)]
+
+
+def legend_below(figure: Figure) -> None:
+    """A legend under the axes of a narrow figure, where it hides nothing; none where nothing is labelled."""
+    handles, labels = [], []
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles.append(handle)
+                labels.append(label)
+    if handles:
+        columns = 2 if max(map(len, labels)) <= _SHORT else 1
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+
+
+def legends_beside(figure: Figure) -> None:
+    """Legends out of the axes: one for the figure where all are alike, else each to the right of its axes."""
+    drawn = [axes for axes in figure.axes if axes.get_legend() is not None and axes.name != "3d"]
+    if not drawn:
+        return
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in drawn]  # type: ignore[union-attr]
+    title = drawn[0].get_legend().get_title().get_text()  # type: ignore[union-attr]
+    if all(own == labels[0] for own in labels) and len(figure.axes) > 1:
+        handles = drawn[0].get_legend_handles_labels()[0]
+        for axes in drawn:
+            axes.get_legend().remove()  # type: ignore[union-attr]
+        figure.legend(handles, labels[0], loc="outside right upper", frameon=False, fontsize=8, title=title or None)
+        return
+    for axes in drawn:
+        handles, own = axes.get_legend_handles_labels()
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axes.legend(handles, own, frameon=False, fontsize=8, title=title or None, **place)
