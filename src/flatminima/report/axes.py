@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -120,5 +120,5 @@ def legends_beside(figure: Figure) -> None:
         return
     for axes in drawn:
         handles, own = axes.get_legend_handles_labels()
-        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
         axes.legend(handles, own, frameon=False, fontsize=8, title=title or None, **place)
