@@ -24,17 +24,6 @@ from processes import ranks
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = {
-    "bicriteria": {"draws": 3, "samples": 7},
-    "effective_dimension": {"probes": 2, "steps": 5, "samples": 9},
-    "expected_sharpness": {"draws": 5, "samples": 7},
-    "hessian_top_eigenvalue": {"samples": 15},
-    "hessian_trace": {"groups": 5},
-    "negative_curvature": {"probes": 2, "steps": 5, "samples": 9},
-    "pacgen": {"epsilon": 1.0},
-    "sharpness": {"samples": 7, "steps": 3},
-}
-
 
 def network(dtype=torch.float64):
     torch.manual_seed(0)
@@ -50,11 +39,11 @@ def data():
 def functions():
     """Each measure of the catalogue, small; Gram subsets of 5."""
     found = []
-    for name, row in catalog.MEASURES.items():
+    for row in catalog.MEASURES.values():
         function = row.load()
         counts = {"subset": 5, "trials": 4}
         known = {k: v for k, v in counts.items() if k in signature(function).parameters}
-        found.append(partial(function, **known | OPTIONS.get(name, {})))
+        found.append(partial(function, **known | dict(row.small)))
     return found
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flatminima import catalog
+
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.py")])
@@ -80,5 +82,6 @@ def test_every_function_of_the_formulas_exists() -> None:
 def test_every_page_is_in_the_navigation(page: Path) -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:", 1)[1]
     pages = re.findall(r"^\s*- (?:[^:\n]+: )?(\S+\.md)$", navigation, flags=re.MULTILINE)
+    pages += [f"measures/{name}.md" for name in catalog.MEASURES]  # mkdocs_hooks.py adds them
     assert len(pages) == len(set(pages))
     assert page.relative_to(ROOT / "docs").as_posix() in pages

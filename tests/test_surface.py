@@ -92,7 +92,7 @@ def test_every_measure_of_the_catalogue_exists_and_every_measure_is_in_it():
 def test_the_catalogue_is_sorted_and_says_something_of_each():
     assert list(catalog.MEASURES) == sorted(catalog.MEASURES) == measures.__all__
     for entry in catalog.MEASURES.values():
-        for text in (entry.summary, entry.paper, entry.equation, entry.needs):
+        for text in (entry.summary, str(entry.paper), entry.equation, entry.needs):
             assert text.strip() == text != ""
         assert len(entry.summary) <= 80
         assert entry.direction in ("lower", "higher")

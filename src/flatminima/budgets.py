@@ -9,37 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from inspect import signature
-from typing import Any, get_args
+from typing import Any
 
 from flatminima import catalog
 from flatminima.catalog import Budget
 from flatminima.errors import UnknownName
 
-ORDER: tuple[Budget, ...] = get_args(Budget)
-
-FAST: dict[str, dict[str, Any]] = {
-    "expected_sharpness": {"draws": 20},
-    "fisher_frobenius": {"trials": 20},
-    "fisher_logdet": {"trials": 20},
-    "fisher_spectral_radius": {"trials": 20},
-    "fisher_trace": {"trials": 20},
-    "pacgen": {"samples": 100},
-    "robustness": {"samples": 100},
+ORDER: tuple[Budget, ...] = catalog.BUDGETS
+OPTIONS: dict[Budget, dict[str, dict[str, Any]]] = {
+    budget: {name: dict(row.counts(budget)) for name, row in catalog.MEASURES.items() if row.counts(budget)}
+    for budget in ORDER
 }
-THOROUGH: dict[str, dict[str, Any]] = {
-    "bicriteria": {"draws": 100},
-    "expected_sharpness": {"draws": 1000, "samples": 512},
-    "hessian_top_eigenvalue": {"samples": 2000},
-    "hessian_trace": {"samples": 10_000},
-    "pacgen": {"samples": None, "draws": 5},
-    "robustness": {"samples": 5000},
-    "sharpness": {"samples": None, "steps": 20},
-    "sharpness_divergence": {"samples": None, "draws": 5},
-}
+FAST, THOROUGH = OPTIONS["fast"], OPTIONS["thorough"]
 WORTH = 8  # positions of one sequence that count as a sample: they depend on each other
 _FEWEST = 4  # sequences
 _SUBSET, _SMALLEST = 100, 8  # samples of a Gram matrix, and sequences of one at least
-OPTIONS = {"fast": FAST, "default": {}, "thorough": THOROUGH}
 
 
 def check(budget: str) -> Budget:

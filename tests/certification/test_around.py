@@ -13,7 +13,7 @@ from two_blobs import blobs, linear
 
 from flatminima import Minimum, bounds
 from flatminima.certification import Certificate, Scales, Union, certify, certify_around
-from flatminima.certification.gibbs.posteriors import NAMES, DiagonalGaussian, Spectrum, UniformBox, family
+from flatminima.certification.gibbs.posteriors import POSTERIORS, DiagonalGaussian, Spectrum, UniformBox, family
 from flatminima.certification.gibbs.risk import risk_of
 from flatminima.core.perturbation import Relative
 from flatminima.data import load_tensors
@@ -33,7 +33,7 @@ def around(
     return certify_around(minimum, posterior, **(defaults | options))
 
 
-@pytest.mark.parametrize("posterior", NAMES)
+@pytest.mark.parametrize("posterior", POSTERIORS)
 def test_the_arithmetic_is_the_pipeline_of_kl_inverses(posterior: str) -> None:
     c = around(posterior, union=Union(candidates=3, evaluations=2), delta=0.05, delta_mc=0.02)
     assert c.is_certificate
@@ -124,7 +124,7 @@ def test_random_labels_are_certified_by_none_of_them_and_by_jia_and_su(memorised
     held_out = float((net(test[0]).argmax(1) != test[1]).float().mean())
     assert held_out > 0.8
     minimum = Minimum(net, data)
-    for posterior in NAMES:
+    for posterior in POSTERIORS:
         c = certify_around(minimum, posterior, prior=maker, draws=100, scales=Scales.series(4.0, 2.0, 12))
         assert c.is_certificate and c.risk_bound > held_out, posterior
     with torch.no_grad():

@@ -27,7 +27,7 @@ from flatminima import Minimum
 from flatminima.bounds import binomial_tail_inverse
 from flatminima.certification import Certificate, Recipe, Scales, certify, certify_around
 from flatminima.certification.division.split import fair_draw, group_numbers
-from flatminima.certification.gibbs.posteriors import NAMES
+from flatminima.certification.gibbs.posteriors import POSTERIORS
 from flatminima.core.samples import as_samples
 from flatminima.training import TrainConfig
 
@@ -90,7 +90,7 @@ PATHS: dict[str, Callable[[World, int], Certificate]] = {
     "data-free, sigma fitted": by_recipe(
         Recipe(prior_fraction=0.0, epochs=8, lr=0.2, fit_sigma=True, nats=1.4, objective="quadratic")
     ),
-} | {name: around(name) for name in NAMES}
+} | {name: around(name) for name in POSTERIORS}
 
 
 def violations(path: str, world: World, repetitions: int, first: int = 0) -> tuple[int, int, int]:
@@ -134,7 +134,7 @@ def test_every_path_and_posterior_covers(path: str) -> None:
         assert bound <= most(repetitions), world.name
 
 
-@pytest.mark.parametrize("posterior", NAMES)
+@pytest.mark.parametrize("posterior", POSTERIORS)
 def test_every_posterior_covers_a_hundred_coins(posterior: str) -> None:
     """Around a network fitted to the samples by least squares, whose labels are coins: every network errs on half."""
     repetitions, violated = 100, 0

@@ -10,10 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from flatminima import certification
-from flatminima.certification import recipe
-from flatminima.certification.gibbs import posteriors as families
-from flatminima.cli import around
-from flatminima.cli import certify as command
 from flatminima.cli.app import app
 from flatminima.data import load_tensors
 from flatminima.errors import FlatMinimaError
@@ -32,13 +28,6 @@ def run(*arguments: str) -> tuple[int, str, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
-
-
-def test_names_checked_without_torch_are_the_ones_torch_knows() -> None:
-    assert tuple(sorted(certification.OBJECTIVES)) == command.OBJECTIVES
-    assert around.POSTERIORS == families.NAMES
-    assert (command.LAYERS, command.AUGMENTATIONS) == (recipe.LAYERS, recipe.AUGMENTATIONS)
-    assert command.KEPT == recipe.KEPT
 
 
 def test_a_certificate_its_files_and_their_recomputation(tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ import torch
 from typer.testing import CliRunner
 
 from flatminima import budgets, catalog
+from flatminima.catalog.choices import LOSSES
 from flatminima.cli import factory
 from flatminima.cli.app import app, main
-from flatminima.cli.options import LAYOUTS, LOSSES, SCALINGS
 from flatminima.core.losses.recognise import BUILT_IN
-from flatminima.data import reading, tensors
 from flatminima.errors import UsageError
 
 DIGITS = ["--data", "digits", "--limit", "150", "--model-arg", "widths=(64,16,10)", "--subset", "20"]
@@ -100,7 +99,6 @@ def test_help_list_and_usage_errors_do_not_import_torch() -> None:
 def test_names_checked_without_torch_are_the_ones_torch_knows() -> None:
     """The command line repeats them; would catch a loss that it does not let through."""
     assert set(LOSSES) == set(BUILT_IN)
-    assert tensors.SCALINGS == SCALINGS and reading.LAYOUTS == LAYOUTS
 
 
 def test_list_shows_every_measure_within_80_columns(cli) -> None:

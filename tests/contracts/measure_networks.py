@@ -1,13 +1,12 @@
 """The networks that every measure meets: a table of models and data, float64, ragged in their batches."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from flatminima import Minimum
+from flatminima import Minimum, catalog
 
 torch.set_num_threads(1)
 
@@ -118,29 +117,4 @@ def _table():
 
 NETWORKS = _table()
 # options that make a measure small enough for 21 samples
-SMALL = {
-    "adaptive_sharpness": {"samples": 7, "steps": 3},
-    "bicriteria": {"draws": 3, "samples": 7, "alphas": (1e-3, 1e-2, 1e-1)},
-    "effective_dimension": {"probes": 2, "steps": 5, "samples": 9},
-    "conditions": {"samples": 9},
-    "expected_sharpness": {"draws": 3, "samples": 7},
-    "fisher_frobenius": {"subset": 5, "trials": 4},
-    "fisher_logdet": {"subset": 5, "trials": 4},
-    "fisher_logdet_full": {"pseudo": True, "samples": 9},
-    "fisher_spectral_radius": {"subset": 5, "trials": 4},
-    "fisher_trace": {"subset": 5, "trials": 4},
-    "fisher_rao_norm": {"samples": 9},
-    "gradient_noise_scale": {"subset": 5, "trials": 4},
-    "gradient_variance": {"subset": 5, "trials": 4},
-    "hessian_top_eigenvalue": {"samples": 9},
-    "hessian_trace": {"probes": 2, "groups": 5},
-    "negative_curvature": {"probes": 2, "steps": 5, "samples": 9},
-    "noise_complexity": {"rise": "loss", "draws": 3, "samples": 7},
-    "noise_flatness": {"rise": "loss", "draws": 3, "samples": 7},
-    "pacgen": {"epsilon": 1.0},
-    "perturbation_score": {"samples": 9},
-    "power_law_exponent": {"min_eigenvalues": 3, "max_error": math.inf},
-    "robustness": {"samples": 9},
-    "sharpness": {"samples": 7, "steps": 3},
-    "sharpness_divergence": {"epsilon": 1.0},
-}
+SMALL = {name: row.small for name, row in catalog.MEASURES.items()}

@@ -135,7 +135,7 @@ def test_what_overflows_is_none_in_json_and_drawn_without(tmp_path: Path) -> Non
     assert [p.name for p in landscape.write(found, tmp_path)] == ["landscape.svg", "landscape.png"]
 
 
-@pytest.mark.parametrize("kind", landscape.KINDS)
+@pytest.mark.parametrize("kind", landscape.DIRECTIONS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_figures_have_labelled_axes(kind: str, count: int, tmp_path: Path) -> None:
     _, minimum = classifier()
@@ -206,6 +206,5 @@ def test_the_command_refuses(options: dict[str, Any], says: str, tmp_path: Path)
         run(tmp_path, **options)
 
 
-def test_the_commands_names_are_the_librarys() -> None:
-    assert command.KINDS == landscape.KINDS
+def test_the_commands_noise_is_the_librarys() -> None:
     assert Gaussian(Relative(5e-4, 10.0, 1.0)) == landscape.surface.EXPECTED_SHARPNESS

@@ -23,12 +23,9 @@ import torch
 from torch import Tensor
 
 from flatminima import bounds
+from flatminima.catalog.choices import KEPT_PRECISIONS, PRIOR_AUGMENTATIONS, RANDOM_LAYERS
 from flatminima.errors import UnknownName, UsageError
 from flatminima.training import TrainConfig
-
-LAYERS = ("all", "head")
-AUGMENTATIONS = ("none", "shift1", "shift2")
-KEPT = ("float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,8 @@ class Recipe:
     def __post_init__(self) -> None:
         objective(self.objective)
         for kind, value, known in (
-            ("augment", self.augment, AUGMENTATIONS), ("layers", self.layers, LAYERS), ("keep", self.keep, KEPT),
+            ("augment", self.augment, PRIOR_AUGMENTATIONS), ("layers", self.layers, RANDOM_LAYERS),
+            ("keep", self.keep, KEPT_PRECISIONS),
         ):  # fmt: skip
             if value not in known:
                 raise UnknownName(kind, value, known)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatminima.catalog.choices import POSTERIORS
 from flatminima.cli.source import Source
 from flatminima.errors import CheckpointError, UnknownName, UsageError
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flatminima.certification import Certificate
-
-# certification.gibbs.posteriors.NAMES, written again so that a slip costs no import of torch; a test compares them
-POSTERIORS = ("gaussian", "diagonal_laplace", "fisher_laplace", "uniform", "truncated_gaussian")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatminima.cli.around import POSTERIORS, Around, maker
+from flatminima.catalog.choices import (
+    KEPT_PRECISIONS,
+    OBJECTIVE_NAMES,
+    POSTERIORS,
+    PRIOR_AUGMENTATIONS,
+    RANDOM_LAYERS,
+)
+from flatminima.cli.around import Around, maker
 from flatminima.cli.device import usable
 from flatminima.cli.grouped import grouped
 from flatminima.cli.options import DATA_HELP, AppDir, AsJson, Device, DryRun, ModelArg, ModelConfig, Seed, Threads
@@ -32,11 +39,6 @@ if TYPE_CHECKING:
 
     from flatminima.certification import Certificate, Recipe
 
-# what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
-OBJECTIVES = ("classic", "kl", "lambda", "quadratic")
-LAYERS = ("all", "head")
-AUGMENTATIONS = ("none", "shift1", "shift2")
-KEPT = ("float16", "float32")
 _WRITES = ("certificate.json", "weights.safetensors", "certificate.svg")
 
 
@@ -47,18 +49,20 @@ def certify(
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     split: Annotated[str, typer.Option(help="Split of the training data.")] = "train",
     test_split: Annotated[str | None, typer.Option(help="Split to report the error on, never trained on.")] = None,
-    objective: Annotated[str, typer.Option(help=f"Of the posterior: {', '.join(OBJECTIVES)}.")] = "kl",
+    objective: Annotated[str, typer.Option(help=f"Of the posterior: {', '.join(OBJECTIVE_NAMES)}.")] = "kl",
     prior_fraction: Annotated[float, typer.Option(help="Share of the samples for the prior; 0: data-free.")] = 0.5,
     prior_epochs: Annotated[int, typer.Option(min=1, help="Epochs of the prior.")] = 10,
     epochs: Annotated[int, typer.Option(min=0, help="Epochs of the posterior; 0: it is the prior.")] = 1,
     layers: Annotated[str, typer.Option(help="Random weights: 'all', or the 'head' on frozen features.")] = "all",
     sigma: Annotated[float, typer.Option(help="Standard deviation of the prior's weights.")] = 0.01,
     fit_sigma: Annotated[bool, typer.Option("--fit-sigma", help="Choose sigma on a grid, paid for.")] = False,
-    augment: Annotated[str, typer.Option(help=f"Of the prior's samples: {', '.join(AUGMENTATIONS)}.")] = "none",
+    augment: Annotated[str, typer.Option(help=f"Of the prior's samples: {', '.join(PRIOR_AUGMENTATIONS)}.")] = "none",
     nats: Annotated[float | None, typer.Option(help="Cross-entropy that the objective counts as one error.")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate of the posterior, in units of sigma.")] = 0.01,
     passes: Annotated[int, typer.Option(min=1, help="Over the samples to estimate the Gibbs risk.")] = 10,
-    keep: Annotated[str, typer.Option(help=f"Precision of what is certified and kept: {', '.join(KEPT)}.")] = "float32",
+    keep: Annotated[
+        str, typer.Option(help=f"Precision of what is certified and kept: {', '.join(KEPT_PRECISIONS)}.")
+    ] = "float32",
     delta: Annotated[float, typer.Option(help="Total failure probability.")] = 0.05,
     delta_mc: Annotated[float | None, typer.Option(help="The Monte-Carlo step's part; a fifth by default.")] = None,
     evaluations: Annotated[
@@ -106,8 +110,8 @@ def certify(
     )  # fmt: skip
     source.check()
     for kind, value, known in (
-        ("objective", objective, OBJECTIVES), ("layers", layers, LAYERS), ("augmentation", augment, AUGMENTATIONS),
-        ("keep", keep, KEPT),
+        ("objective", objective, OBJECTIVE_NAMES), ("layers", layers, RANDOM_LAYERS),
+        ("augmentation", augment, PRIOR_AUGMENTATIONS), ("keep", keep, KEPT_PRECISIONS),
     ):  # fmt: skip
         if value not in known:
             raise UnknownName(kind, value, known)

@@ -22,11 +22,11 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
         UnknownName: no such paper.
     """
     from flatminima.studies import STUDIES
-    from flatminima.studies.claims import PAPERS, evaluate
+    from flatminima.studies.claims import evaluate, papers
     from flatminima.studies.found import documents
 
-    if paper is not None and paper not in PAPERS:
-        raise UnknownName("paper", paper, PAPERS)
+    if paper is not None and paper not in papers():
+        raise UnknownName("paper", paper, papers())
     results = [d for d in documents(output) if d["id"] in STUDIES]
     if not results:
         say(f"no results in {output}: what runs decide is not tried there; name a folder of studies with --output")

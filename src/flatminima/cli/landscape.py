@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flatminima.catalog.choices import DIRECTIONS, LOSSES
 from flatminima.cli import language
 from flatminima.cli.device import usable
 from flatminima.cli.grouped import grouped
 from flatminima.cli.options import (
-    LOSSES,
     AppDir,
     AsJson,
     BatchSize,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
     from flatminima.landscape import Landscape
 
-KINDS = ("filter", "eigenvectors")  # landscape.KINDS, written again so that a slip costs no import of torch
 FILES = ("landscape.json", "landscape.svg", "landscape.png")
 _HESSIAN_PRODUCTS = 60  # until two eigenvectors have converged, typically; each costs two passes forward and backward
 
@@ -96,8 +95,8 @@ def landscape(
 
 def _check(source: Source, along: str, radius: float, alpha: float, loss: str) -> None:
     source.check()
-    if along not in KINDS:
-        raise UnknownName("--along", along, KINDS)
+    if along not in DIRECTIONS:
+        raise UnknownName("--along", along, DIRECTIONS)
     if loss not in LOSSES:
         raise UnknownName("loss", loss, LOSSES)
     for name, value in (("--radius", radius), ("--alpha", alpha)):

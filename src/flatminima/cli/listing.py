@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
@@ -17,9 +19,14 @@ def listing(
 ) -> None:
     """List every measure and bound: paper, equation, what it needs, what it is invariant to, what it proves."""
     if as_json:
-        rows = [asdict(m) | {"invariant": sorted(m.invariant)} for m in catalog.MEASURES.values()]
-        bounds = [asdict(b) for b in catalog.BOUNDS.values()]
-        typer.echo(json_text({"schema": 1, "measures": rows, "bounds": bounds}))
+        kinds: dict[str, Mapping[str, Any]] = {
+            "measures": catalog.MEASURES,
+            "bounds": catalog.BOUNDS,
+            "optimizers": catalog.OPTIMIZERS,
+            "networks": catalog.NETWORKS,
+        }
+        rows = {kind: [_document(row) for row in table.values()] for kind, table in kinds.items()}
+        typer.echo(json_text({"schema": 1, **rows, "studies": list(catalog.STUDY_FILES)}))
         return
     console = out()
     console.print("Look at these first\n", markup=False)
@@ -34,21 +41,33 @@ def listing(
         console.print(f"    {m.summary}", markup=False)
         console.print(f"    {m.paper}, {m.equation}", markup=False)
         console.print(f"    needs: {m.needs}", markup=False)
-        console.print(f"    {_invariance(m)}", markup=False)
+        if m.undefined:
+            console.print(f"    not defined for: {m.undefined}", markup=False)
+        console.print(f"    {m.invariance}", markup=False)
         console.print(f"    budget: {m.budget}", markup=False)
     console.print("\nBounds: a CERT holds with probability 1 - delta, a SCORE proves nothing\n", markup=False)
     for b in catalog.BOUNDS.values():
         console.print(f"[bold]{b.name}[/bold]  {b.label}")
-        console.print(f"    {b.summary} ({', '.join(filter(None, (b.paper, b.equation)))})", markup=False)
+        console.print(f"    {b.summary} ({', '.join(filter(None, (str(b.paper), b.equation)))})", markup=False)
         console.print(f"    {'rests on' if b.label == 'CERT' else 'because of'}: {b.needs}", markup=False)
+    console.print("\nOptimizers: flatminima train --method NAME\n", markup=False)
+    for o in catalog.OPTIMIZERS.values():
+        console.print(f"[bold]{o.name}[/bold]")
+        console.print(f"    {o.summary} ({o.paper}, {o.equation})", markup=False)
+    console.print("\nNetworks: --model flatminima.models:NAME\n", markup=False)
+    for n in catalog.NETWORKS.values():
+        console.print(f"[bold]{n.name}[/bold]")
+        console.print(f"    {n.summary}" + (f" ({n.paper})" if n.paper else ""), markup=False)
+    console.print("\nStudies: flatminima reproduce NAME\n", markup=False)
+    console.print(f"    {', '.join(catalog.STUDY_FILES)}", markup=False)
     counts = f"{len(catalog.MEASURES)} measures, {len(catalog.BOUNDS)} bounds"
     console.print(f"\n{counts}. Next: flatminima measure --help, certify --help", markup=False)
 
 
-def _invariance(measure: catalog.Measure) -> str:
-    """What rescaling the layers of a ReLU network, which changes no output, does to the measure."""
-    if catalog.UNITWISE in measure.invariant:
-        return "rescaling-invariant, by layers and by units"
-    if catalog.LAYERWISE in measure.invariant:
-        return "invariant where whole layers are rescaled, not where units are"
-    return "not rescaling-invariant: compare networks of one parameterisation"
+def _document(row: Any) -> dict[str, Any]:
+    """A row for a program: the paper by its short citation and its key, sets as lists, no options of tests."""
+    found = asdict(row) | {"paper": None if row.paper is None else row.paper.short}
+    found["paper_key"] = None if row.paper is None else row.paper.key
+    if "invariant" in found:
+        found["invariant"] = sorted(row.invariant)
+    return {key: value for key, value in found.items() if key not in ("small", "module")}

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatminima import budgets, catalog
+from flatminima.catalog.choices import LOSSES
 from flatminima.cli import explain, factory, language
 from flatminima.cli.device import usable
 from flatminima.cli.grouped import grouped
 from flatminima.cli.options import (
     DATA_HELP,
-    LOSSES,
     AppDir,
     AsJson,
     BatchSize,

@@ -7,13 +7,7 @@ from typing import Annotated
 
 import typer
 
-# what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
-LOSSES = (
-    "binary_cross_entropy", "causal_lm", "causal_lm_sequence", "cross_entropy", "mse", "token_cross_entropy",
-    "token_cross_entropy_sequence",
-)  # fmt: skip
-SCALINGS = ("imagenet", "none", "standard", "unit")
-LAYOUTS = ("chw", "hwc")
+from flatminima.catalog.choices import LOSSES
 
 Model = Annotated[str, typer.Option(help="Import string package.module:factory, or hf:NAME_OR_FOLDER[@revision].")]
 ModelArg = Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")]

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatminima.catalog.choices import LAYOUTS, SCALINGS
 from flatminima.cli import factory, language
 from flatminima.cli.options import (
-    LAYOUTS,
-    SCALINGS,
     Classes,
     DataArg,
     DataConfig,

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from flatminima.catalog.choices import AUGMENTATIONS, LOSSES, METHODS, PRECISIONS, SCHEDULES
 from flatminima.cli import factory
 from flatminima.cli.options import (
-    LOSSES,
     AppDir,
     AsJson,
     Data,
@@ -25,12 +25,6 @@ from flatminima.cli.options import (
 )
 from flatminima.cli.source import Reading, check_data, check_network
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
-
-# what torch's side accepts, written again so that a slip costs no import of torch; a test compares them
-METHODS = ("fisher_trace", "pertopt", "plain", "sam")
-AUGMENTATIONS = ("1-crop-f", "4-crop-f", "flip", "none")
-SCHEDULES = ("constant", "cosine", "plateau", "step")
-PRECISIONS = ("bfloat16", "float32")
 
 Strings = list[str] | None
 
@@ -64,7 +58,7 @@ class SampleOptions:
     ] = None
     test_split: Annotated[str | None, typer.Option(help="Split to evaluate on after each epoch.")] = None
     label_noise: Annotated[float, typer.Option(help="Share of training labels redrawn at random.")] = 0.0
-    augment: Annotated[str, typer.Option(help="none, flip, 1-crop-f or 4-crop-f.")] = "none"
+    augment: Annotated[str, typer.Option(help=f"{', '.join(AUGMENTATIONS)}.")] = "none"
 
     def check(self) -> None:
         _known("augmentation", self.augment, AUGMENTATIONS)
@@ -85,7 +79,7 @@ class MethodOptions:
     """What is minimised, and who takes the steps."""
 
     loss: Loss = "cross_entropy"
-    method: Annotated[str, typer.Option(help="plain, pertopt, sam or fisher_trace.")] = "plain"
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "plain"
     method_arg: Annotated[Strings, typer.Option(help="key=value for the method; repeat.")] = None
     optimizer: Annotated[str, typer.Option(help="Class of torch.optim, or package.module:Class.")] = "sgd"
     optimizer_arg: Annotated[Strings, typer.Option(help="key=value for the optimizer; repeat.")] = None
@@ -102,7 +96,7 @@ class RateOptions:
     """The learning rate."""
 
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01
-    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, cosine, step or plateau.")] = "constant"
+    schedule: Annotated[str, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")] = "constant"
     milestone: Annotated[list[int] | None, typer.Option(help="Epoch at which 'step' multiplies; repeat.")] = None
     gamma: Annotated[float, typer.Option(help="Factor of 'step' and 'plateau'.")] = 0.1
     warmup: Annotated[int, typer.Option(min=0, help="Epochs in which the rate rises from nothing.")] = 0

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from flatminima.catalog.choices import SCALINGS
 from flatminima.cli import factory
 from flatminima.cli.around import maker
 from flatminima.cli.device import usable
-from flatminima.cli.options import SCALINGS
 from flatminima.cli.source import Reading, Source
 from flatminima.cli.terminal import bars, tell
 from flatminima.errors import CheckpointError, FlatMinimaError, UsageError

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from flatminima.catalog.choices import LAYOUTS
 from flatminima.errors import DataError
 
 Targets = Literal["classes", "none", "numbers"]
-LAYOUTS = ("chw", "hwc")
 
 
 class ReadingOptions(TypedDict, total=False):

@@ -16,12 +16,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from flatminima.catalog.choices import SCALINGS
 from flatminima.data.labelled import LabelledData
 from flatminima.data.reading import ReadingOptions
 from flatminima.data.sources import load
 from flatminima.errors import DataError, UnknownName
 
-SCALINGS = ("imagenet", "none", "standard", "unit")
 _FEW_CLASSES = 5  # whose names fit one line
 _CHUNK = 4096  # samples per float64 copy: 100 MB of CIFAR-10 at a time, not 1.2 GB
 

@@ -1,11 +1,12 @@
 """Loss landscapes: the mean loss on a line or plane through a minimum (Li et al. 2018), with the noise's ball."""
 
-from flatminima.landscape.direction import KINDS, Direction, directions, filter_normalised
+from flatminima.catalog.choices import DIRECTIONS
+from flatminima.landscape.direction import Direction, directions, filter_normalised
 from flatminima.landscape.figure import draw, write
 from flatminima.landscape.surface import Ball, Landscape, landscape
 
 __all__ = [
-    "KINDS",
+    "DIRECTIONS",
     "Ball",
     "Direction",
     "Landscape",

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatminima.catalog.choices import DIRECTIONS
 from flatminima.core.ambient import in_neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import Parameters
 from flatminima.core.perturbation import generator
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics import Products, extreme_eigenvalues
-
-KINDS = ("filter", "eigenvectors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +48,8 @@ def directions(
         UsageError: another kind or count.
         Undefined: the loss has no second derivative.
     """
-    if kind not in KINDS or count not in (1, 2):
-        raise UsageError(f"got {count} directions of kind {kind!r}; expected 1 or 2 of {' or '.join(KINDS)}")
+    if kind not in DIRECTIONS or count not in (1, 2):
+        raise UsageError(f"got {count} directions of kind {kind!r}; expected 1 or 2 of {' or '.join(DIRECTIONS)}")
     if kind == "filter":
         return tuple(
             Direction(filter_normalised(minimum.parameters, seed, k), f"random direction {k + 1}, filter norms")

@@ -10,56 +10,39 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from flatminima.catalog.models import NETWORKS
 from flatminima.errors import ModelError, UnknownName
-from flatminima.models.densenet import densenet
-from flatminima.models.mlp import mlp
-from flatminima.models.mnist_cnn import mnist_cnn
-from flatminima.models.perez_ortiz import mnist_cnn4, mnist_fcn
-from flatminima.models.plain_cnn import plain_cnn
-from flatminima.models.random_features import random_features
-from flatminima.models.resnet import resnet20
-from flatminima.models.six_layer_cnn import six_layer_cnn
-from flatminima.models.small_cnn import small_cnn
-from flatminima.models.vgg import vgg
-from flatminima.models.wrn import wide_resnet
 
-__all__ = [
-    "MODELS",
-    "build",
-    "densenet",
-    "mlp",
-    "mnist_cnn",
-    "mnist_cnn4",
-    "mnist_fcn",
-    "plain_cnn",
-    "random_features",
-    "resnet20",
-    "six_layer_cnn",
-    "small_cnn",
-    "vgg",
-    "wide_resnet",
-]
+if TYPE_CHECKING:
+    from flatminima.models.densenet import *
+    from flatminima.models.mlp import *
+    from flatminima.models.mnist_cnn import *
+    from flatminima.models.perez_ortiz import *
+    from flatminima.models.plain_cnn import *
+    from flatminima.models.random_features import *
+    from flatminima.models.resnet import *
+    from flatminima.models.six_layer_cnn import *
+    from flatminima.models.small_cnn import *
+    from flatminima.models.vgg import *
+    from flatminima.models.wrn import *
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {
-        "densenet": densenet,
-        "mlp": mlp,
-        "mnist_cnn": mnist_cnn,
-        "mnist_cnn4": mnist_cnn4,
-        "mnist_fcn": mnist_fcn,
-        "plain_cnn": plain_cnn,
-        "random_features": random_features,
-        "resnet20": resnet20,
-        "six_layer_cnn": six_layer_cnn,
-        "small_cnn": small_cnn,
-        "vgg": vgg,
-        "wide_resnet": wide_resnet,
-    }
-)
+MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({name: row.load() for name, row in NETWORKS.items()})
+globals().update(MODELS)
+
+__all__ = ["MODELS", "build", *NETWORKS]
+
+
+def __getattr__(name: str) -> Callable[..., nn.Module]:
+    raise AttributeError(f"no network {name!r}: `flatminima list` shows all")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def build(name: str, *, seed: int | None = None, **options: object) -> nn.Module:

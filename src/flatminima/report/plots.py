@@ -15,23 +15,12 @@ if TYPE_CHECKING:
 
 SCATTERS = 6
 BARS = 30  # layers of one figure; the table beside it has all
-_NATS = (
-    "expected_sharpness",
-    "fisher_logdet",
-    "frobenius_norm",
-    "group_norm",
-    "lipschitz",
-    "output_entropy",
-    "pacgen",
-    "path_norm",
-    "spectral_complexity",
-    "spectral_norm",
-)
 
 
 def unit(name: str) -> str:
     """A measure's name with its unit, where it has one."""
-    return f"{name} (nats)" if name in _NATS else name
+    row = MEASURES.get(name)
+    return name if row is None else row.label
 
 
 def defined(correlations: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from flatminima import interrupts
+from flatminima.catalog.choices import ENGINES
 from flatminima.errors import FolderInUse, MissingExtra, UnknownName, UsageError, WriteFailed
 from flatminima.io import claimed, json_text, write_whole
 from flatminima.studies import resumable
@@ -33,7 +34,6 @@ from flatminima.studies.networks import FOLDER
 from flatminima.studies.shelf import Run, read, succeeded, under_way
 from flatminima.studies.study import Config, Result, Sources, Study
 
-ENGINES = ("local", "ray")
 _TRIES = 3  # of a run whose worker dies
 _PASSING = (MemoryError, OSError, WriteFailed, torch.OutOfMemoryError)  # failures that another try may not meet
 _PATIENCE = 10.0  # seconds that a worker has to keep its state

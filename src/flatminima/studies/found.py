@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from flatminima.catalog.choices import SCALES
 from flatminima.errors import UsageError
 from flatminima.io import LOCK
 from flatminima.reading import read_json
-from flatminima.studies.study import SCALES
 
 RESULTS = "results.json"
 _KEYS = ("id", "claims", "runs", "seconds", "versions", "scale")

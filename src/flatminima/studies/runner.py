@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from flatminima import progress
+from flatminima.catalog.choices import SCALES
 from flatminima.errors import UsageError
 from flatminima.io import PATIENCE, claimed, json_text, versions, write_whole
 from flatminima.report.axes import legends_beside
@@ -18,7 +19,7 @@ from flatminima.studies.found import RESULTS, set_aside
 from flatminima.studies.images import find
 from flatminima.studies.resumable import share
 from flatminima.studies.shelf import Shelf, read, succeeded, under_way
-from flatminima.studies.study import SCALES, Config, Result, Study
+from flatminima.studies.study import Config, Result, Study
 
 SCHEMA = 2
 _PIXELS = 90  # an inch of figure.png

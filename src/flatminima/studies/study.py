@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatminima.catalog.choices import SCALES
 from flatminima.errors import UnknownName, UsageError
 from flatminima.studies.verdict import Verdict
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 Result = dict[str, Any]
 Sources = Mapping[str, str]  # a data set's name, as in a configuration's "data", to what `load_tensors` takes
-SCALES = ("smoke", "cpu", "half", "paper")
 _BLOCK = 1_000  # seeds of one replication, at most
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from flatminima.catalog.choices import PRECISIONS, SCHEDULES
 from flatminima.errors import UnknownName, UsageError
 from flatminima.training import schedule
 
 _OPTIMIZERS = ("adam", "sgd")
-_PRECISIONS = ("bfloat16", "float32")
-_SCHEDULES = ("constant", "cosine", "plateau", "step")
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:
             raise UnknownName("optimizer", self.optimizer, _OPTIMIZERS)
-        if self.schedule not in _SCHEDULES:
-            raise UnknownName("schedule", self.schedule, _SCHEDULES)
-        if self.precision not in _PRECISIONS:
-            raise UnknownName("precision", self.precision, _PRECISIONS)
+        if self.schedule not in SCHEDULES:
+            raise UnknownName("schedule", self.schedule, SCHEDULES)
+        if self.precision not in PRECISIONS:
+            raise UnknownName("precision", self.precision, PRECISIONS)
         object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
         for name, value, fits, range_ in (
             ("lr", self.lr, 0 < self.lr < math.inf, "positive"),

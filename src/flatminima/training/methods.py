@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from flatminima.catalog import OPTIMIZERS
+from flatminima.catalog.choices import METHODS
 from flatminima.errors import ModelError, UnknownName, UsageError
-from flatminima.optim import SAM, FisherTrace, PertOPT
+from flatminima.optim import FisherTrace, PertOPT
 from flatminima.training.objective import Called
 from flatminima.training.steps import Backward
 
-METHODS = ("fisher_trace", "pertopt", "plain", "sam")
 _GIVEN = ("self", "base", "model", "steps_per_epoch", "closure")  # not the user's to give
 
 
@@ -89,17 +90,18 @@ def method(
         if options:
             raise UsageError(f"got options {', '.join(options)} for the method 'plain', which has none")
         return Method(base)
-    kind: Any = {"pertopt": PertOPT, "sam": SAM, "fisher_trace": FisherTrace}[name]
+    row = OPTIMIZERS[name]
+    kind = row.load()
     _check_options(kind, options, f"method {name}")
-    if "seed" in inspect.signature(kind).parameters:
+    takes = inspect.signature(kind).parameters
+    if "seed" in takes:
         options.setdefault("seed", seed)
-    if name == "pertopt":
-        pertopt = PertOPT(base, steps_per_epoch=steps_per_epoch, **options)
-        return Method(pertopt, diagnostics=lambda: _of_pertopt(pertopt))
-    if name == "sam":
-        return Method(SAM(base, model=model, **options))
-    fisher = FisherTrace(Called(model), **options)
-    return Method(base, fisher.backward, {"fisher_trace": fisher}, lambda: _of_fisher(fisher))
+    if row.kind == "backward":
+        stand_in = kind(Called(model), **options)
+        return Method(base, stand_in.backward, {name: stand_in}, lambda: _diagnostics(stand_in))
+    context = {"model": model, "steps_per_epoch": steps_per_epoch}
+    wrapper = kind(base, **{key: value for key, value in context.items() if key in takes}, **options)
+    return Method(wrapper, diagnostics=lambda: _diagnostics(wrapper))
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
@@ -117,18 +119,19 @@ def set_dropout(model: nn.Module, rate: float) -> None:
         layer.p = rate
 
 
-def _of_pertopt(optimizer: PertOPT) -> dict[str, float]:
-    found = optimizer.diagnostics()
-    return {
-        "kappa_bound": found.kappa_bound,
-        "curvature_bound": found.curvature_bound,
-        "gated": found.gated,
-        "relative_noise": found.relative_noise,
-    }
-
-
-def _of_fisher(fisher: FisherTrace) -> dict[str, float]:
-    return {} if fisher.last is None else {"trace": fisher.last.trace, "penalty": fisher.beta * fisher.last.value}
+def _diagnostics(used: Any) -> dict[str, float]:
+    """Numbers of the optimizers that have any."""
+    if isinstance(used, PertOPT):
+        found = used.diagnostics()
+        return {
+            "kappa_bound": found.kappa_bound,
+            "curvature_bound": found.curvature_bound,
+            "gated": found.gated,
+            "relative_noise": found.relative_noise,
+        }
+    if isinstance(used, FisherTrace) and used.last is not None:
+        return {"trace": used.last.trace, "penalty": used.beta * used.last.value}
+    return {}
 
 
 def _known() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatminima import bounds
+from flatminima.catalog.choices import POSTERIORS
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Explicit, Gaussian, Relative, Uniform, generator
 from flatminima.errors import UnknownName, UsageError
@@ -196,8 +197,6 @@ def _array(t: Tensor) -> NDArray[np.float64]:
 
 
 FloatArray = NDArray[np.float64]
-Name = Literal["gaussian", "diagonal_laplace", "fisher_laplace", "uniform", "truncated_gaussian"]
-NAMES: tuple[str, ...] = get_args(Name)
 Curvature = Literal["gauss_newton", "fisher"]
 
 ETAS = tuple(10.0**k for k in (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1))  # times n: a Laplace posterior's own is 1
@@ -254,8 +253,8 @@ def family(
     Raises:
         UnknownName: no such family. UsageError: a curvature that does not exist.
     """
-    if name not in NAMES:
-        raise UnknownName("posterior", name, NAMES)
+    if name not in POSTERIORS:
+        raise UnknownName("posterior", name, POSTERIORS)
     if curvature not in get_args(Curvature):
         raise UsageError(f"got curvature={curvature!r}; expected one of {', '.join(get_args(Curvature))}")
     if name == "gaussian":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from flatminima.studies.claims.evaluate import Finding, count, evaluate, of_study
-from flatminima.studies.claims.registry import PAPERS, Claim, Paper, Setting, Trial, claims, papers
+from flatminima.studies.claims.registry import Claim, PaperClaims, Setting, Trial, claims, papers
 
 __all__ = [
-    "PAPERS",
     "Claim",
     "Finding",
-    "Paper",
+    "PaperClaims",
     "Setting",
     "Trial",
     "claims",

@@ -15,11 +15,9 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
+from flatminima.catalog import PAPERS
 from flatminima.errors import UsageError
 
-PAPERS: Mapping[str, str] = MappingProxyType(
-    {"W1": "wang_2018", "W2": "wang_2020", "WB": "wang_blog", "N17": "neyshabur_2017", "J20": "jia_2020"}
-)
 KINDS: Mapping[str, str] = MappingProxyType(
     {
         "empirical": "an observation on networks, in an experiment of the paper",
@@ -90,7 +88,7 @@ class Claim:
     """One sentence of a paper.
 
     Attributes:
-        id: in the registry. paper: key of `PAPERS`. quote: as printed. where: section, caption or footnote.
+        id: in the registry. paper: key in the catalogue. quote: as printed. where: section, caption or footnote.
         kind: of `KINDS`. figure: "Fig. 1", where it is about one. premise: of `PREMISES`, each with its number.
         effect: what the paper prints or plots, as text. why: of the margin. trials: each must come out.
         check: name of a calculation in `checks` that decides it. needs: what it would take, where nothing tries it.
@@ -127,7 +125,7 @@ class Setting:
     """A number or a name that a paper prints of its experiments.
 
     Attributes:
-        id: in the registry. paper: key of `PAPERS`. quote, where: as of a claim. studies: whose set-up it is.
+        id: in the registry. paper: key in the catalogue. quote, where: as of a claim. studies: whose set-up it is.
         key: of their configurations. value: the paper's. only: other keys and values of the runs that it is about.
     """
 
@@ -142,7 +140,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Paper:
+class PaperClaims:
     """A document: its key, its title, and the first characters of the file that has its text."""
 
     key: str
@@ -153,13 +151,13 @@ class Paper:
 
 
 @cache
-def papers() -> Mapping[str, Paper]:
+def papers() -> Mapping[str, PaperClaims]:
     """Every document, by key.
 
     Raises:
         UsageError: a file with an unknown key, shape, kind or premise, or an id that occurs twice.
     """
-    found = {key: _read(key, name) for key, name in PAPERS.items()}
+    found = {key: _read(key, row.claims) for key, row in PAPERS.items() if row.claims}
     seen: set[str] = set()
     for paper in found.values():
         for name in (*(c.id for c in paper.claims), *(s.id for s in paper.settings)):
@@ -179,12 +177,12 @@ def claims(paper: str | None = None, study: str | None = None) -> list[Claim]:
     ]
 
 
-def _read(key: str, name: str) -> Paper:
+def _read(key: str, name: str) -> PaperClaims:
     text = files("flatminima.studies.claims").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     raw = tomllib.loads(text)
     told = tuple(_claim(key, entry) for entry in raw.get("claim", ()))
     settings = tuple(_build(Setting, {"paper": key, **entry}, entry.get("id", "?")) for entry in raw.get("setting", ()))
-    return Paper(key, raw["title"], raw["text"], told, settings)
+    return PaperClaims(key, raw["title"], raw["text"], told, settings)
 
 
 def _claim(paper: str, raw: dict[str, Any]) -> Claim:

@@ -1,0 +1,52 @@
+"""What the documents' site takes from the catalogue: the pages of the measures, their index, and the reference's names.
+
+`mkdocs.yml` names this file; the catalogue imports no torch, so that the site is built without one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+from flatminima import catalog
+from flatminima.catalog.bounds import PARTS
+
+INDEX = "<!-- the catalogue's measures -->"
+_NAMED = {
+    "measures": {name: row.module for name, row in catalog.MEASURES.items()},
+    "bounds": {name: row.module for name, row in catalog.BOUNDS.items()}
+    | {name: file for file, names in PARTS.items() for name in names},
+    "models": {name: row.module for name, row in catalog.NETWORKS.items()},
+}
+
+
+def on_config(config: Any) -> Any:
+    """Put a page for each measure under "Measures", after those that mkdocs.yml names."""
+    for part in config["nav"]:
+        if isinstance(part, dict) and "Measures" in part:
+            part["Measures"] += [f"measures/{name}.md" for name in catalog.MEASURES]
+    return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Write the index of measures, and a line a function where the reference names a package of the catalogue."""
+    if INDEX in markdown:
+        markdown = markdown.replace(INDEX, index())
+    for package, homes in _NAMED.items():
+        names = "\n".join(f"::: flatminima.{package}.{homes[name]}.{name}" for name in sorted(homes))
+        markdown = markdown.replace(f"::: flatminima.{package}\n", names + "\n")
+    return markdown
+
+
+def index() -> str:
+    """A table of the measures: what each is, what it costs, what it is not defined for."""
+    lines = ["| measure | what it is | better | cost | not defined for |", "|---|---|---|---|---|"]
+    for name, row in catalog.MEASURES.items():
+        lines.append(
+            f"| [{name}]({name}.md) | {row.summary} ({row.paper}, {row.equation}) | {row.direction} | {row.needs} | "
+            f"{row.undefined or 'nothing'} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,35 @@
+"""The catalogue: every measure, bound, optimizer, network, study, choice and paper, once. Imports no torch.
+
+Names, `flatminima list`, the contract tests' options, the units of figures and the index of pages are read from it. To
+add a measure: a function in `measures/`, a row in `catalog/measures.py`, a test, a page (docs/new-measure.md).
+"""
+
+from flatminima.catalog.bounds import BOUNDS
+from flatminima.catalog.measures import FIRST, MEASURES, measure
+from flatminima.catalog.models import NETWORKS
+from flatminima.catalog.optimizers import OPTIMIZERS
+from flatminima.catalog.papers import PAPERS, Paper, paper
+from flatminima.catalog.rows import BUDGETS, LAYERWISE, UNITWISE, Bound, Budget, Direction, Measure, Model, Optimizer
+from flatminima.catalog.studies import STUDY_FILES
+
+__all__ = [
+    "BOUNDS",
+    "BUDGETS",
+    "FIRST",
+    "LAYERWISE",
+    "MEASURES",
+    "NETWORKS",
+    "OPTIMIZERS",
+    "PAPERS",
+    "STUDY_FILES",
+    "UNITWISE",
+    "Bound",
+    "Budget",
+    "Direction",
+    "Measure",
+    "Model",
+    "Optimizer",
+    "Paper",
+    "measure",
+    "paper",
+]
