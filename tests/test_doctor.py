@@ -14,8 +14,7 @@ import torch
 import typer
 
 from flatminima import doctor
-from flatminima.cli.doctor import BROKEN
-from flatminima.cli.doctor import doctor as command
+from flatminima.cli.doctor import BROKEN, doctor as command
 from flatminima.core.minimum import Minimum
 from flatminima.statistics import Gram
 

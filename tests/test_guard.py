@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatminima.core.guard import differentiable, random_marks, same_randomness
-from flatminima.core.guard import untouched as guarded
+from flatminima.core.guard import differentiable, random_marks, same_randomness, untouched as guarded
 from flatminima.core.identity import fingerprint
 from mutation import Untouched
 

@@ -6,8 +6,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from bounds_oracle import PROPERTY, exact, vector, vector_names
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.stats import binom
 
 from flatminima.bounds import binomial_tail_inverse, holdout_kl, kl_inverse, mc_certificate, monte_carlo_risk

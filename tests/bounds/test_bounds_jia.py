@@ -6,8 +6,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from bounds_oracle import PROPERTY, exact, vector, vector_names
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from flatminima.bounds import jia_su, jia_su_excess, jia_su_expected_excess, jia_su_kl, mcallester, pac_bayes_kl
 

@@ -7,8 +7,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from bounds_oracle import PROPERTY, exact, vector, vector_names
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from flatminima.bounds import binary_kl, kl_inverse, kl_inverse_derivatives, kl_inverse_lower
 

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 from bounds_oracle import PROPERTY, vector
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from flatminima.bounds import (
     bicriteria_kl,

@@ -8,8 +8,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from bounds_oracle import PROPERTY, exact, vector, vector_names
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from flatminima import bounds
 from flatminima.bounds import catoni, lambda_bound, mcallester, optimal_lambda, pac_bayes_kl, quadratic

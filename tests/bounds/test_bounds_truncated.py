@@ -6,8 +6,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from bounds_oracle import PROPERTY, vector
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.optimize import minimize
 
 from flatminima.bounds import (

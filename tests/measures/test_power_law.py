@@ -13,8 +13,7 @@ from torch import nn
 from flatminima import Minimum
 from flatminima.errors import UsageError
 from flatminima.measures import power_law_exponent
-from flatminima.statistics import fit_power_law
-from flatminima.statistics import power_law as module
+from flatminima.statistics import fit_power_law, power_law as module
 from flatminima.statistics.spectra import spectrum
 
 

@@ -14,8 +14,7 @@ from cases import Net, _scatter
 from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.models import resnet20
-from flatminima.statistics import LinearLayer, OperatorNorms
-from flatminima.statistics import operator_norms as module
+from flatminima.statistics import LinearLayer, OperatorNorms, operator_norms as module
 from flatminima.statistics.operator_norms import NetworkNorms, operator_norm
 
 L = nn.Linear

@@ -29,8 +29,7 @@ from flatminima.certification.gibbs.outputs import (
     two_class,
 )
 from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
-from flatminima.certification.recipe import Recipe
-from flatminima.certification.recipe import objective as objective_of
+from flatminima.certification.recipe import Recipe, objective as objective_of
 from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Samples
 from flatminima.errors import DataError, NumericalError, UsageError

@@ -28,8 +28,7 @@ def card(
         raise UsageError(f"{folder} holds neither {_MEASURES} nor {_CERTIFICATE}; run measure or certify with --output")
     from flatminima.io import write_whole
     from flatminima.reading import Unreadable, read_text
-    from flatminima.report.card import card as section
-    from flatminima.report.card import put
+    from flatminima.report.card import card as section, put
 
     path = output or folder / "card.md"
     try:

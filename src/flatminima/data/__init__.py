@@ -31,3 +31,7 @@ __all__ = [
     "random_labels",
     "random_shift",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

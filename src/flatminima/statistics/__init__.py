@@ -121,3 +121,7 @@ __all__ = [
     "xdiag",
     "xtrace",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,3 +17,7 @@ __all__ = ["SCALES", "STUDIES", "Study", "Verdict", "collect", "compare", "repro
 
 _FOUND = [import_module(f"flatminima.studies.{file}").STUDY for file in STUDY_FILES.values()]
 STUDIES: Mapping[str, Study] = MappingProxyType({study.id: study for study in _FOUND})
+
+
+def __dir__() -> list[str]:
+    return __all__

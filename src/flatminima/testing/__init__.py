@@ -5,3 +5,7 @@ from flatminima.testing.modes import MODES
 from flatminima.testing.state import ITEMS
 
 __all__ = ["ITEMS", "MODES", "NotUntouched", "Report", "check_untouched"]
+
+
+def __dir__() -> list[str]:
+    return __all__

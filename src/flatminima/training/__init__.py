@@ -34,3 +34,7 @@ __all__ = [
     "train",
     "write_weights",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
