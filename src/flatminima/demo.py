@@ -57,7 +57,7 @@ SIGMAS = (0.01, 0.02, 0.04, 0.08)  # of prior and posterior: a grid fixed here, 
 PRIOR_SHARE = 0.5  # of the training samples
 _BOUND_MULTIPLE = 64  # the bound's samples come in whole batches, each a draw of the weights
 _FINE_TUNE_EPOCHS = 3
-_STEPS, _TRAIN = 3_000, 1_257  # equal steps, not epochs: large batches would stay under-trained
+_STEPS, _TRAIN = 2_000, 1_257  # at most: equal steps, not epochs, since large batches would stay under-trained
 _PILOT, _DRAWS = 300, 20_000  # draws of the weights, to choose the posterior and to certify it
 _IMAGES_A_DRAW = 32
 
@@ -124,9 +124,10 @@ def _run(folder: Path, seed: int, quick: bool, fresh: bool) -> dict[str, Any]:
     test = load_tensors("digits", "test")
     population = recipes(seed, quick)
     networks = []
+    progress.report(f"train and measure {len(population)} networks", 0, len(population))
     for i, recipe in enumerate(population):
         networks.append(_network(recipe, x, y, test, folder, quick, fresh))
-        progress.report("train and measure", i + 1, len(population))
+        progress.report(f"train and measure {len(population)} networks", i + 1, len(population))
     tables = [MeasureTable.from_dict(network["measures"]) for network in networks]
     ranking = rank(tables, [network["gap"] for network in networks], seed=seed)
     clean = [i for i, recipe in enumerate(population) if recipe.label_noise == 0]
@@ -235,6 +236,7 @@ def _certify(
     prior = Parameters.of(model).flat(torch.float64)
     model = model.eval()
     pilots: list[tuple[float, Tensor]] = []  # which posterior to certify may depend on everything
+    task, parts = "choose a posterior, certify it", 2 * len(SIGMAS) + 1
     for fine_tuned in (False, True):
         if fine_tuned:
             tuning = TrainConfig(lr=recipe.lr / 10, batch_size=64, epochs=_FINE_TUNE_EPOCHS, seed=recipe.seed + 1)
@@ -246,6 +248,7 @@ def _certify(
             risk, kl = _gibbs(minimum, distance, sigma, _PILOT, recipe.seed)
             value = float(bounds.pac_bayes_kl(risk.error, kl, len(division.bound), 0.05))
             pilots.append((value, Parameters.of(model).flat()))
+            progress.report(task, len(pilots), parts)
     _, weights = min(pilots, key=lambda pilot: pilot[0])
     Parameters.of(model).assign(weights)
     certificate = certify_around(  # fresh draws, after the posterior was frozen; its prior is trained there
@@ -262,6 +265,7 @@ def _certify(
         union=Union(candidates=population),
         seed=recipe.seed + 3,
     )
+    progress.report(task, parts, parts)
     on_test = Minimum(model, test)
     gibbs, _ = _gibbs(on_test, torch.zeros_like(prior), certificate.sigma, 200, recipe.seed + 2)
     return certificate, {"test_error": evaluate(model, *test).error, "gibbs_test_error": gibbs.error}

@@ -23,10 +23,14 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Train networks on digits, measure them, rank the measures, certify the best one."""
-    from flatminima.demo import run_demo
+    from flatminima.demo import MEASURES, recipes, run_demo
     from flatminima.report import write_report
 
-    say("training and measuring a population of networks on the embedded digits")
+    say(
+        f"1. train {len(recipes(seed, quick))} networks on the digits: other batch sizes, rates, wrong labels;",
+        f"   measure each with {len(MEASURES)} measures (this takes most of the time)",
+        "2. rank the measures, certify the best network",
+    )
     with bars():
         results = run_demo(output, seed=seed, quick=quick, fresh=fresh)
     if as_json:
@@ -35,6 +39,7 @@ def demo(
         _show(results)
     sys.stdout.flush()  # before the notes, where both go to one terminal
     page = output / "report.html"
+    say("3. draw the report")
     write_report(results, page)
     say("", f"Report:  {page}", f"Results: {output / 'results.json'}  ({results['seconds']:.0f} s)")
     say("Next:    flatminima measure --help measures a network of yours")
