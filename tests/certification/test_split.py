@@ -13,7 +13,7 @@ from scipy.stats import binom, chi2, hypergeom
 from torch import Tensor
 
 from flatminima.certification.division.repeats import alikeness, evenness, find_overlap, find_repeats
-from flatminima.certification.division.split import Division, fair_draw, hold_apart, nats_left_out, split
+from flatminima.certification.division.split import Division, _leave_out, fair_draw, hold_apart, nats_left_out, split
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import DataError, UsageError
 
@@ -334,6 +334,29 @@ def test_a_few_of_the_priors_samples_are_left_out_and_paid() -> None:
     found = hold_apart(as_samples((x, y)), as_samples((other, y)), 0)
     assert found.left_out.tolist() == [100, 101, 102, 103]
     assert found.nats == nats_left_out(500, 4)
+
+
+@pytest.mark.parametrize(("copies", "tolerated"), [(5, True), (6, False)])
+def test_one_in_a_hundred_may_be_anothers_and_no_more(copies: int, tolerated: bool) -> None:
+    """500 samples: five of the prior's are left out and paid, six are a leak."""
+    x, y = continuous(500, d=20)
+    other = continuous(500, d=20, seed=1)[0]
+    other[:copies] = x[:copies]
+    found = hold_apart(as_samples((x, y)), as_samples((other, y)), 0)
+    assert (found.leak == "") == tolerated
+    assert find_overlap(as_samples((x, y)), as_samples((other, y))).many != tolerated
+
+
+@pytest.mark.parametrize(("copies", "tolerated"), [(10, True), (11, False)])
+def test_one_in_a_hundred_of_the_bounds_may_be_left_out_and_no_more(copies: int, tolerated: bool) -> None:
+    lost = torch.arange(1_000) < copies
+    found = _leave_out(torch.arange(1_000), lost)
+    assert (found is not None) == tolerated
+    assert found is None or (len(found[0]), len(found[1]), found[2]) == (
+        1_000 - copies,
+        copies,
+        nats_left_out(1_000, copies),
+    )
 
 
 def test_a_group_on_both_sides_is_the_priors() -> None:
