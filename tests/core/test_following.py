@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatminima import Minimum, measure, measures
 from flatminima.core.following import Comparison, row_weights
-from flatminima.core.layers import LayerGradient
+from flatminima.core.layer_gradient import LayerGradient
 from flatminima.statistics import FisherDiagonal, Outputs
 
 pytestmark = pytest.mark.slow

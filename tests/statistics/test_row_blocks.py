@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flatminima.core import layers
+from flatminima.core import layer_gradient
 from flatminima.core.minimum import Minimum
 from flatminima.statistics import FisherDiagonal, GaussNewtonDiagonal, Gram
 
@@ -38,7 +38,7 @@ class Language(nn.Module):
 @pytest.mark.parametrize("kind", ["untied", "tied", "bias", "padding", "thrice", "mix twice"])
 def test_blocks_of_rows_are_the_whole(kind: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against one autograd pass a sample, for every block size; would catch a token counted in the wrong block."""
-    monkeypatch.setattr(layers, "_ROW_BYTES", block)
+    monkeypatch.setattr(layer_gradient, "_ROW_BYTES", block)
     torch.manual_seed(0)
     model = Language(kind).double()
     g = torch.Generator().manual_seed(1)
@@ -56,7 +56,7 @@ def test_blocks_of_rows_are_the_whole(kind: str, block: int, monkeypatch: pytest
 
 
 def test_the_gauss_newton_diagonal_of_a_tied_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_ROW_BYTES", 200)
+    monkeypatch.setattr(layer_gradient, "_ROW_BYTES", 200)
     torch.manual_seed(0)
     model = Language("tied").double()
     x = torch.randint(0, V, (3, 2), generator=torch.Generator().manual_seed(1))

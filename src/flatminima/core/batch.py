@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from flatminima.core.following import Comparison, LayersDisagree, Watch, row_weights, watching
-from flatminima.core.layers import LayerGradient, NoLayerRule, Tape
-from flatminima.core.parameters import dense
+from flatminima.core.following import (
+    Comparison,
+    LayersDisagree,
+    Watch,
+    following_errors,
+    out_of_memory,
+    row_weights,
+    watching,
+)
+from flatminima.core.layer_gradient import LayerGradient
+from flatminima.core.layers import NoLayerRule, Tape
+from flatminima.core.parameters import dense, frozen
 from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Inputs, leaves, map_tensors
 from flatminima.core.statistic import Reads
-from flatminima.errors import Absent, DataError, FlatMinimaError, ModelError, NumericalError, Undefined
+from flatminima.errors import Absent, DataError, ModelError, NumericalError, Undefined
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -128,7 +137,7 @@ class Batch:
             except Undefined as reason:
                 lost[Reads.INPUTS] = Absent.of(reason)
         if not minimum.follows_layers:
-            with frozen(minimum):
+            with frozen(minimum.parameters):
                 back = self._sample_by_sample(inputs)
                 return lost | self._send_back(reads, listeners, back, bool(inputs))
         check = minimum.following.due()
@@ -140,7 +149,7 @@ class Batch:
             recorded = self._record(True)
         try:
             self._receive(recorded.output)
-            with nullcontext() if recorded.check else frozen(minimum):
+            with nullcontext() if recorded.check else frozen(minimum.parameters):
                 back = self._by_layers(recorded, inputs)
                 lost |= self._send_back(reads, listeners, back, bool(inputs), recorded)
         finally:
@@ -158,7 +167,7 @@ class Batch:
         watch = Watch(minimum.units, len(self)) if minimum.watchable else None
         tape = Tape(minimum.units, len(self), minimum.following.level, watch)
         try:
-            with nullcontext() if check else frozen(minimum), following_errors():
+            with nullcontext() if check else frozen(minimum.parameters), following_errors():
                 with tape.recording(), watching(watch):
                     output = minimum.forward(self.inputs)
                 if check and not output.requires_grad:
@@ -362,30 +371,6 @@ class Batch:
         )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: CUDA's has a type, the CPU allocator's only its words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def following_errors() -> Iterator[None]:
-    """What a tape stumbles over means that another way must be taken.
-
-    Raises:
-        LayersDisagree: in place of errors of torch, of the network, and `NoLayerRule`.
-    """
-    try:
-        yield
-    except NoLayerRule as reason:
-        raise LayersDisagree(reason.reason) from None
-    except FlatMinimaError:
-        raise
-    except Exception as error:  # whatever it is, one backward pass a sample needs none of this
-        if out_of_memory(error):
-            raise
-        raise LayersDisagree(Absent.of(error).reason) from None
-
-
 def _refuse_constant(output: Tensor) -> None:
     if not output.requires_grad:
         raise Undefined("the network's output does not depend on a trainable parameter")
@@ -399,17 +384,4 @@ def _broadcast(listeners: list[Listener]) -> Listener:
     return each
 
 
-@contextmanager
-def frozen(minimum: Minimum) -> Iterator[None]:
-    """No parameter requires a gradient within the block."""
-    parameters = minimum.parameters.tensors
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
-
-
-__all__ = ["Batch", "NoLayerRule", "frozen"]
+__all__ = ["Batch", "NoLayerRule"]

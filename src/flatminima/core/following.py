@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flatminima.core.layers import COPIES, LayerGradient, Unit
+from flatminima.core.layer_gradient import LayerGradient, Unit
+from flatminima.core.layers import COPIES, NoLayerRule
+from flatminima.errors import Absent, FlatMinimaError
 
 _RELATIVE = {torch.float64: 1e-8, torch.float32: 5e-3}  # of a parameter's gradient, summed in another order
 _RELATIVE_HALF = 5e-2
@@ -240,3 +242,27 @@ class Sums:
 def _norm(tensor: Tensor) -> float:
     """Euclidean, summed in float64 without a copy of that size."""
     return math.sqrt(sum(float(part.double().square().sum()) for part in tensor.reshape(-1).split(_BLOCK)))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: CUDA's has a type, the CPU allocator's only its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def following_errors() -> Iterator[None]:
+    """What a tape stumbles over means that another way must be taken.
+
+    Raises:
+        LayersDisagree: in place of errors of torch, of the network, and `NoLayerRule`.
+    """
+    try:
+        yield
+    except NoLayerRule as reason:
+        raise LayersDisagree(reason.reason) from None
+    except FlatMinimaError:
+        raise
+    except Exception as error:  # whatever it is, one backward pass a sample needs none of this
+        if out_of_memory(error):
+            raise
+        raise LayersDisagree(Absent.of(error).reason) from None

@@ -22,7 +22,8 @@ from flatminima.core.following import Comparison, LayersDisagree, Sums, row_weig
 from flatminima.core.guard import differentiable, same_randomness, untouched
 from flatminima.core.identity import fingerprint, marks_of, structure
 from flatminima.core.keeping import content_of
-from flatminima.core.layers import Unit, units_of
+from flatminima.core.layer_gradient import Unit
+from flatminima.core.layers import units_of
 from flatminima.core.losses import Loss
 from flatminima.core.moved import refuse_moved
 from flatminima.core.network import Network, Passes

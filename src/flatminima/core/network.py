@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flatminima.core.batch import Batch, out_of_memory
+from flatminima.core.batch import Batch
 from flatminima.core.distributed import Ranks
-from flatminima.core.following import Following
+from flatminima.core.following import Following, out_of_memory
 from flatminima.core.losses import Loss
 from flatminima.core.mapping import StatisticMapping
 from flatminima.core.output import logits

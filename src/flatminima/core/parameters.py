@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -151,3 +152,15 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+@contextmanager
+def frozen(parameters: Parameters) -> Iterator[None]:
+    """No parameter requires a gradient within the block."""
+    for p in parameters.tensors:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters.tensors:
+            p.requires_grad_(True)

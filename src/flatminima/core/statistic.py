@@ -20,7 +20,7 @@ from flatminima.errors import Undefined
 
 if TYPE_CHECKING:
     from flatminima.core.batch import Batch
-    from flatminima.core.layers import LayerGradient
+    from flatminima.core.layer_gradient import LayerGradient
     from flatminima.core.minimum import Minimum
 
 T = TypeVar("T")

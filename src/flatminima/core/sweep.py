@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
-from flatminima.core.batch import Batch, out_of_memory
-from flatminima.core.following import LayersDisagree
-from flatminima.core.layers import LayerGradient
+from flatminima.core.batch import Batch
+from flatminima.core.following import LayersDisagree, out_of_memory
+from flatminima.core.layer_gradient import LayerGradient
 from flatminima.core.statistic import Fold, Reads
 from flatminima.errors import Absent, FlatMinimaError, Undefined
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.batch import Batch
-from flatminima.core.layers import LayerGradient, Unit, outer_squares
+from flatminima.core.layer_gradient import LayerGradient, Unit, outer_squares
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import UsageError
 from flatminima.statistics.curvature import Curvature, Products, check_curvature

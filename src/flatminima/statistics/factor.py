@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.batch import Batch
-from flatminima.core.layers import LayerGradient
+from flatminima.core.layer_gradient import LayerGradient
 from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import DataError, UsageError
 

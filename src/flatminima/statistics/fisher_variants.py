@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flatminima import progress
 from flatminima.core.batch import Batch
 from flatminima.core.guard import same_randomness
-from flatminima.core.layers import LayerGradient
+from flatminima.core.layer_gradient import LayerGradient
 from flatminima.core.output import logits
 from flatminima.core.parameters import copied, dense
 from flatminima.core.samples import call, map_tensors

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.core.batch import Batch, frozen
+from flatminima.core.batch import Batch
 from flatminima.core.losses import Loss, has_softmax_columns
+from flatminima.core.parameters import frozen
 from flatminima.core.perturbation import generator
 from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import Undefined
@@ -104,7 +105,7 @@ def _from_columns(columns: Tensor, outputs: Tensor) -> Tensor:
 def _by_products(batch: Batch, start: Tensor) -> Tensor:
     """Norms (b,)."""
     minimum, inputs = batch.minimum, batch.open_inputs()
-    with frozen(minimum):
+    with frozen(minimum.parameters):
         return norms_of_softmax(minimum, minimum.forward(batch.inputs), inputs, start)
 
 

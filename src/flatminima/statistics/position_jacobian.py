@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from flatminima.core.batch import Batch, frozen
+from flatminima.core.batch import Batch
+from flatminima.core.parameters import frozen
 from flatminima.core.perturbation import generator
 from flatminima.core.statistic import Cost, Fold
 from flatminima.errors import Undefined, UsageError
@@ -97,7 +98,7 @@ class PositionJacobian(Fold[_State, PositionSums]):
     def _norms(self, batch: Batch, found: Labelled | None, limit: int) -> Tensor:
         """(b,), at one position a sample."""
         minimum = batch.minimum
-        with continuous_inputs(batch) as inputs, frozen(minimum):
+        with continuous_inputs(batch) as inputs, frozen(minimum.parameters):
             output = minimum.forward(batch.inputs)
             refuse_unopened(inputs)
             if found is None:
