@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,25 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Write the index of measures, and a line a function where the reference names a package of the catalogue."""
+def on_page_markdown(markdown: str, page: Any = None, **_: Any) -> str:
+    """Write the index of measures, a line per function where the reference names a package of the catalogue, and the
+    path in place of a link to what the site does not hold: results, benchmarks, examples."""
     if INDEX in markdown:
         markdown = markdown.replace(INDEX, index())
     for package, homes in _NAMED.items():
         names = "\n".join(f"::: flatminima.{package}.{homes[name]}.{name}" for name in sorted(homes))
         markdown = markdown.replace(f"::: flatminima.{package}\n", names + "\n")
-    return markdown
+    return markdown if page is None else _outside(markdown, Path(page.file.src_uri).parent)
+
+
+def _outside(markdown: str, folder: Path) -> str:
+    """Links out of docs/ as paths in the repository."""
+
+    def named(link: re.Match[str]) -> str:
+        path = os.path.normpath(Path("docs") / folder / link[2].partition("#")[0])
+        return link[0] if path.startswith("docs/") else f"{link[1]} (`{path}` in the repository)"
+
+    return re.sub(r"\[([^\]]+)\]\((?!\w+:)([^)#\s]+(?:#[^)]*)?)\)", named, markdown)
 
 
 def index() -> str:

@@ -15,7 +15,10 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def _blocks(path: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(
+        r"^````.*?^````$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )  # pages in pages
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def _run(path: Path) -> None:
@@ -41,7 +44,7 @@ def test_the_documents_python_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     _run(page)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("*.md")), *PAGES], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_every_function_of_the_formulas_exists() -> None:
     named = re.findall(r"`([A-Za-z]\w+)`", (REFERENCE / "formulas.md").read_text(encoding="utf-8"))
     missing = [n for n in named if n not in {"CERT", "SCORE"} and not any(hasattr(home, n) for home in homes)]
     assert not missing
-    undescribed = [n for n in bounds.__all__ if n not in named]
+    own = [n for n in bounds.__all__ if "\n\nFormula: " in (inspect.getdoc(getattr(bounds, n)) or "")]
+    undescribed = [n for n in bounds.__all__ if n not in (*named, *own)]
     assert not undescribed, f"bounds without a formula: {undescribed}"
 
 

@@ -38,7 +38,7 @@ BOUNDS += "neyshabur_5 neyshabur_6 neyshabur_8 neyshabur_score pac_bayes_kl quad
 BOUNDS += "uniform_perturbation uniform_perturbation_grid uniform_perturbation_printed binomial_tail_inverse"
 
 
-@pytest.mark.parametrize("name", BOUNDS.split())
+@pytest.mark.parametrize("name", catalog.BOUNDS)
 def test_every_bound_says_whether_it_certifies(name):
     kind = getattr(bounds, name).__doc__.split("Kind:")[1].split("\n\n")[0]
     assert "CERT" in kind or "SCORE" in kind or "as uniform_perturbation" in kind
@@ -47,7 +47,7 @@ def test_every_bound_says_whether_it_certifies(name):
 def test_the_catalogue_says_what_the_docstrings_say():
     """`flatminima list` labels each bound as its function does, and leaves none out."""
     assert list(catalog.BOUNDS) == sorted(catalog.BOUNDS)
-    assert set(catalog.BOUNDS) == {*BOUNDS.split(), "monte_carlo_risk", "uniform_perturbation_simplified"}
+    assert set(catalog.BOUNDS) >= {*BOUNDS.split(), "monte_carlo_risk", "uniform_perturbation_simplified"}
     for name, entry in catalog.BOUNDS.items():
         kind = getattr(bounds, name).__doc__.split("Kind:")[1].split("\n\n")[0]
         if "as uniform_perturbation" in kind:

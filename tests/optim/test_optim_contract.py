@@ -11,16 +11,25 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from flatminima import catalog
 from flatminima.errors import UsageError
 from flatminima.optim import SAM, PertOPT
 
 pytestmark = pytest.mark.slow
 
-WRAPPERS = {
-    "pertopt": lambda base, **k: PertOPT(base, **{"gamma": 0.3, "eta": 1e4, "steps_per_epoch": 4, **k}),
-    "sam": lambda base, **k: SAM(base, **{"rho": 0.1, **k}),
-}
-STRENGTH_0 = {"pertopt": {"gamma": 0.0, "eps": 0.0}, "sam": {"rho": 0.0}}
+ROWS = {name: row for name, row in catalog.OPTIMIZERS.items() if row.kind == "wrapper"}
+STRENGTH_0 = {name: row.off for name, row in ROWS.items()}
+TWO_PASSES = ("sam",)  # of which a closure runs twice, and a loop by hand has a pass at the weights first
+RADII = {"sam": ("sam_rho", 0.1), "pertopt": ("pert_gamma", 0.3)}  # a group's key, and its value in `small`
+
+
+def _wrapper(name):
+    kind = ROWS[name].load()
+    epochs = {"steps_per_epoch": 4} if name == "pertopt" else {}
+    return lambda base, **options: kind(base, **{**ROWS[name].small, **epochs, **options})
+
+
+WRAPPERS = {name: _wrapper(name) for name in ROWS}
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1),
     "momentum": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
@@ -31,6 +40,7 @@ BASES = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-2),
 }
 both = pytest.mark.parametrize("kind", WRAPPERS)
+with_a_key = pytest.mark.parametrize("kind", RADII)
 
 
 def network(dtype=torch.float32, seed=0):
@@ -61,7 +71,7 @@ def train(model, opt, steps, dtype=torch.float32):
 
 def by_hand(kind, model, opt, x, y, backward=lambda loss: loss.backward()):
     """The loop without a closure."""
-    if kind == "sam":
+    if kind in TWO_PASSES:
         backward(cross_entropy(model(x), y))
     with opt.perturbed():
         backward(cross_entropy(model(x), y))
@@ -131,7 +141,7 @@ def test_resume_with_the_epoch_set_by_hand_and_between_micro_batches():
     assert same(through, second)
 
 
-@both
+@with_a_key
 def test_loading_a_checkpoint_of_the_base_starts_ours_afresh(kind):
     model = network()
     base = BASES["adamw"](model.parameters())
@@ -139,8 +149,8 @@ def test_loading_a_checkpoint_of_the_base_starts_ours_afresh(kind):
     opt = WRAPPERS[kind](BASES["adamw"](model.parameters()))
     opt.load_state_dict(base.state_dict())
     assert torch.equal(opt.state[model[0].weight]["exp_avg"], base.state[model[0].weight]["exp_avg"])
-    key = "sam_rho" if kind == "sam" else "pert_gamma"
-    assert opt.param_groups[0][key] == (0.1 if kind == "sam" else 0.3)
+    key, value = RADII[kind]
+    assert opt.param_groups[0][key] == value
     train(model, opt, range(3, 6))
 
 
@@ -214,7 +224,7 @@ def test_the_closure_runs_first_and_as_often_as_promised(kind):
 
     with torch.no_grad():
         opt.step(counted)
-    assert seen == ([False] if kind == "pertopt" else [True, False])
+    assert seen == ([True, False] if kind in TWO_PASSES else [False])
 
 
 @both
@@ -243,7 +253,7 @@ def test_weights_come_back_bit_for_bit_also_on_an_exception(kind):
 
     def broken():
         broken.calls += 1
-        if broken.calls == (1 if kind == "pertopt" else 2):
+        if broken.calls == (2 if kind in TWO_PASSES else 1):
             assert not torch.equal(model[0].weight, before["0.weight"]), "not even displaced"
             raise KeyboardInterrupt
         return closure(model, opt, 4)()
@@ -283,7 +293,7 @@ def test_no_checkpoint_no_evaluation_no_step_inside(kind):
         "pickle the optimizer": lambda: pickle.dumps(opt),
     }
     x, y = samples(3)
-    if kind == "sam":
+    if kind in TWO_PASSES:
         cross_entropy(model(x), y).backward()
     with opt.perturbed():
         for name, call in inside.items():
@@ -304,7 +314,7 @@ def test_two_wrappers_may_be_inside_at_once(kind):
     a, b = network(), network(seed=1)
     first, second = (WRAPPERS[kind](BASES["sgd"](m.parameters())) for m in (a, b))
     x, y = samples(0)
-    if kind == "sam":
+    if kind in TWO_PASSES:
         cross_entropy(a(x), y).backward()
         cross_entropy(b(x), y).backward()
     with first.perturbed():
@@ -323,7 +333,7 @@ def test_backward_after_the_block_is_refused_by_torch(kind):
     opt = WRAPPERS[kind](BASES["sgd"](model.parameters()))
     train(model, opt, range(2))
     x, y = samples(0)
-    if kind == "sam":
+    if kind in TWO_PASSES:
         cross_entropy(model(x), y).backward()
     with opt.perturbed():
         loss = cross_entropy(model(x), y)
@@ -331,10 +341,10 @@ def test_backward_after_the_block_is_refused_by_torch(kind):
         loss.backward()
 
 
-@both
+@with_a_key
 def test_groups_have_hyper_parameters_of_their_own(kind):
     """Base groups carry them; add_param_group takes them; a group of strength 0 stays where it is."""
-    key = "sam_rho" if kind == "sam" else "pert_gamma"
+    key, value = RADII[kind]
     quiet = {key: 0.0, "pert_eps": 0.0} if kind == "pertopt" else {key: 0.0}
     model = network()
     base = torch.optim.Adam(
@@ -342,12 +352,12 @@ def test_groups_have_hyper_parameters_of_their_own(kind):
     )
     opt = WRAPPERS[kind](base)
     opt.add_param_group({"params": model[3].parameters(), "lr": 1e-3})
-    assert [g[key] for g in opt.param_groups] == [0.5, 0.0, 0.1 if kind == "sam" else 0.3]
+    assert [g[key] for g in opt.param_groups] == [0.5, 0.0, value]
     assert all(g["eps"] == 1e-8 for g in opt.param_groups), "Adam's own eps is another thing"
     train(model, opt, range(2))
     before = copy.deepcopy(model.state_dict())
     x, y = samples(3)
-    if kind == "sam":
+    if kind in TWO_PASSES:
         cross_entropy(model(x), y).backward()
     with opt.perturbed():
         moved = [not torch.equal(model[i].weight, before[f"{i}.weight"]) for i in (0, 1, 3)]
@@ -545,7 +555,7 @@ def test_gradient_accumulation_equals_the_whole_batch(kind):
         by_hand(kind, whole, first, x, y)
         first.step()
         micro = list(zip(x.split(5), y.split(5), strict=True))
-        if kind == "sam":
+        if kind in TWO_PASSES:
             for xi, yi in micro:
                 (cross_entropy(parts(xi), yi) / 4).backward()
             with second.perturbed():
@@ -564,15 +574,14 @@ def test_gradient_accumulation_equals_the_whole_batch(kind):
 def test_autocast_sees_the_displaced_weights(kind):
     """Its cache of casts outlives an in-place change: inside one autocast region a second forward would be stale."""
     model = nn.Linear(6, 3)
-    opt = WRAPPERS[kind](
-        torch.optim.SGD(model.parameters(), 0.1), **({"rho": 5.0} if kind == "sam" else {"gamma": 1.0, "beta2": 9.0})
-    )
+    strong = {"sam": {"rho": 5.0}, "pertopt": {"gamma": 1.0, "beta2": 9.0}}.get(kind, {})
+    opt = WRAPPERS[kind](torch.optim.SGD(model.parameters(), 0.1), **strong)
     x, y = samples(0)
     train_once = closure(model, opt, 0)
     opt.step(train_once)
     with torch.autocast("cpu", torch.bfloat16):
         before = model(x)
-        if kind == "sam":
+        if kind in TWO_PASSES:
             cross_entropy(model(x).float(), y).backward()
         with opt.perturbed():
             there = model(x).detach()

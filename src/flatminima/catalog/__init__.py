@@ -1,7 +1,7 @@
 """The catalogue: every measure, bound, optimizer, network, study, choice and paper, once. Imports no torch.
 
 Names, `flatminima list`, the contract tests' options, the units of figures and the index of pages are read from it. To
-add a measure: a function in `measures/`, a row in `catalog/measures.py`, a test, a page (docs/new-measure.md).
+add a measure: a function in `measures/`, a row in `catalog/measures.py`, a test, a page (docs/how-to/add-a-measure.md).
 """
 
 from flatminima.catalog.bounds import BOUNDS

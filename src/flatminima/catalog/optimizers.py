@@ -23,6 +23,8 @@ _ROWS = (
         W1,
         "sec. 7, Algorithm 1",
         "wrapper",
+        small={"gamma": 0.3, "eta": 1e4},
+        off={"gamma": 0.0, "eps": 0.0},
     ),
     Optimizer(
         "sam",
@@ -32,6 +34,8 @@ _ROWS = (
         FORET_2021,
         "eq. 2, Algorithm 1",
         "wrapper",
+        small={"rho": 0.1},
+        off={"rho": 0.0},
     ),
 )
 

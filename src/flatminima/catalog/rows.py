@@ -114,6 +114,8 @@ class Optimizer:
         paper, equation: where it is defined.
         kind: "wrapper": a `torch.optim.Optimizer` around a base one. "backward": it fills the gradients in place of the
             loss's own backward pass, and the base optimizer steps.
+        small: options with which the contract of the wrappers sees an effect within a few steps.
+        off: options with which it is its base, to the bit.
     """
 
     name: str
@@ -123,6 +125,8 @@ class Optimizer:
     paper: Paper
     equation: str
     kind: Literal["wrapper", "backward"]
+    small: Mapping[str, Any] = field(default_factory=dict)
+    off: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
         """The class."""

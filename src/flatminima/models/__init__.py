@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({name: row.load() for name, row in NETWORKS.items()})
 globals().update(MODELS)
 
-__all__ = ["MODELS", "build", *NETWORKS]
+__all__ = sorted(["MODELS", "build", *NETWORKS])
 
 
 def __getattr__(name: str) -> Callable[..., nn.Module]:

@@ -34,8 +34,8 @@ def write_report(results: dict[str, Any], path: str | Path) -> None:
     shown = plots.defined(results["ranking"])[: plots.SCATTERS]
     page = render(
         "demo.html.j2",
-        title="What the minimum says",
-        subtitle=f"{len(networks)} networks trained on {results['data']['name']}, measured and ranked",
+        title="Networks, measured and ranked",
+        subtitle=f"{len(networks)} networks trained on {results['data']['name']}",
         verdict=demo_verdict(results),
         ranking_figure=Markup(plots.ranking(results["ranking"])),
         scatters=[Markup(plots.scatter(networks, name, noises)) for name in shown],

@@ -48,7 +48,7 @@ def ranking(correlations: dict[str, Any]) -> str:
         axes.set_yticks(range(len(names)), [shown(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlim(-1.05, 1.05)
-        linear(axes.xaxis, 4)
+        linear(axes.xaxis)
         axes.set_xlabel("Kendall's tau with the gap, 95% interval")
         axes.grid(axis="x")
         return svg(figure, "Kendall's tau of each measure with the generalization gap, with intervals", titles)
