@@ -209,4 +209,4 @@ def test_layers_in_a_table_of_80_columns():
     assert "..." not in text and "\u2026" not in text
     buffer.truncate(0)
     render_layers(make({"margin": Estimate(1.0)}), Console(file=buffer, width=80))
-    assert "no measure here is told by parameter" in buffer.getvalue()
+    assert "no measure here is given by parameter" in buffer.getvalue()

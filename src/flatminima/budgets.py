@@ -1,4 +1,4 @@
-"""What a table costs: which measures are in it, and with how many draws and samples each.
+"""The cost of a table: which measures are in it, and with how many draws and samples each.
 
 "default" is every function's own defaults; "fast" and "thorough" change the counts below, never what is estimated. A
 benchmark holds the sets to training epochs on the same data: fast two, default six (ResNet-20, 10,000 images).
@@ -45,7 +45,7 @@ def names(budget: str) -> list[str]:
 
 
 def options(budget: str, name: str) -> dict[str, Any]:
-    """What a budget changes of a measure's defaults."""
+    """Options that a budget changes of a measure's defaults."""
     return dict(OPTIONS[check(budget)].get(name, {}))
 
 

@@ -64,7 +64,7 @@ _IMAGES_A_DRAW = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network of the population is trained."""
+    """Recipe by which one network of the population is trained."""
 
     batch_size: int
     lr: float

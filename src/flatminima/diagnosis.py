@@ -1,4 +1,4 @@
-"""What is off with a measured network, in plain words, and what to do about it.
+"""Diagnosis of a measured network: what is off, in plain words, and what to do about it.
 
 Everything is read from the table, except for BatchNorm's statistics, for which one batch goes through the network.
 """
@@ -44,7 +44,7 @@ class Finding:
 
 
 def diagnose(estimates: Mapping[str, Estimate], minimum: Minimum | None = None) -> list[Finding]:
-    """What stands in the way of trusting these numbers, problems first.
+    """List the reasons not to trust these numbers, problems first.
 
     Args:
         estimates: a MeasureTable, or any measures by name.

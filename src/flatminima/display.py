@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: each class asks here, and the page's code is imported only then."""
+"""Results as a notebook shows them: each class asks here, and the page's code is imported only then."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def threads() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """On each device, statistics of a small network against their closed form."""
+    """Compare statistics of a small network with their closed form, on each device."""
     names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         names.append("mps")

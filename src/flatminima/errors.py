@@ -2,7 +2,7 @@
 
 FlatMinimaError
 ├── UsageError            the caller asked for something that does not exist or does not fit (exit code 2)
-│   ├── UnknownName       a measure, data set or model nobody has heard of; suggests the nearest
+│   ├── UnknownName       a measure, data set or model that is not known; suggests the nearest
 │   ├── DataError         samples or labels that cannot be used
 │   ├── ModelError        a network that cannot be measured as it is
 │   ├── CheckpointError   a file that does not hold the weights it should

@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM: the first lets long work keep its state and stops it, a second one stops the process at once.
 
 The command line installs the handlers. Work that can be gone on with runs within `deferred()` and calls `check()` where
-its state is whole; elsewhere a signal raises where it arrives, like Ctrl-C. A library's user who installs nothing sees
+its state is whole; outside a signal raises where it arrives, like Ctrl-C. A library's user who installs nothing sees
 Python's own behaviour.
 """
 
@@ -63,7 +63,7 @@ def handled() -> Iterator[None]:
 
 
 def handle_as_worker() -> None:
-    """In a process of a pool: Ctrl-C is the parent's, which sends SIGTERM; it ends in silence, its state kept."""
+    """Set the signals of a pool's process: Ctrl-C is the parent's, which sends SIGTERM; its state is kept."""
     global _worker
     _worker = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -72,7 +72,7 @@ def handle_as_worker() -> None:
 
 @contextmanager
 def ending_in_silence() -> Iterator[None]:
-    """Where a worker's work stopped for a signal, its process ends: a pool would print a traceback and go on."""
+    """End the process of a worker whose work stopped for a signal: a pool would print a traceback and go on."""
     try:
         check()
         yield
@@ -99,7 +99,7 @@ def requested() -> bool:
 
 
 def latest() -> Interrupted | None:
-    """What stopped this process, also where a framework has swallowed it; None where nothing did."""
+    """The signal that stopped this process, also where a framework has swallowed it; None where nothing did."""
     return _latest
 
 

@@ -172,7 +172,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What results may depend on beside the configuration."""
+    """Versions that results may depend on beside the configuration."""
     import torch
 
     return {"flatminima": flatminima.__version__, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -62,7 +62,7 @@ def certificate(found: Any) -> str:
 
 
 def plan(found: Plan) -> str:
-    """What is computed together, and the passes."""
+    """Statistics that are computed together, and the passes."""
     rows = [[f"sweep {i}", ", ".join(names)] for i, names in enumerate(found.sweeps, 1)]
     rows += [["on its own", name] for name in found.others]
     cost = found.cost

@@ -67,7 +67,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST) -> str:
 
 
 def read_json(path: str | os.PathLike[str], most: int = MOST, *, finite: bool = False) -> Any:
-    """What a JSON file holds; `finite` refuses NaN and infinities, which JSON has not.
+    """Read a JSON file; `finite` refuses NaN and infinities, which JSON has not.
 
     Raises:
         Unreadable: as `read_bytes`, or it is no JSON, or nested too deeply. ReadFailed: the system refused.
@@ -76,7 +76,7 @@ def read_json(path: str | os.PathLike[str], most: int = MOST, *, finite: bool = 
 
 
 def parsed(text: str, *, finite: bool = False) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
     Raises:
         Unreadable: nothing, or too deeply nested.

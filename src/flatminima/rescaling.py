@@ -63,7 +63,7 @@ class Rescaling:
 
 @dataclass(frozen=True)
 class Audit:
-    """What each measure says of one function under its re-parameterisations.
+    """Values of each measure for one function under its re-parameterisations.
 
     Attributes:
         factors: the values of a.

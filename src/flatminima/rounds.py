@@ -59,7 +59,7 @@ class _Known:
 
 @dataclass(frozen=True)
 class Plan:
-    """What measuring would cost, before any of it is done.
+    """The cost of measuring, before any of it is done.
 
     Attributes:
         sweeps: the statistics that share each pass over the data, by name.
@@ -246,7 +246,7 @@ def _refuse_if_nothing(results: dict[str, Estimate]) -> None:
 
 
 def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None, *, budget: str = "default") -> Plan:
-    """What `measure` would do first: sweeps, passes, memory. Computes nothing.
+    """Plan what `measure` would do first: sweeps, passes, memory. Computes nothing.
 
     Args:
         minimum: the network, its data and its loss.
@@ -325,7 +325,7 @@ def _estimate(name: str, result: Any) -> Estimate:
 
 
 def notes(minimum: Minimum) -> tuple[str, ...]:
-    """What a reader must know of how the network was measured."""
+    """Notes for a reader on how the network was measured."""
     out = ["measured in eval mode: BatchNorm with running statistics, no dropout"]
     if minimum.parameters.frozen:
         out.append(f"{minimum.parameters.frozen} frozen parameters left out")

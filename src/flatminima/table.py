@@ -246,14 +246,14 @@ def _legend(table: MeasureTable) -> list[str]:
 
 
 def render_layers(table: MeasureTable, console: Any) -> None:
-    """What each parameter adds to the measures that add over parameters, a few measures beside each other."""
+    """Table of what each parameter adds to the measures that add over parameters, a few measures beside each other."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     found = {name: e.details for name, e in table.items() if e.value is not None and e.details.get("layers")}
     if not found:
-        console.print(Text("no measure here is told by parameter"))
+        console.print(Text("no measure here is given by parameter"))
     todo = list(found.items())
     while todo:
         shown = dict(todo[:_BESIDE])

@@ -16,7 +16,7 @@ Result: TypeAlias = Any
 
 
 class Rule(NamedTuple):
-    """Which values are allowed, in code and in words, and what to do about the others."""
+    """The values allowed, in code and in words, and a remedy for the others."""
 
     holds: Callable[[FloatArray], NDArray[np.bool_]]
     expected: str

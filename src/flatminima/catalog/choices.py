@@ -1,4 +1,4 @@
-"""What may be chosen by name, written once: the library checks it, and the command line offers it without torch."""
+"""Choices by name, written once: the library checks it, and the command line offers it without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row of the catalogue holds: of a measure, a bound, an optimizer, a network."""
+"""Rows of the catalogue: of a measure, a bound, an optimizer, a network."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Measure:
         return getattr(import_module(f"flatminima.measures.{self.module}"), self.name)
 
     def counts(self, budget: Budget) -> Mapping[str, Any]:
-        """What a budget changes of the function's defaults."""
+        """Options that a budget changes of the function's defaults."""
         return {"fast": self.fast, "default": {}, "thorough": self.thorough}[budget]
 
     @property
@@ -71,7 +71,7 @@ class Measure:
 
     @property
     def invariance(self) -> str:
-        """What rescaling the layers of a ReLU network, which changes no output, does to the measure."""
+        """Effect on the measure of rescaling the layers of a ReLU network, which changes no output."""
         if UNITWISE in self.invariant:
             return "rescaling-invariant, by layers and by units"
         if LAYERWISE in self.invariant:

@@ -1,4 +1,4 @@
-"""What `import flatminima` offers: public names and where they are, and the public packages."""
+"""The surface of `import flatminima`: public names and where they are, and the public packages."""
 
 from __future__ import annotations
 

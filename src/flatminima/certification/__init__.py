@@ -1,4 +1,4 @@
-"""From bounds to statements: a network, its prior, and a number that holds with probability 1 - delta."""
+"""Certificates, from bounds to statements: a network, its prior, and a number that holds with probability 1 - delta."""
 
 from flatminima.certification.around import certify_around
 from flatminima.certification.certificate import Assumption, Certificate

@@ -53,7 +53,7 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Certificate:
-    """With probability 1 - delta over the samples and the draws, the stochastic network's error is below.
+    """A bound: with probability 1 - delta over the samples and the draws, the stochastic network's error is below it.
 
     The network certified draws fresh weights from Q for each prediction; it is not the mean network. With k =
     candidates * evaluations,
@@ -114,7 +114,7 @@ class Certificate:
 
     @property
     def standing(self) -> Standing:
-        """What the number is; derived from the conditions, never set.
+        """Kind of the number, derived from the conditions and never set.
 
         Returns:
             "score": a condition fails, is left out, or is neither met nor stated. "conditional": all others hold, if

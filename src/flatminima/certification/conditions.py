@@ -49,7 +49,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a path to a certificate has found out for itself.
+    """Facts that a path to a certificate has established itself.
 
     Attributes:
         prior: where the prior's mean comes from, by `provenance`.

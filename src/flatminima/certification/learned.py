@@ -300,7 +300,7 @@ def risk_of_recipe(
 
 
 def count(problem: Problem, prior: Prior, penalty: float, risk: GibbsRisk, p_min: float, division: Division) -> Counted:
-    """What a certificate of the problem is put together from; what the division left out is paid here."""
+    """Count all that a certificate of the problem is made from; samples that the split left out are paid here."""
     return Counted(
         risk=risk,
         kl=problem.network.exact_kl(prior),

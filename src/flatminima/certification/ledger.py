@@ -62,7 +62,7 @@ class Ledger:
         self.entries()
 
     def entries(self) -> list[Entry]:
-        """What was taken so far."""
+        """Entries taken so far."""
         if not os.path.lexists(self.path):
             return []
         try:
@@ -163,7 +163,7 @@ def _entry(values: Any) -> Entry:
 
 @dataclass(frozen=True)
 class Account:
-    """What a certificate's part of delta is taken from.
+    """The account from which a certificate's part of delta is taken.
 
     Args:
         delta, delta_mc: as of `Confidence`, of the whole statement.
@@ -178,7 +178,7 @@ class Account:
 
     @property
     def undivided(self) -> Confidence:
-        """Before the ledger is asked; refuses what is out of range."""
+        """Check the request before the ledger is asked; refuses what is out of range."""
         return Confidence(self.delta, self.delta_mc, self.union or Union())
 
     def take(self, samples: Samples, key: str, what: str) -> Confidence:
@@ -243,7 +243,7 @@ class Computed:
             return own.totals[key], sum(len(s.totals) for s in same)
 
     def forget(self) -> None:
-        """As a new process."""
+        """Forget all entries, as a new process would."""
         with self._lock:
             self._sets.clear()
 

@@ -1,4 +1,4 @@
-"""From counts to a bound: the one place where a certificate's numbers are put together, whatever path led to them.
+"""Counts to a bound: the one place where a certificate's numbers are put together, whatever path led to them.
 
 delta is the total failure probability. Of k certificates that could have been chosen on the same samples each takes
 delta / k, delta_mc / k of it for its draws; the exact hold-out bound beside it takes the same delta / k.
@@ -20,7 +20,7 @@ _DRAWS_SHARE = 5  # a fifth of delta is for the draws, of which more can be had
 
 @dataclass(frozen=True)
 class Union:
-    """What a certificate was chosen from: priors that could have been used, times certificates for each."""
+    """The set that a certificate was chosen from: priors that could have been used, times certificates for each."""
 
     candidates: int = 1
     evaluations: int = 1
@@ -75,29 +75,29 @@ class Confidence:
 
     @property
     def samples(self) -> float:
-        """Of the PAC-Bayes step of one certificate."""
+        """Share of delta for the PAC-Bayes step of one certificate."""
         return (self.delta - self.for_draws) / self.union.k
 
     @property
     def draws(self) -> float:
-        """Of the Monte-Carlo step of one certificate."""
+        """Share of delta for the Monte-Carlo step of one certificate."""
         return self.for_draws / self.union.k
 
     @property
     def each(self) -> float:
-        """Of one certificate."""
+        """Share of delta for one certificate."""
         return self.delta / self.union.k
 
     @property
     def evidence(self) -> str:
-        """How delta is shared, for the reader."""
+        """The sharing of delta, in words for the reader."""
         k = self.union.k
         return f"1/{k:,} of delta, {self.source}" if k > 1 else f"all of delta, {self.source}"
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What was counted for a certificate, before any probability.
+    """Counts of a certificate, before any probability.
 
     Attributes:
         risk: of fresh draws on the n samples. kl: KL(Q || P). penalty: nats for choices made after seeing them.

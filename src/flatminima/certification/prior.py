@@ -36,7 +36,7 @@ _LEVEL = 1e-3  # at which a network errs less than a constant answer
 
 @dataclass(frozen=True, eq=False)
 class Centre:
-    """Where the prior sits.
+    """The prior's mean.
 
     Attributes:
         weights: (W,) float64.
@@ -68,7 +68,7 @@ class Centre:
         training: TrainConfig | None = None,
         parted: bool = False,
     ) -> Centre:
-        """From a network, a function that makes one, or "zero".
+        """Build from a network, a function that makes one, or "zero".
 
         Args:
             prior: a network (an initialisation, or trained on `data`); a function, called under `seed`, for an
@@ -176,7 +176,7 @@ class Centre:
         return minimum.replace(model=network.eval(), data=samples)
 
     def condition(self, minimum: Minimum, division: Division, wrong: Tensor) -> Condition:
-        """That the bound's samples had no part in it.
+        """The condition that the bound's samples had no part in the prior.
 
         Args:
             division: of the bound's samples from the prior's. wrong: which of them the centre's network errs on.

@@ -1,4 +1,4 @@
-"""Where weights come from: made here from a factory and a seed, or handed in, which is then for the caller to state.
+"""The origin of weights: made here from a factory and a seed, or handed in, which is then for the caller to state.
 
 That a network has not seen the bound's samples cannot be seen in it. A factory's weights can: they are made here, they
 differ under another seed, and no gradient is taken while they are made. What is handed in is only examined for signs
@@ -89,7 +89,7 @@ class Start:
         return self.made and not self.fixed
 
     def again(self, factory: Factory, seed: int) -> nn.Module:
-        """What the factory makes under another seed, for the same inputs."""
+        """Make the network that the factory makes under another seed, for the same inputs."""
         return _packed(make(factory, seed), self.packing)
 
 
@@ -268,7 +268,7 @@ def check_statement(start: Start, stated: str) -> str:
 
 
 def start_errors(start: Start, x: Tensor, y: Tensor) -> Tensor:
-    """Which of the samples the start's network errs on, (n,)."""
+    """Mark the samples that the start's network errs on, (n,)."""
     return _errors(start.network, x, y)
 
 
@@ -288,7 +288,7 @@ def refuse_changed(before: Tensor, after: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Signs:
-    """What a network does on the bound's samples that may speak against a statement.
+    """Behaviour of a network on the bound's samples that may contradict a statement.
 
     Attributes:
         better: it errs significantly less than the best constant answer (exact sign test of the samples on which one

@@ -1,4 +1,4 @@
-"""How prior and posterior of a certificate are made, as one value that JSON can hold, and the objectives it may name.
+"""The making of a certificate's prior and posterior, as one value that JSON can hold, and the objectives it may name.
 
 PAC-Bayes bounds as training objectives, differentiable in the empirical risk and in KL(Q || P), with
 B = (KL + ln(2 sqrt(n) / delta)) / n:
@@ -30,7 +30,7 @@ from flatminima.training import TrainConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """How prior and posterior are made; where it is fixed before the samples are seen, it can only make a bound loose.
+    """The making of prior and posterior; where it is fixed before the samples are seen, it can only make a bound loose.
 
     Args:
         prior_fraction: share of the samples in [0, 1) that train the prior; 0 for a prior from its seed alone.

@@ -66,7 +66,7 @@ def numbers_held(network: nn.Module, *functions: Any) -> list[str]:
 
 
 def size_of(value: Any, depth: int = _DEPTH) -> int:
-    """How many numbers a value holds, its containers and attributes included."""
+    """Count the numbers that a value holds, its containers and attributes included."""
     if isinstance(value, bool | int | float | complex | np.number | np.bool_):
         return 1 + (value.bit_length() // 64 if isinstance(value, int) else 0)
     if isinstance(value, Tensor):

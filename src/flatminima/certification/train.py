@@ -1,4 +1,4 @@
-"""What is certified of a recipe, and the training of its prior and posterior; both can go on where they were killed.
+"""The problem that a recipe certifies, and the training of its prior and posterior, which goes on where it was killed.
 
 The prior's mean is trained on its part of the samples, the posterior on the bound's. State is written after every
 epoch, and where a signal stops the run, after the step; the same command goes on from there and ends with the same bits
@@ -46,7 +46,7 @@ _ROUNDINGS = 20  # one or two are enough
 
 @dataclass
 class Problem:
-    """What is certified: a stochastic network over inputs that frozen layers have already seen.
+    """The problem certified: a stochastic network over inputs that frozen layers have already seen.
 
     Attributes:
         base: the whole network at the prior's mean, in eval mode.

@@ -58,7 +58,7 @@ def landscapes(minimum: Minimum, seed: int) -> dict[str, Landscape]:
 
 
 def cost(minimum: Minimum, products: int) -> Cost:
-    """Of `landscapes`, in passes over all the samples: points of both kinds, and `products` with the Hessian."""
+    """Cost of `landscapes`, in passes over all the samples: points of both kinds, and `products` with the Hessian."""
     from flatminima.core.statistic import Cost
 
     share = min(_SAMPLES, len(minimum.samples)) / len(minimum.samples)

@@ -91,7 +91,7 @@ def build(target: str, options: dict[str, Any], app_dir: Path | None, config: Pa
 
 
 def call(factory: Any, options: dict[str, Any], target: str, option: str = "--model-arg") -> Any:
-    """What the factory returns. Raises UsageError for arguments that it does not take, FactoryFailed if it raised."""
+    """Call the factory. Raises UsageError for arguments that it does not take, FactoryFailed if it raised."""
     _check_options(factory, options, target, option)
     try:
         return factory(**options)
@@ -100,7 +100,7 @@ def call(factory: Any, options: dict[str, Any], target: str, option: str = "--mo
 
 
 def named(target: str, app_dir: Path | None, option: str = "--model") -> Any:
-    """What an import string names.
+    """Import the object that an import string names.
 
     Raises:
         UsageError: no such module, file or name. FactoryFailed: importing it raised.

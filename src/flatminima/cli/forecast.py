@@ -1,4 +1,4 @@
-"""What `flatminima measure` would cost, its audit and pictures too: passes counted, seconds by a short timing."""
+"""The cost of `flatminima measure`, its audit and pictures too: passes counted, seconds by a short timing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of all parts."""
+        """Seconds of all parts."""
         return sum(map(self.seconds_of, self.parts.values())) + self.tables * self.admission
 
 

@@ -28,7 +28,7 @@ _PAIR = 2
 
 
 def from_function(target: str, split: str, reading: Reading, app_dir: Path | None) -> Given:
-    """What the function returns, for a split.
+    """Call the function for a split.
 
     A pair of tensors or arrays is scaled as a file's would be; a Dataset or DataLoader is taken as it is.
 

@@ -61,7 +61,7 @@ _MORE = "see flatminima list"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as typed."""
+    """The request, as typed."""
 
     model: str
     data: str | None
@@ -83,7 +83,7 @@ class Request:
 
     @property
     def names(self) -> list[str]:
-        """Of the measures, in the order asked for. Raises UsageError for none, UnknownName with the nearest."""
+        """Names of the measures, in the order asked for. Raises UsageError for none, UnknownName with the nearest."""
         if self.measures is None:
             return budgets.names(self.budget)
         names = [n.strip() for n in self.measures.split(",") if n.strip()]

@@ -25,7 +25,7 @@ def kept_for(output: Path | None, asked: dict[str, Any]) -> Iterator[None]:
 
 
 def forget(output: Path | None) -> None:
-    """What was kept for results that are written now."""
+    """Delete the statistics that were kept for results that are written now."""
     if output is not None:
         from flatminima.core.keeping import done
 

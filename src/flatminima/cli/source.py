@@ -1,4 +1,4 @@
-"""Where a network and its samples come from, as typed: one place for every command.
+"""The origin of a network and its samples, as typed: one place for every command.
 
 Code and files are named by the command line alone; a record of an earlier run names none that is then used.
 """
@@ -48,7 +48,7 @@ _NUMBERS = ("mse", "binary_cross_entropy")  # losses that compare outputs with n
 
 @dataclass(frozen=True)
 class Reading:
-    """How samples are read and scaled."""
+    """Reading and scaling of samples."""
 
     scaling: Scaling = "unit"
     mean: Mean = None
@@ -91,7 +91,7 @@ class Reading:
 
     @property
     def normalisation(self) -> str | Normalisation:
-        """What `prepare` takes as scaling."""
+        """Scaling in the form that `prepare` takes."""
         if self.mean is None or self.std is None:
             return self.scaling
         from flatminima.data import Normalisation
@@ -99,7 +99,7 @@ class Reading:
         return Normalisation(_numbers("--mean", self.mean), _numbers("--std", self.std))
 
     def names(self) -> tuple[str, ...] | None:
-        """Of --classes."""
+        """Names given with --classes."""
         return None if self.classes is None else tuple(c.strip() for c in self.classes.split(",") if c.strip())
 
     def document(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Source:
             raise DataError(f"got {self.split!r} for both --split and --test-split; test data must not be trained on")
 
     def document(self) -> dict[str, Any]:
-        """For a record: every field, those of the reading among them."""
+        """Every field, those of the reading among them, for a record."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("reading", "loss", "model_config")}
         more = {} if self.model_config is None else {"model_config": self.model_config}
         return own | self.reading.document() | more
@@ -199,7 +199,7 @@ class Given:
 
     @property
     def notes(self) -> list[str]:
-        """What was understood, and what else is to be known."""
+        """Notes: the form that was understood, and what else a reader should know."""
         return [f"data: {self.said}", *self.more]
 
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -311,7 +311,7 @@ def _options(reading: Reading, loss: str, classes: tuple[str, ...] | None) -> di
 
 
 def own_words(text: str) -> str:
-    """A message of the library as somebody hears it who typed options.
+    """A message of the library in the words of somebody who typed options.
 
     Examples:
         >>> own_words("pass mode='RGB', or label_column"), own_words("pass targets='numbers' for regression")

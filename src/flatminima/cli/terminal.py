@@ -1,4 +1,4 @@
-"""What the commands share: consoles, numbers, and progress on a terminal's stderr."""
+"""Shared by the commands: consoles, numbers, and progress on a terminal's stderr."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def bars() -> Iterator[None]:
 
 
 class _Lines:
-    """A line a minute of the task that was heard of last, for pipes and logs."""
+    """A line a minute of the latest task, for pipes and logs."""
 
     def __init__(self) -> None:
         self._said = time.monotonic()

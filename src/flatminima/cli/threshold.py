@@ -46,7 +46,7 @@ class Threshold:
         raise UsageError(f"got --fail-if {text!r}; expected MEASURE>VALUE or MEASURE<VALUE, such as 'hessian_trace>50'")
 
     def crossed(self, estimate: Estimate) -> str | None:
-        """What failed; a measure without a value fails too, because nothing was shown."""
+        """Thresholds that failed; a measure without a value fails too, because nothing was shown."""
         sign = ">" if self.above else "<"
         if estimate.value is None:
             return f"{self.measure} {sign} {self.value:g} cannot be told: {estimate.undefined}"

@@ -31,7 +31,7 @@ Strings = list[str] | None
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What is trained."""
+    """The network to train."""
 
     model: Model
     model_arg: ModelArg = None
@@ -49,7 +49,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What it is trained on, and evaluated on."""
+    """The samples to train on, and to evaluate on."""
 
     data: Data
     split: Annotated[str, typer.Option(help="Split to train on: train, train[:1000], ...")] = "train"
@@ -76,7 +76,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """What is minimised, and who takes the steps."""
+    """The objective, and the optimizer that takes the steps."""
 
     loss: Loss = "cross_entropy"
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "plain"
@@ -108,7 +108,7 @@ class RateOptions:
 
 @dataclass(frozen=True)
 class LengthOptions:
-    """How long, and which weights are the result."""
+    """The length of training, and which weights are the result."""
 
     epochs: Annotated[int, typer.Option(min=1, help="Epochs at most; more than --output had: it goes on.")] = 20
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step, of all processes together.")] = 64
@@ -123,7 +123,7 @@ class LengthOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """What it is computed with; decides roundings."""
+    """The machine and precision, which decide roundings."""
 
     seed: Annotated[int, typer.Option(min=0, help="Of weights, batches, noise, everything that is drawn.")] = 0
     device: Device = None
@@ -139,7 +139,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class KeepingOptions:
-    """What is written, and how often."""
+    """The files to write, and how often."""
 
     output: Annotated[Path, typer.Option(help="Folder for weights, metrics and checkpoints; the same again goes on.")]
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0
@@ -153,7 +153,7 @@ class KeepingOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """What decides the result, as typed."""
+    """The options that decide the result, as typed."""
 
     network: NetworkOptions
     samples: SampleOptions

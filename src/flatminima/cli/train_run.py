@@ -1,4 +1,4 @@
-"""What `flatminima train` does once its options are checked: network, samples, method, the training, its files."""
+"""The work of `flatminima train` once its options are checked: network, samples, method, the training, its files."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _PROBE = 256  # training samples, at most, and no more than a batch
 def follow(
     stack: contextlib.ExitStack, training: Training, output: Path, every: int | None, fresh: bool
 ) -> Callable[[Training], None]:
-    """What to call after each step; does nothing where `every` is None.
+    """Return the function to call after each step; it does nothing where `every` is None.
 
     Args:
         stack: closes the tracker. output: the run's folder, claimed. fresh: begin a new log.

@@ -38,7 +38,7 @@ _LARGEST = 1 << 20  # of a number that a record gives to a network
 
 @dataclass(frozen=True)
 class Typed:
-    """What the command line says."""
+    """The options, as typed."""
 
     model: str | None
     data: str | None
@@ -183,7 +183,7 @@ def _again(
 
 
 def not_recomputed(standing: str) -> str:
-    """What rests on the record's word."""
+    """Statements that are the record's word and were not recomputed."""
     chosen = "that no more certificates could have been chosen than it counts"
     if standing == "certificate":
         return chosen

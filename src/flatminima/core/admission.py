@@ -1,4 +1,4 @@
-"""What a network has to be before it is measured: deterministic, without memory, one sample at a time.
+"""Conditions that a network meets before it is measured: deterministic, without memory, one sample at a time.
 
 Two forward passes of one pair of samples cannot show state, capacity, equal samples or generators other than torch's;
 several random samples, other batch sizes and chosen states of every generator can.

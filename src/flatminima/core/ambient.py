@@ -31,7 +31,7 @@ _REFUSED = ("FakeTensorMode", "FunctionalTensorMode", "ProxyTorchDispatchMode")
 
 @dataclass(frozen=True)
 class Defaults:
-    """What tensors get that are made without being told."""
+    """Defaults of tensors that are made without a dtype or device."""
 
     dtype: torch.dtype
     device: torch.device

@@ -52,7 +52,7 @@ class Ranks:
         return edges[0], edges[1]
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returned on each rank, in their order.
+        """Results of `work` on each rank, in their order.
 
         Raises:
             the first rank's error, on every rank.
@@ -62,7 +62,7 @@ class Ranks:
         found, error = None, None
         try:
             found = work()
-        except Exception as raised:  # whatever it is, the others must hear of it
+        except Exception as raised:  # whatever it is, the other ranks must know of it
             error = raised
         every: list[Any] = [None] * self.size
         dist.all_gather_object(every, (found, _sendable(error)), self.group)

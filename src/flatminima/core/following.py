@@ -1,7 +1,7 @@
 """Whether gradients layer by layer are those of the network: checked on every sweep, parameter by parameter.
 
-The tape hears a layer's input and the gradient of its output; what reaches a weight behind its layer's back (a
-functional call, a tied branch, rows in another order) it does not hear. Three checks find that:
+The tape records a layer's input and the gradient of its output; what reaches a weight behind its layer's back (a
+functional call, a tied branch, rows in another order) it does not see. Three checks find that:
 
 - a `Watch` sees every torch function that takes a trainable parameter outside of the layer that owns it;
 - on some batches of each sweep (the first, second, fourth, ...) and on every batch that takes a route not seen
@@ -44,7 +44,7 @@ class LayersDisagree(Exception):
 
 
 class Following:
-    """How a network's per-sample gradients are made, and what of it has been checked.
+    """The way a network's per-sample gradients are made, and what of it has been checked.
 
     Attributes:
         level: 0 to `COPIES`: layer by layer, with so much copied; above: one backward pass a sample.
@@ -120,7 +120,7 @@ class Watch(TorchFunctionMode):
 
     @property
     def route(self) -> int:
-        """Of the functions called, in order, and of the rows that were picked."""
+        """Hash of the functions called, in order, and of the rows that were picked."""
         return hash(tuple(self._trace))
 
     def enter(self, unit: Unit) -> None:
@@ -219,7 +219,7 @@ class Comparison:
                 self._wrong = self._wrong or name
 
     def disagreement(self) -> str | None:
-        """Which parameter's gradient from the layers is not autograd's; None: all agree.
+        """Name a parameter whose gradient from the layers is not autograd's; None: all agree.
 
         One that no layer reported must have the gradient zero.
         """

@@ -19,7 +19,7 @@ _SKIPPED = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_
 
 
 def version(tensor: Tensor) -> int:
-    """Of a tensor's content; those of inference mode have no counter."""
+    """Version counter of a tensor's content; tensors of inference mode have none."""
     return -1 if tensor.is_inference() else tensor._version
 
 

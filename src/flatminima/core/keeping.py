@@ -86,7 +86,7 @@ class Keeper:
 
 
 def keeper() -> Keeper | None:
-    """Where values are kept at the moment; None: nowhere."""
+    """The store of values in use; None: there is none."""
     return _kept.get()
 
 

@@ -1,4 +1,4 @@
-"""On which side of its kinks a piecewise network is: two passes with the same pattern lie on one smooth piece."""
+"""The side of its kinks that a piecewise network is on: two passes with the same pattern lie on one smooth piece."""
 
 from __future__ import annotations
 

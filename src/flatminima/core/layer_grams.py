@@ -28,7 +28,7 @@ def linear_grams(names: Mapping[str, str], a: Tensor, e: Tensor, groups: int) ->
 
 
 def convolution_grams(layer: Any, names: Mapping[str, str], a: Tensor, e: Tensor, groups: int) -> dict[str, Tensor]:
-    """Of the rows of `convolution_rows`: the bias's first, then the weight's in blocks."""
+    """Gram matrices of the rows of `convolution_rows`: the bias's first, then the weight's in blocks."""
     blocks = convolution_rows(layer, a, e, names)
     found = {}
     if "bias" in names:
@@ -47,7 +47,7 @@ def sum_by_name(parts: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:
-    """Of one tensor or more, of one shape."""
+    """Sum of one tensor or more, of one shape."""
     first, *rest = parts
     for part in rest:
         first = first + part
@@ -55,6 +55,6 @@ def sum_of(parts: Iterable[Tensor]) -> Tensor:
 
 
 def inner_products(rows: Tensor, groups: int) -> Tensor:
-    """Of rows (batch, ...) within each of `groups` equal runs, (groups, n, n) float64."""
+    """Inner products of rows (batch, ...) within each of `groups` equal runs, (groups, n, n) float64."""
     rows = rows.reshape(groups, len(rows) // groups, -1)
     return torch.bmm(rows, rows.transpose(1, 2)).double()

@@ -163,10 +163,10 @@ class StatisticMapping(ABC):
 
     @abstractmethod
     def content(self) -> str | None:
-        """A hash of all that values depend on beside the statistic; None: it cannot be told."""
+        """A hash of all that values depend on beside the statistic; None: it is not known."""
 
     def forget_errors(self) -> None:
-        """What failed by an error that was not foreseen may be tried again."""
+        """Forget unforeseen errors, so that what they stopped may be tried again."""
         for key in [k for k, v in self._known.items() if isinstance(v, Absent) and v.unforeseen]:
             del self._known[key]
 

@@ -57,7 +57,7 @@ class Minimum(Network):
             one of torch's losses (``nn.CrossEntropyLoss(weight=w, reduction="none")``, ``functional.mse_loss``), or a
             callable ``(output, target) -> losses`` of shape (batch,).
         batch_size: samples at a time; results do not depend on it beyond rounding. Halved where memory runs out.
-        device: where to compute; where the model lies elsewhere, a copy of it is used.
+        device: where to compute; where the model is on another device, a copy of it is used.
         seed: of every statistic that draws and is not given a seed of its own.
         ranks: of several processes that share the passes, each a part of the samples; weights, data and options are
             the same on all of them, and so are the results (those of one process, to rounding).
@@ -275,7 +275,7 @@ class Minimum(Network):
 
     @property
     def copies(self) -> int:
-        """What the tape copies because the model writes in place: 0 to 2 (see `Tape`)."""
+        """Number of copies that the tape makes because the model writes in place: 0 to 2 (see `Tape`)."""
         return self.following.level if self.follows_layers else 0
 
     # -- whether it is still the same --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`Network`: a model, its data and its loss, at weights w or elsewhere; what all statistics compute with.
+"""`Network`: a model, its data and its loss, at weights w or others; all statistics compute with it.
 
 Two classes are one: `Minimum`, whose weights lie in this process, and `ShardedMinimum`, whose weights lie in shards.
 """
@@ -121,7 +121,7 @@ class Network(StatisticMapping):
             # outside of the handler, whose traceback keeps the tensors alive
             if self.batch_size == 1:
                 raise NumericalError(
-                    f"out of memory with one sample at a time ({reason}); measure fewer things at once or elsewhere"
+                    f"out of memory with one sample at a time ({reason}); measure fewer things at once"
                 )
             self.batch_size //= 2
             self.halvings += 1

@@ -1,4 +1,4 @@
-"""Which entry of what a model returns is its logits."""
+"""The logits among a model's outputs."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Parameters:
         """Collect; refuse what cannot be measured.
 
         Args:
-            shared: id of a parameter -> the one in whose storage it lies, which stands for it.
+            shared: id of a parameter -> the one in whose storage it lies, which represents it.
 
         Raises:
             ModelError: no trainable parameter, a meta-device or uninitialised one, a quantised or complex one.
@@ -69,7 +69,7 @@ class Parameters:
         return zip(self.names, self.tensors, strict=True)
 
     def slices(self) -> dict[str, slice]:
-        """Where each parameter lies in the flat vector."""
+        """Slice of each parameter in the flat vector."""
         out, start = {}, 0
         for name, p in self:
             out[name] = slice(start, start + p.numel())
@@ -86,7 +86,7 @@ class Parameters:
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 
     def part(self, vector: Tensor) -> Tensor:
-        """Of a vector (W,) made whole, the entries that this process holds: here all of them."""
+        """The entries of a whole vector (W,) that this process holds: here all of them."""
         return vector
 
     def agree(self, here: bool) -> bool:

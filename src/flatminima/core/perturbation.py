@@ -197,7 +197,7 @@ def mix(seed: int, index: int) -> int:
 
 
 def describe(perturbation: Perturbation) -> dict[str, Any]:
-    """For the details of an Estimate."""
+    """Describe it for the details of an Estimate."""
     scale = perturbation.scale
     sizes = dict(vars(scale)) if isinstance(scale, Relative) else {"tensor": int(scale.sigma.numel())}
     return {"distribution": type(perturbation).__name__, "scale": sizes}

@@ -18,7 +18,7 @@ def aliases(model: nn.Module) -> dict[int, nn.Parameter]:
         ModelError: parameters that overlap in part.
     """
     named = [(name, p) for name, p in model.named_parameters() if _addressable(p) and p.numel()]
-    named.sort(key=lambda pair: not pair[1].requires_grad)  # a trainable one stands for the frozen ones beside it
+    named.sort(key=lambda pair: not pair[1].requires_grad)  # a trainable one represents the frozen ones beside it
     first: dict[tuple[object, ...], nn.Parameter] = {}
     out: dict[int, nn.Parameter] = {}
     spans: list[tuple[str, int, int, str]] = []

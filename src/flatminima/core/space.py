@@ -1,4 +1,4 @@
-"""Where vectors of W entries lie: all in this process, or a part on each of several."""
+"""The space of vectors of W entries: all in this process, or a part on each of several."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A statistic is a frozen dataclass; equality of its fields is the key under which a `Minimum` keeps its value, so two
 requests are one computation exactly when they would give the same number. A `Fold` (init, update, merge, finish:
-sums and counts, never means) rides one sweep over the data together with any number of other folds.
+sums and counts, never means) shares one sweep over the data with any number of other folds.
 
 Measures ask for statistics with ``statistics[Gram(100)]``, or for several at once with a tuple,
 ``statistics[Gram(100), Outputs()]``: then one sweep serves them all.
@@ -43,7 +43,7 @@ class Cost:
 
 
 class Needs(Flag):
-    """What a statistic asks of a network; shards of one cannot give everything."""
+    """Needs of a statistic; shards of a network cannot give everything."""
 
     LOSSES = auto()  # outputs and losses, at w or at other weights
     GRADIENTS = auto()  # of the mean loss
@@ -52,7 +52,7 @@ class Needs(Flag):
     EVERYTHING = auto()  # each sample's own gradient, or every weight in one process
 
     def words(self) -> str:
-        """For a message."""
+        """The needs in words, for a message."""
         if self & Needs.EVERYTHING:
             return "every weight, or a sample's own gradient, in one process"
         return "products with the Gauss-Newton matrix" if self & Needs.GAUSS_NEWTON else "what shards do not give"
@@ -79,7 +79,7 @@ class Statistic(ABC, Generic[T]):
 
 
 class Reads(Flag):
-    """What a fold reads of each batch; the sweep prepares the union once."""
+    """Parts of a batch that a fold reads; the sweep prepares the union once."""
 
     OUTPUTS = auto()  # logits, per-sample losses
     LAYERS = auto()  # per-layer gradients of the loss (one backward pass, no weight gradient formed)
@@ -100,7 +100,7 @@ class Fold(Statistic[T], Generic[S, T]):
     reads: ClassVar[Reads] = Reads.OUTPUTS
 
     def reads_at(self, minimum: Minimum) -> Reads:
-        """What the fold reads there; `reads` unless the network's size decides."""
+        """Parts of a batch that the fold reads there; `reads` unless the network's size decides."""
         return self.reads
 
     @property
@@ -113,11 +113,11 @@ class Fold(Statistic[T], Generic[S, T]):
 
     @property
     def drawn(self) -> tuple[int, int] | None:
-        """How many random combinations of the Gauss-Newton columns the fold reads, and of which seed."""
+        """Number of random combinations of the Gauss-Newton columns that the fold reads, and their seed."""
         return None
 
     def limit(self, minimum: Minimum) -> int:
-        """How many samples, from the front of the order, the fold looks at."""
+        """Number of samples, from the front of the order, that the fold reads."""
         return len(minimum.samples)
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Fold(Statistic[T], Generic[S, T]):
 
     @abstractmethod
     def update(self, state: S, batch: Batch) -> S:
-        """The sum with one more batch (after all layers were heard)."""
+        """The sum with one more batch (after the gradients of all layers have arrived)."""
 
     @abstractmethod
     def merge(self, left: S, right: S) -> S:
@@ -162,7 +162,7 @@ class Fold(Statistic[T], Generic[S, T]):
 
 
 class Statistics(Protocol):
-    """What a measure sees: a mapping from statistic to value. A `Minimum` is one, `Fixed` another."""
+    """The view of a measure: a mapping from statistic to value. A `Minimum` is one, `Fixed` another."""
 
     @overload
     def __getitem__(self, key: Statistic[T]) -> T: ...

@@ -1,4 +1,4 @@
-"""The loop over the data: every fold that can share a pass rides in the same one."""
+"""The loop over the data: every fold that can share a pass is in the same one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rides(folds: Sequence[Fold[Any, Any]]) -> list[Ride]:
 def sweep(
     minimum: Minimum, ride: Ride, index: Callable[[int, int], Tensor] | None = None, *, tolerant: bool = False
 ) -> dict[Fold[Any, Any], Any]:
-    """Values of the ride's folds; a fold that has none maps to its `Absent`.
+    """Values of a shared pass's folds; a fold that has none maps to its `Absent`.
 
     Where the layers' gradients turn out not to be the network's, the sweep begins anew with another way to make them.
 
@@ -74,7 +74,7 @@ def sweep(
 
 
 class Run:
-    """A ride's states while it goes, and what turned out absent."""
+    """States of a shared pass under way, and what turned out absent."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Run:
         self.total = max(self.limits.values(), default=0)
 
     def own(self, fold: Fold[Any, Any], work: Callable[[], Any]) -> Any:
-        """What a fold's own code returns, or why it is absent."""
+        """Run a fold's own code; returns its result, or why it is absent."""
         try:
             return work()
         except Undefined as reason:
@@ -111,7 +111,7 @@ class Run:
             return Absent.of(error)
 
     def values(self) -> dict[Fold[Any, Any], Any]:
-        """Of every fold, after all batches."""
+        """Value of every fold, after all batches."""
         done = {fold: self.own(fold, partial(fold.finish, state)) for fold, state in self.states.items()}
         return self.results | done
 
@@ -161,7 +161,7 @@ class Run:
         self.limits.pop(fold, None)
 
     def update(self, batch: Batch, folds: list[Fold[Any, Any]]) -> None:
-        """Give the batch to each fold; those that turn out absent leave the ride."""
+        """Give the batch to each fold; those that turn out absent leave the pass."""
         reads_of = {fold: fold.reads_at(self.minimum) for fold in folds}
         lost: dict[Fold[Any, Any], Absent] = {}
         raised: list[Exception] = []

@@ -28,7 +28,7 @@ from flatminima.data.rows import Pixels, known, label_of, labelled, listed
 from flatminima.data.splits import rows_of
 from flatminima.errors import DataError, FlatMinimaError, MissingExtra, UnknownName
 
-_HUB_TIMEOUT = 5.0  # seconds; the longest a user waits to be told that there is no network
+_HUB_TIMEOUT = 5.0  # seconds; the longest wait before the message that there is no network
 _DECODE_BATCH = 1000  # rows per arrow batch: a few MB of encoded images
 _VALIDATION = ("validation", "valid", "val", "dev")
 _TABLES = ("parquet", "arrow", "cache")

@@ -1,4 +1,4 @@
-"""How the samples of a source are to be read, where that is not what the source itself suggests."""
+"""The reading of a source's samples, where it is not what the source itself suggests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ReadingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Reading:
-    """What of a source becomes inputs and labels.
+    """The parts of a source that become inputs and labels.
 
     Args:
         config: the configuration of a data set that has several.

@@ -1,4 +1,4 @@
-"""Where data comes from: the embedded digits, a local file or folder, a name on the Hugging Face hub.
+"""Sources of data: the embedded digits, a local file or folder, a name on the Hugging Face hub.
 
 `limit` keeps a fixed random subset, not the first rows: image folders are stored class by class, and the
 first thousand of them are all cats. For the first rows, say so in the split: "train[:1000]".

@@ -49,7 +49,7 @@ class TrackerCallback(Callback):
         self.probe, self.module, self.position, self.options = probe, module, optimizer, options
         self.tracker: Tracker | None = None
         self._state: dict[str, Any] = {}
-        self._steps = 0  # of the optimizer that the tracker has heard of
+        self._steps = 0  # of the optimizer that the tracker knows of
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         network = pl_module

@@ -36,7 +36,7 @@ def write(found: Landscape, folder: Path, name: str = "landscape") -> list[Path]
 
 
 def describe(found: Landscape) -> str:
-    """What a reader who does not see it is told."""
+    """Describe the figure for a reader who does not see it."""
     finite = found.losses[np.isfinite(found.losses)]
     top = f"{finite.max():.3g}" if len(finite) else "overflow"
     plane = "on a line" if found.losses.ndim == 1 else "on a plane"

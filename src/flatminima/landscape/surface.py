@@ -31,7 +31,7 @@ _FEWEST = 3
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """Where ||sum_k a_k d_k|| is the root mean square norm of a perturbation.
+    """The set where ||sum_k a_k d_k|| is the root mean square norm of a perturbation.
 
     Attributes:
         radius: sqrt(E ||u||^2), in the norm of the weights.

@@ -1,4 +1,4 @@
-"""What each parameter adds to a measure that is a sum over them."""
+"""Contribution of each parameter to a measure that is a sum over them."""
 
 from __future__ import annotations
 

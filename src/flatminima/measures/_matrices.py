@@ -44,7 +44,7 @@ def complexity_of_matrices(minimum: Statistics) -> Estimate:
 
 
 def instead(minimum: Statistics, found: Callable[[], Estimate]) -> Estimate | None:
-    """What `found` gives for a transformer, None for a ReLU network, of which a measure is then undefined.
+    """Value that `found` gives for a transformer, None for a ReLU network, of which a measure is then undefined.
 
     Raises:
         Undefined: the network is neither.

@@ -1,4 +1,4 @@
-"""What makes a function a measure: statistics in, `Estimate` out, undefined with a reason instead of an exception."""
+"""The decorator of a measure: statistics in, `Estimate` out, undefined with a reason instead of an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many samples a Gram matrix holds where nobody said: 100, or all there are."""
+"""Number of samples of a Gram matrix where none was given: 100, or all there are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far training moved the weights (Neyshabur et al. 2017, sec. 3; Nagarajan & Kolter 2019)."""
+"""Distance that training moved the weights (Neyshabur et al. 2017, sec. 3; Nagarajan & Kolter 2019)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The Fisher family: measures of one Gram matrix, and of the full matrix where it fits (Jia & Su 2020).
 
-The surprise: the authors' code sums ln of the singular values of J, half of the log-determinant here; evaluates
+Note: the authors' code sums ln of the singular values of J, half of the log-determinant here; evaluates
 BatchNorm in training mode; and rescales logits when it compares regularised minima. The first is never done here, the
 others are the options ``batchnorm="batch"`` and ``logit_norm=25``.
 """
@@ -165,7 +165,7 @@ def fisher_logdet_full(
     ``I = (1/n) sum_x sum_i f_i grad(-ln f_i) grad(-ln f_i)^T``: the labels are the network's own (y = f), as the paper
     assumes; where they are, I is the Hessian of the loss. For other convex losses I is the Gauss-Newton matrix.
 
-    The surprise: the paper assumes det I != 0, but it is 0 for every network that ends in a linear layer and a softmax
+    Note: the paper assumes det I != 0, but it is 0 for every network that ends in a linear layer and a softmax
     (a vector added to all rows of the last layer changes nothing: h + 1 directions without curvature), for every ReLU
     network (one direction a hidden unit), and ahead of every BatchNorm (erratum J-a). `pseudo` leaves those out.
 

@@ -1,4 +1,4 @@
-"""How much the samples' gradients disagree: noise scale, variance, and signal over noise of each parameter."""
+"""Disagreement of the samples' gradients: noise scale, variance, and signal over noise of each parameter."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def lipschitz(
 
     Returns:
         Estimate in nats, exact for the data; details: log_constant (ln C), log_product (sum over all layers, which
-        is the same for a chain without pooling, and no bound elsewhere), log_margin, layers, folded, diagonal,
+        is the same for a chain without pooling, and no bound otherwise), log_margin, layers, folded, diagonal,
         branches, residual. Undefined: not a ReLU network (attention has no Lipschitz constant: Kim,
         Papamakarios & Mnih 2021), not a classifier, a margin that is not positive, C = 0, a convolution's norm that
         does not converge.

@@ -1,4 +1,4 @@
-"""How sure the network is of its training samples: margin (Neyshabur et al. 2017, eq. 2) and entropy."""
+"""Certainty of the network on its training samples: margin (Neyshabur et al. 2017, eq. 2) and entropy."""
 
 from __future__ import annotations
 

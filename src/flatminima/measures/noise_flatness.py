@@ -89,8 +89,8 @@ def noise_complexity(
     """PAC-Bayes complexity ``||w - w0||^2 / (4 sigma^2) + ln(n / sigma) + 10`` at the sigma of `noise_flatness`.
 
     With magnitude=True ``1/4 sum_i ln((e^2 + (s^2 + 1) ||w - w0||^2 / W) / (e^2 + s^2 |w_i - w0_i|^2)) + ln(n / s)
-    + 10``, e = epsilon. For kind="worst" the noise whose largest entry is alpha with high probability stands for sigma:
-    ``1 / sigma^2 -> ln(2 W) / alpha^2``, and ``s^2 + 1 -> a^2 + 4 ln(2 W n)`` with s = a elsewhere.
+    + 10``, e = epsilon. For kind="worst" the noise whose largest entry is alpha with high probability replaces sigma:
+    ``1 / sigma^2 -> ln(2 W) / alpha^2``, and ``s^2 + 1 -> a^2 + 4 ln(2 W n)`` and s = a otherwise.
 
     Args:
         minimum: a Minimum.

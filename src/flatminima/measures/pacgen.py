@@ -77,7 +77,7 @@ def pacgen(
         gamma, epsilon: of the neighbourhood; not both 0.
         diagonal: h_i. "gauss_newton" (exact for piecewise-linear networks, C backward passes, or `columns` of them,
             unbiased, where an output has more than 100 entries), "piecewise_linear"
-            (that, refused elsewhere), "exact" (small networks), "hutchinson" (`probes` products), "xdiag" (2 `probes`
+            (that, refused otherwise), "exact" (small networks), "hutchinson" (`probes` products), "xdiag" (2 `probes`
             products, at least 6; closer where few eigenvalues are large), "fisher" (per-sample squared gradients),
             "batch_gradient" (the paper's squared gradients of mini-batches of `batch`: about Fisher / batch,
             confounded with it, erratum W-n).
@@ -143,7 +143,7 @@ def sharpness_divergence(
     samples: int | None = 300,
     seed: int | None = None,
 ) -> Estimate:
-    """What uniform noise of the best widths costs: sharpness + divergence (Wang et al. 2020, sec. 5.2).
+    """Cost of uniform noise of the best widths: sharpness + divergence (Wang et al. 2020, sec. 5.2).
 
     sharpness  = ``sum_i (h_i / 6 + rho sqrt(m) kappa_i / 18) sigma_i^2``, an upper bound of E_u L(w + u) - L(w) as far
     as h and rho are right (the paper writes =, erratum W-b);

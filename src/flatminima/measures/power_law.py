@@ -21,7 +21,7 @@ def power_law_exponent(minimum: Statistics, *, min_eigenvalues: int = 10, max_er
     x_min the eigenvalue at which the Kolmogorov-Smirnov distance of tail and fit is smallest. The distance is that of
     the programs `powerlaw` and `weightwatcher`, which look at the lower side of each step only.
 
-    The surprise: x_min may leave a tail of three values, whose alpha is anything (69 +- 39 in a small CNN). A layer
+    Note: x_min may leave a tail of three values, whose alpha is anything (69 +- 39 in a small CNN). A layer
     counts only where alpha is known: its relative error, standard error / (alpha - 1) = 1 / sqrt(n), is at most
     `max_error`. The rule asks for the length of the tail alone, so that it prefers neither large nor small exponents.
 

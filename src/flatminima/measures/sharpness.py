@@ -1,4 +1,4 @@
-"""How much the loss rises when the weights are shaken (Neyshabur et al. 2017, sec. 2.2)."""
+"""Rise of the loss when the weights are perturbed (Neyshabur et al. 2017, sec. 2.2)."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def spectral_complexity(
         log_product += 2 * math.log(norm.two)
     total = math.fsum(ratios.values())
     if total == 0:
-        raise Undefined("no layer is elsewhere than at its initial weights: the complexity is 0")
+        raise Undefined("every layer is at its initial weights: the complexity is 0")
     value = log_product + math.log(total) - 2 * (log_margin or 0.0)
     details = {"log_product": log_product, "ratios": ratios, "ratio_sum": total, "log_margin": log_margin}
     return Estimate(value, details=details)

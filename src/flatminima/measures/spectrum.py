@@ -1,4 +1,4 @@
-"""What the whole spectrum of the curvature says, by stochastic Lanczos quadrature."""
+"""Measures of the whole spectrum of the curvature, by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Reference:
 
     @classmethod
     def of(cls, text: str) -> Reference:
-        """From ``hf:NAME_OR_FOLDER[@revision]``.
+        """Parse ``hf:NAME_OR_FOLDER[@revision]``.
 
         Raises:
             UsageError: no name, or nothing after the @.
@@ -67,7 +67,7 @@ class Reference:
 
     @property
     def folder(self) -> Path | None:
-        """Where it is local."""
+        """The local folder, if it is one."""
         path = Path(self.name).expanduser()
         return path if path.is_dir() else None
 

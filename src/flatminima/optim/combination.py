@@ -124,7 +124,7 @@ def summed(
 def compared(
     weights: Weights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any
 ) -> tuple[float, Tensor, Gradients]:
-    """How far the parts' mean gradient is from the whole batch's, relative; 0 within rounding; and the whole's.
+    """Relative distance of the parts' mean gradient from the whole batch's; 0 within rounding; and the whole's.
 
     Args:
         sums: with `main` divided by `weight`. x, y: the batch.

@@ -1,4 +1,4 @@
-"""How much each part of a batch counts in the batch's mean loss, found from the loss itself.
+"""Weight of each part of a batch in the batch's mean loss, derived from the loss itself.
 
 A loss that averages over labels, class weights or unmasked tokens is S / W with W not the number of samples, so that
 the mean of the parts' losses, weighted by samples, is not the loss of the batch. For any such loss the gradient with
@@ -30,7 +30,7 @@ _SNAP_SINGLE = 1e-5
 
 @dataclass(frozen=True)
 class Part:
-    """What a pass over a part of the batch leaves: outputs, detached, d loss / d outputs, targets, samples, loss."""
+    """Results of a pass over a part of the batch: outputs, detached, d loss / d outputs, targets, samples, loss."""
 
     outputs: Any
     gradients: list[Tensor | None]

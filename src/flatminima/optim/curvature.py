@@ -91,7 +91,7 @@ class Curvature:
                     held[name] = like(p, t, dtype)
 
     def offsets(self, groups: list[dict[str, Any]]) -> dict[Tensor, int]:
-        """Where each parameter's noise begins in the stream."""
+        """Offset of each parameter's noise in the stream."""
         perturbed = [p for group in groups if group["perturb"] for p in group["params"]]
         return dict(zip(perturbed, accumulate((p.numel() for p in perturbed), initial=0), strict=False))
 
@@ -110,7 +110,7 @@ class Curvature:
         self._follow(groups, shared=False)
 
     def after(self, groups: list[dict[str, Any]]) -> None:
-        """After it: the drift of Adam's own moment, and how far the weights went."""
+        """Note, after the base's step, the drift of Adam's own moment and how far the weights went."""
         self._follow(groups, shared=True)
         self.distance = None
         squares: list[tuple[Tensor, Tensor]] = []
@@ -131,7 +131,7 @@ class Curvature:
         return float(torch.stack([t.double().sum().cpu() for t in every]).sum()) / count if count else None
 
     def load(self, tensors: dict[Tensor, dict[str, Tensor]], distance: Tensor | None, settled: bool) -> None:
-        """From a checkpoint; copies, in the dtypes they have there."""
+        """Load from a checkpoint; copies, in the dtypes they have there."""
         self.live = {
             p: {name: value.detach().clone().to(p.device) for name, value in held.items()}
             for p, held in tensors.items()

@@ -1,4 +1,4 @@
-"""What PertOPT's noise consists of. At the published eta the curvature may never be felt; these numbers tell."""
+"""The parts of PertOPT's noise. At the published eta the curvature may never be felt; these numbers tell."""
 
 from __future__ import annotations
 

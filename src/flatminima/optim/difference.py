@@ -89,7 +89,7 @@ class Weights:
         torch.clear_autocast_cache()
 
     def restore(self) -> None:
-        """As `keep` found them, bit for bit."""
+        """Restore what `keep` noted, bit for bit."""
         torch._foreach_copy_([p.detach() for p in self.all], self.originals)
         torch.clear_autocast_cache()
         self.guards.leave()
@@ -220,13 +220,13 @@ def compare(a: Gradients, b: Gradients) -> DifferenceError:
 
 
 def random_state(parameters: Sequence[Tensor]) -> list[tuple[torch.device, Tensor]]:
-    """Of the generators that a pass over these weights may draw from."""
+    """State of the generators that a pass over these weights may draw from."""
     devices = {p.device for p in parameters if p.is_cuda}
     return [(torch.device("cpu"), torch.get_rng_state()), *((d, torch.cuda.get_rng_state(d)) for d in devices)]
 
 
 def set_random_state(state: list[tuple[torch.device, Tensor]]) -> None:
-    """As `random_state` found them."""
+    """Set the generators to a state of `random_state`."""
     for device, value in state:
         if device.type == "cpu":
             torch.set_rng_state(value)

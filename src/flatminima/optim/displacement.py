@@ -1,4 +1,4 @@
-"""Where an optimizer's weights are: at themselves, or displaced and to be put back bit for bit.
+"""The place of an optimizer's weights: at themselves, or displaced and to be put back bit for bit.
 
 Frameworks put proxies around an optimizer: Lightning and Fabric make a subclass of it on the fly, whose attributes are
 the proxy's own. So all that changes during training lies in one object, which every proxy reaches.
@@ -72,7 +72,7 @@ class Displacement:
 
 
 class Shared(Generic[T]):
-    """An attribute that lies in the optimizer's one `Displacement`, whichever proxy is asked or told."""
+    """An attribute that lies in the optimizer's one `Displacement`, whichever proxy reads or writes it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -96,7 +96,7 @@ class Shared(Generic[T]):
 
 
 class Gradients:
-    """What the gradients were before a closure ran, to tell what it did."""
+    """Gradients before a closure ran, to tell what it did."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         self._parameters = parameters

@@ -40,7 +40,7 @@ from flatminima.optim.sub_batches import cut
 
 @dataclass(frozen=True)
 class Penalty:
-    """What the last `backward` saw on this rank.
+    """Numbers of the last `backward` on this rank.
 
     Args:
         trace: mean over sub-batches of ||g_i||^2.
@@ -196,7 +196,7 @@ class FisherTrace:
         return compare(ours.product, truth.product)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the draw of active sub-batches needs to go on, and what was found of the loss."""
+        """State of the draw of active sub-batches, and what is known of the loss."""
         found = {"combined": self.combined, "measured": self._measured, "main_gradient": self.main_gradient}
         return {"steps": self.steps, "seed": self.seed, **found}
 

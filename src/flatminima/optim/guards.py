@@ -82,7 +82,7 @@ class Guards:
             )
 
     def enter(self, parameters: list[Tensor], model: nn.Module | None) -> None:
-        """From now on the parameters are displaced."""
+        """Guard the parameters, which are displaced from now on."""
         key = (id(model), *map(id, parameters))
         if key != self._key:
             self._clear(key)

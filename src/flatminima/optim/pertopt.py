@@ -128,7 +128,7 @@ class PertOPT(Wrapper):
 
     @property
     def epoch(self) -> float:
-        """Of the coming step, from 1. Set it at the start of each epoch, or give `steps_per_epoch`."""
+        """Epoch of the coming step, from 1. Set it at the start of each epoch, or give `steps_per_epoch`."""
         return self.clock.epoch
 
     @epoch.setter
@@ -141,7 +141,7 @@ class PertOPT(Wrapper):
         return self._curvature.settled
 
     def diagnostics(self) -> Diagnostics:
-        """Of the coming step's noise; to be asked between `step()` and the next `perturbed()`. One pass over memory.
+        """Census of the coming step's noise, between `step()` and the next `perturbed()`. One pass over memory.
 
         Raises:
             UsageError: the noise of the coming step is drawn already, and with it what it came from is gone.

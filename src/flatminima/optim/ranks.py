@@ -22,7 +22,7 @@ def inner(model: nn.Module) -> nn.Module:
 
 
 def local(model: nn.Module, count: int, name: str) -> int:
-    """How many of `count` are this rank's."""
+    """Number of `count` that are this rank's."""
     found = _wrapper(model)
     ranks = 1 if found is None else dist.get_world_size(found.process_group)
     if count % ranks:
@@ -31,7 +31,7 @@ def local(model: nn.Module, count: int, name: str) -> int:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """What DDP does before a forward pass in training mode: rank 0's buffers."""
+    """Give all ranks rank 0's buffers, as DDP does before a forward pass in training mode."""
     found = _wrapper(model)
     if found is not None and found.broadcast_buffers and found.module.training:
         for buffer in found.module.buffers():

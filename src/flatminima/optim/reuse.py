@@ -63,11 +63,11 @@ class Reuse:
         self.directions = {p: self._zeros(p) for p in parameters if p.requires_grad}
 
     def tensors(self) -> dict[Tensor, dict[str, Tensor]]:
-        """For a checkpoint."""
+        """Tensors for a checkpoint."""
         return {p: {"direction": v} for p, v in self.directions.items()}
 
     def load(self, tensors: dict[Tensor, dict[str, Tensor]]) -> None:
-        """From a checkpoint; copies."""
+        """Load from a checkpoint; copies."""
         self._square = None
         self.directions = {
             p: held["direction"].detach().clone().to(p.device) for p, held in tensors.items() if "direction" in held

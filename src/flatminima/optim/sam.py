@@ -27,7 +27,7 @@ from flatminima.optim.wrapper import Wrapper
 
 @dataclass(frozen=True)
 class Ascent:
-    """What SAM's two passes saw.
+    """Losses of SAM's two passes.
 
     Args:
         loss: L(w).
@@ -123,7 +123,7 @@ class SAM(Wrapper):
 
     @property
     def epoch(self) -> float:
-        """Of the coming step, from 1. Set it at the start of each epoch, or give `steps_per_epoch`."""
+        """Epoch of the coming step, from 1. Set it at the start of each epoch, or give `steps_per_epoch`."""
         return self.clock.epoch
 
     @epoch.setter
@@ -137,7 +137,7 @@ class SAM(Wrapper):
 
     @property
     def last(self) -> Ascent | None:
-        """Of the last ascent whose losses were seen: `step(closure)` with a closure that returns its loss."""
+        """Losses of the last ascent in which they were seen: `step(closure)` with a closure that returns its loss."""
         if self._losses is None:
             return None
         here, there = (float(loss) for loss in self._losses)

@@ -1,4 +1,4 @@
-"""What a wrapper adds to the checkpoint of its base, put in and taken out again; nothing is rounded on the way.
+"""Entries that a wrapper adds to the checkpoint of its base, put in and taken out again; nothing is rounded on the way.
 
 Tensors lie beside the base's state of each parameter and numbers in the groups, the two places that every tool keeps
 (torch.distributed.checkpoint drops other entries, and takes a dot in a name for a level of nesting).

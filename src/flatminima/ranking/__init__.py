@@ -1,4 +1,4 @@
-"""Which network to ship, which measure to trust, and how sure either is."""
+"""Ranking: the network to ship, the measure to trust, and how sure either is."""
 
 from flatminima.ranking.calibrated import probabilities
 from flatminima.ranking.candidates import Candidate, Look, failed, look

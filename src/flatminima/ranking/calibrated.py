@@ -1,4 +1,4 @@
-"""What an order by measures is worth: probabilities fitted to networks whose gaps are known, and the table of trust.
+"""The worth of an order by measures: probabilities fitted to networks whose gaps are known, and the table of trust.
 
 P(network i has the smallest gap) is proportional to exp(-beta s_i), s_i in [0, 1] its mean rank over the default
 voters, 0 best. The numbers below are those of `benchmarks/rank_calibration.py`, from the 175 networks of the zoo

@@ -32,7 +32,7 @@ _BETTER = 0.5  # a renaming of classes must leave at most this share of the erro
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network answers on some samples.
+    """Answers of a network on some samples.
 
     Attributes:
         losses: (n,) float64.

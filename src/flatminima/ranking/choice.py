@@ -1,4 +1,4 @@
-"""Which candidate to ship: an answer in one sentence, what it rests on, and who was left out of it and why."""
+"""The candidate to ship: an answer in one sentence, what it rests on, and who was left out of it and why."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Choice:
     Attributes:
         answer: one sentence.
         basis: what it rests on: held-out "errors" or "losses", "measures", or "none".
-        ship: names that the answer allows: one, or several that cannot be told apart; none where nothing can be said.
+        ship: names that the answer allows: one, several that differ insignificantly, or none where nothing is known.
         notes: what a reader of the answer must know.
         candidates: all of them, with training and test errors, and why they were left out.
         pairs: of candidates on the same held-out samples; numbers are places in `candidates`.

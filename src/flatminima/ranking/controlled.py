@@ -24,7 +24,7 @@ Point = Mapping[str, Hashable]  # hyper-parameter -> value
 
 @dataclass(frozen=True)
 class Controlled:
-    """How a measure orders gaps once hyper-parameters are held fixed.
+    """A measure's order of gaps once hyper-parameters are held fixed.
 
     Attributes:
         granulated: Psi in [-1, 1], the mean over hyper-parameters of `by_hyperparameter`; None when undefined.

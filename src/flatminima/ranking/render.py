@@ -36,7 +36,7 @@ def render_choice(choice: Choice, console: Any) -> None:
 
 
 def standing(candidate: Candidate, choice: Choice) -> str:
-    """Of a candidate in one word."""
+    """Standing of a candidate in one word."""
     if not candidate.compared:
         return "left out"
     if candidate.name in choice.ship and choice.basis == "measures":

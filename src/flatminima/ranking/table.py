@@ -97,7 +97,7 @@ def rank(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> RankTable:
-    """Which network to ship, and which measure orders networks as their generalization gap does.
+    """Choose the network to ship, and say which measure orders networks as their generalization gap does.
 
     With `gaps` measures are scored. Without, the networks are compared: by paired tests on the held-out samples `test`
     (and measures are scored by the gaps that these show), or by measures alone. Networks that do not fit their training

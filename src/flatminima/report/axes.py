@@ -35,7 +35,7 @@ def number(value: float) -> str:
 
 
 def linear(axis: Axis, ticks: int = _TICKS, *, whole: bool = False) -> None:
-    """At most `ticks` intervals between round numbers."""
+    """Set round numbers, at most `ticks` intervals."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], integer=whole))

@@ -1,4 +1,4 @@
-"""What came of the papers' sentences, as Markdown: docs/results.md is what this writes, number by number."""
+"""The verdicts on the papers' sentences, as Markdown: docs/results.md is what this writes, number by number."""
 
 from __future__ import annotations
 

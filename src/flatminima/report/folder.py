@@ -33,7 +33,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says: a title, sentences, tables, and where the numbers come from."""
+    """Content of a page: a title, sentences, tables, and where the numbers come from."""
 
     title: str
     subtitle: str
@@ -84,7 +84,7 @@ def landscape(document: Document, folder: Path) -> Page:
 
 
 def training(document: Document, folder: Path) -> Page:
-    """What the training came to, epoch by epoch."""
+    """The result of a training, epoch by epoch."""
     found = [(name, document[name]) for name in ("train", "validation", "test") if document.get(name)]
     said = [f"{name}: loss {r['loss']:.4g}, error {100 * r['error']:.2f}%." for name, r in found]
     epochs = []

@@ -119,7 +119,7 @@ def _layers(name: str, values: dict[str, float], errors: dict[str, float | None]
 
 
 def demo_verdict(results: dict[str, Any]) -> list[str]:
-    """What the demonstration found, in sentences."""
+    """Results of the demonstration, in sentences."""
     n = len(results["networks"])
     found = {name: c for name, c in results["ranking"].items() if c["tau"] is not None}
     good = [name for name, c in found.items() if c["low"] > 0]
@@ -154,7 +154,7 @@ def demo_verdict(results: dict[str, Any]) -> list[str]:
 
 
 def measure_verdict(document: dict[str, Any]) -> list[str]:
-    """What stands out in one network's measures, in sentences."""
+    """Findings in one network's measures, in sentences."""
     measures = document["measures"]
     said = []
     margin = measures.get("margin")

@@ -91,7 +91,7 @@ def _scale(axes: Axes, values: list[float]) -> None:
 
 
 def certificate(c: dict[str, Any]) -> str:
-    """What the certificate says beside what was observed."""
+    """The certificate beside the observed errors."""
     from matplotlib.figure import Figure
 
     rows = [

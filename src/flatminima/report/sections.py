@@ -56,7 +56,7 @@ def heat_map(layered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def pictures(folder: Path) -> list[dict[str, str]]:
-    """What `measure --explain`, `landscape` and `certify` drew into the same folder, as images that the page holds."""
+    """Figures that `measure --explain`, `landscape` and `certify` drew into the same folder, as images of the page."""
     found = []
     for name, (title, caption) in PICTURES.items():
         file = folder / name
@@ -67,7 +67,7 @@ def pictures(folder: Path) -> list[dict[str, str]]:
 
 
 def condition_status(condition: Mapping[str, Any]) -> str:
-    """What is known of a certificate's condition, in the words of `Assumption.status`.
+    """Status of a certificate's condition, in the words of `Assumption.status`.
 
     Examples:
         >>> condition_status({"holds": True}), condition_status({"holds": None, "stated": ""})

@@ -54,7 +54,7 @@ def write_studies(
 
 
 def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What came of the papers' sentences, in sentences."""
+    """The verdicts on the papers' claims, in sentences."""
     words = Counter(f["verdict"] for f in findings)
     tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
     calculated = sum(f["scale"] == "calculation" for f in tried)

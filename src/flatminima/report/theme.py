@@ -78,7 +78,7 @@ def svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> 
 
     Args:
         figure: made within `style`.
-        label: what a reader who does not see it is told.
+        label: the figure in words, for a reader who does not see it.
         titles: gid of an artist -> text shown when the pointer rests on it.
     """
     import matplotlib

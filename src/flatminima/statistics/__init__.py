@@ -1,4 +1,4 @@
-"""What measures are made of; each is computed once and shared."""
+"""Statistics that measures are made of; each is computed once and shared."""
 
 from flatminima.statistics.adaptive import AdaptiveWorstLoss
 from flatminima.statistics.around import Worst

@@ -40,7 +40,7 @@ PARTS = 10  # of each half of the samples; their spread is the standard error
 
 @dataclass(frozen=True)
 class Worst:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         loss: mean loss at w, of all the data.  highest: `loss` plus the largest rise, at least `loss`.
@@ -63,7 +63,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a search ended: the change of the weights, f there (at least 0), gradients spent."""
+    """End of a search: the change of the weights, f there (at least 0), gradients spent."""
 
     change: Tensor
     rise: float
@@ -140,7 +140,7 @@ def climb(around: Around, first: Tensor, following: Callable[[Tensor], Tensor], 
 
 
 def highest(minimum: Minimum, samples: int | None, seed: int, search: Search) -> Worst:
-    """What `search` finds on all the data, or an estimate of it from `samples` of them drawn by `seed`."""
+    """Run `search` on all the data, or an estimate of it from `samples` of them drawn by `seed`."""
     weights, n = minimum.parameters.flat(), len(minimum.samples)
     everything = minimum.samples.order(seed)
     with minimum.open():
@@ -190,7 +190,7 @@ def at_the_weights(minimum: Minimum, everything: Tensor) -> tuple[float, Tensor]
 
 
 def cost_of(share: float, gradients: float, parameters: int) -> Cost:
-    """Of a search that spends `gradients` passes beside that at w, on this share of the data."""
+    """Cost of a search that spends `gradients` passes beside that at w, on this share of the data."""
     if share == 1:
         return Cost(2 + gradients, 1 + gradients, 24 * parameters)
     judged = 2 * share  # forward passes at the two points
@@ -198,7 +198,7 @@ def cost_of(share: float, gradients: float, parameters: int) -> Cost:
 
 
 def resolution_of(minimum: Minimum, loss: float) -> float:
-    """What rounding of the network's numbers leaves open of a mean loss: eps |loss|."""
+    """Rounding error of a mean loss: eps |loss|."""
     eps = max(torch.finfo(p.dtype).eps for p in minimum.parameters.tensors)
     return eps * abs(loss)
 

@@ -131,7 +131,7 @@ class Products:
 
     @property
     def precision(self) -> torch.dtype:
-        """In which the network computes: vectors need no more."""
+        """The dtype in which the network computes: vectors need no more."""
         doubles = any(p.dtype == torch.float64 for p in self.minimum.parameters.tensors)
         return torch.float64 if doubles else torch.float32
 
@@ -244,7 +244,7 @@ class Graph:
             raise Undefined(f"the network has no second derivative: {str(error).splitlines()[0]}") from None
 
     def gradient(self) -> Tensor:
-        """Of the summed loss, (W,) float64, for a Hessian graph."""
+        """Gradient of the summed loss, (W,) float64, for a Hessian graph."""
         return self._flat(self.gradients).detach()
 
     def jacobian_product(self, vector: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class _Sum:
         self.waiting[layer.name] = unit, a, squares, top
 
     def flush(self) -> None:
-        """All columns of a batch were heard."""
+        """All columns of a batch have arrived."""
         for unit, a, squares, top in self.waiting.values():
             self._count({name: top * found for name, found in outer_squares(unit, a, squares).items()})
         self.waiting.clear()

@@ -1,4 +1,4 @@
-"""Statistics of the same network elsewhere: at perturbed weights, or in float64."""
+"""Statistics of the same network at perturbed weights, or in float64."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class At(Statistic[T]):
 
 @dataclass(frozen=True)
 class DiagonalChange:
-    """How a diagonal h changed from w to w + u.
+    """Change of a diagonal h from w to w + u.
 
     Attributes:
         highest, lowest: of h_i(w + u) - h_i(w).
@@ -63,7 +63,7 @@ class DiagonalChange:
 
     @classmethod
     def of(cls, before: Tensor, after: Tensor, u: Tensor) -> DiagonalChange:
-        """Of diagonals and a perturbation (W,), block by block: another vector of a large model has no room."""
+        """Build from diagonals and a perturbation (W,), block by block: another vector of a large model has no room."""
         highest, lowest, squares, steepest = -math.inf, math.inf, 0.0, None
         for a, b, step in zip(before.split(_BLOCK), after.split(_BLOCK), u.split(_BLOCK), strict=True):
             change, step = b - a, step.double()
@@ -77,7 +77,7 @@ class DiagonalChange:
 
 @dataclass(frozen=True)
 class Change(Statistic[DiagonalChange]):
-    """How a diagonal (W,) changes from w to w + u, u draw `index` of `seed`; the diagonal there is not kept."""
+    """Change of a diagonal (W,) from w to w + u, u draw `index` of `seed`; the diagonal there is not kept."""
 
     diagonal: Statistic[Any]
     perturbation: Perturbation

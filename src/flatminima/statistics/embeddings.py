@@ -51,7 +51,7 @@ def of_tokens(inputs: Inputs) -> bool:
 
 
 def refuse_unopened(found: list[Tensor]) -> None:
-    """After a forward pass: nothing was looked up."""
+    """Refuse embeddings of which a forward pass looked nothing up."""
     if not found:
         raise Undefined("the network's input is not continuous (token ids or categories), and no embedding looks it up")
 

@@ -60,7 +60,7 @@ class _Factor(Fold[_Rows, Tensor]):
         return min(self.samples, len(minimum.samples))
 
     def rows(self, minimum: Minimum) -> int:
-        """How many rows a factor has."""
+        """Number of rows of a factor."""
         return self.limit(minimum)
 
     def init(self, minimum: Minimum) -> _Rows:
@@ -80,7 +80,7 @@ class _Factor(Fold[_Rows, Tensor]):
             )
 
     def weights(self, batch: Batch) -> Tensor | None:
-        """Lengths (batch,) float64 of the gradients heard, where they were heard as unit vectors."""
+        """Lengths (batch,) float64 of the gradients that arrived, where they arrived as unit vectors."""
         return None
 
     def update(self, state: _Rows, batch: Batch) -> _Rows:

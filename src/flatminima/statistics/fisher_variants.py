@@ -1,4 +1,4 @@
-"""What the Fisher log-determinant's authors compute beside the paper's formula, and the full matrix.
+"""Variants of the Fisher log-determinant that its authors compute beside the paper's formula, and the full matrix.
 
 Their code rescales every logit vector to one norm before it compares regularised minima, and leaves BatchNorm in
 training mode on chunks of 10 samples, so that a sample's gradient runs through the statistics of its chunk.
@@ -172,7 +172,7 @@ class _Matrix:
     total: Tensor  # (parts, W, W)
     sizes: dict[str, int]  # of the parameters, in order
     edges: tuple[int, ...]  # of the parts, positions in the order
-    start: int = 0  # of the batch that is being heard
+    start: int = 0  # of the batch whose gradients arrive now
     column: dict[str, Tensor] = field(default_factory=dict)  # per-sample gradients of one column, by parameter
 
     def flush(self) -> None:

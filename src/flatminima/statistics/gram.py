@@ -111,7 +111,7 @@ class _State:
     log_norms: Tensor
     layers: Moments
     sizes: tuple[int, ...]
-    current: dict[str, Tensor] = field(default_factory=dict)  # diagonals of the batch that is being heard
+    current: dict[str, Tensor] = field(default_factory=dict)  # diagonals of the batch whose gradients arrive now
     total: Tensor | None = None
 
 

@@ -1,6 +1,6 @@
 """Diagonal and trace of the mean loss's Hessian or Gauss-Newton matrix, from probes or a product a parameter.
 
-The surprise: one probe a group of samples is worth as much as one probe for all of them, at a fraction of the cost.
+Note: one probe a group of samples is worth as much as one probe for all of them, at a fraction of the cost.
 Traces add over samples, so each group has probes of its own, and their spread shows the error of both draws.
 """
 
@@ -150,7 +150,7 @@ class HessianProbes(Fold[_Sums, ProbedHessian]):
         )
 
     def without_sweep(self, minimum: Minimum) -> ProbedHessian:
-        """From products of the network's own; the diagonal is this process's part."""
+        """Compute from products of the network's own; the diagonal is this process's part."""
         order = torch.arange(len(minimum.samples)) if self.order_seed is None else minimum.samples.order(self.seed)
         edges = group_edges(self.limit(minimum), self.groups)
         traces = torch.zeros(len(edges) - 1, self.probes, dtype=torch.float64)
@@ -174,7 +174,7 @@ class HessianProbes(Fold[_Sums, ProbedHessian]):
 
 
 def group_edges(samples: int, groups: int) -> list[int]:
-    """Where groups of (nearly) equal size begin and end; no group is empty.
+    """Begin and end of groups of (nearly) equal size; no group is empty.
 
     Examples:
         >>> group_edges(7, 3), group_edges(2, 9)

@@ -1,4 +1,4 @@
-"""Which positions a callable loss counts, asked by its gradients at logits of our choosing.
+"""Positions that a callable loss counts, read off its gradients at logits of our choosing.
 
 At logits of 0 the gradient of a loss of labels is negative at the label and adds up to 0 over the classes (or touches
 the label alone, where outputs are log-probabilities). A position that does not move the loss there is ignored, if the

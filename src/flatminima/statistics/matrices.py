@@ -27,7 +27,7 @@ _NORMALISES = ("LayerNorm", "RMSNorm")  # in the name of a class: by a number th
 
 @dataclass(frozen=True)
 class MatrixNorm:
-    """Of one weight matrix W (out, in): ||W||_F and ||W||_2."""
+    """Norms of one weight matrix W (out, in): ||W||_F and ||W||_2."""
 
     frobenius: float
     two: float

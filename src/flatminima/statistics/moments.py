@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Of `count` values of each parameter (Chan, Golub & LeVeque 1983).
+    """Moments of `count` values of each parameter (Chan, Golub & LeVeque 1983).
 
     Attributes:
         names: of the P parameters.
@@ -26,7 +26,7 @@ class Moments:
 
     @classmethod
     def of(cls, names: tuple[str, ...], values: Mapping[str, Tensor], count: int) -> Moments:
-        """Of values (count,) by name; a parameter that is not there has only zeros.
+        """Compute from values (count,) by name; a parameter that is not there has only zeros.
 
         Examples:
             >>> m = Moments.of(("a", "b"), {"a": torch.tensor([1.0, 3.0])}, 2)

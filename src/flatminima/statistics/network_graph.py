@@ -1,4 +1,4 @@
-"""What a forward pass is made of: linear layers, and which activation each step stretches by how much."""
+"""The parts of a forward pass: linear layers, and which activation each step stretches by how much."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SampleOperator:
-    """How the weights of a layer act on one sample, where that is no plain product with its matrix.
+    """Action of a layer's weights on one sample, where that is no plain product with its matrix.
 
     Attributes:
         act: (matrix, x (n, *shape[1:])) -> the layer without its bias at x: a convolution, or a product in blocks.

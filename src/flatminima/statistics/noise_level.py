@@ -1,7 +1,7 @@
-"""How much noise the weights take before the network is wrong about more: Jiang et al.'s sigma, found by search.
+"""Noise that the weights take before the network errs on more samples: Jiang et al.'s sigma, found by search.
 
 The draws are made once and only scaled, so that the rise is a smooth function of sigma and its root is found in a few
-evaluations; each draw looks at a block of samples of its own. The surprise: sigma is a standard deviation, and a
+evaluations; each draw looks at a block of samples of its own. Note: sigma is a standard deviation, and a
 popular program hands its square to the generator.
 """
 

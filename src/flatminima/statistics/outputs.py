@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutputSummary:
-    """What the network says of each sample, in the order of the data.
+    """Summary of the network's outputs for each sample, in the order of the data.
 
     Attributes:
         losses (n,) float64.

@@ -2,7 +2,7 @@
 
 An activation is the sum over paths from the inputs and from a constant 1. What each operation does to it is a rule of
 `path_linear`, `path_pooling`, `path_activations` or `path_shapes`; an operation without a rule (sigmoid, attention,
-LayerNorm, ...) is `Undefined`, named, wherever it stands in the code. Tensors that are no activations are computed as
+LayerNorm, ...) is `Undefined`, named, wherever it is in the code. Tensors that are no activations are computed as
 the network computes them.
 """
 
@@ -98,7 +98,7 @@ class PathAlgebra(TorchFunctionMode):
         return self._known[id(value)].node
 
     def linear(self, value: Tensor) -> Linear | None:
-        """What can still be folded into the linear map that made an activation; asked once."""
+        """The linear map that made an activation, into which something can still be folded; asked once."""
         known = self._known[id(value)]
         found, known.linear = known.linear, None
         return found

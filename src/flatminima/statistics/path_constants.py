@@ -1,4 +1,4 @@
-"""What a forward pass makes of parameters before an activation meets it: effective weights, and where they come from.
+"""Values that a forward pass makes of parameters before an activation meets them: effective weights and their origin.
 
 A layer's weights may be a parameter, a view of one, or made from several (weight_norm, LoRA merged into the weights).
 Constants are computed as the network does; their origin tells names, and how each parameter enters.
@@ -37,7 +37,7 @@ _LEGACY = re.compile(r"^(?:(?P<path>.*)\.)?(?P<attribute>weight|bias)_(?:g|v|ori
 
 @dataclass(frozen=True)
 class Origin:
-    """Which parameters a constant is made from.
+    """Parameters that a constant is made from.
 
     Attributes:
         uses: how often each enters.
@@ -53,7 +53,7 @@ class Origin:
 
     @property
     def parameter(self) -> str | None:
-        """What holds it: a parameter, or an attribute that is parametrized ("conv.weight"); "": nothing; None: several.
+        """The holder: a parameter, or an attribute that is parametrized ("conv.weight"); "": nothing; None: several.
 
         A parameter counts only where nothing but a view of it is taken.
         """
@@ -69,7 +69,7 @@ class Origin:
         return any(_attribute(name) != name for name in self.uses)
 
     def name(self, default: str) -> str:
-        """Of the module or parameter that holds it."""
+        """Name of the module or parameter that holds it."""
         if not self.uses:
             return default
         return ", ".join(sorted({_attribute(name).removesuffix(".weight") for name in self.uses}))
@@ -109,7 +109,7 @@ class Constants:
         return [t for t, _ in self._made.values() if t.untyped_storage().data_ptr() == storage]
 
     def of(self, value: object) -> Origin:
-        """Where a constant comes from."""
+        """Origin of a constant."""
         if not isinstance(value, Tensor):
             return Origin()
         if id(value) in self._names:

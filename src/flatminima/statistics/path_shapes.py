@@ -1,4 +1,4 @@
-"""What only moves, repeats, joins or adds up activations, in the algebra of paths."""
+"""Functions that only move, repeat, join or add up activations, in the algebra of paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the Gauss-Newton matrix has the Hessian's diagonal: networks piecewise linear in each single weight.
+"""Networks whose Gauss-Newton matrix has the Hessian's diagonal: those piecewise linear in each single weight.
 
 There the second derivative of the output by one weight is 0 almost everywhere, so that C backward passes give the
 Hessian's diagonal exactly. ReLU networks with BatchNorm in eval mode are such. One smooth activation is enough for

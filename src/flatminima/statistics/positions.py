@@ -1,4 +1,4 @@
-"""Where the classes of an output are, and which positions have a label: samples, tokens, pixels.
+"""The axis of an output's classes, and the positions that have a label: samples, tokens, pixels.
 
 One meaning for all that is said of predictions: each labelled position counts once, ignored ones do not count. torch's
 losses say where their classes are and what they ignore; a callable is asked (`loss_probe`).

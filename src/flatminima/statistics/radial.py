@@ -1,4 +1,4 @@
-"""How much each sample's gradient points along the weights themselves: the terms of the Fisher-Rao norm."""
+"""Component of each sample's gradient along the weights themselves: the terms of the Fisher-Rao norm."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class _Sums:
     weights: dict[str, Tensor]
     squares: Tensor  # (n,), by position in the order
-    current: Tensor | None = None  # <w, g> over the layers heard so far
+    current: Tensor | None = None  # <w, g> over the layers so far
     heard: set[str] = field(default_factory=set)
     columns: Tensor | None = None  # squares of the columns that are complete, (batch,)
 
     def close(self) -> None:
-        """All layers of a column were heard: square their sum."""
+        """All layers of a column have arrived: square their sum."""
         if self.current is not None:
             square = self.current.square()
             self.columns = square if self.columns is None else self.columns + square

@@ -49,6 +49,6 @@ def draws(statistic: Statistic[Any], population: int) -> bool:
 
 
 def diagonal_of(value: Any) -> Tensor:
-    """Of Hutchinson's probes their diagonal."""
+    """Diagonal of Hutchinson's probes."""
     found: Tensor = value if isinstance(value, Tensor) else value.diagonal
     return found

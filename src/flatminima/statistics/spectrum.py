@@ -66,7 +66,7 @@ class Spectrum:
         return self.parameters * moved.mean(0)
 
     def variances(self, f: Function, slope: Function) -> tuple[float, float]:
-        """Of the mean of `trace` over probes: of the probes, and to first order of the samples; nan where unseen.
+        """Variances of the mean of `trace`: of the probes, and to first order of the samples; nan where unseen.
 
         The samples' is (1 - s/n) B / G, B the variance between the groups' responses, s of n samples (Cochran 1977).
         """

@@ -169,6 +169,6 @@ class ExactTraces(Fold["_Traces", GroupTraces]):
 @dataclass
 class _Traces:
     values: Tensor  # at their positions in the order
-    now: dict[str, Tensor]  # of the batch that is being heard, by parameter
+    now: dict[str, Tensor]  # of the batch whose gradients arrive now, by parameter
     layers: Moments
     population: int

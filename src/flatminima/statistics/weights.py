@@ -1,4 +1,4 @@
-"""What the weights alone say: no pass over the data."""
+"""Statistics of the weights alone: no pass over the data."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What J20 Fig. 1 to 3 share: pre-activation ResNets of different test error, and four metrics of each.
+"""Shared by J20 Fig. 1 to 3: pre-activation ResNets of different test error, and four metrics of each.
 
 The metrics are those of the paper's four panels: Fisher log-determinant (eq. 5), spectral radius and Frobenius norm of
 the Fisher matrix, and the robustness of the softmax output. Without label smoothing the log-determinant follows the
-training loss (erratum J-e), so the loss stands beside it, and as a control the log-determinant with logits rescaled to
+training loss (erratum J-e), so the loss is beside it, and as a control the log-determinant with logits rescaled to
 norm 25, as in the authors' code.
 """
 
@@ -126,7 +126,7 @@ def beside(results: Sequence[Result], said: str = "") -> list[Verdict]:
 
 
 def figure(results: Sequence[Result], x: str, title: str) -> Figure:
-    """As the paper has it: test error and metrics against what is varied, mean and standard deviation; the loss too."""
+    """Draw the paper's figure: test error, metrics and loss against what is varied, mean and standard deviation."""
     drawn, axes = panels(3, 2)
     own = [r for r in results if r["reached"]]
     groups = sorted({r[x] for r in own}, key=_order)
@@ -143,7 +143,7 @@ def figure(results: Sequence[Result], x: str, title: str) -> Figure:
 
 
 def _place(value: Any, groups: Sequence[Any]) -> float:
-    """Where a value stands along x: schemes and batch sizes at equal distances, sizes of a set to scale."""
+    """Place of a value along x: schemes and batch sizes at equal distances, sizes of a set to scale."""
     return float(value if 0 in groups else groups.index(value))
 
 

@@ -1,4 +1,4 @@
-"""What J20 Table 1 and 2 share: networks trained with and without the Fisher-trace regularizer.
+"""Shared by J20 Table 1 and 2: networks trained with and without the Fisher-trace regularizer.
 
 Both tables are of the same minima, so each run yields the numbers of both; the second study reads its own.
 """
@@ -79,7 +79,7 @@ _SWEEP: tuple[Config, ...] = (
 
 
 def configurations(scale: str) -> list[Config]:
-    """By data set, network, seed and strength of the regularizer, then its M and threshold at the first strength."""
+    """List runs by data set, network, seed and strength, then by M and threshold at the first strength."""
     s = _SCALES[scale]
     same = ("epochs", "limit", "held", "size", "subset", "augment", "lr", "milestones")
     shared = {key: s[key] for key in same}

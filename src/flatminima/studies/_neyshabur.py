@@ -1,4 +1,4 @@
-"""What the studies of Neyshabur et al. (2017) share: their training, and what they look at in a network.
+"""Shared by the studies of Neyshabur et al. (2017): their training, and what they look at in a network.
 
 The norms are those of the figures, divided by the margin that 5% of the samples fall below, as natural logarithms of
 the capacity (twice the norm's, so that ratios of the paper's figures are differences here).
@@ -60,7 +60,7 @@ def fit(model: nn.Module, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], con
 
 
 def half(draws: int, batches: int, alphas: tuple[float, float]) -> dict[str, Any]:
-    """What the configurations of scale "half" have beside those of "cpu": fresh data, noise on batches of 64.
+    """Settings of scale "half" beside those of "cpu": fresh data, noise on batches of 64.
 
     Args:
         draws: of noise. batches: among which they are shared out. alphas: the least and the largest noise, around an

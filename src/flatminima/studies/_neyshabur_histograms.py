@@ -1,4 +1,4 @@
-"""What N17's Fig. 5 to 8 are drawn of: each ratio of C1 and C3, activations that flip, and outputs; and the drawing.
+"""The drawing of N17's Fig. 5 to 8: each ratio of C1 and C3, activations that flip, and outputs; and the drawing.
 
 Histograms have fixed edges, so that those of several samples and seeds add; a value beyond them is in the last bin.
 """

@@ -32,7 +32,7 @@ _SHOWN = (0.02, 0.98)  # quantiles of pacGen between which colours are spread
 
 
 def like(r: Result) -> list[bool]:
-    """Which of `LIKE` hold of a data set's pair of minima."""
+    """Check which of `LIKE` hold of a data set's pair of minima."""
     sharp, flat = r["sharp"], r["flat"]
     return [
         0 < flat["loss"] - sharp["loss"] <= _SLIGHTLY,

@@ -34,7 +34,7 @@ _APART = 1e-2  # distance of two minima
 
 @dataclass(frozen=True)
 class Measured:
-    """At k points of the free weights, float64 (k,): loss, trace of the Hessian, pacGen, the bound for each eta.
+    """Values at k points of the free weights, float64 (k,): loss, trace of the Hessian, pacGen, the bound for each eta.
 
     `sigmas` (k, 2) are the half-widths of the noise that the bound for each eta is of.
     """
@@ -156,7 +156,7 @@ def _axis(side: int) -> Tensor:
 
 
 def search(x: Tensor, y: Tensor, choices: Sequence[tuple[float, float]], side: int) -> tuple[float, float] | None:
-    """Of the fixed entries those whose two minima differ most in the Hessian's trace; None where none has two."""
+    """Search the fixed entries whose two minima differ most in the Hessian's trace; None where none has two."""
     best, found = 1.0, None
     for fixed in choices:
         pair = extremes(x, y, fixed, side)

@@ -1,9 +1,9 @@
-"""What W1 Fig. 3, 5 and W2 Fig. 4, 5 share: one small network, batch size or learning rate varied, gap and pacGen.
+"""Shared by W1 Fig. 3, 5 and W2 Fig. 4, 5: one small network, batch size or learning rate varied, gap and pacGen.
 
 The papers train for equal epochs, where a large batch or a small rate takes fewer or shorter steps and stays
 under-trained, which alone changes the gap; beside it every network is trained to equal loss. The papers' diagonal of
 squared mini-batch gradients is about Fisher / batch (erratum W-n), so pacGen is computed with it and with the
-Gauss-Newton diagonal, which is unbiased. The surprise: with either, kappa decides every term and no curvature enters;
+Gauss-Newton diagonal, which is unbiased. Note: with either, kappa decides every term and no curvature enters;
 only Lemma 3's own form, which has eta = n in it, sees the Hessian (`curvature` is the share of terms that do).
 """
 
@@ -40,7 +40,7 @@ _NAMES = {"batch_size": "batch size", "lr": "learning rate"}
 
 @dataclass(frozen=True)
 class Scale:
-    """At one scale: values of what varies, seeds, epochs, most epochs to equal loss, that loss, samples.
+    """Settings of one scale: values of what varies, seeds, epochs, most epochs to equal loss, that loss, samples.
 
     `look_every`: steps from one look at that loss to the next, beside the end of each epoch. `channels_last`: images
     and weights in that memory format, 1.3 times as fast. `fresh_data`: other samples for each seed.
@@ -68,7 +68,7 @@ class Variation:
     scales: dict[str, Scale]
 
     def configurations(self, scale: str) -> list[Config]:
-        """By seed, by equal epochs and equal loss, by value."""
+        """List runs by seed, by equal epochs and equal loss, by value."""
         s = self.scales[scale]
         return [
             {
@@ -89,7 +89,7 @@ class Variation:
         ]
 
     def claims(self, results: Sequence[Result]) -> list[Verdict]:
-        """Beside the papers' sentences: the same at equal loss, and with other forms of the metric."""
+        """Comparisons beside the papers' sentences: the same at equal loss, and with other forms of the metric."""
         way = "grows with" if self.sign > 0 else "grows as it shrinks, with"
         verdicts = []
         for equal_loss, said in ((False, "equal epochs"), (True, "equal loss")):
@@ -109,7 +109,7 @@ class Variation:
         return verdicts
 
     def figure(self, results: Sequence[Result]) -> Figure:
-        """By epoch as in the papers, one seed; then the end of training by what varies."""
+        """Draw by epoch as in the papers, one seed; then the end of training by what varies."""
         figure, axes = panels(3, 2)
         first = [r for r in results if not r["equal_loss"] and is_first(r["seed"])]
         for index, r in enumerate(sorted(first, key=lambda r: float(r[self.vary]))):

@@ -1,4 +1,4 @@
-"""Who computes a study's runs: this process, a pool of fresh ones, or Ray. Each run is a function of its configuration.
+"""Engines that compute a study's runs: this process, a pool, or Ray. Each run is a function of its configuration.
 
 Another process imports the function by its module's name, with this process's search path, so that a study in a user's
 own file works everywhere. A worker that dies takes only its run with it, and that is tried again. A run belongs to one
@@ -62,7 +62,7 @@ class Target:
 
     @classmethod
     def of(cls, study: Study) -> Target:
-        """Of a study's run.
+        """Make the work of a study's run.
 
         Raises:
             UsageError: the function has no name in a module, so that only this process can call it.
@@ -96,7 +96,7 @@ def execute(
     address: str | None = None,
     told: Told = lambda: None,
 ) -> Iterator[tuple[Work, Run | None]]:
-    """What became of each work, as it comes; None where another process is at it, or has done it by now.
+    """Yield each work with its outcome, as it comes; None where another process is at it, or has done it by now.
 
     Args:
         study: whose run to call. todo: with what.

@@ -25,7 +25,7 @@ HUB = {
 
 
 def find(datasets: Sequence[str], data: str | None = None) -> Sources:
-    """Where the data sets of a study lie.
+    """Find the data sets of a study.
 
     Args:
         datasets: their names. data: None for the Hugging Face hub; a folder that holds a folder a data set, each called

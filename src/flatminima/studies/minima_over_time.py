@@ -1,4 +1,4 @@
-"""How minima become flat or sharp: pacGen, Fisher log-determinant, trace, top eigenvalue and gap, epoch by epoch.
+"""Minima as they become flat or sharp: pacGen, Fisher log-determinant, trace, top eigenvalue and gap, epoch by epoch.
 
 The same network from the same weights with the base optimizer, PertOPT, SAM and FisherTrace. Whether a method ends
 flatter than the base, by each measure, is decided in pairs of equal seeds; so is whether its gap is smaller.

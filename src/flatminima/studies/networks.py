@@ -34,7 +34,7 @@ _PROBE = 16  # samples that tell one augmentation from another
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: weights, its History, and what was looked at after each epoch."""
+    """Result of a training: weights, its History, and what was looked at after each epoch."""
 
     weights: Mapping[str, Tensor]
     history: History

@@ -1,4 +1,4 @@
-"""What the studies' figures share: a line a group with its range over seeds, and labelled axes."""
+"""Shared by the studies' figures: a line a group with its range over seeds, and labelled axes."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _place(
 
 
 def share(folder: Path) -> float:
-    """How much of a run is done, in [0, 1), by the epochs of its first training; 0 if it has not begun."""
+    """Share of a run that is done, in [0, 1), by the epochs of its first training; 0 if it has not begun."""
     try:
         total = read_json(folder / "0" / CONFIGURATION)["epochs"]
         done = read_text(folder / "0" / METRICS).count("\n")

@@ -125,7 +125,7 @@ def plan(
     shard: tuple[int, int] = (1, 1),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What `reproduce` would do; reads the folder, writes nothing.
+    """Plan what `reproduce` would do; reads the folder, writes nothing.
 
     Returns:
         id, scale, reduction, runs, done, to_do, seconds_left: by the median of the runs that are done, as one may have
@@ -152,7 +152,7 @@ def plan(
 
 
 def _opened(study: Study, output: Path, configs: list[Config]) -> Shelf:
-    """The shelf, with those of the runs that a results.json of the folder has."""
+    """The run store, with those of the runs that a results.json of the folder has."""
     shelf = Shelf(output, study)
     shelf.open()
     for place in (output / study.id, *(output / study.id / name for name in SCALES)):
@@ -169,7 +169,7 @@ def _part(jobs: int, shard: tuple[int, int]) -> slice:
 
 
 def _run(study: Study, shelf: Shelf, todo: list[Work], jobs: int, engine: str, address: str | None) -> None:
-    """Do the work, put each run on the shelf as it is done, and tell how far the whole study is."""
+    """Do the work, store each run as it is done, and report how far the whole study is."""
     open_, total = {under_way(work.file) for work in todo}, len(todo)
 
     def told() -> None:

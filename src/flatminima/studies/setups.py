@@ -39,7 +39,7 @@ _ALL = "all"  # of a data set's samples
 
 
 def printed(study: Study) -> list[Setting]:
-    """What the papers print of a study's set-up; of one that reads another's runs, of theirs."""
+    """Settings that the papers print for a study; of one that reads another's runs, of theirs."""
     name = study.runs_of or study.id
     return [setting for paper in papers().values() for setting in paper.settings if name in setting.studies]
 

@@ -1,4 +1,4 @@
-"""Where the runs of a study lie: a file each, written whole when done; beside it a folder while it is under way."""
+"""The store of a study's runs: a file each, written whole when done; beside it a folder while it is under way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = dict[str, Any]  # config, result or error, seconds
 
 @dataclass(frozen=True)
 class Shelf:
-    """The runs of a study in an output folder; a study that reads another's runs has that one's shelf."""
+    """The runs of a study in an output folder; a study that reads another's runs has that one's store."""
 
     output: Path
     study: Study
@@ -55,7 +55,7 @@ class Shelf:
             shutil.rmtree(under_way(file), ignore_errors=True)
 
     def committed(self, results: Path) -> Callable[[Config], Run | None]:
-        """The runs of a results.json of these versions, by configuration: a clone has that file, and not the shelf."""
+        """The runs of a results.json of these versions, by configuration: a clone has that file, and not the store."""
         try:
             document = read_json(results, finite=True)
             runs = document["runs"] if document["versions"] == versions() else []

@@ -1,4 +1,4 @@
-"""What the runs of a study say of a sentence: a statistic with its interval, and a verdict."""
+"""Verdict of a study's runs on a sentence: a statistic with its interval, and a verdict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEWEST = 5  # runs: of four, a perfect order has p = 2/4! > 0.05
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say of one sentence.
+    """Verdict of the runs on one sentence.
 
     Attributes:
         claim: the sentence; a paper's as quoted, one's own in plain words.

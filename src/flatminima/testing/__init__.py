@@ -1,4 +1,4 @@
-"""For the tests of who writes a measure, an optimizer or a model: does it leave everything else alone?"""
+"""Tests for authors of a measure, an optimizer or a model: does it leave everything else alone?"""
 
 from flatminima.testing.check import NotUntouched, Report, check_untouched
 from flatminima.testing.modes import MODES

@@ -29,7 +29,7 @@ class NotUntouched(AssertionError):
 
 @dataclass(frozen=True)
 class Report:
-    """What came of each mode and number of threads.
+    """Outcome of each mode and number of threads.
 
     Attributes:
         outcomes: (mode, threads) -> "same", or the refusal.
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def refused(self) -> list[tuple[str, int]]:
-        """Where it was refused."""
+        """Modes in which it was refused."""
         return [where for where, outcome in self.outcomes.items() if outcome != "same"]
 
 

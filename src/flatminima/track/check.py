@@ -70,11 +70,11 @@ class Check:
         return self.network.within_memory(self._quantities[name])
 
     def eigenvalue(self) -> Estimate:
-        """Of the Hessian."""
+        """Largest eigenvalue of the Hessian."""
         return self._followed("eigenvalue", self._of("hessian"))
 
     def preconditioned(self) -> Estimate:
-        """Of D (H + decay) D, and the threshold in the same units."""
+        """Largest eigenvalue of D (H + decay) D, and the threshold in the same units."""
         stable = self.stability()
         details = {"threshold": stable.threshold, "thresholds": list(stable.thresholds)}
         if stable.plain and self.top is not None:
@@ -143,7 +143,7 @@ class Check:
         return Estimate(far, details={"relative": far / size if size > 0 else None})
 
     def of_optimizer(self) -> dict[str, float]:
-        """What PertOPT and SAM know without a pass."""
+        """Numbers that PertOPT and SAM know without a pass."""
         own = own_of(self.optimizer)
         if isinstance(own, PertOPT) and not own.drawn:
             found = own.diagnostics()
@@ -159,7 +159,7 @@ class Check:
         return {}
 
     def stability(self) -> Stability:
-        """Of the optimizer as it is now.
+        """Stability of the optimizer as it is now.
 
         Raises:
             Undefined: there is no optimizer, or nothing is known of it.

@@ -125,7 +125,7 @@ class _Judged:
     length: float
 
     def error(self) -> float:
-        """Of the largest value: Kato and Temple's bound where the gap is larger than the residual."""
+        """Error of the largest value: Kato and Temple's bound where the gap is larger than the residual."""
         if len(self.values) < 2:
             return self.length
         gap = _GAP * float(self.values[0] - self.values[1])

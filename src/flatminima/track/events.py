@@ -1,4 +1,4 @@
-"""What happens in a run, in plain words: spikes, the edge of stability, noise longer than the weights."""
+"""Events of a run, in plain words: spikes, the edge of stability, noise longer than the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HALF = 0.5
 
 
 def events(row: Row, before: Sequence[Row]) -> list[str]:
-    """What is new in a row, after the rows before it."""
+    """Events that are new in a row, after the rows before it."""
     return [*_loss(row, before), *_edge(row, before), *_noise(row, before)]
 
 

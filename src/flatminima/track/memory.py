@@ -1,4 +1,4 @@
-"""What a tracker carries from look to look, and how it is kept beside a checkpoint."""
+"""State that a tracker carries from look to look, and how it is kept beside a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DECAY = 0.7  # weight of a look's spread at the next one
 
 @dataclass(frozen=True)
 class Options:
-    """How a look is made.
+    """Options of a look.
 
     Attributes:
         tolerance: of the eigenvalues, relative. cap: products a check and eigenvalue, at most.
@@ -98,7 +98,7 @@ class Memory:
         }
 
     def load_state_dict(self, state: dict[str, Any], options: Options) -> None:
-        """Go on from `state_dict`, for parameters of which `fit` hears next."""
+        """Go on from `state_dict`, for the parameters that `fit` gets next."""
         self.layout = tuple((str(name), int(size)) for name, size in state["layout"])
         self.followers = {}
         for name, looks in state["looks"].items():

@@ -58,7 +58,7 @@ def page(table: TrackTable, *, refresh: int | None = None) -> str:
 
 
 def sentences(table: TrackTable) -> list[str]:
-    """What a reader should know first."""
+    """Sentences that a reader should know first."""
     if not len(table):
         return ["No check has been made yet."]
     last, said = table[-1], [f"{len(table)} checks, the last at step {table[-1]['step']:,}."]

@@ -1,4 +1,4 @@
-"""What a tracker can follow, and how often."""
+"""Quantities that a tracker can follow, and how often."""
 
 from __future__ import annotations
 

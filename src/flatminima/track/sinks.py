@@ -1,4 +1,4 @@
-"""Where rows go beside the table: any function, a file, or an experiment tracker that the caller has set up.
+"""Destinations of rows beside the table: any function, a file, or an experiment tracker that the caller has set up.
 
 A sink is a function of (step, values), values by name and all of them numbers. Trackers are recognised by what they can
 do, so that none of them is imported here.

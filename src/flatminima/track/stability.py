@@ -1,4 +1,4 @@
-"""Where an optimizer becomes unstable: its preconditioner, and the curvature that its rates bear.
+"""Thresholds at which an optimizer becomes unstable: its preconditioner, and the curvature that its rates bear.
 
 A step w <- w - lr P^-1 m is stable along an eigenvector of P^-1 H up to c / lr, where c is 2 for gradient descent,
 2 + 2 beta for momentum, (2 + 2 beta) / (1 + 2 beta) for Nesterov's, and (2 + 2 beta1) / (1 - beta1), 38 at the
@@ -27,7 +27,7 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one group of an optimizer does to its weights."""
+    """Action of one group of an optimizer on its weights."""
 
     rate: float
     bears: float  # c of the module's docstring

@@ -34,7 +34,7 @@ class TrackTable(Sequence[Row]):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TrackTable:
-        """From a log.
+        """Read a log.
 
         Raises:
             UsageError: no log of a tracker.

@@ -152,7 +152,7 @@ class Tracker:
         return self.seconds / max(time.perf_counter() - self._began - self.seconds, 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is carried, for a checkpoint: directions, where tracking began, when each quantity was looked at."""
+        """State to carry, for a checkpoint: directions, where tracking began, when each quantity was looked at."""
         return {"memory": self.memory.state_dict(), "last": dict(self._last)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

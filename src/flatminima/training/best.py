@@ -25,7 +25,7 @@ class Best:
         self.weights: dict[str, Tensor] | None = None
 
     def see(self, epoch: int, loss: float, model: nn.Module) -> None:
-        """After each epoch, counted from 1."""
+        """Note the result of an epoch, counted from 1."""
         if loss < self.loss:
             self.loss, self.epoch, self.waited = loss, epoch, 0
             if self.keep:

@@ -1,4 +1,4 @@
-"""How to train, as one value: equal configurations on equal data give equal weights."""
+"""Training options as one value: equal configurations on equal data give equal weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OPTIMIZERS = ("adam", "sgd")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; equal configurations on equal data give equal weights. The defaults are N17's.
+    """Training options; equal configurations on equal data give equal weights. The defaults are N17's.
 
     Args:
         optimizer: "sgd" or "adam". lr: base learning rate, positive.

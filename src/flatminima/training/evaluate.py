@@ -29,7 +29,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """Of a loss by which no output is wrong, such as a squared error."""
+    """Mean of a loss by which no output is wrong, such as a squared error."""
 
     loss: float
     error: None
@@ -104,5 +104,5 @@ def assess(
 
 
 def evaluation(loss: float, error: float | None, n: int) -> Evaluation | MeanLoss:
-    """Of either kind."""
+    """Evaluation of either kind."""
     return MeanLoss(loss, None, n) if error is None else Evaluation(loss, error, n)

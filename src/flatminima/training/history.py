@@ -1,4 +1,4 @@
-"""What happened in training, epoch by epoch."""
+"""Record of a training, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """What happened in training.
+    """Record of a training.
 
     Args:
         epochs: one entry an epoch. Its loss and error are means over the batches *while* training (augmented,

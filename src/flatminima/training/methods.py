@@ -24,7 +24,7 @@ _GIVEN = ("self", "base", "model", "steps_per_epoch", "closure")  # not the user
 
 @dataclass(frozen=True)
 class Method:
-    """What a training loop needs of a method.
+    """Parts of a method that a training loop needs.
 
     Args:
         optimizer: to step with. backward: in place of the loss's own, or None.

@@ -1,4 +1,4 @@
-"""What training minimises: the mean over samples of a loss; which outputs are wrong; how a network is called.
+"""The objective of training: the mean over samples of a loss; which outputs are wrong; how a network is called.
 
 The loss of a sample is what the measures see, so that what is trained is what is measured: the loss of a text is the
 mean over its tokens that count, and texts weigh alike.

@@ -48,7 +48,7 @@ class Plateau:
     drops: int = 0
 
     def see(self, loss: float) -> None:
-        """After each epoch."""
+        """Note the end of an epoch."""
         if loss < self.best * (1 - _THRESHOLD):
             self.best, self.waited = loss, 0
             return

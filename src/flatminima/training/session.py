@@ -79,7 +79,7 @@ class Session:
         Args:
             training: made as it was the first time.
             measure: further numbers of an epoch, for its line.
-            on_row: told of each line written. on_step: called after each step.
+            on_row: called with each line written. on_step: called after each step.
 
         Raises:
             Interrupted: a signal arrived; the last step is kept.

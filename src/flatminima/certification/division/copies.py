@@ -55,7 +55,7 @@ class Copies:
 
     @property
     def evidence(self) -> str:
-        """What was recognised, for the reader; "" for nothing."""
+        """Copies recognised, in words for the reader; "" for none."""
         if not self.kinds:
             return ""
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(self.kinds).items()))

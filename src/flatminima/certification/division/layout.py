@@ -1,4 +1,4 @@
-"""How a sample's numbers are laid out: channels first or last, an image or a row, and the ways to turn it."""
+"""Layout of a sample's numbers: channels first or last, an image or a row, and the ways to turn it."""
 
 from __future__ import annotations
 

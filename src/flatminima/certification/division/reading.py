@@ -61,7 +61,7 @@ def _factors(d: int) -> Hashes:
 
 
 def counts_of(hashes: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """How often each distinct value occurs."""
+    """Count of each distinct value."""
     return np.unique(hashes, return_counts=True)[1].astype(np.int64)
 
 

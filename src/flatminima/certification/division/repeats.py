@@ -46,7 +46,7 @@ _INJECTIVE = 0.9  # share of distinct values in a column that alone tells rows a
 
 @dataclass(frozen=True)
 class Repeats:
-    """How samples repeat.
+    """Repeated samples, counted.
 
     Attributes:
         n: samples. distinct: unlike in input or target. inputs: unlike in input. most: copies of the most frequent.
@@ -71,7 +71,7 @@ class Repeats:
 
     @property
     def evidence(self) -> str:
-        """What was counted, for the reader; "" where nothing repeats."""
+        """The counts in words for the reader; "" where nothing repeats."""
         if self.inputs == self.n:
             return ""
         text = f"{self.n} samples, {self.distinct} distinct ({self.inputs} inputs), the most frequent {self.most} times"
@@ -109,7 +109,7 @@ def _repeats(hashes: Hashes) -> bool:
 
 
 def _coarse(samples: Samples) -> Hashes | None:
-    """Hashes of the inputs in bfloat16; None where near-copies are told by their moments, or there are no fractions."""
+    """Hashes of the inputs in bfloat16; None where moments recognise near-copies, or there are no fractions."""
     first = leaves(samples.take(torch.tensor([0]))[0])
     values = sum(t[0].numel() for t in first)
     if not _FEWEST_COARSE <= values < FEWEST_VALUES or not any(t.is_floating_point() for t in first):
@@ -244,7 +244,7 @@ _DIVISIONS = 5_000  # random ones
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two sets have in common.
+    """Samples that two sets have in common.
 
     Attributes:
         indices: of the samples that are others too, in whatever form. equal: how many of them have the same input.
@@ -271,7 +271,7 @@ class Overlap:
 
     @cached_property
     def evidence(self) -> str:
-        """What was compared and seen, for the reader."""
+        """The comparison and its outcome, in words for the reader."""
         if self.alike:
             return f"its {self.n} inputs occur as often in both, as in no independent draws (p <= {self.p_value:.1g})"
         text = f"{self.equal} of {self.n} with equal inputs"

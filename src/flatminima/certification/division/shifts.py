@@ -40,7 +40,7 @@ class Images:
 
     @classmethod
     def of(cls, read: Read, hashes: Hashes, shape: tuple[int, int, int]) -> Images:
-        """With the range of each channel."""
+        """Make one with the range of each channel."""
         lows, highs = [], []
         for part in _parts(len(hashes)):
             rows = read(part).reshape(len(part), shape[0], -1)

@@ -102,7 +102,7 @@ Groups = Tensor | Sequence[Any] | np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the caller says of how the samples were drawn: see `split`."""
+    """The caller's statement of how the samples were drawn: see `split`."""
 
     groups: Groups | None = None
     repetition: Repetition = "tested"
@@ -146,7 +146,7 @@ class Division:
 
     @property
     def evidence(self) -> str:
-        """What was found of copies and groups, for the reader; "" for nothing."""
+        """Copies and groups, in words for the reader; "" for none."""
         parts = [self.repeats.evidence, self.copies.evidence]
         if self.groups is not None:
             parts.append(f"{self.groups} groups, each whole on one side, one sample of each of the bound's")
@@ -314,7 +314,7 @@ def _leave_out(bound: Tensor, lost: Tensor) -> tuple[Tensor, Tensor, float] | No
 
 
 def _copied(units: Tensor, order: Tensor, cut: int, equal: Tensor | None, pairs: Tensor) -> Tensor:
-    """Which of the bound's units, order[cut:], have copies elsewhere that count against them.
+    """Which of the bound's units, order[cut:], have copies among the other samples that count against them.
 
     Equal inputs: all but the first of them in the order, where that is the bound's. Near-copies: each one.
 

@@ -55,7 +55,7 @@ class Logits(nn.Module):
 
 @dataclass(frozen=True)
 class Packing:
-    """How inputs that are several tensors, or integers, lie side by side in rows of float64.
+    """Layout of inputs that are several tensors, or integers, side by side in rows of float64.
 
     Attributes:
         like: the inputs of one sample: a tensor, or a mapping or tuple of them.
@@ -167,7 +167,7 @@ _PROBE = 3
 
 @dataclass(frozen=True)
 class Head:
-    """Where a network's last linear layer is, and the basis that its inputs are turned to.
+    """A network's last linear layer, and the basis that its inputs are rotated to.
 
     Attributes:
         name: of the layer.

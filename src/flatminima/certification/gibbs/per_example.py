@@ -69,7 +69,7 @@ class PerExample(TorchFunctionMode):
         return result  # a shape, a dtype
 
     def _means(self, values: Any) -> Any:
-        """Arguments of a layer, with means for what stands in for them."""
+        """Arguments of a layer, with means in place of those that are left out."""
         if isinstance(values, dict):
             return {key: self._mean(value) for key, value in values.items()}
         return tuple(self._mean(value) for value in values)

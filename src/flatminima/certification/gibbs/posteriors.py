@@ -168,7 +168,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, factor: Tensor, share: float = _NEGLIGIBLE) -> Spectrum:
-        """From rows B (R, W), by the R x R Gram matrix: B B^T = U diag(lambda) U^T and V = B^T U / sqrt(lambda).
+        """Build from rows B (R, W), by the R x R Gram matrix: B B^T = U diag(lambda) U^T and V = B^T U / sqrt(lambda).
 
         Args:
             factor: B, with F = B^T B.

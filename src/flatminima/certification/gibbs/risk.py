@@ -29,7 +29,7 @@ _AT_ONCE, _MOST = 32, 1 << 24  # draws made together, and numbers in them
 
 @dataclass(frozen=True)
 class GibbsRisk:
-    """What fresh draws of the weights cost on given samples.
+    """Risk of fresh draws of the weights on given samples.
 
     Attributes:
         error, cross_entropy: mean 0-1 loss and mean clamped cross-entropy, both in [0, 1].
@@ -192,7 +192,7 @@ def errors(logits: Tensor, labels: Tensor) -> int:
 
 
 def errors_at(minimum: Minimum, weights: Tensor) -> Tensor:
-    """Which samples the deterministic network with other weights (W,) errs on, (n,) on the CPU."""
+    """Mark the samples that the deterministic network with other weights (W,) errs on, (n,) on the CPU."""
     wrong = []
     with minimum.at(weights.to(minimum.parameters.flat())), torch.no_grad():
         for indices in torch.arange(len(minimum.samples)).split(minimum.batch_size):
@@ -204,7 +204,7 @@ def errors_at(minimum: Minimum, weights: Tensor) -> Tensor:
 
 
 def constant_errors(minimum: Minimum) -> Tensor:
-    """Which samples the best constant answer errs on, (n,) on the CPU."""
+    """Mark the samples that the best constant answer errs on, (n,) on the CPU."""
     labels = []
     for part in torch.arange(len(minimum.samples)).split(minimum.batch_size):
         targets = minimum.samples.take(part)[1]

@@ -117,7 +117,7 @@ class Loss(ABC):
     @property
     @abstractmethod
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers must know of this loss, as far as was seen."""
+        """Notes on this loss for a reader of the numbers, as far as was seen."""
 
     @abstractmethod
     def inspect(self, output: Tensor, target: Tensor, gradient: Tensor) -> None:
@@ -157,7 +157,7 @@ def rows(t: Tensor) -> Tensor:
 
 
 def accurate(output: Tensor) -> Tensor:
-    """At least float32."""
+    """Convert to float32 at least."""
     return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
 

@@ -1,4 +1,4 @@
-"""Which loss a name, one of torch's modules or functions, or a callable is.
+"""Recognition of the loss that a name, one of torch's modules or functions, or a callable is.
 
 Torch's own are recognised by identity: a module of exactly torch's forward, or a function of ``torch.nn.functional``,
 plain or in a ``functools.partial``. A subclass that overrides forward, a module with hooks and every other callable are

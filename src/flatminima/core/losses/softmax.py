@@ -36,7 +36,7 @@ class Coefficients:
     spread: Tensor | None = None
 
     def part(self, samples: slice) -> Coefficients:
-        """Of some of the samples."""
+        """The part of some of the samples."""
         rest = (None if t is None else t[samples] for t in (self.labels, self.at, self.spread))
         return Coefficients(self.total[samples], *rest)
 

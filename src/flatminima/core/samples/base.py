@@ -103,7 +103,7 @@ class Samples(ABC):
 
 
 def spread(count: int, places: int) -> Tensor:
-    """Up to `places` indices from 0 to count - 1, evenly, in integers: float32 has none of its own above 2^24."""
+    """Spread up to `places` indices evenly from 0 to count - 1, in integers: float32 is too coarse above 2^24."""
     k = min(places, count)
     return torch.arange(k) * (count - 1) // max(k - 1, 1)
 

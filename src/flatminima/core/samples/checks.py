@@ -1,4 +1,4 @@
-"""What samples have to be for a network and its loss: entries that it takes, and targets of which every one fits."""
+"""Conditions on samples for a network and its loss: entries that it takes, and targets of which every one fits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _positional(model: nn.Module) -> tuple[int, int] | None:
 
 
 def call(model: Any, inputs: Inputs) -> Any:
-    """What the model returns for a batch: one tensor, several by position or by name, or all in one argument.
+    """Call the model on a batch: one tensor, several by position or by name, or all in one argument.
 
     A forward of exactly one argument, as `forward(self, batch)`, is given several inputs as the tuple or dict that
     they are.

@@ -113,7 +113,7 @@ class DatasetSamples(Samples):
 
 
 def _passes(error: Exception) -> bool:
-    """What is answered elsewhere: the library's own refusals, and memory that runs out, which halves the batch."""
+    """Errors that other code answers: the library's own refusals, and memory that runs out, which halves the batch."""
     return isinstance(error, FlatMinimaError | MemoryError) or "can't allocate memory" in str(error)
 
 

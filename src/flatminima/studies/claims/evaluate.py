@@ -102,7 +102,7 @@ def of_study(document: Mapping[str, Any]) -> list[Verdict]:
 
 
 def count(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many findings have each word."""
+    """Count the findings of each verdict."""
     return dict(Counter(finding.word for finding in findings))
 
 

@@ -1,4 +1,4 @@
-"""From the runs of the studies to a verdict on a paper's sentence.
+"""Judgement of a paper's sentence by the runs of the studies.
 
 Reproduced: the interval lies on the claimed side, and the paper's effect is not excluded. Contradicted: it lies on the
 other side. Smaller than claimed: the paper's effect, or the smallest that counts, is excluded. Else not informative. A
@@ -37,7 +37,7 @@ _TWO_SIDED_NULLS = ("flat", "similar")
 
 
 def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
-    """What the runs of one scale say of a claim.
+    """Judge a claim by the runs of one scale.
 
     Args:
         claim: of the registry. runs: study to its rows, see `quantities.rows`; an absent study has none.
@@ -296,7 +296,7 @@ def _together(worst: Verdict, found: Sequence[Verdict]) -> str:
 
 
 def measured(trial: Trial) -> str:
-    """What the statistic of a trial is, in words."""
+    """Name the statistic of a trial."""
     said = trial.said or trial.y
     if trial.shape == "v":
         return f"{said}: slope beyond the vertex, along {trial.x}"

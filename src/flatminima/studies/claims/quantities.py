@@ -1,4 +1,4 @@
-"""What a trial reads off the runs of a study: their rows, and quantities named by short expressions.
+"""Quantities that a trial reads off the runs of a study: their rows, and quantities named by short expressions.
 
 A row has what a run was told and what it found; in the toy, a row each for its sharp and its flat minimum.
 """
@@ -76,7 +76,7 @@ def value(expression: str, row: Row) -> float | None:
 
 
 def fits(row: Row, where: Mapping[str, Any]) -> bool:
-    """Whether a row has the values; a list stands for any of them, "<= 3" and ">= 3" for an order."""
+    """Whether a row has the values; a list means any of them, "<= 3" and ">= 3" for an order."""
     return all(_fits(row.get(key), wanted) for key, wanted in where.items())
 
 

@@ -46,7 +46,7 @@ ALONG = ("rises", "falls", "not_rises", "not_falls", "flat", "v")
 PAIRED = ("larger", "smaller", "similar", "not_larger")
 BOUNDED = ("at_least", "at_most")
 PREMISES: Mapping[str, str] = MappingProxyType(
-    {  # what stands for the number is its value, as in "train error at most 0.01"
+    {  # the number's place holds its value, as in "train error at most 0.01"
         "train error at most": "share of training samples that a network errs on",
         "train loss at most": "nats, at the end of training",
         "train losses within": "nats between the smallest and the largest training loss of the runs compared",
@@ -58,7 +58,7 @@ PREMISES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Trial:
-    """How runs of one study decide a sentence.
+    """Trial of a sentence by the runs of one study.
 
     Attributes:
         study: whose runs. shape: of `SHAPES`. y: a quantity, see `quantities.value`. x: another, for shapes along it.
@@ -116,7 +116,7 @@ class Claim:
 
     @property
     def tried(self) -> str:
-        """What tries it: ids of studies, "calculation", or "not tried"."""
+        """Trials of it: ids of studies, "calculation", or "not tried"."""
         return ", ".join(self.studies) or ("calculation" if self.check else "not tried")
 
 

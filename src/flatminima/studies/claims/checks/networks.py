@@ -95,7 +95,7 @@ def bound_change_small() -> Outcome:
 
 
 def dropout_multiplies() -> Outcome:
-    """What dropout does to ones."""
+    """Effect of dropout on ones."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         values = set(torch.nn.functional.dropout(torch.ones(1_000), 0.3).tolist())

@@ -1,4 +1,4 @@
-"""What a calculation says of a sentence."""
+"""Outcome of a calculation that decides a sentence."""
 
 from __future__ import annotations
 
