@@ -95,7 +95,7 @@ def certify_around(
         delta: failure probability of the whole statement, `delta_mc` of it for the draws (a fifth by default).
         draws: of the weights, at least; rounded up to whole passes over the samples.
         batch_size: samples a draw, where weights cannot be drawn for each example.
-        p_min: clamp of the cross-entropy, whose bound stands beside that of the error.
+        p_min: clamp of the cross-entropy, whose bound is given beside that of the error.
         curvature: "gauss_newton" or "fisher" (empirical; it vanishes where all labels are fitted).
         curvature_samples: drawn for it; None for all, of fisher_laplace for 100.
         kappa, rho, box: of "uniform" and "truncated_gaussian", see `families.family`.

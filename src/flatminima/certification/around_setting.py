@@ -52,7 +52,7 @@ class PosteriorChoice:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of the posterior and of its draws; the names are those of `certify_around`."""
+    """Options of the posterior and of its draws; the names are those of `certify_around`."""
 
     posterior: str
     scales: Scales
@@ -161,7 +161,7 @@ class AroundSetting:
         return hashlib.blake2b(both.numpy().tobytes(), digest_size=8).hexdigest()
 
     def risk(self, choice: PosteriorChoice) -> GibbsRisk:
-        """Of the frozen posterior, by draws of its own: other ones for other weights, so that none are fitted to them.
+        """Gibbs risk of the frozen posterior, by its own draws: other weights get others, to which none are fitted.
 
         Raises:
             ModelError: a network that gives other answers than before, with the same weights.
@@ -270,7 +270,7 @@ def test_minimum(minimum: Minimum, test_data: Any) -> Minimum:
 
 
 def on_test(test: Minimum, posterior: Posterior, p_min: float, seed: int) -> dict[str, float]:
-    """What the stochastic network, and the mean network, do on samples that nothing was made from."""
+    """Results of the stochastic and the mean network on samples that nothing was made from."""
     n = len(test.samples)
     risk = risk_of(test, posterior, draws=_TEST_DRAWS, batch_size=_PILOT_SAMPLES, p_min=p_min, seed=mix(seed, 2))
     mean = int(errors_at(test, test.parameters.flat()).sum())

@@ -44,12 +44,12 @@ class Recorded:
 
 Listener = Callable[[LayerGradient], None]
 Draws = Mapping[tuple[int, int], list[Listener]]  # by how many random combinations of columns, and their seed
-Backward = Callable[[Tensor, list[Listener], bool], list[Tensor]]  # seed, who hears, keep the graph -> input gradients
+Backward = Callable[[Tensor, list[Listener], bool], list[Tensor]]  # seed, listeners, keep the graph -> input gradients
 
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who hears the loss's gradients, those of each Gauss-Newton column, and of random combinations of these."""
+    """Listeners to the loss's gradients, to those of each Gauss-Newton column, and of random combinations of these."""
 
     layers: list[Listener]
     columns: list[Listener]
@@ -64,7 +64,7 @@ class Batch:
         indices (count,): where the samples stand in the data.
         start: position of the first in the sweep's order.
         outputs (count, ...): detached logits.  losses (count,): per-sample, detached.
-        log_norms (count,) float64: ln ||d loss / d output||; the layer gradients heard are for the unit vector.
+        log_norms (count,) float64: ln ||d loss / d output||; the layer gradients are for the unit vector.
         input_columns (columns, count, D): gradients with respect to the input under each Gauss-Newton column.
     """
 
@@ -203,7 +203,7 @@ class Batch:
         lost: dict[Reads, Absent] = {}
         unit = factor = None
         drawn = listeners.drawn if reads & Reads.DRAWN else {}
-        # all seeds before the first backward pass, so that no fold hears half of what it reads
+        # all seeds before the first backward pass, so that no fold gets half of what it reads
         if reads & Reads.LAYERS:
             try:
                 unit, self.log_norms = loss.seed(self.outputs, self.targets)

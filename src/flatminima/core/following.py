@@ -251,7 +251,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def following_errors() -> Iterator[None]:
-    """What a tape stumbles over means that another way must be taken.
+    """Turn the errors of a tape into the sign that another way must be taken.
 
     Raises:
         LayersDisagree: in place of errors of torch, of the network, and `NoLayerRule`.

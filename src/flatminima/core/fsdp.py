@@ -55,7 +55,7 @@ class Differences:
 
     @property
     def precision(self) -> torch.dtype:
-        """In which the network computes."""
+        """The dtype in which the network computes."""
         return self.minimum.parameters.local[0].dtype
 
     def __call__(self, vector: Tensor) -> Tensor:

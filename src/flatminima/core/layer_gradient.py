@@ -112,7 +112,7 @@ class LayerGradient:
         return total
 
     def factors(self) -> Use | None:
-        """Of one use of a linear layer on vectors: layer, input a_i and output gradient e_i, g_i = e_i a_i^T."""
+        """Factors of one use of a linear layer on vectors: input a_i and output gradient e_i, g_i = e_i a_i^T."""
         if self.summed or len(self.uses) != 1 or self.uses[0][0].rule is not linear or self.uses[0][1].dim() != 2:
             return None
         return self.uses[0]

@@ -36,7 +36,7 @@ def units_of(model: nn.Module, parameters: Parameters) -> list[Unit]:
     seen: set[int] = set()
 
     def walk(module: nn.Module, prefix: str) -> None:
-        if id(module) in seen:  # used in two places: one unit, whose hook hears every call
+        if id(module) in seen:  # used in two places: one unit, whose hook sees every call
             return
         seen.add(id(module))
         own = any(id(p) in wanted for p in module._parameters.values() if p is not None)
@@ -62,13 +62,13 @@ class Tape:
         size: samples in the batch, the first dimension of every layer's output. Parameters are frozen, so that no graph
             to them is kept, but where their gradients are to be checked.
         copies: for models that write in place: 1 clones the outputs of first layers, 2 (`COPIES`) also layer inputs.
-        watch: told when a layer's forward begins and ends (``enter(unit)``, ``leave()``).
+        watch: notified when a layer's forward begins and ends (``enter(unit)``, ``leave()``).
     """
 
     def __init__(self, units: list[Unit], size: int, copies: int = 0, watch: Any = None) -> None:
         self.units, self.size = units, size
         self.copies, self.watch = copies, watch
-        self.roots: list[Tensor] = []  # outputs of layers that no other layer stands before
+        self.roots: list[Tensor] = []  # outputs of layers before which there is no other layer
         self.calls: dict[int, int] = {}
         self._listener: Callable[[LayerGradient], None] | None = None
         self._heard: dict[int, int] = {}

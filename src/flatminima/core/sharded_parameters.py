@@ -62,7 +62,7 @@ class ShardedParameters(Parameters):
 
     @property
     def local(self) -> list[Tensor]:
-        """What this rank holds of each parameter; writing to it writes the weights."""
+        """This rank's part of each parameter; writing to it writes the weights."""
         return [p.detach().to_local() for p in self.tensors]  # type: ignore[attr-defined]
 
     @property

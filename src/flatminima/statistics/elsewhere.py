@@ -96,7 +96,7 @@ class Change(Statistic[DiagonalChange]):
 
 
 def _diagonal(value: Any) -> Tensor:
-    """Of Hutchinson's probes their diagonal."""
+    """Diagonal of Hutchinson's probes."""
     found: Tensor = value.diagonal if not isinstance(value, Tensor) else value
     return found
 
