@@ -107,7 +107,7 @@ def follow(
 ) -> tuple[list[tuple[float, float]], int, Tracker, float]:
     """(value, truth) of the converged checks compared, checks compared, the tracker, the last loss."""
     tracker = Tracker(model, probe, loss=name, optimizer=optimizer, every=every, quantities=["eigenvalue"])
-    per_sample = tracker._network.loss  # type: ignore[union-attr]
+    per_sample = tracker.watched.network.loss  # type: ignore[union-attr]
     chosen = {int(i * (steps - 1) / every / (CHECKED - 1)) * every for i in range(CHECKED)}
     pairs, compared, value = [], 0, torch.tensor(0.0)
     for step in range(steps):
@@ -189,8 +189,8 @@ def run_minibatches(which: str) -> bool:
         rates = {"sgd": 0.05, "adam": 1e-3}
     else:
         model, x = Logits(), tokens(64)
-        y, loss, batch, probe, steps, every = x, "causal_lm", 4, (x[:2], x[:2]), 16, 4
-        rates = {"adam": 1e-3}
+        y, loss, batch, probe, steps, every = x, "causal_lm", 4, (x[:2], x[:2]), 16, 2
+        rates = {"sgd": 0.3, "adam": 1e-3, "pertopt": 0.3}
     rows, errors, compared, state = {}, [], 0, {k: v.clone() for k, v in model.state_dict().items()}
     for name, rate in rates.items():
         model.load_state_dict(state)

@@ -38,6 +38,15 @@ def test_a_still_matrix_costs_two_products_after_the_first_look():
     assert again.second == pytest.approx(2.0, rel=0.05)
 
 
+@pytest.mark.parametrize("rise", [0.2, 0.3, 0.4])
+def test_a_challenger_from_far_below_is_seen_at_the_look_at_which_it_overtakes(rise):
+    """It steps at every look: one that rests while it is far below is 17% late here."""
+    follower, basis = Follower(tolerance=0.01, fresh_every=0), _orthogonal()
+    for i in range(30):
+        found = _look(follower, _turned(basis, 3, 0.001 * i), _spectrum(5.0, rise * i))
+        assert found.value == pytest.approx(max(5.0, rise * i), rel=0.01), i
+
+
 @pytest.mark.parametrize("turn", [0.002, 0.01, 0.03])
 def test_a_direction_that_turns_is_followed_within_the_tolerance(turn):
     """A fixed number of products is a third too low here: the residual must decide."""

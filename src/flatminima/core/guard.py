@@ -26,18 +26,17 @@ _COLLECTIONS = (list, dict, set, deque, OrderedDict, defaultdict)
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run the block in eval mode and restore everything afterwards."""
-    state = [(t, t.detach().clone(), content_version(t)) for t in _tensors(model)]
-    parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    grads = [(p.grad, p.grad.detach().clone()) for p in model.parameters() if p.grad is not None]
-    compiled = {m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)}  # their tables are copies
+    modules, weights = list(model.modules()), list(model.parameters())
+    state = [(t, t.detach().clone(), content_version(t)) for t in (*weights, *model.buffers())]
+    parameters = [(p, p.grad, p.requires_grad) for p in weights]
+    grads = [(p.grad, p.grad.detach().clone()) for p in weights if p.grad is not None]
+    compiled = {m for m in modules if isinstance(m, torch.jit.ScriptModule)}  # their tables are copies
     tables = [
-        (getattr(m, name), dict(getattr(m, name)))
-        for m in model.modules()
-        for name in (_HOOKS if m in compiled else _TABLES)
+        (getattr(m, name), dict(getattr(m, name))) for m in modules for name in (_HOOKS if m in compiled else _TABLES)
     ]
     buffers = [(m, name, b) for m in compiled for name, b in m.named_buffers(recurse=False)]
-    modes = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
-    attributes = [(m, dict(vars(m))) for m in model.modules() if m not in compiled]
+    modes = [(m, m.training) for m in modules if hasattr(m, "training")]
+    attributes = [(m, dict(vars(m))) for m in modules if m not in compiled]
     collections = [c for _, kept in attributes for c in _collections(kept)]
     try:
         with same_randomness():
@@ -132,10 +131,6 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *(b for b in model.buffers() if b is not None)]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

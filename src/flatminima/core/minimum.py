@@ -138,12 +138,32 @@ class Minimum(Network):
                 yield
                 return
             self.refuse_stale()
-            self._depth += 1
-            try:
-                with untouched(self.model), tied(self.model, self._shared), differentiable(self.model):
-                    yield
-            finally:
-                self._depth -= 1
+            with self._opened():
+                yield
+
+    @contextmanager
+    def opened_anew(self) -> Iterator[None]:
+        """`renew` and `open` in one, for less: what the model is now is known within the block alone.
+
+        Raises:
+            As `renew` does. StaleMinimum: the data changed in place; and after the block, whatever does not renew.
+        """
+        with neutral():
+            self._take_parameters()
+            if marks_of(self._held()) != self._data_mark:
+                raise StaleMinimum("the data changed in place since this Minimum was made; make a new Minimum")
+            self._mark = (object(),)
+            with self._opened():
+                yield
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            with untouched(self.model), tied(self.model, self._shared), differentiable(self.model):
+                yield
+        finally:
+            self._depth -= 1
 
     def compute(self, keys: Sequence[Statistic[Any]], *, tolerant: bool = False) -> None:
         with neutral():
@@ -299,12 +319,15 @@ class Minimum(Network):
         Raises:
             NumericalError: NaN or Inf in a parameter. UsageError: this Minimum computes on a copy on another device.
         """
+        self._take_parameters()
+        self._mark, self._structure = fingerprint(self._source), structure(self._source)
+
+    def _take_parameters(self) -> None:
         if self.model is not self._source:
             raise UsageError(
                 "this Minimum is of a copy on another device: make a new one, or compute where the model is"
             )
         self.parameters = Parameters.of(self.model, self._shared)
-        self._mark, self._structure = fingerprint(self._source), structure(self._source)
         for known in self._layers:
             known.clear()
 

@@ -126,7 +126,7 @@ class Products:
         with self.minimum.open():
             for graph in self._graphs():
                 total[:-1] += graph.gradient()
-                total[-1] += graph.loss(graph.output.detach(), graph.targets).double().sum()
+                total[-1] += graph.losses.double().sum()
         return total
 
     @property
@@ -211,7 +211,7 @@ class Graph:
             raise Undefined("the network's output does not depend on a trainable parameter")
         minimum.passes.backward += len(batch)
         self.cotangent: Tensor | None = None
-        self.output, self.loss, self.targets = output, minimum.loss, batch.targets
+        self.output, self.losses = output, batch.losses
         if curvature == "hessian":
             seed = minimum.loss.residual(output, batch.targets)
             self.gradients = self._back([output], [seed], create_graph=True)

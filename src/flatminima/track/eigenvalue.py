@@ -1,8 +1,9 @@
 """The largest eigenvalue of a symmetric matrix that changes slowly, followed from one look to the next.
 
 Two directions are carried: the eigenvector, and a challenger that takes one step of power iteration a look, so that a
-direction that overtakes is there before it has overtaken. Products go on until the residual says that the value is
-within the tolerance: a fixed number of them is a third too low exactly where the direction turns.
+direction that overtakes is there before it has overtaken (one that rests where it is far below is 17 % late). Products
+go on until the residual says that the value is within the tolerance: a fixed number of them is a third too low exactly
+where the direction turns.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _BASIS, _LARGEST_BASIS = 12, 40  # vectors kept, and as many products of them; t
 _MEMORY = 1 << 28  # bytes that more than the fewest may take
 _KEPT = 3  # Ritz vectors after a restart
 _GAP = 0.5  # of the gap between the two largest Ritz values, of which the second is a lower bound
+_WHOLE = 0.5  # of a unit vector: where less is left, rounding of what was removed may be seen
 _BREAKDOWN = 10.0  # roundings below which a new direction is rounding alone
 _SEED = 0x7AC4
 
@@ -108,7 +110,7 @@ class Follower:
         if not search.size:  # zeros were carried
             search.begin(self._random(space))
         judged = search.run(self.tolerance, self.cap + (sum(added) if fresh else 0))
-        self.carried, self.looks = search.carried(), self.looks + 1
+        self.carried, self.looks = search.carried(judged), self.looks + 1
         return search.found(judged, self.tolerance, fresh)
 
     def _random(self, space: Space) -> Tensor:
@@ -121,6 +123,7 @@ class _Judged:
 
     values: np.ndarray[tuple[int], np.dtype[np.float64]]  # descending
     vectors: np.ndarray[tuple[int, int], np.dtype[np.float64]]  # columns
+    top: Tensor  # the largest pair's vector
     residual: Tensor
     length: float
 
@@ -154,18 +157,28 @@ class _Search:
         norm = self._space.norm(vector)
         if not norm > 0:
             return False
-        vector, _ = orthogonal(vector / norm, self._basis[: self.size], self._space)
-        left = self._space.norm(vector)
-        if left <= _BREAKDOWN * torch.finfo(vector.dtype).eps:
-            return False
-        vector, _ = orthogonal(vector / left, self._basis[: self.size], self._space)
         j = self.size
-        self._basis[j] = vector / self._space.norm(vector)
+        self._basis[j] = vector / norm
+        if j and not self._make_orthogonal(j):
+            return False
         self._after[j] = self._product(self._basis[j]).to(self._after)
         self.size, self.products = j + 1, self.products + 1
         along = self._space.dot(self._basis[: j + 1], self._after[j]).double().cpu().numpy()
         self._inner[: j + 1, j] = self._inner[j, : j + 1] = along
         return True
+
+    def _make_orthogonal(self, j: int) -> bool:
+        """The unit row j of the basis to the rows before it; False where rounding alone is left."""
+        left, eps = 1.0, torch.finfo(self._basis.dtype).eps
+        while True:
+            vector, _ = orthogonal(self._basis[j], self._basis[:j], self._space)
+            part = self._space.norm(vector)
+            left *= part
+            if not left > _BREAKDOWN * eps:
+                return False
+            self._basis[j] = vector / part
+            if part > _WHOLE:
+                return True
 
     def run(self, tolerance: float, cap: int, *, by_gap: bool = True) -> _Judged:
         """Add the residual of the largest Ritz vector until that is converged, or `cap` products are spent.
@@ -195,10 +208,9 @@ class _Search:
             self._basis[: self.size],
         )
 
-    def carried(self) -> Tensor:
+    def carried(self, judged: _Judged) -> Tensor:
         """(2, size here): the largest Ritz vector, and the second after a step of power iteration."""
-        judged = self._judge()
-        first = self._combine(judged.vectors[:, :1], self._basis)[0]
+        first = judged.top
         if self.size > 1:
             second = judged.vectors[:, 1:2]
             shift = max(0.0, -float(judged.values[-1]))  # the largest, not the largest in magnitude
@@ -210,11 +222,16 @@ class _Search:
         return torch.stack([first, step / norm if norm > 0 else torch.zeros_like(step)])
 
     def _judge(self) -> _Judged:
-        values, vectors = np.linalg.eigh(self._inner[: self.size, : self.size])
-        values, vectors = values[::-1], vectors[:, ::-1]
-        top = vectors[:, :1]
-        residual = self._combine(top, self._after)[0] - float(values[0]) * self._combine(top, self._basis)[0]
-        return _Judged(values, vectors, residual, self._space.norm(residual))
+        if self.size == 1:
+            values, vectors = self._inner[0, :1], np.ones((1, 1))
+            top, after = self._basis[0].clone(), self._after[0]
+        else:
+            values, vectors = np.linalg.eigh(self._inner[: self.size, : self.size])
+            values, vectors = values[::-1], vectors[:, ::-1]
+            top, after = (self._combine(vectors[:, :1], rows)[0] for rows in (self._basis, self._after))
+        value = float(values[0])
+        residual = torch.sub(after, top, alpha=value)
+        return _Judged(values, vectors, top, residual, self._space.norm(residual))
 
     def _restart(self, judged: _Judged) -> None:
         """Keep the largest Ritz vectors and their products."""

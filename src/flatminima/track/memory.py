@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.distributed import Ranks
+from flatminima.errors import UsageError
 from flatminima.track.eigenvalue import Follower
 
 _DECAY = 0.7  # weight of a look's spread at the next one
@@ -20,6 +21,9 @@ class Options:
     """Options of a look.
 
     Attributes:
+        mode: ``"eval"``, dropout off and BatchNorm with its running statistics, the function that is evaluated; or
+            ``"train"``, each module in its own mode of now, BatchNorm with the statistics of the probe, which is then
+            never split, and dropout with one fixed mask, named by `seed`.
         tolerance: of the eigenvalues, relative. cap: products a check and eigenvalue, at most.
         fresh_every: checks between two searches from a random direction.
         step_tolerance: of the critical step, relative.
@@ -28,6 +32,7 @@ class Options:
         ranks: processes that share the passes of a check, or None: under DDP the first process looks alone.
     """
 
+    mode: str = "eval"
     tolerance: float = 0.01
     cap: int = 60
     fresh_every: int = 20
@@ -36,6 +41,10 @@ class Options:
     output: int | str | Callable[[Any], Tensor] | None = None
     seed: int = 0
     ranks: Ranks | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("eval", "train"):
+            raise UsageError(f"got mode={self.mode!r}; it is 'eval' or 'train'")
 
 
 @dataclass

@@ -21,10 +21,7 @@ from torch import Tensor, nn
 
 from flatminima.core.ambient import neutral
 from flatminima.core.fsdp import ShardedMinimum
-from flatminima.core.guard import evaluating, untouched
-from flatminima.core.minimum import Minimum
 from flatminima.core.network import Network
-from flatminima.core.parameters import unwrap
 from flatminima.errors import Absent, Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.io import versions, write_whole
@@ -37,6 +34,7 @@ from flatminima.track.memory import Memory, Options
 from flatminima.track.quantities import QUANTITIES, intervals
 from flatminima.track.sinks import as_sinks
 from flatminima.track.table import TrackTable
+from flatminima.track.watched import Watched
 
 _SAVE_SECONDS = 30.0  # between two writes of what is carried, beside the log
 STATE = ".state"  # added to the log's name
@@ -50,9 +48,10 @@ class TrackerWarning(UserWarning):
 class Tracker:
     """Follow curvature and other quantities of a network in training, on a fixed probe of samples.
 
-    Between checks `step` costs next to nothing. At a check the network is looked at in eval mode, as it is: nothing of
-    it changes. The eigenvector is carried from check to check, and products with the Hessian go on until the residual
-    says that the eigenvalue is within the tolerance; what has not converged is no number.
+    Between checks `step` costs next to nothing. At a check the network is looked at as it is, in eval mode or, with
+    `Options(mode="train")`, as it trains: nothing of it changes. The eigenvector is carried from check to check, and
+    products with the Hessian go on until the residual says that the eigenvalue is within the tolerance; what has not
+    converged is no number.
 
     Args:
         model: in training; compiled and DDP-wrapped ones are unwrapped, FSDP2's are looked at in their shards.
@@ -65,7 +64,7 @@ class Tracker:
         log: a JSON-lines file, a row a check; one that is there is gone on with. Beside it lies what is carried.
         sinks: one or several targets of `track.as_sink`.
         strict: raise instead of saying it once.
-        options: tolerance, cap on products, batches, seed, processes.
+        options: mode, tolerance, cap on products, batches, seed, processes.
 
     Raises:
         UsageError, ModelError, DataError: options or a probe that cannot be, before training begins.
@@ -108,17 +107,14 @@ class Tracker:
         self.sinks = as_sinks(sinks)
         self.rows: list[Row] = []
         self.seconds = 0.0  # spent in checks
-        self._model, self._probe, self._batch_size = unwrap(model), probe, self.options.batch_size
-        self._asked: dict[str, Any] = {"loss": loss, "output": self.options.output, "seed": self.options.seed}
+        self.watched = Watched(model, probe, loss, self.options, self.intervals, self._fit)
         self._said: set[str] = set()
         self._last: dict[str, int] = {}
         self._losses: list[Any] = []
-        self._network: Network | None = None
-        self._signature: tuple[Any, ...] = ()
         self._log: Log | None = None
         self._saved = -math.inf
         self._began = time.perf_counter()
-        self.passive = self._is_passive()
+        self.passive = self.watched.passive
         self.header: Header = {}
         if not self.passive:
             self._begin(log)
@@ -161,7 +157,8 @@ class Tracker:
             return
         self.memory.load_state_dict(state["memory"], self.options)
         self._last = {name: int(step) for name, step in state["last"].items()}
-        self._fit()
+        if self.watched.network is not None:
+            self._fit(self.watched.network)
 
     def close(self) -> None:
         """Write what is carried beside the log; also done every half a minute."""
@@ -185,7 +182,8 @@ class Tracker:
             with neutral():
                 row = self._check(step, due)
         if "update_sharpness" in self.intervals and self._is_due("update_sharpness", step + 1):
-            self.memory.before = None if self._network is None else self._network.parameters.flat()
+            network = self.watched.network
+            self.memory.before = None if network is None else network.parameters.flat()
         return row
 
     def _is_due(self, name: str, step: int) -> bool:
@@ -216,8 +214,7 @@ class Tracker:
         return row
 
     def _look(self, row: Row, step: int, due: list[str]) -> None:
-        network = self._renewed()
-        with network.open():
+        with self.watched.look() as network:
             check = Check(network, self.optimizer, self.memory, self.options, step)
             for name in _ordered(due):
                 if name == "optimizer":
@@ -228,14 +225,11 @@ class Tracker:
             self._note_threshold(row, check)
         names = [name for name in due if name not in QUANTITIES or name in _AS_MEASURES]
         if names:
-            table = self._measured(network, [_AS_MEASURES.get(name, name) for name in names])
+            asked = [_AS_MEASURES.get(name, name) for name in names]
+            table: Mapping[str, Estimate] = measure(self.watched.renewed(), asked)  # type: ignore[arg-type]
             for name in names:
                 found = table[_AS_MEASURES.get(name, name)]
                 self._note(row, name, lambda found=found: found)  # type: ignore[misc]
-
-    @staticmethod
-    def _measured(network: Network, names: list[str]) -> Mapping[str, Estimate]:
-        return measure(network, names)  # type: ignore[arg-type]
 
     def _note(self, row: Row, name: str, work: Callable[[], Estimate | dict[str, float]]) -> None:
         """A quantity's value, or why there is none."""
@@ -281,7 +275,7 @@ class Tracker:
         losses, self._losses = self._losses, []
         if not losses:
             return {"loss": None, "loss_last": None, "loss_max": None}
-        values = [float(v) for v in torch.stack([torch.as_tensor(v).float().mean().cpu() for v in losses])]
+        values = _numbers(losses)
         finite = [v for v in values if math.isfinite(v)]
         found: dict[str, Any] = {
             "loss": sum(finite) / len(finite) if finite else None,
@@ -316,27 +310,28 @@ class Tracker:
     # -- the network -------------------------------------------------------------------------------------------------
 
     def _begin(self, log: str | os.PathLike[str] | None) -> None:
-        network = self._renewed()
+        network = self.watched.admit()
         self.memory.initial = network.parameters.flat()
+        samples = network.samples if self.options.mode == "eval" else network.samples.take(torch.arange(1))[1][0]
         self.header = {
             "kind": "header",
             "schema": SCHEMA,
-            "model": type(self._model).__name__,
+            "model": type(self.watched.model).__name__,
             "parameters": len(network.parameters),
-            "samples": len(network.samples),
-            "loss_function": network.loss.name,
-            "mode": "eval",
+            "samples": len(samples),
+            "loss_function": self.watched.loss_name,
+            "mode": self.options.mode,
             "intervals": self.intervals,
             "optimizer": None if self.optimizer is None else type(self.optimizer).__name__,
             "tolerance": self.options.tolerance,
             "versions": versions(),
         }
-        together = self.options.ranks is not None or self._is_sharded()
+        together = self.watched.together
         if log is not None and not (together and dist.get_rank() != 0):
             self._log = Log(log, self.header)
             self.rows = list(self._log.rows)
             state = self._state_file()
-            if self.rows and state.exists() and self.options.ranks is None and not self._is_sharded():
+            if self.rows and state.exists() and not together:
                 try:
                     refuse_other_files(state)
                     self.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
@@ -349,43 +344,15 @@ class Tracker:
 
     def _keep(self) -> None:
         self._saved = time.monotonic()
-        if self._is_sharded() or self.options.ranks is not None:
+        if self.watched.together:
             return  # the others would not read it, and all must look alike
         write_whole(self._state_file(), lambda file: torch.save(self.state_dict(), file))
 
-    def _renewed(self) -> Network:
-        """The network at its weights of now; admitted again where layers, devices or frozen parameters changed."""
-        signature = tuple(
-            (n, id(p), p.shape, p.dtype, p.device, p.requires_grad) for n, p in self._model.named_parameters()
-        )
-        if isinstance(self._network, Minimum) and signature == self._signature:
-            self._network.renew()
-            return self._network
-        options = {"batch_size": self._batch_size or 1 << 20, **self._asked}
-        if self._is_sharded():
-            with evaluating(self._model):
-                self._network = ShardedMinimum(self._model, self._probe, **options)
-        else:
-            with untouched(self._model):
-                self._network = Minimum(self._model, self._probe, ranks=self.options.ranks, **options)
-        self._signature = signature
-        self._fit()
-        return self._network
-
-    def _fit(self) -> None:
-        if self._network is not None:
-            parameters = self._network.parameters
-            sizes = [(name, p.numel()) for name, p in parameters]
-            if isinstance(self._network, ShardedMinimum):
-                sizes = [(name, p.to_local().numel()) for name, p in parameters]  # type: ignore[attr-defined]
-            self.memory.fit(sizes, self._network.device)
-
-    def _is_sharded(self) -> bool:
-        return any(hasattr(p, "device_mesh") for p in self._model.parameters())
-
-    def _is_passive(self) -> bool:
-        alone = self.options.ranks is None and not self._is_sharded()
-        return alone and dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
+    def _fit(self, network: Network) -> None:
+        sizes = [(name, p.numel()) for name, p in network.parameters]
+        if isinstance(network, ShardedMinimum):
+            sizes = [(name, p.to_local().numel()) for name, p in network.parameters]  # type: ignore[attr-defined]
+        self.memory.fit(sizes, network.device)
 
     def _say(self, what: str) -> None:
         """Once each."""
@@ -401,3 +368,11 @@ def _ordered(due: list[str]) -> list[str]:
     """Shared graphs first; what moves the weights last."""
     moves = ("critical_sharpness", "update_sharpness")
     return [n for n in QUANTITIES if n in due and n not in moves] + [n for n in moves if n in due]
+
+
+def _numbers(losses: list[Any]) -> list[float]:
+    """Numbers, and tensors of one or of a loss a sample, of one device or of several."""
+    plain = all(isinstance(v, Tensor) and v.dim() == 0 for v in losses)
+    if plain and len({(v.device, v.dtype) for v in losses}) == 1:
+        return [float(v) for v in torch.stack(losses).float().tolist()]
+    return [float(torch.as_tensor(v).float().mean()) for v in losses]
