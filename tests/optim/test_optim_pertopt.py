@@ -84,7 +84,7 @@ def test_sigma_of_the_vector():
     drift[i["g"].abs() >= i["beta2"]] = torch.inf
     anneal = 1 / np.log(1 + i["epoch"])
     pull = 1 / torch.linalg.vector_norm(i["w"] - i["w_prev"])
-    sigma = width(i["w_prev"], i["h"], drift, i["gamma"] * anneal, i["eps"], i["eta"], anneal, pull)
+    sigma = width(i["w_prev"], i["h"], drift, i["gamma"] * anneal, i["eps"], anneal * i["eta"] ** -0.5, pull)
     np.testing.assert_allclose(sigma.numpy(), v["expected"]["sigma"], rtol=1e-12)
     rho, kappa, again = oracle.sigma_of(*(np.asarray(i[k]) for k in ("h", "h_prev", "w", "w_prev", "g", "epoch")),
                                         i["eta"], i["gamma"], i["eps"], i["beta2"])  # fmt: skip
@@ -106,12 +106,16 @@ def test_blocks_and_compilation_change_nothing(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::flatminima.optim.PerturbationWarning")
-@pytest.mark.parametrize("case", ["rate 0", "no gradient anywhere", "beta2 tiny", "weights 0, eps 0", "huge gradients"])
-def test_zero_denominators_give_no_nan(case):
-    """rho = dh / 0, 0 / 0, h + rho kappa = 0, inf * 0: each reached, none spreads."""
+@pytest.mark.parametrize("compiled", [False, "eager"], ids=["", "compiled"])
+@pytest.mark.parametrize(
+    "case",
+    ["rate 0", "no gradient anywhere", "beta2 tiny", "rate 0, beta2 tiny", "weights 0, eps 0", "huge gradients"],
+)
+def test_zero_denominators_give_no_nan(case, compiled):
+    """rho = dh / 0, 0 / 0, h + rho kappa = 0, inf * 0: each reached, none spreads; compiled kernels have other code."""
     w = nn.Parameter(torch.zeros(7) if "weights 0" in case else torch.linspace(-1, 1, 7))
     settings = {"eps": 0.0} if "eps 0" in case else {"beta2": 1e-30} if "tiny" in case else {}
-    opt = PertOPT(torch.optim.SGD([w], lr=0.0 if case == "rate 0" else 0.1), **settings)
+    opt = PertOPT(torch.optim.SGD([w], lr=0.0 if "rate 0" in case else 0.1), **settings, compile=compiled)
     factor = {"no gradient anywhere": 0.0, "huge gradients": 1e25}.get(case, 1.0)
     for _ in range(6):
         opt.zero_grad()

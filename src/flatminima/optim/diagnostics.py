@@ -47,7 +47,7 @@ class Census:
         self._sums: list[Tensor] = []
 
     def add(self, w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, numbers: tuple[Any, ...]) -> None:
-        """One block. `numbers`: gamma, eps, eta, anneal, pull."""
+        """One block. `numbers`: gamma, eps, scale, pull."""
         sigma = width(previous, h, drift, *numbers)
         bound = kappa(previous, drift.dtype, *numbers[:2])
         is_open = torch.isfinite(drift)
@@ -87,13 +87,13 @@ def warn(found: Diagnostics, already: set[str]) -> None:
         )
 
 
-def threshold(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, anneal: Any, pull: Any) -> Tensor:
+def threshold(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, scale: Any, pull: Any) -> Tensor:
     """The eta above which each open coordinate of a sample is bound by its curvature, flat."""
     every = slice(None, None, max(1, len(h) // _SAMPLE))
     previous, h, drift = previous[every], h[every], drift[every]
     bound = kappa(previous, drift.dtype, gamma, eps)
     curvature = (drift * bound).mul_(pull).add_(h)
-    found: Tensor = (anneal / bound).square_().div_(curvature)
+    found: Tensor = (scale / bound).square_().div_(curvature)
     return found[torch.isfinite(drift) & torch.isfinite(found)]
 
 

@@ -101,7 +101,8 @@ class Gradients:
     def __init__(self, parameters: list[Tensor]) -> None:
         self._parameters = parameters
         self._before = [(p.grad, _version(p.grad)) for p in parameters if p.grad is not None]
-        self._any = any(bool(g.any()) for g, _ in self._before)
+        # the smallest first: one that is not zero ends the search
+        self._any = any(bool(g.any()) for g in sorted((g for g, _ in self._before), key=Tensor.numel))
 
     def absent(self) -> bool:
         """There is none now."""

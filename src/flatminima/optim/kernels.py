@@ -25,45 +25,45 @@ def kappa(previous: Tensor, dtype: torch.dtype, gamma: Any, eps: Any) -> Tensor:
     return _scaled_plus(previous.to(dtype).abs(), gamma, eps)
 
 
-def width(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any) -> Tensor:
+def width(previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, scale: Any, pull: Any) -> Tensor:
     """sigma_i = min(1 / (ln(1 + epoch) sqrt(eta (h_i + rho_i kappa_i))), kappa_i), 0 where the gate is shut.
 
-    rho_i = drift_i * pull, pull = 1 / ||w_t - w_{t-1}|| or 0 where nothing moved; anneal = 1 / ln(1 + epoch).
+    rho_i = drift_i * pull, pull = 1 / ||w_t - w_{t-1}|| or 0 where nothing moved.
+    scale = 1 / (ln(1 + epoch) sqrt(eta)).
     """
-    bound, by_curvature = _both(previous, h, drift, gamma, eps, eta, anneal, pull)
+    bound, by_curvature = _both(previous, h, drift, gamma, eps, scale, pull)
     return torch.maximum(by_curvature, bound).neg_()
 
 
-def settle(
-    w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any
-) -> None:
+def settle(w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, scale: Any, pull: Any) -> None:
     """drift becomes -sigma_t and previous w_t. Writes come last: an error changes nothing."""
-    bound, by_curvature = _both(previous, h, drift, gamma, eps, eta, anneal, pull)
+    bound, by_curvature = _both(previous, h, drift, gamma, eps, scale, pull)
     torch.maximum(by_curvature, bound, out=drift)
     previous.copy_(w)
 
 
 def settle_rest(
-    w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any
+    w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, scale: Any, pull: Any
 ) -> None:
     """The same where some elements are settled already: in a step's next micro-batch, or after an interruption."""
     done = torch.signbit(drift)
-    bound, by_curvature = _both(previous, h, drift.abs(), gamma, eps, eta, anneal, pull)
+    bound, by_curvature = _both(previous, h, drift.abs(), gamma, eps, scale, pull)
     drift.copy_(torch.where(done, drift, torch.maximum(by_curvature, bound)))
     previous.copy_(w)
 
 
 def _both(
-    previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, eta: Any, anneal: Any, pull: Any
+    previous: Tensor, h: Tensor, drift: Tensor, gamma: Any, eps: Any, scale: Any, pull: Any
 ) -> tuple[Tensor, Tensor]:
     """-kappa, and minus the width that the curvature allows; both with the sign bit set, also where they are 0."""
     bound = _scaled_plus(previous.to(drift.dtype).abs(), -gamma, -eps)
     if isinstance(pull, float):
         curvature = torch.addcmul(h, drift, bound, value=-pull)
+        curvature.nan_to_num_(nan=torch.inf, posinf=torch.inf)  # inf * 0: the gate is shut and nothing moved
     else:
         curvature = h - (drift * bound).mul_(pull)
-    curvature.nan_to_num_(nan=torch.inf, posinf=torch.inf)  # inf * 0: the gate is shut and nothing moved
-    return bound, curvature.rsqrt_().mul_(-anneal * eta**-0.5)
+        curvature = torch.where(curvature != curvature, torch.inf, curvature)  # what inductor writes vector code for
+    return bound, curvature.rsqrt_().mul_(-scale)
 
 
 def _scaled_plus(x: Tensor, factor: Any, addend: Any) -> Tensor:
@@ -75,7 +75,9 @@ def _scaled_plus(x: Tensor, factor: Any, addend: Any) -> Tensor:
 
 def displace(w: Tensor, drift: Tensor, levels: Tensor) -> None:
     """w = w + u with u_i ~ U(-sigma_i, sigma_i); drift holds -sigma."""
-    w.addcmul_(levels.to(drift.dtype).add_(0.5), drift, value=-1.0 / HALF_RANGE)
+    # compiled, levels are floats, which an addition in place would write back
+    middle = levels + 0.5 if levels.is_floating_point() else levels.to(drift.dtype).add_(0.5)
+    w.addcmul_(middle, drift, value=-1.0 / HALF_RANGE)
 
 
 def follow(g: Tensor, h: Tensor, drift: Tensor, beta1: Any, beta2: Any) -> None:

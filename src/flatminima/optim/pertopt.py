@@ -232,20 +232,21 @@ class PertOPT(Wrapper):
                 for part in self._curvature.parts(self.param_groups):
                     if part.number == number:
                         for _, (previous, h, drift) in walk(part.blocks, part.previous, part.h, part.drift):
-                            gamma, eps, _, anneal, pull = self._numbers_of(group, drift, eta=1.0)
-                            found.append(threshold(previous, h, drift, gamma, eps, anneal, pull))
+                            numbers = self._numbers_of(group, drift, eta=1.0)
+                            found.append(threshold(previous, h, drift, *numbers))
                 eta = choose_eta(found, self.auto_share)
                 if eta is not None:
                     group["pert_eta_chosen"] = eta / self._scale(group)
         warn(self._census(), self._warned)
 
     def _numbers_of(self, group: dict[str, Any], like: Tensor, eta: float | None = None) -> tuple[Any, ...]:
-        """gamma (annealed), eps, eta, anneal, pull of a group."""
+        """gamma (annealed), eps, anneal / sqrt(eta), pull of a group."""
         anneal = float(self.anneal(self.clock.epoch))
         if eta is None:
             given = group["pert_eta"]
             eta = (group.get("pert_eta_chosen", 1.0) if given == "auto" else float(given)) * self._scale(group)
-        return group["pert_gamma"] * anneal, float(group["pert_eps"]), eta, anneal, self._curvature.pull(like)
+        scale = anneal * eta**-0.5
+        return group["pert_gamma"] * anneal, float(group["pert_eps"]), scale, self._curvature.pull(like)
 
     def _scale(self, group: dict[str, Any]) -> float:
         """Of h; a factor of h and rho alike is a factor of eta."""

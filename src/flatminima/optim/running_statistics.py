@@ -72,8 +72,11 @@ def kept(model: nn.Module | None) -> Iterator[None]:
     buffers = Buffers(() if model is None else model.modules())
 
     def remember_called(module: nn.Module, _: Any) -> None:
-        for part in module.modules() if hasattr(module, "_orig_mod") else [module]:
-            buffers.remember(part)
+        if module._buffers:
+            buffers.remember(module)
+        if "_orig_mod" in module._modules:  # compiled: its parts are not called
+            for part in module.modules():
+                buffers.remember(part)
 
     handle = register_module_forward_pre_hook(remember_called) if model is None else None
     try:
