@@ -141,7 +141,9 @@ def contenders(
     if only is not None:
         wrappers = {key: wrap for key, wrap in wrappers.items() if key == "plain" or key in only}
     else:
-        wrappers = {key: w for key, w in wrappers.items() if key != "two passes" and not (steps % 5 and "every 5" in key)}
+        wrappers = {
+            key: w for key, w in wrappers.items() if key != "two passes" and not (steps % 5 and "every 5" in key)
+        }
     found = {}
     for base, make_base in BASES.items():
         if base not in bases or (name == "resnet20" and base == "Adam fused"):

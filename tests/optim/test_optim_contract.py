@@ -479,7 +479,7 @@ def test_bases_and_parameters_that_do_not_fit_are_refused(kind):
     w = nn.Parameter(torch.ones(2))
     base = torch.optim.SGD([w], 0.1)
     for wrong, says in (
-        (torch.optim.LBFGS([w]), "closure many times"),
+        (torch.optim.LBFGS([w]), "evaluates a closure by itself"),
         (WRAPPERS[kind](base), "plain torch optimizer"),
         ([w], "plain torch optimizer"),
         (torch.optim.SGD([nn.Parameter(torch.ones(2, dtype=torch.complex64))], 0.1), "real floating point"),

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatminima.errors import UsageError
-from flatminima.optim.shards import gradient, is_sharded, local, spread, total
+from flatminima.optim.shards import check_dense, gradient, is_sharded, local, spread, total
 
 _SMALL = 1 << 18  # elements that are rather copied side by side than looked at one tensor after the other
 
@@ -59,8 +58,7 @@ def slopes(groups: list[dict[str, Any]], rho: Callable[[dict[str, Any]], float],
             g = p.grad
             if g is None:
                 continue
-            if g.layout != torch.strided:
-                raise UsageError("got a sparse gradient; make the embedding with sparse=False")
+            check_dense(g)
             whole = not is_sharded(p)
             key = (p.device, p.dtype, () if whole else spread(p))
             slope = found.get(key)

@@ -21,6 +21,7 @@ from flatminima.errors import UsageError
 from flatminima.optim.counts import Part, watched
 from flatminima.optim.guards import Guards
 from flatminima.optim.running_statistics import Buffers
+from flatminima.optim.shards import check_dense, check_values
 from flatminima.optim.sub_batches import mapped
 
 Gradients = list[Tensor | None]
@@ -73,6 +74,10 @@ class Weights:
         self.all = [p for p in module.parameters() if p.requires_grad]
         if not self.all:
             raise UsageError("the model has no trainable parameter")
+        check_values(self.all)
+        for p in self.all:
+            if p.is_complex():
+                raise UsageError(f"got a parameter of dtype {p.dtype}; a difference of gradients needs real weights")
         self.originals: list[Tensor] = []
         self.buffers = Buffers()
 
@@ -114,6 +119,8 @@ class Weights:
         found = [p.grad for p in self.all]
         for p in self.all:
             p.grad = None
+        for g in found:
+            check_dense(g)
         loss = loss.detach()
         return loss, found, _part(outputs, [t.grad for t in watch], y, loss)
 
@@ -185,6 +192,8 @@ def exact(weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: An
         loss = mean_loss(loss_fn, outputs, y)
         both = torch.autograd.grad(loss, [*weights.all, *watch], create_graph=True, allow_unused=True)
         g = both[: len(weights.all)]
+        for t in g:
+            check_dense(t)
         half = sum(((t * t).sum() for t in g if t is not None), torch.zeros(())) / 2
         product: Gradients = [None] * len(g)
         if half.requires_grad:

@@ -62,6 +62,23 @@ def check(p: Tensor) -> None:
             )
 
 
+def check_dense(g: Tensor | None) -> None:
+    """Refuse a sparse gradient."""
+    if g is not None and g.layout != torch.strided:
+        raise UsageError(
+            f"got a sparse gradient of a parameter of shape {tuple(g.shape)}; make the embedding with sparse=False"
+        )
+
+
+def check_values(parameters: Iterable[Tensor]) -> None:
+    """Refuse parameters that hold no values: their network was given others since, which nobody would train."""
+    if any(p.is_meta for p in parameters):
+        raise UsageError(
+            "got parameters on the meta device, which hold no values: make the optimizer after model.to_empty(), "
+            "which replaces them"
+        )
+
+
 def spread(p: Tensor) -> tuple[dist.ProcessGroup, ...]:
     """The process groups over which the parts of p add up to the whole."""
     if not is_sharded(p):

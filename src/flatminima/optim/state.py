@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -76,8 +75,8 @@ def hide(base: Optimizer) -> None:
 def own_copies(optimizer: Optimizer, packed: dict[str, Any]) -> None:
     """Make loaded state the optimizer's own, in the dtype that it was saved in.
 
-    torch casts it to the dtype of its parameter (float32 moments of bfloat16 weights would be lost), and otherwise
-    takes the very tensors of `packed`, which may be those of a living optimizer.
+    torch casts it to the dtype of its parameter (float32 moments of bfloat16 weights would be lost, and so would codes
+    of 8 bits), and otherwise takes the very tensors of `packed`, which may be those of a living optimizer.
     """
     for saved, group in zip(packed["param_groups"], optimizer.param_groups, strict=True):
         for number, p in zip(saved["params"], group["params"], strict=True):
@@ -85,7 +84,7 @@ def own_copies(optimizer: Optimizer, packed: dict[str, Any]) -> None:
                 loaded = optimizer.state[p].get(key)
                 if not (isinstance(value, Tensor) and isinstance(loaded, Tensor)):
                     continue
-                if loaded.dtype != value.dtype and torch.is_floating_point(value) and key != "step":
+                if loaded.dtype != value.dtype and key != "step":
                     optimizer.state[p][key] = value.to(loaded.device, copy=True)
                 elif loaded is value:
                     optimizer.state[p][key] = value.clone()

@@ -7,6 +7,7 @@ calls `step`: weights are back, bit for bit, when the block is left, also on an 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +24,7 @@ from flatminima.core.moved import mark_moved, put_back
 from flatminima.errors import UsageError
 from flatminima.optim.adoption import adopt
 from flatminima.optim.displacement import Displacement, Gradients, Shared
-from flatminima.optim.shards import check, gradient
+from flatminima.optim.shards import check, check_dense, check_values, gradient
 from flatminima.optim.state import hide, merge, own_copies, show, split
 
 
@@ -45,8 +46,10 @@ class Wrapper(Optimizer, ABC):
     ) -> None:
         if not isinstance(base, Optimizer) or isinstance(base, Wrapper):
             raise UsageError(f"got base={type(base).__name__}; give a plain torch optimizer, such as torch.optim.AdamW")
-        if isinstance(base, torch.optim.LBFGS):
-            raise UsageError("got base=LBFGS, which evaluates its closure many times a step; use a first-order method")
+        if isinstance(base, torch.optim.LBFGS) or _needs_closure(base):
+            raise UsageError(
+                f"got base={type(base).__name__}, whose step() evaluates a closure by itself; use a first-order method"
+            )
         self.base = base
         self._own = own
         self._fresh_numbers = numbers
@@ -136,6 +139,7 @@ class Wrapper(Optimizer, ABC):
     def _block(self) -> Iterator[None]:
         self._outside("perturbed()")
         self._complete()
+        check_values(self._parameters())
         at = self._at
         marks = mark_moved(self._parameters())  # waits for a measurement, refuses where another thread has them
         try:
@@ -168,6 +172,7 @@ class Wrapper(Optimizer, ABC):
                 to gradients from outside of a block.
         """
         self._outside("step()")
+        check_values(self._parameters())
         at = self._at
         if at.complete is not None and not at.complete():
             return None if closure is None else self._of_micro_batch(closure)
@@ -198,12 +203,8 @@ class Wrapper(Optimizer, ABC):
                 f"step() of {type(self).__name__} without a perturbed pass is the plain {type(self.base).__name__}'s: "
                 "run forward and backward in `with opt.perturbed():`, or give step() a closure"
             )
-        for g in (p.grad for group in self.param_groups for p in group["params"]):
-            if g is not None and g.layout != torch.strided:
-                raise UsageError(
-                    f"got a sparse gradient of a parameter of shape {tuple(g.shape)}; "
-                    "make the embedding with sparse=False"
-                )
+        for p in self._parameters():
+            check_dense(p.grad)
         with LOCK, torch.no_grad():  # a measurement in another thread would put the weights back
             if at.blank:
                 hide(self.base)
@@ -326,7 +327,7 @@ class Wrapper(Optimizer, ABC):
         ids = tuple(map(id, parameters))
         if ids != self._at.checked:
             for p in parameters:
-                if not p.is_floating_point():
+                if p.is_complex():  # integers have no gradient: a quantised layer is left alone
                     raise UsageError(f"got a parameter of dtype {p.dtype}; perturbations need real floating point")
                 check(p)
             self._at.checked = ids
@@ -340,6 +341,12 @@ class Wrapper(Optimizer, ABC):
     def _outside(self, what: str) -> None:
         if self._at.inside:
             raise UsageError(f"{what} while the weights are perturbed: leave the `with opt.perturbed():` block first")
+
+
+def _needs_closure(base: Optimizer) -> bool:
+    """Whether step() cannot be called without an argument."""
+    found = list(inspect.signature(type(base).step).parameters.values())[1:]
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found)
 
 
 def _flat(groups: list[dict[str, Any]]) -> list[Any]:
