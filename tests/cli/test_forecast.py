@@ -9,7 +9,7 @@ from torch import nn
 from flatminima import Minimum, budgets, measure
 from flatminima.cli import explain
 from flatminima.cli.forecast import forecast
-from flatminima.cli.measure import with_options
+from flatminima.cli.request import with_options
 from flatminima.rescaling import audit
 
 

@@ -11,7 +11,7 @@ import torch
 
 from flatminima import Minimum, budgets, measure
 from flatminima.cli.app import main
-from flatminima.cli.rank import read_gaps
+from flatminima.cli.gaps import read_gaps
 from flatminima.data import load_tensors
 from flatminima.errors import DataError
 from flatminima.models import mlp
@@ -162,7 +162,7 @@ def test_the_tables_fit_a_terminal(cli, folder) -> None:  # type: ignore[no-unty
 
 
 def test_nothing_is_measured_twice_but_a_damaged_file(cli, folder, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    import flatminima.cli.rank as module
+    import flatminima.cli.candidates as module
 
     output = str(tmp_path / "out")
     asked = arguments(folder, "--test-split", "test", "--output", output, "--json", count=3)

@@ -208,23 +208,6 @@ def test_no_data_measures_the_weights(cli) -> None:  # type: ignore[no-untyped-d
     assert code == 3
 
 
-def test_the_same_options_on_every_command() -> None:
-    """Would catch a command that reads data in a way of its own."""
-    import inspect
-
-    from flatminima.cli.certify import certify
-    from flatminima.cli.landscape import landscape
-    from flatminima.cli.measure import measure
-    from flatminima.cli.rank import rank
-    from flatminima.cli.source import Reading
-    from flatminima.cli.train import train
-
-    for command in (certify, landscape, measure, rank, train):
-        names = set(inspect.signature(command).parameters)
-        assert set(Reading.__dataclass_fields__) <= names, command.__name__
-        assert {"model_config", "model_arg", "app_dir"} <= names, command.__name__
-
-
 def test_messages_name_options() -> None:
     assert own_words("pass label_column") == "pass --label-column"
     assert own_words("pass layout='chw' or layout='hwc'") == "pass --layout chw or --layout hwc"

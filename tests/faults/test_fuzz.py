@@ -17,7 +17,8 @@ import pytest
 
 from flatminima.certification.ledger import Ledger
 from flatminima.cli import app as command_line
-from flatminima.cli.rank import _read, read_gaps
+from flatminima.cli.candidates import read_table
+from flatminima.cli.gaps import read_gaps
 from flatminima.errors import FlatMinimaError
 from flatminima.models import mlp
 from flatminima.ranking import order
@@ -38,7 +39,7 @@ def _ledger(path: Path) -> None:
 
 
 def _ranked(path: Path) -> None:
-    found = _read(path)
+    found = read_table(path)
     if found is not None:
         order([found, found], ["a", "b"], None, seed=0)
 

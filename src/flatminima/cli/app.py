@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ from flatminima.cli.doctor import doctor
 from flatminima.cli.landscape import landscape
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
+from flatminima.cli.panels import paneled
 from flatminima.cli.rank import rank
 from flatminima.cli.ranks import first, leave_together
 from flatminima.cli.report import report
@@ -53,19 +55,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("card")(card)
-app.command("certify")(certify)
-app.command("demo")(demo)
-app.command("doctor")(doctor)
-app.command("landscape")(landscape)
-app.command("list")(listing)
-app.command("measure")(measure)
-app.command("rank")(rank)
-app.command("report")(report)
-app.command("reproduce")(reproduce)
-app.command("study")(own_study)
-app.command("track")(track)
-app.command("train")(train)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "card": card,
+    "certify": certify,
+    "demo": demo,
+    "doctor": doctor,
+    "landscape": landscape,
+    "list": listing,
+    "measure": measure,
+    "rank": rank,
+    "report": report,
+    "reproduce": reproduce,
+    "study": own_study,
+    "track": track,
+    "train": train,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(paneled(_command))
 
 
 def _version(wanted: bool) -> None:

@@ -24,11 +24,13 @@ from flatminima.catalog.choices import (
     RANDOM_LAYERS,
 )
 from flatminima.cli.around import Around, maker
-from flatminima.cli.device import usable
+from flatminima.cli.certificate import WRITES, show
+from flatminima.cli.device import take_threads, usable
 from flatminima.cli.grouped import grouped
 from flatminima.cli.options import DATA_HELP, AppDir, AsJson, Device, DryRun, ModelArg, ModelConfig, Seed, Threads
 from flatminima.cli.output import writable
-from flatminima.cli.source import Reading, Source
+from flatminima.cli.sample_options import Reading
+from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.verify import Typed, verify_record
 from flatminima.errors import UnknownName, UsageError
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flatminima.certification import Certificate, Recipe
-
-_WRITES = ("certificate.json", "weights.safetensors", "certificate.svg")
 
 
 @grouped
@@ -123,14 +123,14 @@ def certify(
     if minutes is not None and not minutes > 0:
         raise UsageError(f"got --time {minutes}; expected minutes above 0")
     if output is not None:
-        writable(output, _WRITES)
+        writable(output, WRITES)
     shared: dict[str, Any] = {"delta": delta, "delta_mc": delta_mc, "stated": stated, "score": score}
     if posterior is not None:
         around = Around(source, posterior, prior_checkpoint, prior_split)
         around.check()
         with bars(), contextlib.redirect_stdout(sys.stderr):
             found = _around(around, evaluations, ledger, output, usable(device), shared)
-        _show(found, output, as_json)
+        show(found, output, as_json)
         return
     if checkpoint is not None and not stated and not score:
         raise UsageError(
@@ -153,7 +153,7 @@ def certify(
     if dry_run:
         tell(planned)
         return
-    _show(found, output, as_json)
+    show(found, output, as_json)
 
 
 def _around(
@@ -176,23 +176,6 @@ def _around(
     return found
 
 
-def _show(found: Certificate, output: Path | None, as_json: bool) -> None:
-    """The result on stdout, and its plot in the folder."""
-    document = found.to_dict() | {"schema": 2}
-    if as_json:
-        typer.echo(json_text(document))
-    else:
-        tell(_text(found))
-    sys.stdout.flush()  # before the notes, where both go to one terminal
-    if output is None:
-        say("", "Next: the same with --output FOLDER keeps the certificate, its weights and a plot")
-        return
-    record, _, plot = (output / name for name in _WRITES)
-    _draw(found, plot)
-    say("", f"Certificate: {record}", f"Plot:        {plot}")
-    say(f"Next:        flatminima certify --verify {record} --data ...")
-
-
 @dataclass(frozen=True)
 class _Prepared:
     source: Source
@@ -205,12 +188,10 @@ class _Prepared:
 def _prepare(
     source: Source, options: dict[str, Any], prior_epochs: int, device: str | None, threads: int | None
 ) -> _Prepared:
-    import torch
 
     from flatminima.certification import Recipe
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    take_threads(threads)
     device = usable(device)
     recipe = Recipe(**options)
     recipe = Recipe(**options | {"prior": type(recipe.prior)(**asdict(recipe.prior) | {"epochs": prior_epochs})})
@@ -251,26 +232,3 @@ def _plan(p: _Prepared, minutes: float | None, as_json: bool) -> str:
         return json_text({"schema": 1, "seconds": seconds, **counts, "cost": asdict(found)})
     stages = f"{prior_epochs} epochs of the prior, {recipe.epochs} of the posterior, {recipe.passes} passes of draws"
     return f"{stages}\nabout {seconds:.0f} s on {len(p.train[1])} samples; nothing was trained"
-
-
-def _text(c: Certificate) -> str:
-    lines = [str(c)]
-    test = c.details.get("test")
-    if test is not None:
-        gap = c.risk_bound - test["error"]
-        lines.append(f"  error on {test['n']} test samples      {test['error']:.4f}, {gap:.4f} below the bound")
-    for name, value in c.terms().items():
-        lines.append(f"  of the bound: {name:<17} {value:.4f}")
-    return "\n".join(lines)
-
-
-def _draw(c: Certificate, path: Path) -> None:
-    from flatminima.io import write_whole
-    from flatminima.report.plots import certificate_terms
-    from flatminima.report.theme import standalone
-
-    beside = {"hold-out bound": c.holdout_bound, "errors seen": c.empirical_risk, "constant answer": c.constant_error}
-    if "test" in c.details:
-        beside["test error"] = c.details["test"]["error"]
-    drawn = certificate_terms(c.risk_bound, c.terms(), beside, standing=c.standing, title=c.statement)
-    write_whole(path, standalone(drawn) + "\n")

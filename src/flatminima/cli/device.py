@@ -1,4 +1,4 @@
-"""Whether a device that was asked for can be used here."""
+"""The device and the threads that a command was asked to compute with."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def usable(name: str | None) -> str | None:
         found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UsageError(f"device {name!r} cannot be used here; available: {', '.join(found)}") from None
     return name
+
+
+def take_threads(count: int | None) -> None:
+    """Let torch use so many CPU threads in this process; None leaves it as it is."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)

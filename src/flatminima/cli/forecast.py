@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from flatminima.cli import explain
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost
+from flatminima.io import json_text
 from flatminima.rescaling import FACTORS, rescalings
 from flatminima.rounds import Plan, plan
 
@@ -96,3 +97,18 @@ def _seconds(work: Callable[[], Any]) -> float:
         work()
         found.append(time.perf_counter() - start)
     return min(found[1:])
+
+
+def plan_text(minimum: Minimum, wanted: list[MeasureFunction], audited: bool, explained: bool, as_json: bool) -> str:
+    """The plan, with the time that a short timing suggests."""
+    found = forecast(minimum, wanted, audited=audited, explained=explained)
+    samples = len(minimum.samples)
+    if as_json:
+        parts = {name: asdict(cost) | {"seconds": found.seconds_of(cost)} for name, cost in found.parts.items()}
+        document = asdict(found.plan) | {"schema": 1, "seconds": found.seconds, "samples": samples, "parts": parts}
+        return json_text(document)
+    lines = [str(found.plan)]
+    for name, cost in list(found.parts.items())[1:]:
+        lines.append(f"{name}: {cost.forward:.2f} forward, {cost.backward:.2f} backward passes more")
+    about = f"about {found.seconds:.0f} s" if found.seconds >= 1 else "less than a second"
+    return "\n".join([*lines, f"{about} on {samples} samples; nothing was measured"])

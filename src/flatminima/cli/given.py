@@ -22,7 +22,8 @@ from flatminima.data.tensors import scaled
 from flatminima.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from flatminima.cli.source import Given, Reading
+    from flatminima.cli.sample_options import Reading
+    from flatminima.cli.source import Given
 
 _PAIR = 2
 

@@ -12,7 +12,7 @@ import typer
 
 from flatminima.catalog.choices import DIRECTIONS, LOSSES
 from flatminima.cli import language
-from flatminima.cli.device import usable
+from flatminima.cli.device import take_threads, usable
 from flatminima.cli.grouped import grouped
 from flatminima.cli.options import (
     AppDir,
@@ -25,9 +25,11 @@ from flatminima.cli.options import (
     Model,
     ModelArg,
     ModelConfig,
+    Threads,
 )
 from flatminima.cli.output import forget, kept_for, writable
-from flatminima.cli.source import Reading, Source
+from flatminima.cli.sample_options import Reading
+from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.errors import UnknownName, UsageError
 from flatminima.io import json_text
@@ -61,6 +63,7 @@ def landscape(
     batch_size: BatchSize = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of directions and samples.")] = 0,
     device: Device = None,
+    threads: Threads = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,6 +76,7 @@ def landscape(
     kept = None if dry_run else output
     asked = source.document() | {"along": along, "loss": loss, "batch_size": batch_size, "device": device}
     with bars(), contextlib.redirect_stdout(sys.stderr), kept_for(kept, asked):
+        take_threads(threads)
         minimum = _minimum(source, loss, batch_size, usable(device))
         if dry_run:
             planned = _plan(minimum, along, steps**dimensions, samples)

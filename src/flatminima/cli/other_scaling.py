@@ -10,7 +10,7 @@ from flatminima.cli.source import read
 from flatminima.errors import FlatMinimaError
 
 if TYPE_CHECKING:
-    from flatminima.cli.measure import Request
+    from flatminima.cli.request import Request
     from flatminima.core.minimum import Minimum
 
 _TRIED = 512  # training samples on which other scalings are tried

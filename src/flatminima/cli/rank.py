@@ -8,20 +8,19 @@ weights and of the request, so that the same command goes on where it was stoppe
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatminima import budgets, catalog
+from flatminima import catalog
+from flatminima.cli.candidates import held_out, measured
+from flatminima.cli.gaps import read_gaps
+from flatminima.cli.given_checks import check_data
 from flatminima.cli.grouped import grouped
-from flatminima.cli.measure import Request, built, loaded, stands, with_options
 from flatminima.cli.options import (
     AppDir,
     AsJson,
@@ -37,39 +36,19 @@ from flatminima.cli.options import (
     TestData,
     Threads,
 )
-from flatminima.cli.other_scaling import other_scaling
 from flatminima.cli.output import writable
-from flatminima.cli.source import Reading, check_data, samples_of
+from flatminima.cli.request import MORE, Request, load_data
+from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import bars, out, say
-from flatminima.errors import (
-    CheckpointError,
-    DataError,
-    ModelError,
-    NumericalError,
-    UnknownName,
-    UsageError,
-)
+from flatminima.errors import CheckpointError, DataError, UsageError
 from flatminima.io import json_text
-from flatminima.reading import Unreadable, read_json, read_text
 
 if TYPE_CHECKING:
-    from flatminima.cli.source import Given
-    from flatminima.core.minimum import Minimum
     from flatminima.ranking import Choice, Look, RankTable
     from flatminima.table import MeasureTable
 
 _RESULT, _PAGE = "rank.json", "rank.html"
-_MORE = "see flatminima list"
 _NONE = "none"
-_UNFITTED = 0.02  # training error above which they are tried
-
-
-@dataclass(frozen=True)
-class Held:
-    """Samples beside those of training, where they were given."""
-
-    test: Any = None
-    unlabelled: Any = None
 
 
 @grouped
@@ -89,7 +68,7 @@ def rank(
         typer.Option(help="CSV instead: checkpoint, gap, and a column for each hyper-parameter."),
     ] = None,
     measures: Annotated[
-        str | None, typer.Option(help=f"Comma-separated, or 'none'; by default the budget's ({_MORE}).")
+        str | None, typer.Option(help=f"Comma-separated, or 'none'; by default the budget's ({MORE}).")
     ] = None,
     budget: Budget = "fast",
     by: Annotated[str | None, typer.Option(help="Measures that decide the order, comma-separated.")] = None,
@@ -106,9 +85,9 @@ def rank(
     as_json: AsJson = False,
 ) -> None:
     """Say which checkpoint to ship; with held-out errors, score the measures as well."""
-    measured = measures != _NONE
+    some = measures != _NONE
     request = Request(
-        model[0], data, None, split, measures if measured else None, reading, loss, subset, budget,
+        model[0], data, None, split, measures if some else None, reading, loss, subset, budget,
         tuple(model_arg or ()), app_dir, batch_size, seed, device, threads, model_config,
     )  # fmt: skip
     for one in model:
@@ -121,14 +100,14 @@ def rank(
     if output is not None:
         writable(output, (_RESULT, _PAGE))
     with bars(), contextlib.redirect_stdout(sys.stderr):
-        given = loaded(request, request.split)
+        given = load_data(request, request.split)
         say(f"Note: data: {given.said}")
-        held, notes = _held(request, given, test_split, test_data, unlabelled_split)
+        held, notes = held_out(request, given, test_split, test_data, unlabelled_split)
         requests = [
             replace(request, checkpoint=path, model=model[i % len(model)]) for i, path in enumerate(checkpoints)
         ]
-        which = "none" if not measured else "all" if known is not None else "compared"
-        looks, tables, more = _measured(requests, given.data, held, which, output)
+        which = "none" if not some else "all" if known is not None else "compared"
+        looks, tables, more = measured(requests, given.data, held, which, output)
     document, choice, scores = _document(request, checkpoints, looks, tables, known, voters, (*notes, *more))
     if output is not None:
         _save(document, output)
@@ -162,159 +141,6 @@ def _check(
         check_data(test_data, "--test-data")
     elif test_split == split:
         raise DataError(f"got {split!r} for both --split and --test-split; what was trained on judges nothing")
-
-
-def read_gaps(path: Path, checkpoints: Sequence[Path]) -> tuple[list[float], list[dict[str, str]] | None]:
-    """Gap and hyper-parameters of each checkpoint, in their order.
-
-    Raises:
-        DataError: no such file, no such column or row, a gap that is no finite number.
-    """
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    except (Unreadable, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}; expected a CSV with columns checkpoint, gap") from None
-    if not rows or not {"checkpoint", "gap"} <= set(rows[0]):
-        raise DataError(f"{path} has no columns checkpoint and gap; its first line must name them")
-    by_name = {row["checkpoint"]: row for row in rows}
-    gaps, points = [], []
-    for checkpoint in checkpoints:
-        row = by_name.get(str(checkpoint)) or by_name.get(checkpoint.name)
-        if row is None:
-            raise DataError(f"{path} has no row for {checkpoint}; add one, by its path or its name")
-        try:
-            gap = float(row["gap"])
-        except (TypeError, ValueError):
-            gap = math.nan
-        if not math.isfinite(gap):
-            raise DataError(f"the gap of {checkpoint} in {path} is {row['gap']!r}; expected a finite number")
-        gaps.append(gap)
-        points.append({k: str(v) for k, v in row.items() if k not in ("checkpoint", "gap") and k is not None})
-    return gaps, points if points[0] else None
-
-
-def _held(
-    request: Request, train: Given, test_split: str | None, test_data: str | None, unlabelled_split: str | None
-) -> tuple[Held, list[str]]:
-    """Held-out samples, and what was understood of them."""
-    import numpy as np
-
-    whole = replace(request.reading, limit=None)
-    notes: list[str] = []
-    test = free = None
-    if test_split is not None or test_data is not None:
-        classes = train.classes if test_data is not None else None
-        source, asked = test_data or str(request.data), test_split or "test"
-        options: dict[str, Any] = {"app_dir": request.app_dir, "loss": request.loss, "classes": classes}
-        try:
-            found = samples_of(request.model, source, asked, whole, **options)
-        except DataError as error:
-            if test_split is not None or not isinstance(error.__cause__, UnknownName):
-                raise
-            found = samples_of(request.model, source, "train", whole, **options)  # a file of its own has one split
-        from flatminima.core.samples import as_samples
-
-        test = as_samples(found.data)
-        notes.append(f"test data: {found.said}")
-        seen = int(np.isin(test.input_hashes, as_samples(train.data).input_hashes).sum())
-        if seen:
-            notes.append(f"{seen:,} of {len(test):,} test samples are training samples too: errors on them are too low")
-    if unlabelled_split is not None:
-        free_of: dict[str, Any] = {"app_dir": request.app_dir, "loss": request.loss, "unlabelled": True}
-        found = samples_of(request.model, str(request.data), unlabelled_split, whole, **free_of)
-        free = found.data
-        notes.append(f"samples without labels: {found.said}")
-    for note in notes:
-        say(f"Note: {note}")
-    return Held(test, free), [n for n in notes if "too low" in n]
-
-
-def _measured(
-    requests: Sequence[Request], data: Any, held: Held, which: str, output: Path | None
-) -> tuple[list[Look], list[MeasureTable | None], list[str]]:
-    """Each candidate as it was looked at, its measures (of "none", of those "compared", of "all"), and notes."""
-    import torch
-
-    from flatminima.progress import report
-
-    if requests[0].threads is not None:
-        torch.set_num_threads(requests[0].threads)
-    seen: set[str] = set()
-    looks: list[Look] = []
-    tables: list[MeasureTable | None] = []
-    more: list[str] = []
-    for k, request in enumerate(requests):
-        found, minimum = _look(request, data, held, seen)
-        looks.append(found)
-        candidate = found.candidate
-        if minimum is not None and candidate.train_error is not None and candidate.train_error > _UNFITTED:
-            more += other_scaling(request, minimum, candidate.name, candidate.train_error)
-        wanted = which == "all" or (which == "compared" and candidate.compared)  # known gaps score every network
-        tables.append(_table(request, minimum, output) if wanted and minimum is not None else None)
-        report("checkpoints", k + 1, len(requests))
-    reasons = {one.candidate.left_out for one in looks if not one.shapes}
-    if len(reasons) == 1 and not any(one.shapes for one in looks):  # what is wrong with all is wrong with the request
-        raise UsageError(str(reasons.pop()))
-    return looks, tables, more
-
-
-def _look(request: Request, data: Any, held: Held, seen: set[str]) -> tuple[Look, Minimum | None]:
-    """The candidate; one that cannot be made or run is left out with the reason."""
-    from flatminima.ranking import Look, failed, look
-
-    name = str(request.checkpoint)
-    try:
-        network, notes = built(request)
-        minimum = stands(request, network, data)
-    except (CheckpointError, DataError, ModelError, NumericalError) as error:
-        return Look(failed(name, error)), None
-    for note in notes:
-        if note not in seen:
-            say(f"Note: {note}")
-            seen.add(note)
-    return look(name, minimum, held.test, held.unlabelled), minimum
-
-
-def _table(request: Request, minimum: Minimum, output: Path | None) -> MeasureTable:
-    kept = None if output is None else output / "networks" / f"{_key(request)}.json"
-    found = None if kept is None else _read(kept)
-    if found is None:
-        found = _one(request, minimum)
-        if kept is not None:
-            _keep(kept, found)
-    return found
-
-
-def _one(request: Request, minimum: Minimum) -> MeasureTable:
-    from flatminima.rounds import measure
-
-    return measure(minimum, [with_options(name, request.budget, request.subset, minimum) for name in request.names])
-
-
-def _key(request: Request) -> str:
-    """Of the weights' bytes and of everything asked for."""
-    import flatminima
-    from flatminima.io import run_key
-
-    options = {name: budgets.options(request.budget, name) for name in request.names}
-    return run_key([request.document(), options, flatminima.__version__], digest_size=12, content=request.checkpoint)
-
-
-def _read(path: Path) -> MeasureTable | None:
-    """What an earlier run kept; None where it is absent or damaged."""
-    from flatminima.table import MeasureTable
-
-    try:
-        return MeasureTable.from_dict(read_json(path)["table"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return None
-
-
-def _keep(path: Path, found: MeasureTable) -> None:
-    from flatminima.io import make_folder, write_whole
-
-    make_folder(path.parent)
-    write_whole(path, json_text({"table": found.to_dict()}) + "\n")
 
 
 def _document(

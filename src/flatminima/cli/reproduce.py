@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ import typer
 
 from flatminima.cli.device import usable
 from flatminima.cli.options import AsJson, Device, DryRun
-from flatminima.cli.terminal import bars, out, say
+from flatminima.cli.studies import finish, plan_table
+from flatminima.cli.terminal import bars
 from flatminima.errors import FlatMinimaError, UnknownName, UsageError
-from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from flatminima.studies import Study
@@ -87,7 +86,7 @@ def reproduce(
         _show(output, None if every else chosen[0].id, fail_on_claims, as_json)
         return
     if dry_run:
-        _plan(chosen, output, scale, jobs, _shard(shard), seed, as_json)
+        plan_table(chosen, output, scale, jobs, _shard(shard), seed, as_json)
         return
     how = {"scale": scale, "data": data, "jobs": jobs, "shard": _shard(shard), "engine": engine, "address": address}
     _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
@@ -115,7 +114,7 @@ def own_study(
         _show(output, chosen[0].id, fail_on_claims, as_json)
         return
     if dry_run:
-        _plan(chosen, output, scale, jobs, _shard(shard), seed, as_json)
+        plan_table(chosen, output, scale, jobs, _shard(shard), seed, as_json)
         return
     how = {"scale": scale, "data": data, "jobs": jobs, "shard": _shard(shard), "engine": engine, "address": address}
     _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
@@ -152,7 +151,7 @@ def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_cla
 
     with bars():
         done = [studies.reproduce(s, output, **how) for s in chosen]
-    found = _finish(output, [(document["id"], document["scale"]) for document in done], as_json)
+    found = finish(output, [(document["id"], document["scale"]) for document in done], as_json)
     if any(document["missing"] and how["shard"] == (1, 1) for document in done):
         raise typer.Exit(1)
     _exit(found, fail_on_claims)
@@ -166,7 +165,7 @@ def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool) 
     if not wanted:
         raise UsageError(f"no results in {output}; run a study with --output {output} first")
     try:
-        found = _finish(output, wanted, as_json)
+        found = finish(output, wanted, as_json)
     except FlatMinimaError:
         raise
     except Exception as error:  # an edited document may break any part of a page
@@ -185,88 +184,9 @@ def _exit(found: Sequence[dict[str, Any]], fail_on_claims: bool) -> None:
         raise typer.Exit(_CLAIM_FAILED)
 
 
-def _plan(
-    chosen: Sequence[Study], output: Path, scale: str, jobs: int, shard: tuple[int, int], seed: int, as_json: bool
-) -> None:
-    """What a call would do, and about how long, by the runs that are done; writes nothing."""
-    from rich.table import Table
-
-    from flatminima.report.studies import duration
-    from flatminima.studies.runner import plan
-
-    plans = [plan(s, output, scale=scale, jobs=jobs, shard=shard, seed=seed) for s in chosen]
-    if as_json:
-        typer.echo(json_text(plans, None))
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
-    for name in ("study", "runs", "done", "to do", "time left", "how it differs from the paper"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("runs", "done", "to do") else "left")
-    for p in plans:
-        left = "-" if p["seconds_left"] is None else f"about {duration(p['seconds_left'])}"
-        table.add_row(p["id"], str(p["runs"]), str(p["done"]), str(p["to_do"]), left, p["reduction"])
-    out().print(table)
-    if any(p["seconds_left"] is None for p in plans):
-        say("time left is known once a run of the study is done; the smoke scale takes seconds")
-
-
 def _shard(text: str) -> tuple[int, int]:
     try:
         index, shards = map(int, text.split("/"))
     except ValueError:
         raise UsageError(f"got --shard {text!r}; give i/N, such as 1/4") from None
     return index, shards
-
-
-def _finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> list[dict[str, Any]]:
-    """The page of everything in the folder, and the table of the studies and scales that are wanted."""
-    from flatminima.io import PATIENCE, claimed
-    from flatminima.report.studies import write_studies
-    from flatminima.studies.found import documents
-    from flatminima.studies.index import together
-
-    whole, findings = together(documents(output))
-    found = [d for d in whole if (d["id"], d["scale"]) in wanted]
-    if as_json:
-        typer.echo(json_text(found, None))
-    else:
-        _table(found)
-    words = [word for word in sys.argv[1:] if word != "--show"]
-    command = shlex.join(["flatminima", *_without_paths(words)])
-    of_papers = [f.to_dict() for f in findings] if any(not d["own"] for d in whole) else []
-    with claimed(output, wait=PATIENCE):
-        page = write_studies(whole, output, command, of_papers)
-    say(f"{page}")
-    return found
-
-
-def _without_paths(words: list[str]) -> list[str]:
-    """The command without the folders of this machine."""
-    return [
-        "DATA" if before == "--data" else "FOLDER" if before == "--output" else word
-        for before, word in zip(["", *words], words, strict=False)
-    ]
-
-
-def _table(found: Sequence[dict[str, Any]]) -> None:
-    from rich.padding import Padding
-    from rich.table import Table
-
-    from flatminima.report.studies import duration, here
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("study and claim", overflow="fold", ratio=3)
-    for name, width in (("here", 26), ("verdict", 12), ("cost", None)):
-        table.add_column(name, overflow="fold", max_width=width)
-    for d in found:
-        table.add_row(f"{d['id']}, {d['scale']}", "", "", duration(d["seconds"]), style="bold")
-        for c in d["claims"]:
-            claim = f'"{c["claim"]}" ({c["where"]})' if c.get("id") else c["claim"]
-            table.add_row(
-                Padding(f"{claim}{' (control)' if c['control'] else ''}", (0, 0, 0, 2)), here(c), c["verdict"], ""
-            )
-        for run in d["runs"]:
-            if "error" in run:
-                say(f"{d['id']}: a run failed: {run['config']}: {run['error']}")
-        if d["missing"]:
-            say(f"{d['id']}: {d['missing']} runs are missing, failed or another process's; the same command runs them")
-    out().print(table)

@@ -5,107 +5,24 @@ Code and files are named by the command line alone; a record of an earlier run n
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatminima.catalog.choices import LAYOUTS, SCALINGS
 from flatminima.cli import factory, language
-from flatminima.cli.options import (
-    Classes,
-    DataArg,
-    DataConfig,
-    ImageColumn,
-    ImageMode,
-    ImageSize,
-    InputColumns,
-    LabelColumn,
-    Layout,
-    Length,
-    Limit,
-    MaxPixels,
-    Mean,
-    Packing,
-    Scaling,
-    Std,
-    TextColumn,
-)
+from flatminima.cli.given_checks import check_network, check_samples, is_function
+from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import say
-from flatminima.errors import CheckpointError, DataError, FlatMinimaError, UnknownName, UsageError
+from flatminima.errors import DataError, UnknownName
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flatminima.data import Normalisation
 
-_FILES = (".csv", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".pt", ".pth", ".safetensors", ".tsv")
 # words of the library's messages, in those of the command line
 _OPTIONS = ("label_column", "image_column", "image_size", "max_pixels", "columns", "classes", "layout", "mode", "limit")
 _NUMBERS = ("mse", "binary_cross_entropy")  # losses that compare outputs with numbers
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Reading and scaling of samples."""
-
-    scaling: Scaling = "unit"
-    mean: Mean = None
-    std: Std = None
-    classes: Classes = None
-    columns: InputColumns = None
-    label_column: LabelColumn = None
-    image_column: ImageColumn = None
-    mode: ImageMode = None
-    image_size: ImageSize = None
-    max_pixels: MaxPixels = None
-    layout: Layout = None
-    data_config: DataConfig = None
-    data_arg: DataArg = None
-    limit: Limit = None
-    text_column: TextColumn = None
-    length: Length = None
-    packing: Packing = False
-
-    def check(self) -> None:
-        """Refuse what can be refused without torch.
-
-        Raises:
-            UsageError: naming the option.
-        """
-        if self.scaling not in SCALINGS:
-            raise UnknownName("scaling", self.scaling, SCALINGS)
-        if self.layout is not None and self.layout not in LAYOUTS:
-            raise UnknownName("layout", self.layout, LAYOUTS)
-        if (self.mean is None) != (self.std is None):
-            raise UsageError("--mean and --std go together: give both, one number or one a channel (0.49,0.48,0.45)")
-        if self.mean is not None and self.std is not None:
-            mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
-            if len(mean) != len(std) or min(std) <= 0:
-                got = f"--mean {self.mean} and --std {self.std}"
-                raise UsageError(f"got {got}; expected as many of each, --std above 0")
-            if self.scaling != "unit":
-                raise UsageError(f"got --scaling {self.scaling} and --mean; give one of them")
-        factory.arguments(list(self.data_arg or ()), "--data-arg")
-
-    @property
-    def normalisation(self) -> str | Normalisation:
-        """Scaling in the form that `prepare` takes."""
-        if self.mean is None or self.std is None:
-            return self.scaling
-        from flatminima.data import Normalisation
-
-        return Normalisation(_numbers("--mean", self.mean), _numbers("--std", self.std))
-
-    def names(self) -> tuple[str, ...] | None:
-        """Names given with --classes."""
-        return None if self.classes is None else tuple(c.strip() for c in self.classes.split(",") if c.strip())
-
-    def document(self) -> dict[str, Any]:
-        """Scaling, limit, and what else was given, as JSON holds it."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v for k, v in given.items() if v not in (None, [], False) or k in ("scaling", "limit")}
 
 
 @dataclass(frozen=True)
@@ -326,59 +243,3 @@ def own_words(text: str) -> str:
             text = re.sub(rf"(?<!['\w-]){name}(?!['\w=])", option, text)
         text = re.sub(rf"\bpass {name}\b", f"pass {option}", text)
     return text
-
-
-def is_function(data: str) -> bool:
-    """Whether --data names code: package.module:function, and no file or folder of that name."""
-    return ":" in data and "/" not in data.partition(":")[2] and not Path(data).exists()
-
-
-def check_network(
-    model: str, model_arg: list[str], model_config: str | Path | None, checkpoint: str | Path | None,
-    app_dir: str | Path | None,
-) -> None:  # fmt: skip
-    """Refuse what can be refused without torch."""
-    if not language.is_language(model):
-        factory.split(model)
-    factory.arguments(model_arg)
-    if checkpoint is not None and not Path(checkpoint).exists():
-        raise CheckpointError(f"no file {checkpoint} for --checkpoint; check the path")
-    if model_config is not None and not Path(model_config).is_file():
-        raise UsageError(f"no file {model_config} for --model-config; check the path")
-    if app_dir is not None and not Path(app_dir).is_dir():
-        raise UsageError(f"no folder {app_dir} for --app-dir; check the path")
-
-
-def check_samples(model: str, data: str, reading: Reading) -> None:
-    """Refuse data that is not there, texts of which the model makes nothing."""
-    if language.is_language(model):
-        language.check(model, data, reading.packing, reading.length)
-    else:
-        check_data(data)
-
-
-def check_data(data: str, option: str = "--data") -> None:
-    """Refuse a path that is not there, and code whose name cannot be one."""
-    if is_function(data):
-        factory.split(data, option)
-        return
-    path = Path(data).expanduser()
-    if path.exists():
-        return
-    if path.suffix.lower() in _FILES:
-        raise DataError(f"no file {data} for {option}; check the path")
-    if data.startswith((".", "/", "~")):
-        raise DataError(f"no folder {data} for {option}; check the path")
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = (math.nan,)
-    if not all(math.isfinite(v) for v in values):
-        raise UsageError(f"got {option} {text}; expected a number, or one a channel: 0.49,0.48,0.45")
-    return values
-
-
-__all__ = ["FlatMinimaError", "Given", "Reading", "Source", "check_data", "check_network", "own_words", "read"]

@@ -15,7 +15,7 @@ import typer
 
 from flatminima.cli.grouped import grouped
 from flatminima.cli.ranks import first
-from flatminima.cli.source import Reading
+from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.train_options import (
     KeepingOptions,

@@ -12,6 +12,7 @@ import typer
 
 from flatminima.catalog.choices import AUGMENTATIONS, LOSSES, METHODS, PRECISIONS, SCHEDULES
 from flatminima.cli import factory
+from flatminima.cli.given_checks import check_data, check_network
 from flatminima.cli.options import (
     AppDir,
     AsJson,
@@ -23,7 +24,7 @@ from flatminima.cli.options import (
     ModelConfig,
     Threads,
 )
-from flatminima.cli.source import Reading, check_data, check_network
+from flatminima.cli.sample_options import Reading
 from flatminima.errors import CheckpointError, DataError, UnknownName, UsageError
 
 Strings = list[str] | None
@@ -37,7 +38,9 @@ class NetworkOptions:
     model_arg: ModelArg = None
     model_config: ModelConfig = None
     app_dir: AppDir = None
-    init: Annotated[Path | None, typer.Option(help="Weights to start from: .safetensors or .pt.")] = None
+    init: Annotated[
+        Path | None, typer.Option("--init", "--checkpoint", help="Weights to start from: .safetensors or .pt.")
+    ] = None
     dropout: Annotated[float | None, typer.Option(help="Rate for all dropout layers of the network.")] = None
 
     def check(self) -> None:

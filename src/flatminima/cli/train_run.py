@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +11,16 @@ from torch import nn
 
 from flatminima import progress
 from flatminima.cli import factory
-from flatminima.cli.device import usable
+from flatminima.cli.device import take_threads, usable
+from flatminima.cli.epoch_lines import EpochLines, tensorboard_rows
 from flatminima.cli.ranks import first, own_device, ranks
 from flatminima.cli.source import read
-from flatminima.cli.terminal import animated, clock, say
+from flatminima.cli.terminal import say
 from flatminima.cli.train_options import KeepingOptions, Request
 from flatminima.cli.train_track import follow
 from flatminima.core.distributed import Ranks
 from flatminima.data import augmentation, corrupt_labels
-from flatminima.errors import MissingExtra, UsageError
+from flatminima.errors import UsageError
 from flatminima.io import claimed, json_text, write_whole
 from flatminima.training import (
     History,
@@ -39,11 +37,10 @@ from flatminima.training import (
 )
 from flatminima.training.loop import VALIDATION, Samples
 from flatminima.training.objective import Objective, count
-from flatminima.training.session import METRICS, Row
+from flatminima.training.session import METRICS
 from flatminima.training.steps import batch_sizes
 
 WEIGHTS, RESULT = "weights.safetensors", "result.json"
-_QUIET = 10.0  # seconds between two lines where there is no terminal to draw on
 _COSINE = "a cosine falls to 0 over the epochs that were given, so more of them are another training"
 
 __all__ = ["METRICS", "RESULT", "WEIGHTS", "run"]
@@ -55,8 +52,7 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
     Raises:
         UsageError, FlatMinimaError: what cannot be done, before anything is written.
     """
-    if request.machine.threads is not None:
-        torch.set_num_threads(request.machine.threads)
+    take_threads(request.machine.threads)
     shared = ranks()
     device = usable(own_device(request.machine.device)) or "cpu"
     config = _config(request)
@@ -72,7 +68,7 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
         session = _session(stack, request, keeping, shared)
         for note in notes if first() else ():  # only now: where something was refused, that one line is all there is
             say(f"Note: {note}")
-        write = stack.enter_context(_events(keeping.output, keeping.tensorboard and first()))
+        write = stack.enter_context(tensorboard_rows(keeping.output, keeping.tensorboard and first()))
         followed = follow(stack, training, keeping.output, keeping.track, keeping.fresh)
 
         def stepped(at: Training) -> None:
@@ -82,7 +78,7 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
         history = session.run(
             training,
             measure=lambda _: chosen.diagnostics(),
-            on_row=_Told(config.epochs, write) if first() else None,
+            on_row=EpochLines(config.epochs, write) if first() else None,
             on_step=stepped,
         )
         result = _result(request, history, network, held_out, shared)
@@ -204,52 +200,3 @@ def _result(
         if samples is not None:
             found[name] = asdict(assess(network, *samples, objective=Objective(options.loss), ranks=shared))
     return found
-
-
-class _Told:
-    """A line on stderr after an epoch, with the time left, where there is no terminal that shows a bar."""
-
-    def __init__(self, epochs: int, write: Callable[[Row], None]) -> None:
-        self._epochs, self._write = epochs, write
-        self._began = self._last = time.monotonic()
-        self._first: int | None = None  # epoch that this process began with
-
-    def __call__(self, row: Row) -> None:
-        self._write(row)
-        epoch, now = row["epoch"], time.monotonic()
-        self._first = self._first or epoch
-        if animated() or (now - self._last < _QUIET and epoch < self._epochs):
-            return
-        self._last = now
-        left = (now - self._began) / (epoch - self._first + 1) * (self._epochs - epoch)
-        numbers = [f"loss {row['loss']:.4f}"]
-        for name in ("", f"{VALIDATION} ", "test "):
-            key = f"{name.strip()}_" if name else ""
-            if row.get(f"{key}error") is not None:
-                numbers.append(f"{name}error {100 * row[f'{key}error']:.2f}%")
-            elif name and f"{key}loss" in row:
-                numbers.append(f"{name}loss {row[f'{key}loss']:.4f}")
-        say(f"epoch {epoch}/{self._epochs}: {', '.join(numbers)}, {clock(left)}")
-
-
-@contextlib.contextmanager
-def _events(output: Path, wanted: bool) -> Iterator[Callable[[Row], None]]:
-    """A writer of rows for TensorBoard, or one that does nothing."""
-    if not wanted:
-        yield lambda row: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MissingExtra("tensorboard", "tensorboard", "--tensorboard") from None
-    writer = SummaryWriter(output / "tensorboard")
-
-    def write(row: Row) -> None:
-        for key, value in row.items():
-            if key not in ("epoch", "step") and isinstance(value, int | float):
-                writer.add_scalar(key, value, row["epoch"])
-
-    try:
-        yield write
-    finally:
-        writer.close()

@@ -20,8 +20,9 @@ import typer
 from flatminima.catalog.choices import SCALINGS
 from flatminima.cli import factory
 from flatminima.cli.around import maker
-from flatminima.cli.device import usable
-from flatminima.cli.source import Reading, Source
+from flatminima.cli.device import take_threads, usable
+from flatminima.cli.sample_options import Reading
+from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, tell
 from flatminima.errors import CheckpointError, FlatMinimaError, UsageError
 from flatminima.io import json_text
@@ -63,12 +64,9 @@ def verify_record(path: Path, typed: Typed, device: str | None, threads: int | N
             "bounds follow from its own counts, which is all that can be seen without"
         )
     with bars(), contextlib.redirect_stdout(sys.stderr):
-        import torch
-
         from flatminima.certification.record import read_document
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        take_threads(threads)
         document = read_document(path)
         try:
             source = recorded_source(document.get("source"), typed)

@@ -18,7 +18,7 @@ from flatminima.io import json_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from flatminima.cli.measure import Request
+    from flatminima.cli.request import Request
     from flatminima.table import MeasureTable
 
 MEASURES = ("parameter_count", "parameter_norm", "power_law_exponent")
@@ -71,12 +71,13 @@ def table(model: nn.Module, names: list[str]) -> MeasureTable:
 
 def measure_weights(request: Request, output: Path | None, thresholds: list[str] | None, as_json: bool) -> None:
     """The command: what needs no data of a network, printed and written as `measure` does."""
-    from flatminima.cli.measure import built, save
+    from flatminima.cli.measured import save
+    from flatminima.cli.request import load_network
 
     names = chosen(request.measures)
     limits = [Threshold.of(text, names) for text in thresholds or ()]
     with contextlib.redirect_stdout(sys.stderr):
-        network, notes = built(request)
+        network, notes = load_network(request)
         for note in notes:
             say(f"Note: {note}")
         found = table(network, names)
