@@ -1,4 +1,4 @@
-"""Train mode: batch statistics of the probe and one dropout mask, against a dense Hessian; nothing of the model moves."""
+"""Train mode: batch statistics of the probe, one dropout mask, against a dense Hessian; nothing of the model moves."""
 
 import copy
 
