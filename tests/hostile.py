@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import io
 import json
@@ -42,6 +43,16 @@ STUDY = Study("NAME", "-", "A study", (), lambda scale: [{"seed": i, "word": "a"
 """
 
 
+@functools.cache
+def _once() -> None:
+    """Typer builds all commands anew at each call, and the digits are parsed from text: half of a short command."""
+    import sklearn.datasets
+    import typer.main
+
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
+
+
 def call(*arguments: str) -> tuple[int, str]:
     """Exit code and stderr of a command, run in this process."""
     code, _, said = spoken(*arguments)
@@ -50,6 +61,7 @@ def call(*arguments: str) -> tuple[int, str]:
 
 def spoken(*arguments: str) -> tuple[int, str, str]:
     """The same with stdout: (code, stdout, stderr)."""
+    _once()
     said, result, before = io.StringIO(), io.StringIO(), sys.argv
     COMPUTED.forget()  # as a process of its own
     if arguments[0] == "study":
