@@ -54,7 +54,7 @@ PARTS = {
         (f"{FAULTS}test_crash.py", "-k", "not reproduce and not demo"),
         {"FLATMINIMA_POINTS": "all"},
     ),
-    "mutations, by commands": _mutations("certificate.json", "run.json", "metrics.jsonl", "state.pt", "results.json"),
+    "mutations by commands": _mutations("certificate.json", "run.json", "metrics.jsonl", "state.pt", "results.json"),
     "kills": Part(
         "20 kills of each command at random moments", (f"{FAULTS}test_killed.py",), {"FLATMINIMA_KILLS": "20"}
     ),
@@ -63,7 +63,7 @@ PARTS = {
         (f"{FAULTS}test_crash.py", "-k", "reproduce or demo"),
         {"FLATMINIMA_POINTS": "each"},
     ),
-    "mutations, by pages": _mutations("measures.json", "a study's run", count=3000),  # 50 to 100 ms each
+    "mutations by pages": _mutations("measures.json", "a study's run", count=3000),  # 50 to 100 ms each
     "readers": Part("every attack on every text of every document", (f"{FAULTS}test_readers.py",),
                     {"FLATMINIMA_HOSTILE": "1"}),
 }  # fmt: skip
