@@ -69,14 +69,15 @@ PARTS = {
 }  # fmt: skip
 
 
-def run(part: Part) -> dict[str, Any]:
-    """Every test's outcome, with what it recorded and its first failures."""
+def run(part: Part, only: str | None) -> dict[str, Any]:
+    """Every test's outcome, with what it recorded and its first failures; `only` those that pytest's -k selects."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command += ["-k", only] if only is not None else []  # the last one counts
         started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
-            [*command, "--basetemp", f"{folder}/files", *part.arguments],
+            [*command[:3], *part.arguments, *command[3:], "--basetemp", f"{folder}/files"],
             cwd=ROOT,
             env=os.environ | part.environment,
             check=False,
@@ -89,9 +90,15 @@ def run(part: Part) -> dict[str, Any]:
         "begun": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(started)),
         "seconds": round(time.time() - started),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
-        "failed": sum(test["outcome"] != "passed" for test in tests),
         "tests": {test.pop("name"): test for test in tests if test["outcome"] != "skipped"},
     }
+
+
+def together(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A part that was tried in pieces."""
+    tests = before.get("tests", {}) | found["tests"]
+    clocks = {clock: before.get(clock, 0) + found[clock] for clock in ("seconds", "cpu_seconds")}
+    return found | clocks | {"failed": sum(t["outcome"] != "passed" for t in tests.values()), "tests": tests}
 
 
 def _outcome(case: ElementTree.Element) -> dict[str, Any]:
@@ -106,16 +113,19 @@ def _outcome(case: ElementTree.Element) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file; parts that it has already are replaced")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; tests that it has already are replaced")
     parser.add_argument("--parts", default=",".join(PARTS), help="which, by commas")
+    parser.add_argument("--only", help="tests of them, as pytest's -k; the others of a part stay as they are")
     options = parser.parse_args()
     if os.name == "posix":
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do tests
     document = json.loads(options.output.read_text()) if options.output.exists() else {"parts": {}}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     for name in options.parts.split(","):
-        found = run(PARTS[name])
-        document["parts"][name] = {"commit": os.environ.get("FLATMINIMA_COMMIT", commit.stdout.strip()), **found}
+        found = run(PARTS[name], options.only)
+        for test in found["tests"].values():
+            test["commit"] = os.environ.get("FLATMINIMA_COMMIT", commit.stdout.strip())
+        document["parts"][name] = together(document["parts"].get(name, {}), found)
         document["python"] = platform.python_version()
         options.output.write_text(json.dumps(document, indent=1) + "\n")
 

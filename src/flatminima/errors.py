@@ -6,8 +6,8 @@ FlatMinimaError
 │   ├── DataError         samples or labels that cannot be used
 │   ├── ModelError        a network that cannot be measured as it is
 │   ├── CheckpointError   a file that does not hold the weights it should
-│   ├── FolderInUse       another process is writing there
 │   └── MissingExtra      an optional dependency that is not installed
+├── FolderInUse           another process is writing there: the same request works later
 ├── WriteFailed           a file that the system would not write: disk full, no permission
 ├── ReadFailed            a file that the system would not read: no permission, a failing disk
 ├── NumericalError        NaN or Inf where a number was due
@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from flatminima.shown import shown_lines
+from flatminima.shown import shown
 
 
 class FlatMinimaError(Exception):
-    """Base of all errors of flatminima; control characters of the names in its message are shown escaped."""
+    """Base of all errors of flatminima; one line, in which control characters and line breaks of names are escaped."""
 
     def __str__(self) -> str:
-        return shown_lines(super().__str__())
+        return shown(super().__str__())
 
 
 class UsageError(FlatMinimaError, ValueError):
@@ -49,8 +49,8 @@ class CheckpointError(UsageError):
     """A file that does not hold the weights it should."""
 
 
-class FolderInUse(UsageError):
-    """A folder that another process is writing to."""
+class FolderInUse(FlatMinimaError):
+    """A folder that another process is writing to; the same request works when that one ends (exit code 1)."""
 
 
 class WriteFailed(FlatMinimaError):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from flatminima.cli import main
-from flatminima.errors import UsageError
+from flatminima.errors import FolderInUse
 from flatminima.io import LOCK, claimed
 from flatminima.models import mlp
 from flatminima.training import save_checkpoint
@@ -142,7 +142,7 @@ def test_a_second_process_is_turned_away(name: str, invoke: Invoke, tmp_path: Pa
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"
-        _refused(invoke(name, output), "another process", str(output)[:20])
+        _refused(invoke(name, output), "another process", str(output)[:20], code=1)  # it works when that one has ended
         assert [path.name for path in output.iterdir()] == [LOCK]
         other.kill()
     assert invoke(name, output)[0] == 0  # a dead process holds nothing
@@ -171,5 +171,5 @@ def _plain(document: object) -> object:
 def test_a_claim_is_let_go_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), claimed(tmp_path / "new"):
         raise ValueError("mine")
-    with claimed(tmp_path / "new"), pytest.raises(UsageError, match="another process"), claimed(tmp_path / "new"):
+    with claimed(tmp_path / "new"), pytest.raises(FolderInUse, match="another process"), claimed(tmp_path / "new"):
         pass

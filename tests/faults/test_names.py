@@ -18,12 +18,17 @@ from flatminima.shown import shown, shown_lines
 from hostile import spoken
 
 # clear the screen, set the title, ring, move back, end a line, reverse text, join invisibly, C1's CSI, DEL
-NASTY = "a\x1b[2J\x1b]0;title\x07\b\r\u202e\u200b\u2028\x9b31m\x7f<b>&'\"[bold]$x$"
+NASTY = "a\x1b[2J\x1b]0;title\x07\b\r\u202e\u200b\u2028\x9b31m\x7f<b>&'\"[bold]$x$\nNote: all is well"
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def hidden(text: str) -> list[str]:
     return [hex(ord(c)) for c in text if c not in "\n\t" and unicodedata.category(c) in HIDDEN]
+
+
+def forged(text: str) -> list[str]:
+    """Lines that a name began."""
+    return [line for line in text.splitlines() if line.strip(" |").startswith("Note: all is well")]
 
 
 @given(st.text(st.characters(), max_size=30))
@@ -81,7 +86,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(network, type) and issubclass(network, nn.Module)
     for i in range(2):
         torch.save(network().state_dict(), folder / f"{i}{NASTY[:12]}.pt")
-    torch.save({NASTY: torch.zeros(2), NASTY + "\nNote: all is well": torch.zeros(3)}, folder / "other.pt")
+    torch.save({NASTY: torch.zeros(2), NASTY + "1": torch.zeros(3)}, folder / "other.pt")
+    torch.save({NASTY: torch.zeros(2), "text": NASTY}, folder / "text.pt")
+    (folder / "damaged.pt").write_bytes(b"\x80\x02c" + NASTY.replace("\n", " ").encode() + b"\nsystem\n.")
     return folder
 
 
@@ -110,6 +117,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "landscape": ["landscape", *nasty, "--steps", "3", "--samples", "9", "--output", "@"],
         "a factory that raises": ["measure", "--model", "nasty:broken", *nasty[2:], *few],
         "tensors that do not fit": ["measure", *nasty, "--checkpoint", str(folder / "other.pt")],
+        "something else than tensors": ["measure", *nasty, "--checkpoint", str(folder / "text.pt")],
+        "a damaged file": ["measure", *nasty, "--checkpoint", str(folder / "damaged.pt")],
         "no such file": ["measure", *nasty, "--checkpoint", NASTY],
         "no such folder": ["measure", "--model", "nasty:Net", "--data", "./" + NASTY],
         "no such measure": ["measure", *nasty, "--measures", NASTY],
@@ -130,7 +139,7 @@ def test_no_output_of_a_command_has_a_hidden_character(name: str, place: Path, t
     code, out, err = spoken(*words)
     assert code in (0, 2) or name == "a factory that raises", err
     assert not hidden(out) and not hidden(err), (out, err)
-    assert not [line for line in err.splitlines() if line.startswith("Note: all is well")]
+    assert not forged(out) and not forged(err), (out, err)
     for file in output.rglob("*"):
         if file.suffix in (".json", ".jsonl", ".html", ".svg", ".md"):
             assert not hidden(file.read_text(encoding="utf-8")), file
@@ -140,4 +149,13 @@ def test_a_table_of_the_library_shows_names(place: Path) -> None:
     network = nn.Sequential()
     network.add_module(NASTY.replace(".", ""), nn.Linear(3, 2))
     table = measure(Minimum(network.eval(), (torch.randn(20, 3), torch.arange(20) % 2)), ["frobenius_norm"])
-    assert not hidden(str(table)) and not hidden(table.to_json())
+    assert not hidden(str(table)) and not forged(str(table)) and not hidden(table.to_json())
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_no_exception_of_a_library_begins_a_line(debug: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text may hold a name as it is, and so does the traceback that FLATMINIMA_DEBUG shows."""
+    monkeypatch.setenv("FLATMINIMA_DEBUG", debug)
+    for name in ("a factory that raises", "tensors that do not fit", "something else than tensors", "a damaged file"):
+        _, out, err = spoken(*commands(place)[name])
+        assert not hidden(out + err) and not [line for line in err.splitlines() if line.startswith("Note: all is")], err

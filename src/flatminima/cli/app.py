@@ -120,7 +120,7 @@ def _run() -> int:
         raise
     except Exception as error:
         if os.environ.get("FLATMINIMA_DEBUG"):
-            say(*traceback.format_exc().rstrip().split("\n"))
+            say(*(f"| {line}" for line in traceback.format_exc().rstrip().split("\n")))  # a name in it begins no line
         return _explain(error)
     if code == _SIGNALLED + signal.SIGINT:  # typer's own answer to a KeyboardInterrupt, which it has swallowed
         return _interrupted()
