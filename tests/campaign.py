@@ -74,6 +74,7 @@ def run(part: Part, only: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command += ["-o", "junit_family=xunit1"]  # the one that has properties
         command += ["-k", only] if only is not None else []  # the last one counts
         started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
