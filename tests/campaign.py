@@ -1,7 +1,7 @@
-"""The whole of what the fault tests try a part of: ``python tests/campaign.py --output benchmarks/results/hostile.json``.
+"""The whole of what the fault tests try a part of: ``python tests/campaign.py --output tests/faults/campaign.json``.
 
-Each part is a test file with an environment variable that says how much of it to try. The results are written after
-each part, so that a campaign may be stopped, and continued with `--parts`.
+Each part is a test file with an environment variable that says how much of it to try. Every test's outcome is written
+down when it ends; one that the file has already is not run again, so that a campaign may be stopped and gone on with.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import argparse
 import json
 import os
 import platform
-import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = "tests/faults/"
@@ -34,18 +33,22 @@ class Part:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def _mutations(*formats: str, count: int = 10_000) -> Part:
+def _mutations(count: int, *formats: str) -> Part:
     chosen = tuple(f"{FAULTS}test_fuzz.py::test_damaged_files[{name}]" for name in formats)
     return Part(f"{count:,} damaged files of each format", chosen, {"FLATMINIMA_MUTATIONS": str(count)})
 
 
 PARTS = {
-    "mutations": _mutations("weights.safetensors", "weights.pt", "gaps.csv", "ledger.json", "ranked table"),
+    "mutations": _mutations(10_000, "weights.safetensors", "weights.pt", "gaps.csv", "ledger.json", "ranked table"),
+    "mutations by commands": _mutations(  # 10 to 20 ms each
+        1000, "certificate.json", "run.json", "metrics.jsonl", "state.pt", "results.json"
+    ),
+    "mutations by pages": _mutations(500, "measures.json", "a study's run"),  # 50 to 100 ms each
     "threads": Part(
         "100 trials of each pairing in two threads", (f"{FAULTS}test_threads.py",), {"FLATMINIMA_TRIALS": "100"}
     ),
     "untouched": Part(
-        "every entry of the library in 16 ambient modes, in one and in two threads, 40 and more items of state",
+        "every entry in 16 ambient modes, in one and in two threads, by 40 and more items of state",
         (f"{FAULTS}test_untouched.py",),
         {"FLATMINIMA_HOSTILE": "1"},
     ),
@@ -54,81 +57,85 @@ PARTS = {
         (f"{FAULTS}test_crash.py", "-k", "not reproduce and not demo"),
         {"FLATMINIMA_POINTS": "all"},
     ),
-    "mutations by commands": _mutations("certificate.json", "run.json", "metrics.jsonl", "state.pt", "results.json"),
     "kills": Part(
-        "20 kills of each command at random moments", (f"{FAULTS}test_killed.py",), {"FLATMINIMA_KILLS": "20"}
+        "20 kills of each command at random moments",
+        (f"{FAULTS}test_killed.py", "-k", "same_command"),
+        {"FLATMINIMA_KILLS": "20"},
     ),
     "crash of long commands": Part(
         "a crash, a full disk or a failing one, in turn, at every write",
         (f"{FAULTS}test_crash.py", "-k", "reproduce or demo"),
         {"FLATMINIMA_POINTS": "each"},
     ),
-    "mutations by pages": _mutations("measures.json", "a study's run", count=3000),  # 50 to 100 ms each
-    "readers": Part("every attack on every text of every document", (f"{FAULTS}test_readers.py",),
-                    {"FLATMINIMA_HOSTILE": "1"}),
-}  # fmt: skip
+    "readers": Part(
+        "every attack on every text of every document", (f"{FAULTS}test_readers.py",), {"FLATMINIMA_HOSTILE": "1"}
+    ),
+}
 
 
-def run(part: Part, only: str | None) -> dict[str, Any]:
-    """Every test's outcome, with what it recorded and its first failures; `only` those that pytest's -k selects."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        command += ["-o", "junit_family=xunit1"]  # the one that has properties
-        command += ["-k", only] if only is not None else []  # the last one counts
-        started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [*command[:3], *part.arguments, *command[3:], "--basetemp", f"{folder}/files"],
-            cwd=ROOT,
-            env=os.environ | part.environment,
-            check=False,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        tests = [_outcome(case) for case in ElementTree.parse(report).iter("testcase")]
-    return {
-        "what": part.what,
-        "environment": part.environment,
-        "begun": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(started)),
-        "seconds": round(time.time() - started),
-        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
-        "tests": {test.pop("name"): test for test in tests if test["outcome"] != "skipped"},
-    }
+class Record:
+    """Of pytest: writes each outcome down, and leaves out the tests that have one.
+
+    Args:
+        output: the JSON file. name: of the part.
+    """
+
+    def __init__(self, output: Path, name: str) -> None:
+        self.output, self.name = output, name
+        self.commit = os.environ.get("FLATMINIMA_COMMIT") or _commit()
+        self.before = time.process_time()
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        known = self._read()["parts"].get(self.name, {}).get("tests", {})
+        config.hook.pytest_deselected(items=[item for item in items if item.name in known])
+        items[:] = [item for item in items if item.name not in known]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped or (report.when != "call" and report.passed):
+            return
+        found = {"outcome": report.outcome, **dict(report.user_properties), "seconds": round(report.duration, 1)}
+        found |= {"cpu_seconds": round(time.process_time() - self.before, 1), "commit": self.commit}
+        found |= {"on": time.strftime("%Y-%m-%d", time.gmtime())}
+        if report.failed:
+            found["said"] = str(report.longrepr)[-3000:]
+        self.before = time.process_time()
+        document = self._read()
+        part = PARTS[self.name]
+        about = {"what": part.what, "environment": part.environment}
+        tests = document["parts"].get(self.name, {}).get("tests", {}) | {report.nodeid.split("::")[-1]: found}
+        failed = sum(test["outcome"] != "passed" for test in tests.values())
+        document["parts"][self.name] = {**about, "passed": len(tests) - failed, "failed": failed, "tests": tests}
+        self.output.write_text(json.dumps(document, indent=1) + "\n")
+
+    def _read(self) -> dict[str, Any]:
+        if self.output.exists():
+            found: dict[str, Any] = json.loads(self.output.read_text())
+            return found
+        return {"python": platform.python_version(), "parts": {}}
 
 
-def together(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """A part that was tried in pieces."""
-    tests = before.get("tests", {}) | found["tests"]
-    clocks = {clock: before.get(clock, 0) + found[clock] for clock in ("seconds", "cpu_seconds")}
-    return found | clocks | {"failed": sum(t["outcome"] != "passed" for t in tests.values()), "tests": tests}
-
-
-def _outcome(case: ElementTree.Element) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": case.attrib["name"], "outcome": "passed"}
-    found |= {p.attrib["name"]: int(p.attrib["value"]) for p in case.iter("property")}
-    for kind in ("failure", "error", "skipped"):
-        for child in case.iter(kind):
-            found["outcome"] = kind
-            found["said"] = (child.attrib.get("message") or "")[:2000]
-    return found
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:
+    """One process a part, since its environment is read when the tests are imported."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file; tests that it has already are replaced")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file of outcomes; those that it has stay")
     parser.add_argument("--parts", default=",".join(PARTS), help="which, by commas")
-    parser.add_argument("--only", help="tests of them, as pytest's -k; the others of a part stay as they are")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    output = options.output.resolve()
+    if options.part is not None:
+        os.chdir(ROOT)
+        words = ["-q", "-p", "no:cacheprovider", *PARTS[options.part].arguments]
+        sys.exit(pytest.main(words, plugins=[Record(output, options.part)]))
     if os.name == "posix":
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do tests
-    document = json.loads(options.output.read_text()) if options.output.exists() else {"parts": {}}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     for name in options.parts.split(","):
-        found = run(PARTS[name], options.only)
-        for test in found["tests"].values():
-            test["commit"] = os.environ.get("FLATMINIMA_COMMIT", commit.stdout.strip())
-        document["parts"][name] = together(document["parts"].get(name, {}), found)
-        document["python"] = platform.python_version()
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+        command = [sys.executable, __file__, "--output", str(output), "--part", name]
+        subprocess.run(command, env=os.environ | PARTS[name].environment, check=False)
 
 
 if __name__ == "__main__":
