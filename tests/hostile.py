@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from flatminima.certification.ledger import COMPUTED
@@ -45,12 +46,10 @@ STUDY = Study("NAME", "-", "A study", (), lambda scale: [{"seed": i, "word": "a"
 
 @functools.cache
 def _once() -> None:
-    """Typer builds all commands anew at each call, and the digits are parsed from text: half of a short command."""
-    import sklearn.datasets
+    """Typer builds all commands anew at each call, which is half of a short one."""
     import typer.main
 
     typer.main.get_command = functools.cache(typer.main.get_command)
-    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -102,12 +101,26 @@ class Made:
         (folder / "gaps.csv").write_text(
             "checkpoint,gap,width\n" + "".join(f"{i}.safetensors,0.{i + 1},6\n" for i in range(3))
         )
+        made.data()
         name = made.study_name
         (folder / f"{name}.py").write_text(STUDY.replace("NAME", name))
         for command in made.commands(folder).values():
             code, said = call(*command)
             assert code == 0, said
         return made
+
+    def data(self) -> None:
+        """Samples and a configuration in every format that is a document."""
+        x, y = np.arange(24.0).reshape(12, 2), np.arange(12) % 2
+        rows = [{"x": row.tolist(), "label": int(label), "text": "a b"} for row, label in zip(x, y, strict=True)]
+        np.savez(self.folder / "data.npz", x=x, label=y)
+        torch.save({"x": torch.from_numpy(x), "label": torch.from_numpy(y)}, self.folder / "data.pt")
+        (self.folder / "data.json").write_text(json.dumps(rows))
+        (self.folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (self.folder / "data.csv").write_text("a,b,label\n" + "".join(f"{i},0.5,{i % 2}\n" for i in range(12)))
+        (self.folder / "config.json").write_text(json.dumps({"widths": [64, 6, 10], "more": {"a": [1, "b"]}}))
+        (self.folder / "config.yaml").write_text("widths: &w [64, 6, 10]\nmore: {again: *w, name: text}\n")
+        (self.folder / "config.toml").write_text('widths = [64, 6, 10]\n[more]\nname = "text"\n')
 
     @property
     def study_name(self) -> str:
@@ -123,6 +136,7 @@ class Made:
             "trained": ["train", *MLP, "--limit", "60", "--epochs", "2"],
             "ranked": ranked,
             "drawn": ["landscape", *MLP, "--checkpoint", networks[0], "--steps", "3", "--samples", "9"],
+            "tracked": ["train", *MLP, "--limit", "60", "--epochs", "2", "--track", "1"],
             "studied": ["study", self.folder / f"{self.study_name}.py"],
         }
         return {name: [*map(str, words), "--output", str(output / name)] for name, words in found.items()}
@@ -170,9 +184,17 @@ READERS = {
     "gaps.csv": Reader("gaps.csv", ("rank", *NETWORKS, *MLP, *FEW, "--gaps", "FOLDER", "--output", "MADE/ranked")),
     "a study's run": Reader("studied/*/runs/*.json", "studied"),
     "results.json": Reader("studied/*/results.json", ("reproduce", "--all", "--show", "--output", "FOLDER")),
+    "result.json": Reader("trained/result.json", ("report", "FOLDER")),
+    "rank.json": Reader("ranked/rank.json", ("report", "FOLDER")),
+    "landscape.json": Reader("drawn/landscape.json", ("report", "FOLDER")),
+    "track.jsonl": Reader("tracked/track.jsonl", ("track", "FOLDER")),
+    **{f"data.{kind}": Reader(f"data.{kind}", ("measure", *MLP[:-1], "FOLDER", *FEW))
+       for kind in ("json", "jsonl", "csv", "npz", "pt")},
+    **{f"config.{kind}": Reader(f"config.{kind}", ("measure", *MLP[:2], "--model-config", "FOLDER", *MLP[4:], *FEW))
+       for kind in ("json", "yaml", "toml")},
     "weights.safetensors": Reader("0.safetensors", ("measure", *MLP, *FEW, "--checkpoint", "FOLDER")),
     "weights.pt": Reader("0.pt", ("measure", *MLP, *FEW, "--checkpoint", "FOLDER")),
-}
+}  # fmt: skip
 
 
 def places(value: Any, kinds: type | tuple[type, ...] = object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -1,6 +1,6 @@
 """Documents as untrusted input: a regular file of a bounded size, and JSON that may hold anything.
 
-Whatever is wrong with one is a `Unreadable`, which each reader turns into its own words; what the system refuses for
+Whatever is wrong with one is an `Unreadable`, which each reader turns into its own words; what the system refuses for
 want of permission is none, since the file may be whole.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from flatminima.errors import ReadFailed
 from flatminima.io import NOT_USAGE
 
 MOST = 1 << 28  # bytes of a document
+EXPANDED = 1 << 20  # entries of a YAML text, its references written out
+_DEEPEST = 200  # levels of a YAML text
+_SHOWN = 100  # characters of a name in a message
 
 
 class Unreadable(ValueError):
@@ -79,14 +83,73 @@ def parsed(text: str, *, finite: bool = False) -> Any:
     """Parse a JSON text.
 
     Raises:
-        Unreadable: nothing, or too deeply nested.
+        Unreadable: nothing, too deeply nested, or one thing twice: which of two values counts depends on the reader.
     """
     try:
-        return json.loads(text, parse_constant=_refused if finite else None)
+        return json.loads(text, parse_constant=_refused if finite else None, object_pairs_hook=_each_once)
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
+    except Unreadable:
+        raise
     except ValueError as error:
         raise Unreadable(f"it is no JSON: {error}") from None
+
+
+def parsed_yaml(text: str) -> Any:
+    """What a YAML text says, read without tags, which could name code.
+
+    Raises:
+        Unreadable: no YAML, too deeply nested, or with references that expand it beyond `EXPANDED` entries.
+    """
+    import yaml
+
+    try:
+        _refuse_expanding(yaml.parse(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise Unreadable("it is nested too deeply") from None
+    except Unreadable:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # the second: a date that is none
+        raise Unreadable(f"it is no YAML: {error}") from None
+
+
+def _refuse_expanding(events: Iterable[Any]) -> None:
+    """Count the entries with every reference (&a, *a) written out: ten lines may stand for 10^10."""
+    named: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = [(None, 0)]
+    for event in events:
+        kind, anchor = type(event).__name__, getattr(event, "anchor", None)
+        if kind in ("SequenceStartEvent", "MappingStartEvent"):
+            opened.append((anchor, 0))
+            if len(opened) > _DEEPEST:  # its parser takes time with the square of the depth
+                raise Unreadable("it is nested too deeply")
+            continue
+        if kind in ("SequenceEndEvent", "MappingEndEvent"):
+            anchor, size = opened.pop()
+        elif kind == "AliasEvent":
+            if anchor not in named:
+                raise Unreadable(f"its {anchor!r} contains itself")
+            size = named[anchor]
+        elif kind == "ScalarEvent":
+            size = 0
+        else:
+            continue
+        if anchor is not None:
+            named[anchor] = size
+        outer, count = opened[-1]
+        opened[-1] = (outer, count + size + 1)
+        if count + size >= EXPANDED:
+            raise Unreadable(f"its references stand for more than {EXPANDED:,} entries")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Unreadable(f"it has {twice[:_SHOWN]!r} twice")
+    return found
 
 
 def _refused(constant: str) -> float:

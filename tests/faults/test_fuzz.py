@@ -2,7 +2,7 @@
 
 One harness for every reader and every command. A mutation is made by `random.Random(f"{reader} {number}")`, so its
 number is its seed: `mutated(content, Random("run.json 17"))` is number 17 of run.json. FLATMINIMA_MUTATIONS says how
-many there are of each format (42 here, 504 in all), FLATMINIMA_FIRST the number of the first.
+many there are of each format (21 here, 504 in all), FLATMINIMA_FIRST the number of the first.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import pytest
 from flatminima.certification.ledger import Ledger
 from flatminima.cli import app as command_line
 from flatminima.cli.candidates import read_table
+from flatminima.cli.configuration import arguments_of
 from flatminima.cli.gaps import read_gaps
+from flatminima.data import prepare
 from flatminima.errors import FlatMinimaError
 from flatminima.models import mlp
 from flatminima.ranking import order
 from flatminima.training import load_checkpoint
 from hostile import MLP, READERS, Made, call, mutated, one_line
 
-MUTATIONS = int(os.environ.get("FLATMINIMA_MUTATIONS", "42"))
+MUTATIONS = int(os.environ.get("FLATMINIMA_MUTATIONS", "21"))
 FIRST = int(os.environ.get("FLATMINIMA_FIRST", "0"))
 
 
@@ -44,12 +46,23 @@ def _ranked(path: Path) -> None:
         order([found, found], ["a", "b"], None, seed=0)
 
 
+def _data(path: Path) -> None:
+    prepare(str(path), "train")
+
+
+def _configuration(path: Path) -> None:
+    arguments_of(mlp, path)
+    arguments_of(lambda config: config, path)
+
+
 # Readers that can be called without their command, which is then not run.
 ALONE: dict[str, Callable[[Path], object]] = {
     "weights.safetensors": _weights,
     "weights.pt": _weights,
     "ledger.json": _ledger,
     "ranked table": _ranked,
+    **{f"data.{kind}": _data for kind in ("json", "jsonl", "csv", "npz", "pt")},
+    **{f"config.{kind}": _configuration for kind in ("json", "yaml", "toml")},
     "gaps.csv": lambda path: read_gaps(path, [Path(f"{i}.safetensors") for i in range(3)]),
 }
 
@@ -115,7 +128,7 @@ def test_odd_options(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """One or two options of a command with values that nobody means."""
     monkeypatch.chdir(tmp_path)
     options = options_of(name)
-    for number in range(FIRST, FIRST + max(6, MUTATIONS // 4)):
+    for number in range(FIRST, FIRST + max(6, MUTATIONS // 2)):
         draw = random.Random(f"{name} {number}")
         words = [name, *GIVEN[name]]
         for option in draw.sample(options, min(len(options), draw.choice((1, 1, 2)))):

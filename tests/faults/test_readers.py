@@ -22,28 +22,32 @@ from hostile import READERS, Made, at, call, one_line, places, watched
 
 ROOT = Path(flatminima.__file__).parent
 CALLS = {"open", "read_text", "read_bytes", "load", "load_file", "safe_open", "loadtxt", "fromfile", "read_csv"}
+CALLS |= {"from_pretrained", "load_from_disk", "read_table", "ParquetFile", "ZipFile", "genfromtxt", "mmap", "urlopen"}
 CALLS |= {"load_dataset", "load_dataset_builder", "unsafe_load", "safe_load", "read_parquet", "memmap"}
 # Where a file of the user's is opened or parsed, and which reader's test that is. What is absent here fails.
 OPENED = {
-    "reading.py": {"read_bytes": "every JSON reader", "parsed": "every JSON reader"},
+    "reading.py": {"read_bytes": "every JSON reader", "parsed": "every JSON reader",
+                   "parsed_yaml": "tests/cli/test_source.py: a configuration runs no code"},
     "io.py": {"write_whole": "writes", "append_line": "writes", "run_key": "ranked table: bytes of a checkpoint",
               "sync_folder": "a folder", "_opened_without_links": "writes"},
     "certification/record.py": {"file_hash": "weights.safetensors: its bytes"},
     "certification/certifying.py": {"_planned": "its own text again"},
     "certification/train.py": {"load": "posterior.pt"},
     "cli/app.py": {"_reader_left": "/dev/null"},
-    "data/text.py": {"_read": "tests/data/test_text.py", "_json_lines": "tests/data/test_text.py"},
-    "models/hf.py": {"_adapter": "of what --model names: SECURITY.md, Not protected"},
+    "data/delimited.py": {"_pass": "data.csv"},
+    "data/digits.py": {"read": "a file of the package"},
+    "models/hf.py": {"_whole": "of what --model names: SECURITY.md, Not protected", "_adapted": "the same",
+                     "_tokenizer": "the same"},
+    "data/text.py": {"_parquet": "tests/data/test_text.py", "_read": "tests/data/test_text.py", "_json_lines": "tests/data/test_text.py"},
     "data/card.py": {"_header": "test_a_card_names_no_place_outside_of_its_folder",
                      "_json": "tests/data/test_files.py: a saved data set names no place outside"},
     "data/files.py": {"_npz": "tests/data/test_files.py: no format runs or opens what it names",
-                      "_csv": "the same", "_jsonl": "the same", "_json": "the same", "_pt": "the same",
+                      "_jsonl": "the same", "_json": "the same", "_pt": "the same",
                       "_safetensors": "the same"},
-    "cli/configuration.py": {"read": "tests/cli/test_source.py: a configuration runs no code",
-                             "_parsed": "tests/cli/test_source.py: a configuration runs no code"},
     "data/decode.py": {"_open": "test_a_path_in_a_table_is_not_opened"},
     "data/huggingface.py": {"_open": "test_a_path_in_a_table_is_not_opened",
-                            "_known_splits": "the same folder once more"},
+                            "_known_splits": "the same folder once more",
+                            "_saved": "tests/data/test_files.py: a saved data set names no place outside"},
     "core/keeping.py": {"get": "test_damaged_files_are_not_used"},
     "core/distributed.py": {"_sendable": "an error of its own, there and back"},
     "studies/claims/registry.py": {"_read": "files of the package"},

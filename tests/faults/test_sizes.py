@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from flatminima import Minimum, measure
 from flatminima.errors import CheckpointError, FlatMinimaError
 from flatminima.models import mlp
+from flatminima.reading import Unreadable, parsed
 from flatminima.training import load_checkpoint, read_weights
 from hostile import call, one_line
 
@@ -164,3 +165,45 @@ def test_expanded_inputs_are_read_as_they_are() -> None:
     with torch.no_grad():
         out = model(row)[0]
     assert found["margin"].value == pytest.approx(float(out[0] - out[1]), abs=1e-5)
+
+
+BOMBS = {
+    "references": "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 11)),
+    "merges": "a0: &a0 {k: 1}\n" + "".join(
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 11)),
+    "itself": "a: &a [1, *a]\n",
+    "deep": "a: " + "[" * 5000 + "]" * 5000 + "\n",
+    "a date that is none": "a: 2020-99-99\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_yaml_text_stands_for_no_large_one(name: str, tmp_path: Path) -> None:
+    """A configuration and a data folder's card: a few lines of references were 10^10 entries, and no answer."""
+    from flatminima.cli.configuration import read
+    from flatminima.data.card import refuse_named_places
+
+    (tmp_path / "config.yaml").write_text(BOMBS[name])
+    (tmp_path / "README.md").write_text(f"---\n{BOMBS[name]}---\n")
+    with pytest.raises(FlatMinimaError, match="cannot be read as .yaml"):
+        read(tmp_path / "config.yaml")
+    with pytest.raises(FlatMinimaError, match="no YAML"):
+        refuse_named_places(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: &a [1, 2]\nb: {c: *a}\nd: {<<: {e: 3}}\n")
+    assert read(tmp_path / "config.yaml") == {"a": [1, 2], "b": {"c": [1, 2]}, "d": {"e": 3}}
+
+
+def test_a_document_that_says_a_thing_twice_is_refused() -> None:
+    """Of two risks, a reader that keeps the first shows another certificate than one that keeps the last."""
+    with pytest.raises(Unreadable, match="'risk' twice"):
+        parsed('{"a": {"risk": 0.1, "b": 1, "risk": 0.9}}')
+    assert parsed('{"a": {"risk": 0.1}, "risk": 1}') == {"a": {"risk": 0.1}, "risk": 1}
+
+
+def test_a_table_of_very_many_columns_is_read_in_time(tmp_path: Path) -> None:
+    """Names were compared with all before them: a first line of 300,000 was 4.5 10^10 comparisons."""
+    from flatminima.data.delimited import read_columns
+
+    (tmp_path / "wide.csv").write_text(",".join(["a"] * 200_000 + ["label"]) + "\n")
+    names = list(read_columns(tmp_path / "wide.csv", ","))
+    assert names[:3] == ["a", "a.1", "a.2"] and len(set(names)) == 200_001

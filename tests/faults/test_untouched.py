@@ -51,11 +51,15 @@ def measured(name: str) -> Callable[[nn.Module], Any]:
 
 @pytest.mark.parametrize(("i", "name"), list(enumerate(catalog.MEASURES)), ids=list(catalog.MEASURES))
 def test_every_measure(i: int, name: str) -> None:
-    check_untouched(measured(name), network(), modes=[m for m in some(i) if (name, m) not in ROUNDED])
+    check_untouched(measured(name), network(), modes=some(i))
 
 
-# a counter's hooks on every module of the process lead this one another way: 1e-8 off, neither the same nor refused
-ROUNDED = {("robustness", "FlopCounterMode")}
+def test_a_counters_hooks_on_every_module_change_no_number() -> None:
+    """They failed in a backward pass by samples, and the slow way, 1e-8 off, was taken without a word."""
+    for name in ("robustness", "fisher_trace", "gradient_noise_scale"):
+        check_untouched(measured(name), network(), modes=["FlopCounterMode"])
+
+
 OTHERS: dict[str, Callable[[nn.Module], Any]] = {
     "certify_around": lambda m: certify_around(
         Minimum(m, (X, Y)), prior="zero", scales=0.1, etas=(1.0,), draws=10, score=True

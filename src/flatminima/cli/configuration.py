@@ -6,7 +6,6 @@ A file holds plain values: JSON, TOML or YAML (read without tags, which could na
 from __future__ import annotations
 
 import inspect
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -14,7 +13,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flatminima.errors import MissingExtra, UsageError
+from flatminima.reading import parsed, parsed_yaml, read_text
 
+_MOST = 1 << 22  # bytes of a configuration
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -66,7 +67,10 @@ def _object(factory: Any, name: str, values: dict[str, Any], path: Path) -> Any:
     except (NameError, TypeError):
         kind = None
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        return Configuration.of(values)
+        try:
+            return Configuration.of(values)
+        except RecursionError:
+            raise UsageError(f"{path} is nested too deeply") from None
     known = {f.name for f in fields(kind)}
     lost = sorted(values.keys() - known)
     if lost:
@@ -81,9 +85,8 @@ def _object(factory: Any, name: str, values: dict[str, Any], path: Path) -> Any:
 def read(path: Path) -> dict[str, Any]:
     """The mapping in the file."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = _parsed(text, path)
-    except (OSError, ValueError, RecursionError) as error:
+        found = _parsed(read_text(path, _MOST), path)
+    except (ValueError, RecursionError) as error:  # Unreadable, or of tomllib
         said = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} cannot be read as {path.suffix or 'JSON'}: {said}") from None
     if not isinstance(found, Mapping):
@@ -96,11 +99,8 @@ def _parsed(text: str, path: Path) -> Any:
         return tomllib.loads(text)
     if path.suffix in (".yaml", ".yml"):
         try:
-            import yaml
+            import yaml  # noqa: F401
         except ImportError:
             raise MissingExtra("pyyaml", "data", f"reading {path}") from None
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from None
-    return json.loads(text)
+        return parsed_yaml(text)
+    return parsed(text)

@@ -16,6 +16,7 @@ from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.nn.modules import module as _modules
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from flatminima.errors import UsageError
@@ -75,6 +76,7 @@ def neutral() -> Iterator[None]:
             return
         if _refuse_modes():  # a counter of operations takes some of them apart, which is another rounding
             stack.enter_context(_disable_current_modes())
+        stack.enter_context(_without_trackers())
         for kind in _DEVICE_TYPES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -121,6 +123,31 @@ def _defaults(wanted: Defaults) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _without_trackers() -> Iterator[None]:
+    """Hooks on every module of the process that torch's own counters of operations set do nothing within the block.
+
+    They hang hooks on gradients, which no per-sample backward pass allows. Their places are kept, so that a counter of
+    another thread may end meanwhile.
+    """
+    silenced = []
+    for table in (_modules._global_forward_pre_hooks, _modules._global_forward_hooks):
+        for number, hook in list(table.items()):
+            if type(getattr(hook, "__self__", None)).__module__.startswith("torch."):
+                table[number] = _nothing
+                silenced.append((table, number, hook))
+    try:
+        yield
+    finally:
+        for table, number, hook in silenced:
+            if number in table:
+                table[number] = hook
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def in_neutral(function: Callable[P, T]) -> Callable[P, T]:

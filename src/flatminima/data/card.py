@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.errors import DataError
+from flatminima.reading import Unreadable, parsed_yaml
 
 _CARDS = ("README.md", ".huggingface.yaml")
 _MOST = 1 << 20  # bytes of a card
@@ -71,8 +72,6 @@ def _refuse_outside(where: Path, names: Any) -> None:
 
 def _header(card: Path) -> Any:
     """What a card configures: of a README the YAML between its fences."""
-    import yaml  # comes with `datasets`
-
     if card.stat().st_size > _MOST:
         raise DataError(f"{card} has more than {_MOST:,} bytes: shorten it, its header is read")
     text = card.read_text(encoding="utf-8", errors="replace")
@@ -83,8 +82,8 @@ def _header(card: Path) -> Any:
         ends = [i for i, line in enumerate(lines[1:], 1) if line.strip() == _FENCE]
         text = "\n".join(lines[1 : ends[0]]) if ends else ""
     try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
+        found = parsed_yaml(text)
+    except Unreadable:
         raise DataError(f"the header of {card} is no YAML: mend it, or take it out") from None
     if not isinstance(found, dict):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -68,12 +69,14 @@ def _fields_of_any_length() -> Iterator[None]:
 
 def _distinct(names: list[str]) -> list[str]:
     """Names as pandas makes them: "Unnamed: 0" of an empty cell, "a.1" of a second "a"."""
-    found: list[str] = []
+    found, seen = dict[str, None](), Counter[str]()
     for i, name in enumerate(names):
-        name = name or f"Unnamed: {i}"
-        twin = sum(other == name for other in names[:i])
-        found.append(f"{name}.{twin}" if twin else name)
-    return found
+        own = name = name or f"Unnamed: {i}"
+        while own in found:
+            seen[name] += 1
+            own = f"{name}.{seen[name]}"
+        found[own] = None
+    return list(found)
 
 
 def _blocks(rows: Any, width: int, path: Path) -> Iterator[list[list[str]]]:

@@ -148,12 +148,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _npz(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as start:
-        if start.read(len(_ZIP)) != _ZIP:
-            raise DataError(f"{path} is damaged or no npz file: write it with numpy.savez(path, x=x, y=y)")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with open(path, "rb") as opened:  # numpy leaves a damaged file open that it has opened itself
+            if opened.read(len(_ZIP)) != _ZIP:
+                raise DataError(f"{path} is damaged or no npz file: write it with numpy.savez(path, x=x, y=y)")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise DataError(
@@ -219,11 +220,14 @@ def _records(rows: Any, path: Path) -> dict[str, Any]:
 
 
 def array_of(values: Any) -> Any:
-    """Nested lists of equal lengths as an array of numbers; everything else as it is."""
+    """Nested lists of equal lengths as an array of numbers, of several lengths one of objects; all else as it is."""
     try:
         array = np.asarray(values)
-    except ValueError:
-        return values
+    except ValueError:  # of several shapes
+        array = np.empty(len(values), dtype=object)
+        for i, value in enumerate(values):
+            array[i] = value
+        return array
     return array if array.dtype.kind in "biuf" else values
 
 

@@ -6,7 +6,6 @@ loading a model executes nothing that came with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from flatminima.errors import CheckpointError, MissingExtra, ModelError, UsageError
+from flatminima.reading import Unreadable, read_json
 
 PREFIX = "hf:"
 Task = Literal["causal_lm", "sequence_classification", "token_classification"]
@@ -210,9 +210,9 @@ def _adapter(reference: Reference) -> dict[str, Any] | None:
             return None
         file = Path(found)
     try:
-        loaded = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+        loaded = read_json(file)
+    except Unreadable as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
     return loaded if isinstance(loaded, dict) else {}
 
 

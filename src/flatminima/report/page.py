@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +227,14 @@ def _command(options: dict[str, Any]) -> str:
 
 
 def render(template: str, **values: Any) -> str:
+    light, dark = Markup(variables()), Markup(variables(dark=True))
+    return _environment().get_template(template).render(light=light, dark=dark, **values)
+
+
+@cache
+def _environment() -> Environment:
     loader = PackageLoader("flatminima.report", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
-    )
-    return environment.get_template(template).render(
-        light=Markup(variables()), dark=Markup(variables(dark=True)), **values
-    )
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
 
 
 def _shown(value: Any) -> Any:
