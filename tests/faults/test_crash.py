@@ -105,7 +105,8 @@ def commands(made: Made, output: Path) -> dict[str, list[str]]:
     }
 
 
-NAMES = ("train", "certify", "rank", "study", "measure", "landscape", *(() if POINTS == "some" else ("reproduce", "demo")))
+LONG = () if POINTS == "some" else ("reproduce", "demo")
+NAMES = ("train", "certify", "rank", "study", "measure", "landscape", *LONG)
 
 
 def without_times(value: Any) -> Any:

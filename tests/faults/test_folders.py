@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from flatminima.cli import main
 from flatminima.errors import FolderInUse
 from flatminima.io import LOCK, claimed
 from flatminima.models import mlp
+from flatminima.studies import runner
 from flatminima.training import save_checkpoint
 from processes import start
 
@@ -173,3 +176,31 @@ def test_a_claim_is_let_go_after_an_error(tmp_path: Path) -> None:
         raise ValueError("mine")
     with claimed(tmp_path / "new"), pytest.raises(FolderInUse, match="another process"), claimed(tmp_path / "new"):
         pass
+
+
+def test_a_run_that_another_process_ends_in_time_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two commands at once the second ended with exit code 1, and its results lacked the other's run."""
+    namespace: dict[str, Any] = {}
+    exec(STUDY, namespace)
+    study, waited = namespace["STUDY"], threading.Event()
+
+    def execute(_: Any, todo: list[Any], **__: Any) -> Iterator[tuple[Any, None]]:
+        for work in todo:
+            begun = threading.Event()
+
+            def other(work: Any = work, begun: threading.Event = begun) -> None:
+                with claimed(runner.under_way(work.file)):
+                    begun.set()
+                    assert waited.wait(60)
+                    run = {"config": work.config, "result": {"seed": 0}, "seconds": 1.0, "core_seconds": 1.0}
+                    work.file.write_text(json.dumps(run))
+
+            threading.Thread(target=other).start()
+            assert begun.wait(60)
+            yield work, None
+
+    monkeypatch.setattr(runner, "execute", execute)
+    monkeypatch.setattr(runner.time, "sleep", lambda _: waited.set())
+    assert runner.reproduce(study, tmp_path)["missing"] == 0

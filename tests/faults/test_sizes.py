@@ -185,7 +185,7 @@ def test_a_small_yaml_text_stands_for_no_large_one(name: str, tmp_path: Path) ->
 
     (tmp_path / "config.yaml").write_text(BOMBS[name])
     (tmp_path / "README.md").write_text(f"---\n{BOMBS[name]}---\n")
-    with pytest.raises(FlatMinimaError, match="cannot be read as .yaml"):
+    with pytest.raises(FlatMinimaError, match=r"cannot be read as \.yaml"):
         read(tmp_path / "config.yaml")
     with pytest.raises(FlatMinimaError, match="no YAML"):
         refuse_named_places(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -9,8 +10,8 @@ from typing import Any
 
 from flatminima import progress
 from flatminima.catalog.choices import SCALES
-from flatminima.errors import UsageError
-from flatminima.io import PATIENCE, claimed, json_text, versions, write_whole
+from flatminima.errors import FolderInUse, UsageError
+from flatminima.io import PATIENCE, claimed, json_text, refuse_in_use, versions, write_whole
 from flatminima.report.axes import legends_beside
 from flatminima.report.theme import standalone, style, svg
 from flatminima.studies.claims import of_study
@@ -23,6 +24,7 @@ from flatminima.studies.study import Config, Result, Study
 
 SCHEMA = 2
 _PIXELS = 90  # an inch of figure.png
+_MOMENT = 0.1  # seconds between two looks at a run that another process is at
 
 
 def reproduce(
@@ -176,11 +178,28 @@ def _run(study: Study, shelf: Shelf, todo: list[Work], jobs: int, engine: str, a
         progress.report(study.id, total - len(open_) + sum(map(share, open_)), total)
 
     told()
+    others = []
     for work, outcome in execute(study, todo, jobs=jobs, engine=engine, address=address, told=told):
         if outcome is not None:
             shelf.put(work.config, outcome)
+        else:
+            others.append(work)
         open_.discard(under_way(work.file))
         told()
+    _await(others)
+
+
+def _await(others: list[Work]) -> None:
+    """Let runs that other processes are at end, for a minute in all: two commands at once then say the same."""
+    until = time.monotonic() + PATIENCE
+    for work in others:
+        while time.monotonic() < until:
+            try:
+                refuse_in_use(under_way(work.file))
+            except FolderInUse:
+                time.sleep(_MOMENT)
+            else:
+                break
 
 
 def _draw(study: Study, results: list[Result], folder: Path) -> None:
