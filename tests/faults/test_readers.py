@@ -96,7 +96,8 @@ def test_every_call_that_opens_a_file_is_known() -> None:
 
 
 # methods and functions of the library that share a name with one that opens files
-_OF_OURS = {"read_text", "read_bytes", "row.load", "catalog.measure(name).load", "catalog.MEASURES[name].load", "entry.load",
+_OF_OURS = {"read_text", "read_bytes", "row.load", "catalog.measure(name).load", "entry.load",
+            "catalog.MEASURES[name].load",
             "checkpoint.load", "self.load", "load", "fetch", "_jia.load", "hf.load", "language.load",
             "self.clock.load", "self._curvature.load", "self._reuse.load"}  # fmt: skip
 
