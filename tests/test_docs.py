@@ -78,3 +78,13 @@ def test_the_reference_names_what_there_is() -> None:
         except ModuleNotFoundError:
             module, _, attribute = name.rpartition(".")
             assert hasattr(import_module(module), attribute), name
+
+
+def test_the_architecture_names_what_there_is() -> None:
+    """Of each line of "Where things are" the names before the description are files or folders of the package."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = page.split("## Where things are", 1)[1].split("```")[1]
+    there = {p.stem.lstrip("_") for p in (ROOT / "src" / "flatminima").rglob("*") if p.is_dir() or p.suffix == ".py"}
+    named = [name.rstrip("/") for line in block.splitlines() for name in line[:45].split()]
+    assert len(named) > 50
+    assert [name for name in named if name not in there] == []

@@ -86,3 +86,29 @@ def test_a_phone_scrolls_down_only(broken, tmp_path):
     )  # fmt: skip
     content, window = map(int, re.search(r'data-widths="(\d+) (\d+)"', done.stdout).groups())
     assert window == 360 and (content > window) is broken
+
+
+ROWS = """<script>const cut = [...document.querySelectorAll('table.rows')].map(t => t.parentElement)
+.filter(s => s.scrollWidth > s.clientWidth || s.getBoundingClientRect().right > innerWidth).length;
+parent.postMessage(cut + ' ' + innerWidth, '*')</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("folds", [True, False])
+def test_on_a_phone_reasons_are_read_without_scrolling_sideways(folds, tmp_path):
+    """Tables of long texts fold into rows below 640 pixels; without that rule the reason of `undefined` is cut off."""
+    x, y = torch.rand(60, 8), torch.arange(60) % 3
+    minimum = Minimum(build("mlp", seed=0, widths=(8, 16, 3)).eval(), (x, y))
+    table = measure(minimum, ["distance_from_init", "frobenius_norm", "fisher_trace", "hessian_top_eigenvalue"])
+    assert table["distance_from_init"].undefined
+    write_measures(table.to_dict(), tmp_path / "report.html")
+    page = re.sub(r"<meta http-equiv=.Content-Security-Policy.*?>", "", (tmp_path / "report.html").read_text())
+    page = page if folds else page.replace("  table.rows", "  table.none")
+    (tmp_path / "phone.html").write_text(FRAME.format(page=html.escape(page.replace("</body>", f"{ROWS}</body>"))))
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom",
+         f"file://{tmp_path}/phone.html"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    cut, window = map(int, re.search(r'data-widths="(\d+) (\d+)"', done.stdout).groups())
+    assert window == 360 and (cut == 0) is folds
