@@ -2,25 +2,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
-QUICK := tests/bounds tests/measures tests/statistics tests/report tests/test_imports.py tests/test_surface.py \
-  tests/test_references.py tests/test_english.py tests/test_estimate.py tests/test_errors.py tests/test_table.py
 
 .PHONY: demo test lint check format bench docs oldest clean
 
 demo: .venv/.installed
 	$(BIN)/flatminima demo --output flatminima-demo
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(PYTEST)
 
 lint: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# formatting, lint, types, and the tests that need seconds: before each commit
+# lint, types and what is quick of the tests: under two minutes; `make test` is the whole
+QUICK := tests/bounds tests/data tests/models tests/ranking tests/report tests/track tests/test_*.py
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(QUICK)
+	$(PYTEST) -m "not slow" $(QUICK)
 
 format: .venv/.tested
 	$(BIN)/ruff check --fix .
