@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
+# empty: modules are compiled once and kept, whatever the shell says; not anew by each process that a test starts
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint check format bench docs oldest clean
 
 demo: .venv/.installed
@@ -53,7 +56,7 @@ oldest:
 	touch $@
 
 .venv/.tested: .venv/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:

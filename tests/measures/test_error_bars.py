@@ -75,15 +75,22 @@ def test_intervals_of_expected_sharpness_cover_the_closed_form():
     assert 0.90 <= covered(found, exact) <= 0.99
 
 
+DRAWN = {"gamma": 0.1, "epsilon": 2.0, "rho": "norm", "samples": None}
+
+
+@pytest.fixture(scope="module")
+def pacgen_exact():
+    """A minimum of 20 samples, and pacGen's mean over 600 draws of u."""
+    m = Minimum(network(), population(20))
+    return m, measures.pacgen(m, draws=600, seed=10_000, **DRAWN)
+
+
 @pytest.mark.parametrize("draws", [2, 5])
-def test_intervals_of_pacgen_cover_its_mean_over_draws(draws):
+def test_intervals_of_pacgen_cover_its_mean_over_draws(pacgen_exact, draws):
     """Student's t makes them honest even for the default's two draws of u."""
-    net, data = network(), population(20)
-    m = Minimum(net, data)
-    options = {"gamma": 0.1, "epsilon": 2.0, "rho": "norm", "samples": None}
-    exact = measures.pacgen(m, draws=600, seed=10_000, **options)
+    m, exact = pacgen_exact
     assert exact.details["curvature_bound"] > 0.3
-    found = [measures.pacgen(m, draws=draws, seed=s, **options).interval() for s in range(REPETITIONS)]
+    found = [measures.pacgen(m, draws=draws, seed=s, **DRAWN).interval() for s in range(REPETITIONS)]
     assert 0.90 <= covered(found, exact.value) <= 0.99
 
 

@@ -258,13 +258,16 @@ def _compare(found: Minimum, expected: Minimum, rounding: float = 1e-10, back: T
 
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_company_does_not_matter(case: Case) -> None:
-    """Alone, or in one sweep with everything else: sharing may change the cost, never a result."""
+    """Alone, or in one sweep with everything else: sharing may change the cost, never a result.
+
+    Every second statistic alone on a network, the others on the next: each on six of the twelve.
+    """
     together = _base(case.name)
-    for statistic in STATISTICS:
+    for statistic in STATISTICS[SOME.index(case) % 2 :: 2]:
         assert_alike(value(minimum_of(case), statistic), value(together, statistic))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize("batch_size", [1, 100])  # the base has 3, 3 and 1
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_the_size_of_the_batches_does_not_matter(case: Case, batch_size: int) -> None:
     _compare(_computed(minimum_of(case, batch_size=batch_size)), _base(case.name))
@@ -280,7 +283,8 @@ def test_the_order_of_the_data_does_not_matter(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_float32_is_close_to_float64(case: Case) -> None:
     """Kernels differ by dtype (fused attention and LSTM, layer rules): none may fail or drift in float32."""
-    double, single = (_computed(minimum_of(case, dtype=dtype), DIRECT) for dtype in (torch.float64, torch.float32))
+    double = _base(case.name) if case in SOME else _computed(minimum_of(case), DIRECT)
+    single = _computed(minimum_of(case, dtype=torch.float32), DIRECT)
     assert single.follows_layers == double.follows_layers
     for statistic in DIRECT:
         assert_alike(value(single, statistic), value(double, statistic), 2e-3)
