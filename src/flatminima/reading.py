@@ -96,7 +96,7 @@ def parsed(text: str, *, finite: bool = False) -> Any:
 
 
 def parsed_yaml(text: str) -> Any:
-    """What a YAML text says, read without tags, which could name code.
+    """Parse a YAML text without tags, which could name code.
 
     Raises:
         Unreadable: no YAML, too deeply nested, or with references that expand it beyond `EXPANDED` entries.

@@ -140,7 +140,7 @@ def _key(request: Request) -> str:
 
 
 def read_table(path: Path) -> MeasureTable | None:
-    """What an earlier run kept; None where it is absent or damaged."""
+    """Read what an earlier run kept; None where it is absent or damaged."""
     from flatminima.table import MeasureTable
 
     try:

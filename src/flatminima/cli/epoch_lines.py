@@ -1,4 +1,4 @@
-"""What `flatminima train` says after each epoch: a line on stderr, a row for TensorBoard."""
+"""Lines of `flatminima train` after each epoch: a line on stderr, a row for TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be refused of a network and of samples without torch: files that are not there, names that cannot be one."""
+"""Refusals of a network and of samples without torch: files that are not there, names that cannot be one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `flatminima measure` found: as plain types, on stdout, and in the folder of --output."""
+"""Results of `flatminima measure`: as plain types, on stdout, and in the folder of --output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WRITES = ("measures.json", "report.html")
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out: the table, what is off with it, and what --audit and --explain add.
+    """Results: the table, what is off with it, and what --audit and --explain add.
 
     Attributes:
         audited: the samples that the audit is of; 0 without one.
@@ -48,7 +48,7 @@ class Measured:
         return found
 
     def show(self, minimum: Minimum, layers: bool) -> None:
-        """On stdout, for a reader."""
+        """Print on stdout, for a reader."""
         from flatminima.table import render, render_layers
 
         render(self.table, out())
@@ -67,7 +67,7 @@ class Measured:
 def keep_finished(
     minimum: Minimum, wanted: list[MeasureFunction], request: Request, output: Path | None, stop: KeyboardInterrupt
 ) -> None:
-    """What was measured when a signal came, into the folder where the rest would have gone."""
+    """Write what was measured when a signal came, into the folder where the rest would have gone."""
     from flatminima.rounds import finished
 
     if output is None or not first():

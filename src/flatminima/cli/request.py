@@ -1,4 +1,4 @@
-"""What `measure` and `rank` were asked for, as typed, and what is made of it: network, samples, `Minimum`, measures."""
+"""The request of `measure` and `rank`, as typed, and what is made of it: network, samples, `Minimum`, measures."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Request:
 
 
 def minimum_of(request: Request) -> tuple[Minimum, list[str]]:
-    """What is to be measured, and what the user should know of it."""
+    """The network to measure, and what the user should know of it."""
 
     take_threads(request.threads)
     network, notes = load_network(request)

@@ -1,4 +1,4 @@
-"""How samples are read and scaled, as typed: the options that every command with data has."""
+"""Reading and scaling of samples, as typed: the options that every command with data has."""
 
 from __future__ import annotations
 

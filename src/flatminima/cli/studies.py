@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def plan_table(
     chosen: Sequence[Study], output: Path, scale: str, jobs: int, shard: tuple[int, int], seed: int, as_json: bool
 ) -> None:
-    """What a call would do, and about how long, by the runs that are done; writes nothing."""
+    """Plan what a call would do, and about how long, by the runs that are done; writes nothing."""
     from rich.table import Table
 
     from flatminima.report.studies import duration

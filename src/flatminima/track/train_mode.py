@@ -74,7 +74,7 @@ def one_sample(probe: Any) -> tuple[Inputs, Tensor]:
 
 
 def mean_loss(loss: str | Callable[[Any, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of a probe that is one sample: the mean over what are samples elsewhere."""
+    """The loss of a probe that is one sample: the mean over what are samples otherwise."""
     each = Loss.of(loss)
     checked = False
 

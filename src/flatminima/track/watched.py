@@ -72,7 +72,7 @@ class Watched:
 
     @property
     def loss_name(self) -> str:
-        """Of the loss of a sample."""
+        """Properties of the loss of a sample."""
         return Loss.of(self._loss).name
 
     @contextmanager
