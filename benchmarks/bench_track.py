@@ -30,6 +30,7 @@ from timing import pin, publish
 
 EVERY = 50
 CHECKED = 12  # checks of a run that are compared, spread over it
+LARGE = 1_000_000  # weights
 TRUTH = (1e-4, 1e-3)  # relative residuals of the cold Lanczos; the second where float32 does not give the first
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -83,8 +84,8 @@ def optimizer_of(name: str, model: nn.Module, rate: float) -> torch.optim.Optimi
 
 
 def true_eigenvalue(minimum: Minimum) -> float:
-    """By a cold Lanczos, to the residual that float32 allows."""
-    for tolerance in TRUTH[:-1]:
+    """By a cold Lanczos, to the residual that float32 allows; of millions of weights, the second is enough for 2%."""
+    for tolerance in TRUTH[:-1] if len(minimum.parameters) < LARGE else ():
         try:
             return float(minimum[TopEigenvalues(1, None, tolerance)].values[0])
         except Undefined:
@@ -143,7 +144,7 @@ def report(name: str, pairs: list[tuple[float, float]], compared: int, tracker: 
 
 
 RUNS = [  # loss has classes, optimizer, rate, steps
-    *((False, "sgd", rate, 1500) for rate in (1.5, 2.5, 4.0)),
+    *((False, "sgd", rate, 4000) for rate in (1.5, 2.5, 4.0)),  # at 1,500 the third rate still came down to its plateau
     *((True, "sgd", rate, 600) for rate in (0.7, 1.0, 2.0)),
     *((classes, "adam", rate, 600) for classes, rate in ((False, 1e-3), (False, 3e-3), (True, 1e-3))),
     *((classes, "pertopt", rate, 600) for classes, rate in ((False, 2.5), (True, 1.0))),
@@ -189,7 +190,7 @@ def run_minibatches(which: str) -> bool:
         rates = {"sgd": 0.05, "adam": 1e-3}
     else:
         model, x = Logits(), tokens(64)
-        y, loss, batch, probe, steps, every = x, "causal_lm", 4, (x[:2], x[:2]), 16, 2
+        y, loss, batch, probe, steps, every = x, "causal_lm", 4, (x[:2], x[:2]), 8, 2
         rates = {"sgd": 0.3, "adam": 1e-3, "pertopt": 0.3}
     rows, errors, compared, state = {}, [], 0, {k: v.clone() for k, v in model.state_dict().items()}
     for name, rate in rates.items():
