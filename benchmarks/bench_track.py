@@ -238,8 +238,10 @@ def _cost(
     model: nn.Module, x: Tensor, y: Tensor, batch: int, probe: int, quantities: list[str], steps: int, every: int
 ) -> dict[str, float]:
     optimizer = torch.optim.SGD(model.train().parameters(), 0.05, momentum=0.9)
+    looks = Options().fresh_every
+    options = Options(fresh_every=min(looks, (steps - 1) // every))  # the last check is a fresh one
     tracker = Tracker(
-        model, (x[:probe], y[:probe]), optimizer=optimizer, every=every, quantities=quantities, options=Options()
+        model, (x[:probe], y[:probe]), optimizer=optimizer, every=every, quantities=quantities, options=options
     )
     times, batches = [], _minibatches(x, y, batch)
     for step in range(steps):
@@ -253,13 +255,27 @@ def _cost(
         start = time.process_time()
         if tracker.step(step, loss) is not None:
             tracker.rows[-1]["processor"] = time.process_time() - start
-    carried = [row["processor"] for row in tracker.rows[1:]]
-    warm, fresh, one = _median(carried), tracker.rows[0]["processor"], _median(times)
-    looks = tracker.options.fresh_every
+    first, *carried, last = tracker.rows
+    warm, fresh, one = _median([row["processor"] for row in carried]), last["processor"], _median(times)
     mean = (warm * (looks - 1) + fresh) / looks  # a fresh search every so many checks
-    products = _median([float(row["products"]) for row in tracker.rows[1:]])
+    products = _median([float(row["products"]) for row in carried])
     found = {"overhead": mean / (EVERY * one), "gradients a check": mean / one, "products": products}
-    return found | {"fresh": fresh / one} | _peers(model, x[:probe], y[:probe], one)
+    once = {"fresh": fresh / one, "the first, once a run": first["processor"] / one, "step in ms": 1e3 * one}
+    return found | once | _floor(model, x[:probe], y[:probe], one, products) | _peers(model, x[:probe], y[:probe], one)
+
+
+def _floor(model: nn.Module, x: Tensor, y: Tensor, one: float, products: float) -> dict[str, float]:
+    """Overhead of as many bare products of torch on one graph: what no tracker that makes them can go below."""
+    weights = list(model.parameters())
+    vector = [torch.randn_like(p) for p in weights]
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        gradient = torch.autograd.grad(F.cross_entropy(model(x), y), weights, create_graph=True)
+        for _ in range(round(products)):
+            torch.autograd.grad(gradient, weights, vector, retain_graph=True)
+        times.append(time.process_time() - start)
+    return {"floor": _median(times) / (EVERY * one)}
 
 
 def _peers(model: nn.Module, x: Tensor, y: Tensor, one: float) -> dict[str, float]:
@@ -280,13 +296,17 @@ def _peers(model: nn.Module, x: Tensor, y: Tensor, one: float) -> dict[str, floa
         return float(lanczos(operator, k=1, max_iter=20, which="LA").eigenvalues[0])
 
     for name, peer in (("PyHessian", pyhessian), ("hessian-eigenthings", eigenthings)):
-        start = time.process_time()
+        times, errors = [], []
         try:
-            value = peer()
+            for _ in range(3):
+                start = time.process_time()
+                value = peer()
+                times.append(time.process_time() - start)
+                errors.append(abs(value - truth) / truth)
         except ImportError:
             continue
-        found[f"{name} overhead"] = (time.process_time() - start) / (EVERY * one)
-        found[f"{name} error"] = abs(value - truth) / truth
+        found[f"{name} overhead"] = _median(times) / (EVERY * one)
+        found[f"{name} error"] = max(errors)
     model.zero_grad(set_to_none=True)
     return found
 

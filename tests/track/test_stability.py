@@ -50,6 +50,8 @@ def test_a_quadratic_just_above_the_threshold_explodes_and_just_below_does_not(m
         (lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0, eps=0.0), "exp_avg_sq"),
         (lambda p: torch.optim.RMSprop(p, lr=0.1, eps=0.0), "square_avg"),
         (lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.9, eps=0.1), "square_avg"),
+        (lambda p: torch.optim.Adagrad(p, lr=0.1, eps=0.0), "sum"),
+        (lambda p: torch.optim.Adagrad(p, lr=0.1, eps=0.3), "sum"),
     ],
 )
 def test_the_preconditioned_threshold_is_that_of_the_frozen_preconditioner(make, key):

@@ -340,7 +340,8 @@ class Batch:
             raise Undefined("the network's input is not continuous (token ids or categories)")
         return opened
 
-    def _receive(self, output: Tensor) -> None:
+    def _receive(self, output: Tensor, *, differentiable: bool = False) -> Tensor:
+        """Check and keep the outputs and their losses (n,), which are returned; `differentiable` with their graph."""
         minimum = self.minimum
         if not output.is_floating_point():
             raise ModelError(f"the network returned {output.dtype}; expected real floating-point logits")
@@ -351,11 +352,13 @@ class Batch:
             )
         self.outputs = output.detach()
         minimum.loss.check_targets(self.targets, self.outputs, self.indices)
-        with torch.no_grad():
-            self.losses = minimum.loss(self.outputs, self.targets)
+        with torch.set_grad_enabled(differentiable):
+            losses = minimum.loss(output if differentiable else self.outputs, self.targets)
+        self.losses = losses.detach()
         bad = (~torch.isfinite(self.losses)).nonzero()
         if len(bad):
             self._explain(int(bad[0]))
+        return losses
 
     def _explain(self, i: int) -> None:
         index = int(self.indices[i])

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flatminima.errors import MissingExtra, UsageError
-from flatminima.io import write_whole
 from flatminima.track import Tracker
 from flatminima.track.sinks import PREFIX
 
@@ -46,9 +43,8 @@ class TrackerCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.tracker = Tracker(kwargs["model"], self.probe, optimizer=kwargs.get("optimizer"), **self.options)
-        kept = self._file(args, state)
-        if state.global_step and kept.is_file():
-            self.tracker.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
+        if state.global_step:
+            self.tracker.restore(self._file(args, state))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tracker is not None:
@@ -65,7 +61,7 @@ class TrackerCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         tracker, file = self.tracker, self._file(args, state)
         if tracker is not None and not tracker.passive and file.parent.is_dir():
-            write_whole(file, lambda handle: torch.save(tracker.state_dict(), handle))
+            tracker.save(file)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tracker is not None:

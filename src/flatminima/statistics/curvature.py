@@ -206,14 +206,14 @@ class Graph:
         self.minimum, self.count = minimum, len(batch)
         self.tensors = minimum.parameters.tensors
         output = minimum.forward(batch.inputs)
-        batch._receive(output)
+        losses = batch._receive(output, differentiable=curvature == "hessian" and output.requires_grad)
         if not output.requires_grad:
             raise Undefined("the network's output does not depend on a trainable parameter")
         minimum.passes.backward += len(batch)
         self.cotangent: Tensor | None = None
         self.output, self.losses = output, batch.losses
         if curvature == "hessian":
-            seed = minimum.loss.residual(output, batch.targets)
+            seed = minimum.loss.residual(output, batch.targets, losses)
             self.gradients = self._back([output], [seed], create_graph=True)
         else:
             minimum.loss.refuse_concave(output.detach(), batch.targets)

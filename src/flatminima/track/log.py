@@ -53,6 +53,29 @@ def read(path: str | os.PathLike[str]) -> tuple[Header, list[Row]]:
     return header, rows
 
 
+class Lines:
+    """Lines of a file that is written to from a loop: what a full disk refused is written with the next line.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[str] = []
+
+    def write(self, line: str) -> None:
+        """Append a line, after those that were refused; of rows written twice readers take the last.
+
+        Raises:
+            WriteFailed, UsageError: the system refuses this time.
+        """
+        torn = [""] if self._waiting else []  # half a line may be there: it is ended, and dropped when it is read
+        self._waiting.append(line)
+        append_line(self.path, "\n".join(torn + self._waiting))
+        self._waiting.clear()
+
+
 class Log:
     """A log that is written to, made or gone on with.
 
@@ -66,6 +89,7 @@ class Log:
 
     def __init__(self, path: str | os.PathLike[str], header: Header) -> None:
         self.path = Path(path)
+        self._lines = Lines(self.path)
         make_folder(self.path.parent)
         self.rows: list[Row] = []
         if self.path.exists() and self.path.stat().st_size:
@@ -81,5 +105,9 @@ class Log:
         append_line(self.path, json_text(header, None))
 
     def write(self, row: Row) -> None:
-        """Append a row."""
-        append_line(self.path, json_text(row, None))
+        """Append a row.
+
+        Raises:
+            WriteFailed, UsageError: the system refuses; the row is written with the next one.
+        """
+        self._lines.write(json_text(row, None))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.errors import UsageError
-from flatminima.io import append_line, json_text
+from flatminima.io import json_text
+from flatminima.track.log import Lines
 
 Values = dict[str, float]
 Sink = Callable[[int, Values], None]
@@ -48,10 +49,10 @@ def as_sink(target: Any) -> Sink:
 
 def jsonl(path: str | os.PathLike[str]) -> Sink:
     """A line a check: {"step": ..., name: value, ...}."""
-    file = Path(path)
+    lines = Lines(Path(path))
 
     def write(step: int, values: Values) -> None:
-        append_line(file, json_text({"step": step, **values}, None))
+        lines.write(json_text({"step": step, **values}, None))
 
     return write
 

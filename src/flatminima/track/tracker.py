@@ -155,14 +155,32 @@ class Tracker:
         """Go on from `state_dict`."""
         if self.passive or not state:
             return
-        self.memory.load_state_dict(state["memory"], self.options)
-        self._last = {name: int(step) for name, step in state["last"].items()}
+        memory = Memory()
+        memory.load_state_dict(state["memory"], self.options)
+        self.memory, self._last = memory, {name: int(step) for name, step in state["last"].items()}
         if self.watched.network is not None:
             self._fit(self.watched.network)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `state_dict` to a file, whole or not at all; where the system refuses, that is said."""
+        self._guarded(str(path), lambda: write_whole(path, lambda file: torch.save(self.state_dict(), file)))
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file that `save` wrote, where it is there; where it is damaged, that is said."""
+        file = Path(path)
+        if self.passive or not file.exists():
+            return
+        try:
+            refuse_other_files(file)
+            self.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        except Exception as error:  # a damaged file may raise anything
+            if self.strict:
+                raise
+            self._say(f"cannot go on from {file}: {Absent.of(error).reason}; the next check begins afresh")
+
     def close(self) -> None:
         """Write what is carried beside the log; also done every half a minute."""
-        if self._log is not None and not self.passive:
+        if self._log is not None:
             self._keep()
 
     def __enter__(self) -> Tracker:
@@ -294,18 +312,22 @@ class Tracker:
 
     def _tell(self, row: Row) -> None:
         if self._log is not None:
-            self._log.write(row)
+            log = self._log
+            self._guarded("the log", lambda: log.write(row))
             if time.monotonic() - self._saved > _SAVE_SECONDS:
                 self._keep()
         values = {name: value for name, value in row["values"].items() if value is not None}
         values |= {name: row[name] for name in ("loss", "lr", "threshold", "edge") if row[name] is not None}
         for sink in self.sinks:
-            try:
-                sink(row["step"], values)
-            except Exception as error:
-                if self.strict:
-                    raise
-                self._say(f"a sink failed: {Absent.of(error).reason}")
+            self._guarded("a sink", lambda sink=sink: sink(row["step"], values))  # type: ignore[misc]
+
+    def _guarded(self, what: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            if self.strict:
+                raise
+            self._say(f"{what} failed: {Absent.of(error).reason}")
 
     # -- the network -------------------------------------------------------------------------------------------------
 
@@ -330,13 +352,8 @@ class Tracker:
         if log is not None and not (together and dist.get_rank() != 0):
             self._log = Log(log, self.header)
             self.rows = list(self._log.rows)
-            state = self._state_file()
-            if self.rows and state.exists() and not together:
-                try:
-                    refuse_other_files(state)
-                    self.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
-                except Exception as error:  # a damaged file may raise anything; the rows are there
-                    self._say(f"cannot go on from {state}: {Absent.of(error).reason}; the next check begins afresh")
+            if self.rows and not together:
+                self.restore(self._state_file())
 
     def _state_file(self) -> Path:
         assert self._log is not None
@@ -346,7 +363,7 @@ class Tracker:
         self._saved = time.monotonic()
         if self.watched.together:
             return  # the others would not read it, and all must look alike
-        write_whole(self._state_file(), lambda file: torch.save(self.state_dict(), file))
+        self.save(self._state_file())
 
     def _fit(self, network: Network) -> None:
         sizes = [(name, p.numel()) for name, p in network.parameters]

@@ -124,13 +124,16 @@ class Loss(ABC):
         """Look at a gradient of the losses by the output, for `notes`."""
 
     @final
-    def residual(self, output: Tensor, target: Tensor) -> Tensor:
+    def residual(self, output: Tensor, target: Tensor, losses: Tensor | None = None) -> Tensor:
         """Gradient of the summed losses by the output, in its shape and dtype; differentiable once more.
+
+        Args:
+            losses: of these, with their graph; None: made here.
 
         Raises:
             Undefined: the loss has no gradient.
         """
-        total = self(output, target).sum()
+        total = (self(output, target) if losses is None else losses).sum()
         if not total.requires_grad:
             raise Undefined(f"loss {self.name!r} has no gradient with respect to the parameters")
         (gradient,) = torch.autograd.grad(total, output, create_graph=True, allow_unused=True, materialize_grads=True)
