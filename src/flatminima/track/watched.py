@@ -72,7 +72,7 @@ class Watched:
 
     @property
     def loss_name(self) -> str:
-        """Properties of the loss of a sample."""
+        """Name of the loss of a sample."""
         return Loss.of(self._loss).name
 
     @contextmanager
