@@ -26,6 +26,7 @@ from flatminima.training import TrainConfig, read_weights, save_checkpoint, trai
 from hostile import call
 from processes import run, start
 
+_MOMENT = 0.01  # seconds
 KILLS = int(os.environ.get("FLATMINIMA_KILLS", "0"))
 
 MLP = ("--model", "flatminima.models:mlp", "--model-arg", "widths=(64,32,10)", "--data", "digits")
@@ -43,13 +44,17 @@ def plain(document: Any) -> Any:
 def killed_after(arguments: list[str], seconds: float) -> bool:
     """Whether the command was still running then, and was killed with all of its group."""
     process = start(*arguments)
-    process.join(seconds)
-    if process.exitcode is not None:
-        return False
     assert process.pid is not None
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        while process.exitcode is None and os.getpgid(process.pid) != process.pid:  # not yet the leader of a group
+            time.sleep(_MOMENT)
+        process.join(seconds)
+        if process.exitcode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has just ended
+        pass
     process.join()
-    return True
+    return process.exitcode == -signal.SIGKILL
 
 
 def whole(folder: Path) -> None:
