@@ -7,6 +7,7 @@ many there are of each format (21 here, 504 in all), FLATMINIMA_FIRST the number
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -93,6 +94,14 @@ def test_damaged_files(name: str, made: Made, tmp_path: Path, record_property: C
     record_property("tried", MUTATIONS)
     record_property("failed", len(failed))
     assert not failed, "\n".join(failed[:20])
+
+
+@pytest.mark.parametrize("epochs", [None, "many", [1], {}, float("nan")])
+def test_epochs_that_are_no_number(epochs: Any, made: Made, tmp_path: Path) -> None:
+    """Numbers 278 and 493 of run.json: what differs in `epochs` alone was compared with the epochs that are wanted."""
+    file, command = READERS["run.json"].copied(made, tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": epochs}))
+    one_line(call(*command), 2)
 
 
 ODD = (

@@ -21,7 +21,7 @@ from flatminima.errors import CheckpointError, FlatMinimaError
 from flatminima.models import mlp
 from flatminima.reading import Unreadable, parsed
 from flatminima.training import load_checkpoint, read_weights
-from hostile import call, one_line
+from hostile import Made, call, one_line
 
 FULL = bool(os.environ.get("FLATMINIMA_HOSTILE"))
 
@@ -207,3 +207,10 @@ def test_a_table_of_very_many_columns_is_read_in_time(tmp_path: Path) -> None:
     (tmp_path / "wide.csv").write_text(",".join(["a"] * 200_000 + ["label"]) + "\n")
     names = list(read_columns(tmp_path / "wide.csv", ","))
     assert names[:3] == ["a", "a.1", "a.2"] and len(set(names)) == 200_001
+
+
+def test_a_record_is_verified_with_the_limit_of_pixels_that_is_typed(made: Made) -> None:
+    """The embedded digits take none, and say so: the option reaches the reader of the data."""
+    record = str(made.folder / "certified" / "certificate.json")
+    code, said = call("certify", "--verify", record, "--data", "digits", "--max-pixels", "5")
+    assert code == 2 and "max-pixels" in said.replace("max_pixels", "max-pixels"), said

@@ -125,7 +125,8 @@ class Session:
             ) from None
         wanted = json.loads(json.dumps(configuration))
         other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-        longer = other == ["epochs"] and found.get("epochs", 0) < wanted["epochs"]
+        before = found.get("epochs")  # of a file that anybody may have edited
+        longer = other == ["epochs"] and isinstance(before, int) and before < wanted["epochs"]
         if longer and self.fixed is None:
             write_whole(file, json_text(configuration, finite=False) + "\n")
         elif other:
