@@ -58,6 +58,25 @@ def test_a_language_model_is_measured_on_texts(cli, folder):
     assert document["measures"]["margin"]["details"]["unit"] == "token"
 
 
+@pytest.mark.parametrize(("model", "loss"), [("lm", "causal_lm"), ("classes", "cross_entropy")])
+def test_a_language_model_is_trained_on_texts(cli, folder, model, loss):
+    """With the loss that it was made with; what is trained is what is measured."""
+    typed = ["--model", f"hf:{folder / model}", "--data", str(folder / "texts.jsonl")]
+    output = folder / "run"
+    options = ["--epochs", "2", "--lr", "0.1", "--batch-size", "8", "--method", "sam", "--output", str(output)]
+    found = cli("train", *typed, *options)
+    assert found.exit_code == 0, found.stderr
+    result = json.loads((output / "result.json").read_text())
+    assert result["loss"] == loss and "24 texts" in found.stderr
+    checkpoint = str(output / "weights.safetensors")
+    found = cli("measure", *typed, "--checkpoint", checkpoint, "--measures", "margin", "--json")
+    details = json.loads(found.stdout)["measures"]["margin"]["details"]
+    assert details["train_loss"] == pytest.approx(result["train"]["loss"], rel=1e-5)
+    found = cli("train", *typed, *options[:-1], str(folder / "noisy"), "--label-noise", "0.5")
+    assert (found.exit_code == 2) == (model == "lm"), found.stderr
+    assert model != "lm" or "causal_lm, has none" in found.stderr
+
+
 def test_packing_and_the_loss_of_a_sequence(cli, folder):
     options = ["measure", "--model", f"hf:{folder / 'lm'}", "--data", str(folder / "texts.jsonl"), "--packing",
                "--length", "8", "--measures", "margin", "--json"]  # fmt: skip

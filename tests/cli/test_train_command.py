@@ -198,6 +198,60 @@ def test_another_loss_from_the_command_line(cli, tmp_path, monkeypatch):
     assert code == 2 and "holds a training with loss='mse'" in err
 
 
+SEVERAL = """
+import torch
+from torch import nn
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.of_image, self.of_table, self.head = nn.Linear(16, 4), nn.Linear(3, 4), nn.Linear(8, 2)
+    def forward(self, image, table):
+        return self.head(torch.cat([self.of_image(image.flatten(1)), self.of_table(table)], 1).relu())
+class Samples(torch.utils.data.Dataset):
+    def __init__(self, n, named):
+        g = torch.Generator().manual_seed(n)
+        self.image, self.table, self.named = torch.randn(n, 1, 4, 4, generator=g), torch.randn(n, 3, generator=g), named
+        self.y = (self.table[:, 0] > 0).long()
+    def __len__(self):
+        return len(self.y)
+    def __getitem__(self, i):
+        both = {"image": self.image[i], "table": self.table[i]} if self.named else (self.image[i], self.table[i])
+        return both, self.y[i]
+def data(split, named=0):
+    return Samples(60 if split == "train" else 20, named)
+"""
+
+
+@pytest.mark.parametrize("named", [0, 1])
+@pytest.mark.parametrize("method", ["plain", "fisher_trace"])
+def test_networks_of_several_inputs_train(cli, tmp_path, named, method):
+    """By position and by name: equal to the library's training, with a test split and the tracker beside it."""
+    (tmp_path / "several_inputs.py").write_text(SEVERAL)
+    code, out, err = cli(
+        "train", "--model", "several_inputs:Both", "--app-dir", tmp_path, "--data", "several_inputs:data",
+        "--data-arg", f"named={named}", "--test-split", "test", "--epochs", 3, "--batch-size", 20, "--lr", 0.1,
+        "--method", method, "--output", tmp_path / "run", "--track", 4,
+    )  # fmt: skip
+    assert code == 0 and "test       loss" in out, (out, err)
+    assert "60 samples of 1x4x4 and 3" in err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    module = sys.modules["several_inputs"]
+    torch.manual_seed(0)
+    model, samples = module.Both(), module.data("train")
+    inputs = (samples.image, samples.table)
+    chosen = methods.method(method, model, torch.optim.SGD(model.parameters(), 0.1), steps_per_epoch=3)
+    history = train(
+        model, {"image": inputs[0], "table": inputs[1]} if named else inputs, samples.y,
+        config=TrainConfig(lr=0.1, epochs=3, batch_size=20), optimizer=chosen.optimizer, backward=chosen.backward,
+    )  # fmt: skip
+    assert result["train"]["loss"] == history.final.loss and result["test"]["n"] == 20
+    code, _, err = cli(
+        "train", "--model", "several_inputs:Both", "--app-dir", tmp_path, "--data", "several_inputs:data",
+        "--output", tmp_path / "other", "--augment", "flip",
+    )  # fmt: skip
+    assert code == 2 and "augmentation is of images; got several inputs" in err
+
+
 def test_divergence_is_one_line_and_exit_code_1(cli, tmp_path):
     code, _, err = cli(*MLP, "--output", tmp_path, "--lr", "1e30")
     assert code == 1 and "training diverged at step" in err and "Traceback" not in err

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from flatminima.errors import UsageError
 from flatminima.optim import SAM, FisherTrace
+from flatminima.optim.counts import Counts, Part
 
 WEIGHT = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
 ALPHA, BETA = 0.1, 3.0
@@ -161,6 +162,33 @@ def test_a_part_without_labels_weighs_exactly_nothing_in_float32(weighted):
         model.zero_grad()
         FisherTrace(model, beta=1e-12, sub_batches=4).backward(loss_fn, x, y)
         torch.testing.assert_close(flat(model), torch.cat([g.reshape(-1) for g in plain]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "weight"),
+    [
+        (torch.float32, 1e-6, 0.0),  # rounding: nothing counts
+        (torch.float32, -1e-6, 0.0),
+        (torch.float32, 1e-4, 6e-4),  # a small weight is one
+        (torch.float32, -1e-4, 0.0),  # and never negative
+        (torch.float64, 1e-6, 6e-6),
+        (torch.float64, 1e-11, 0.0),
+        (torch.bfloat16, 5e-3, 0.0),
+        (torch.bfloat16, 0.1, 0.6),
+        (torch.float32, 4 / 6 * (1 + 5e-6), 4.0),  # samples are what counts
+        (torch.float32, 4 / 6 * (1 - 5e-6), 4.0),
+        (torch.float32, 4 / 6 * 1.001, 4.004),
+        (torch.float64, 4 / 6 * (1 + 5e-6), 4.00002),
+        (torch.float16, 4 / 6 * 1.001, 4.0),
+    ],
+)
+def test_a_weight_is_exact_where_rounding_hides_what_it_is(dtype, ratio, weight):
+    """Weight of a part of 4 samples from its ratio to one of 6, to what the outputs' dtype resolves."""
+    reference, part = (Part(None, [torch.ones(1, dtype=dtype)], None, n, 1.0) for n in (6, 4))
+    found = Counts._rounded(reference, part, ratio)
+    assert found == weight if weight in (0.0, 4.0) else found == pytest.approx(weight, rel=1e-9)
+    double = Part(None, [torch.ones(1, dtype=torch.float64)], None, 6, 1.0)
+    assert Counts._rounded(double, part, ratio) == found, "the coarser of the two decides"
 
 
 def test_nothing_counts_in_the_whole_batch():

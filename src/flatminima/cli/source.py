@@ -119,12 +119,8 @@ class Given:
         """Notes: the form that was understood, and what else a reader should know."""
         return [f"data: {self.said}", *self.more]
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """All samples as two tensors.
-
-        Raises:
-            DataError: several inputs.
-        """
+    def in_memory(self) -> tuple[Any, Tensor]:
+        """All samples: inputs, of several a tuple or a dictionary by name, and targets."""
         import torch
         from torch import Tensor
 
@@ -134,6 +130,17 @@ class Given:
             return self.data
         samples = as_samples(self.data)
         x, y = samples.take(torch.arange(len(samples)))
+        return x, y
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """All samples as two tensors.
+
+        Raises:
+            DataError: several inputs.
+        """
+        from torch import Tensor
+
+        x, y = self.in_memory()
         if not isinstance(x, Tensor):
             raise DataError("this command takes networks of one input, and the data has several: name one, --columns")
         return x, y

@@ -12,7 +12,7 @@ import typer
 
 from flatminima.catalog.choices import AUGMENTATIONS, LOSSES, METHODS, PRECISIONS, SCHEDULES
 from flatminima.cli import factory
-from flatminima.cli.given_checks import check_data, check_network
+from flatminima.cli.given_checks import check_network, check_samples
 from flatminima.cli.options import (
     AppDir,
     AsJson,
@@ -66,7 +66,6 @@ class SampleOptions:
     def check(self) -> None:
         _known("augmentation", self.augment, AUGMENTATIONS)
         _within("--label-noise", self.label_noise, 0 <= self.label_noise <= 1, "in [0, 1]")
-        check_data(self.data)
         for option, part in (("--validation-split", self.validation_split), ("--test-split", self.test_split)):
             if part == self.split:
                 raise DataError(f"got {part!r} for both --split and {option}; what is trained on judges nothing")
@@ -174,6 +173,7 @@ class Request:
         """
         for group in (self.network, self.samples, self.reading, self.method, self.rate, self.machine):
             group.check()
+        check_samples(self.network.model, self.samples.data, self.reading)
         if self.samples.label_noise and self.method.loss != "cross_entropy":
             raise UsageError(f"--label-noise redraws the labels of classes; --loss {self.method.loss} has none")
         wants = self.length.keep_best or self.length.stop_after is not None

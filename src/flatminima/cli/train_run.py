@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from flatminima import progress
-from flatminima.cli import factory
+from flatminima.cli import factory, language
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.epoch_lines import EpochLines, tensorboard_rows
 from flatminima.cli.ranks import first, own_device, ranks
-from flatminima.cli.source import read
+from flatminima.cli.source import samples_of
 from flatminima.cli.terminal import say
 from flatminima.cli.train_options import KeepingOptions, Request
 from flatminima.cli.train_track import follow
@@ -22,6 +22,7 @@ from flatminima.core.distributed import Ranks
 from flatminima.data import augmentation, corrupt_labels
 from flatminima.errors import UsageError
 from flatminima.io import claimed, json_text, write_whole
+from flatminima.optim.sub_batches import mapped
 from flatminima.training import (
     History,
     Method,
@@ -57,10 +58,11 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
     device = usable(own_device(request.machine.device)) or "cpu"
     config = _config(request)
     network, notes = _network(request, device)
-    (x, y), held_out = _samples(request, device, notes)
+    loss = _loss(request)
+    (x, y), held_out = _samples(request, loss, device, notes)
     chosen = _method(request, network, len(batch_sizes(count(x), config.batch_size)), shared)
     training = Training(
-        network, x, y, config=config, loss=request.method.loss,
+        network, x, y, config=config, loss=loss,
         augment=augmentation(request.samples.augment), optimizer=chosen.optimizer,
         backward=chosen.backward, modules=chosen.modules, held_out=held_out, ranks=shared,
     )  # fmt: skip
@@ -81,7 +83,7 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
             on_row=EpochLines(config.epochs, write) if first() else None,
             on_step=stepped,
         )
-        result = _result(request, history, network, held_out, shared)
+        result = _result(request, loss, history, network, held_out, shared)
         if first():
             save_checkpoint(network, keeping.output / WEIGHTS, {"scaling": request.reading.scaling})
             write_whole(keeping.output / RESULT, json_text(result) + "\n")
@@ -137,24 +139,37 @@ def _network(request: Request, device: str) -> tuple[nn.Module, list[str]]:
     """What is to be trained, in train mode, and what the user should know of it."""
     options = request.network
     torch.manual_seed(request.machine.seed)  # the factory's weights
-    arguments = factory.arguments(list(options.model_arg or ()))
-    network = factory.build(options.model, arguments, options.app_dir, options.model_config)
+    if language.is_language(options.model):
+        network = language.load(options.model).model
+    else:
+        arguments = factory.arguments(list(options.model_arg or ()))
+        network = factory.build(options.model, arguments, options.app_dir, options.model_config)
     notes = [] if options.init is None else list(load_checkpoint(network, options.init))
     if options.dropout is not None:
         set_dropout(network, options.dropout)
     return network.train().to(device), notes
 
 
-def _samples(request: Request, device: str, notes: list[str]) -> tuple[Samples, dict[str, Samples]]:
+def _loss(request: Request) -> str:
+    """The loss to minimise: as typed, or what a model of Hugging Face was trained with."""
+    model, typed = request.network.model, request.method.loss
+    found = language.loss(model, typed) if language.is_language(model) else typed
+    if request.samples.label_noise and found != "cross_entropy":
+        raise UsageError(f"--label-noise redraws the labels of classes; the loss of {model}, {found}, has none")
+    return found
+
+
+def _samples(request: Request, loss: str, device: str, notes: list[str]) -> tuple[Samples, dict[str, Samples]]:
     """Training samples, with the noise asked for, and those to evaluate on."""
     options = request.samples
 
     def load(split: str, limit: int | None) -> Samples:
-        reading, folder = replace(request.reading, limit=limit), request.network.app_dir
-        found = read(options.data, split, reading, app_dir=folder, loss=request.method.loss)
+        reading, own = replace(request.reading, limit=limit), request.network
+        found = samples_of(own.model, options.data, split, reading, app_dir=own.app_dir, loss=loss)
         notes.append(f"{split}: {found.said}")
-        x, y = found.tensors()
-        return x.to(device), y.to(device)
+        notes.extend(found.more)
+        x, y = found.in_memory()
+        return mapped(lambda t: t.to(device), x), y.to(device)
 
     x, y = load(options.split, request.reading.limit)
     if options.label_noise:
@@ -185,11 +200,16 @@ def _method(request: Request, network: nn.Module, steps_per_epoch: int, shared: 
 
 
 def _result(
-    request: Request, history: History, network: nn.Module, held_out: dict[str, Samples], shared: Ranks | None
+    request: Request,
+    loss: str,
+    history: History,
+    network: nn.Module,
+    held_out: dict[str, Samples],
+    shared: Ranks | None,
 ) -> dict[str, Any]:
     """Of the final weights, which with averages and best epochs are not those of the last epoch."""
     options = request.method
-    found = {"schema": 1, "method": options.method, "optimizer": options.optimizer, "loss": options.loss}
+    found = {"schema": 1, "method": options.method, "optimizer": options.optimizer, "loss": loss}
     found |= {"steps": history.steps}
     found |= {"epochs": len(history.epochs), "stopped_because": history.stopped_because}
     found |= {"best_epoch": history.best, "kept_best": request.length.keep_best}
@@ -198,5 +218,5 @@ def _result(
         samples: Samples | None = held_out.get(name)
         found[name] = None
         if samples is not None:
-            found[name] = asdict(assess(network, *samples, objective=Objective(options.loss), ranks=shared))
+            found[name] = asdict(assess(network, *samples, objective=Objective(loss), ranks=shared))
     return found

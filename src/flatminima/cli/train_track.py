@@ -10,6 +10,7 @@ from flatminima.cli.track import LOG
 from flatminima.track import Tracker
 from flatminima.track.tracker import STATE
 from flatminima.training import Training
+from flatminima.training.objective import rows
 
 _PROBE = 256  # training samples, at most, and no more than a batch
 
@@ -27,8 +28,8 @@ def follow(
     if fresh:
         for name in (LOG, LOG + STATE):
             (output / name).unlink(missing_ok=True)
-    count = min(_PROBE, training.config.batch_size, len(training.inputs))
-    probe = training.inputs[:count], training.targets[:count]
+    some = slice(min(_PROBE, training.config.batch_size))
+    probe = rows(training.inputs, some), training.targets[some]
     tracker = Tracker(training.model, probe, optimizer=training.optimizer, every=every, log=output / LOG)
     stack.enter_context(tracker)
     return lambda at: _step(tracker, at)
