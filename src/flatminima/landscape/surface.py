@@ -124,7 +124,8 @@ def landscape(
         seed: of the samples.
 
     Raises:
-        UsageError: another number of directions, too few steps, a radius that is not positive, parallel directions.
+        UsageError: something else than directions or another number of them, too few steps, a radius that is not
+            positive, parallel directions.
 
     Source: Li et al. (2018), "Visualizing the Loss Landscape of Neural Nets", sec. 3.
 
@@ -137,6 +138,9 @@ def landscape(
         ((3,), True)
     """
     minimum = minimum.resolving(Gaussian(Relative(_LEAST, 1.0, 0.0)), seed)
+    if isinstance(along, str | Direction | Tensor) or not all(isinstance(d, Direction) for d in along):
+        got = repr(along) if isinstance(along, str) else type(along).__name__
+        raise UsageError(f"got {got} as `along`; pass directions(minimum, kind, count), kind {' or '.join(KINDS)}")
     count = len(along)
     if count not in (1, 2) or steps < _FEWEST or not (math.isfinite(radius) and radius > 0):
         raise UsageError(
