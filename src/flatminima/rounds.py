@@ -258,8 +258,7 @@ def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = No
     Raises:
         UnknownName, UsageError: as `measure`.
     """
-    chosen = functions(measures, budget, positions(minimum), len(minimum.samples))
-    missing = _try(minimum, chosen, {})
+    missing = absent(minimum, measures, budget=budget)
     folds = [key for key in missing if isinstance(key, Fold)]
     others = [key for key in missing if not isinstance(key, Fold)]
     cost = Cost()
@@ -270,6 +269,17 @@ def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = No
         cost += key.cost(minimum)
     sweeps = tuple(tuple(sorted(repr(f) for f in ride.folds)) for ride in shared)
     return Plan(sweeps, tuple(repr(key) for key in others), cost)
+
+
+def absent(
+    minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = None, *, budget: str = "default"
+) -> list[Statistic[Any]]:
+    """The statistics that `measure` would ask for first and that are not known; computes nothing.
+
+    Raises:
+        UnknownName, UsageError: as `measure`.
+    """
+    return _try(minimum, functions(measures, budget, positions(minimum), len(minimum.samples)), {})
 
 
 def _ride_cost(folds: Iterable[Fold[Any, Any]], minimum: Minimum) -> Cost:

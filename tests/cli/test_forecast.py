@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,8 @@ from flatminima import Minimum, budgets, measure
 from flatminima.cli import explain
 from flatminima.cli.forecast import forecast
 from flatminima.cli.request import with_options
+from flatminima.cli.timed import Trials
+from flatminima.core.statistic import Cost, Statistic
 from flatminima.rescaling import audit
 
 
@@ -52,12 +56,12 @@ def test_passes_are_foretold_within_a_third(budget):
     before = minimum.passes.backward
     forward = counted(lambda: measure(minimum, wanted)) / len(x)
     backward = (minimum.passes.backward - before) / len(x)
-    assert found.parts["measures"].forward == pytest.approx(forward, rel=0.3)
-    assert found.parts["measures"].backward == pytest.approx(backward, rel=0.3)
+    assert found.parts["measures"].cost.forward == pytest.approx(forward, rel=0.3)
+    assert found.parts["measures"].cost.backward == pytest.approx(backward, rel=0.3)
     pictures = counted(lambda: explain.landscapes(minimum, 0)) / len(x)
-    assert found.parts["landscapes"].forward == pytest.approx(pictures, rel=0.3)
+    assert found.parts["landscapes"].cost.forward == pytest.approx(pictures, rel=0.3)
     tables = counted(lambda: audit(explain.part(minimum), wanted[: len(names)])) / len(x)
-    assert found.parts["audit"].forward == pytest.approx(tables, rel=0.3)
+    assert found.parts["audit"].cost.forward == pytest.approx(tables, rel=0.3)
 
 
 def test_less_is_foretold_without_the_page():
@@ -66,4 +70,41 @@ def test_less_is_foretold_without_the_page():
     wanted = [with_options("fisher_trace", "fast", None, minimum)]
     plain = forecast(minimum, wanted, audited=False, explained=False)
     assert plain.parts.keys() == {"measures"} and plain.tables == 0
-    assert forecast(minimum, wanted, audited=True, explained=False).parts["audit"].forward >= 3
+    assert forecast(minimum, wanted, audited=True, explained=False).parts["audit"].cost.forward >= 3
+
+
+class Clock:
+    """Seconds that only work of `Slow` adds to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@dataclass(frozen=True)
+class Slow(Statistic[float]):
+    """`draws` forward passes over all samples at 1 ms a sample, the first time 5 s more, as for an import."""
+
+    draws: int = 40
+
+    def compute(self, minimum):
+        CLOCK.now += 0.001 * self.draws * len(minimum.samples) + (5.0 if minimum.passes.forward < 1 else 0.0)
+        minimum.passes.forward += self.draws * len(minimum.samples)
+        return 0.0
+
+    def cost(self, minimum):
+        return Cost(forward=self.draws)
+
+
+def test_seconds_are_those_of_a_few_samples_scaled_by_passes():
+    """40 draws over 300 samples at 1 ms: 12 s, whatever the first run pays for; the trial has 2 draws, 64 samples."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    minimum = Minimum(net, (torch.randn(300, 3), torch.arange(300) % 2), batch_size=64)
+    trials = Trials.of(minimum, CLOCK)
+    assert len(trials.few.samples) == 64 and trials.few.passes is not minimum.passes
+    assert trials.statistics([Slow()]) == pytest.approx(12.0)
+    assert trials.scaled(lambda few: None, Cost()) == 0.0

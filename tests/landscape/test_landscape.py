@@ -160,6 +160,9 @@ def test_refused() -> None:
             landscape.landscape(minimum, (one,), **options)
     with pytest.raises(UsageError, match="got 0 directions"):
         landscape.landscape(minimum, ())
+    for wrong in ("filter", one, (one.vector,)):  # a kind is not six directions, one a letter
+        with pytest.raises(UsageError, match=r"pass directions\(minimum, kind, count\)"):
+            landscape.landscape(minimum, wrong)
     with pytest.raises(UsageError, match="parallel"):
         landscape.landscape(minimum, (one, Direction(2 * one.vector, "d")))
     with pytest.raises(UsageError, match="expected 1 or 2 of filter or eigenvectors"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,14 @@ def test_a_section_replaces_only_itself():
     changed = put(two, whole)
     assert changed.startswith("before\n") and changed.endswith("after\n")
     assert "fisher" not in changed and "Certificate" in changed and changed.count("<!-- flatminima -->") == 1
+
+
+def test_a_folder_of_studies_has_its_page_again(cli, tmp_path):
+    """The table and index.html of `reproduce`, from the results.json that it left; a run computes nothing."""
+    study = Path(__file__).parents[2] / "results" / "studies" / "wang-toy"
+    (tmp_path / "wang-toy").mkdir()
+    for name in ("results.json", "figure.png"):
+        (tmp_path / "wang-toy" / name).write_bytes((study / name).read_bytes())
+    code, err = cli("report", str(tmp_path))
+    assert code == 0, err
+    assert "wang-toy" in (tmp_path / "index.html").read_text() and "index.html" in err

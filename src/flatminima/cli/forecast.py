@@ -1,114 +1,136 @@
-"""The cost of `flatminima measure`, its audit and pictures too: passes counted, seconds by a short timing."""
+"""The cost of `flatminima measure`, its audit and pictures too: passes counted, seconds by trials on few samples."""
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flatminima.cli import explain
+from flatminima.cli.timed import Clock, Trials
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost
 from flatminima.io import json_text
 from flatminima.rescaling import FACTORS, rescalings
-from flatminima.rounds import Plan, plan
+from flatminima.rounds import Plan, absent, plan
 
 if TYPE_CHECKING:
     from flatminima.rounds import MeasureFunction
 
 _PRODUCTS = 12  # until two eigenvectors have converged, typically
-_REPEATS = 2  # of a timed batch, after one that pays for warming up
-_ROWS = 256  # samples that are timed at most
+_STEPS = 3  # of a landscape that is tried
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of the command costs: passes over all the samples, and seconds."""
+
+    cost: Cost
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Costs by what they are for, in passes over all the samples.
+    """Costs by what they are for.
 
     Attributes:
         plan: of the measures.
-        parts: name -> Cost.
-        forward, backward: seconds of a pass over all the samples, as timed.
-        tables: networks that the audit makes anew. admission: seconds of making one.
+        parts: name -> passes and seconds.
+        tables: networks that the audit makes anew.
     """
 
     plan: Plan
-    parts: dict[str, Cost]
-    forward: float
-    backward: float
+    parts: dict[str, Part]
     tables: int = 0
-    admission: float = 0.0
-
-    def seconds_of(self, cost: Cost) -> float:
-        """Seconds."""
-        return cost.forward * self.forward + cost.backward * self.backward
 
     @property
     def seconds(self) -> float:
-        """Seconds of all parts."""
-        return sum(map(self.seconds_of, self.parts.values())) + self.tables * self.admission
+        """Of all parts."""
+        return sum(part.seconds for part in self.parts.values())
 
 
-def forecast(minimum: Minimum, wanted: Sequence[MeasureFunction], *, audited: bool, explained: bool) -> Forecast:
+def forecast(
+    minimum: Minimum,
+    wanted: Sequence[MeasureFunction],
+    *,
+    audited: bool,
+    explained: bool,
+    clock: Clock = time.perf_counter,
+) -> Forecast:
     """Costs of measuring `wanted`, with the audit and the pictures where these are asked for.
 
     Args:
         minimum: the network.
         wanted: measures with their options, those that only the page wants at the end.
         audited, explained: as the command's options.
+        clock: seconds.
     """
+    trials = Trials.of(minimum, clock)
     found = plan(minimum, wanted)
-    parts, tables, admission = {"measures": found.cost}, 0, 0.0
+    parts, tables = {"measures": Part(found.cost, trials.statistics(absent(minimum, wanted)))}, 0
     if audited or explained:
         seen = minimum if audited else explain.part(minimum)
-        share = len(seen.samples) / len(minimum.samples)
+        own = wanted[: len(wanted) - len(explain.MEASURES)] if explained else wanted
         tables = len(FACTORS) * len(rescalings(seen))
-        admission = _seconds(lambda: Minimum(seen.model, seen.samples, seen.loss, batch_size=seen.batch_size))
-        own = plan(seen, wanted[: len(wanted) - len(explain.MEASURES)] if explained else wanted).cost
-        parts["audit"] = Cost(tables * share * own.forward, tables * share * own.backward)
+        parts["audit"] = _audit(seen, own, tables, len(seen.samples) / len(minimum.samples), clock)
     if explained:
-        parts["landscapes"] = explain.cost(minimum, _PRODUCTS)
-    return Forecast(found, parts, *_timed(minimum), tables, admission)
+        parts["landscapes"] = _landscapes(trials)
+    return Forecast(found, parts, tables)
 
 
-def _timed(minimum: Minimum) -> tuple[float, float]:
-    """Seconds of a forward pass over all the samples, and of a backward pass, from one batch of them."""
-    rows = torch.arange(min(minimum.batch_size, len(minimum.samples), _ROWS))
-    with minimum.open():
-        batch = minimum.batch(rows)
-
-        def forward() -> None:
-            with torch.no_grad():
-                minimum.loss(minimum.forward(batch.inputs), batch.targets)
-
-        ahead, both = _seconds(forward), _seconds(batch.gradient)
-    whole = len(minimum.samples) / len(rows)
-    return ahead * whole, max(both - ahead, ahead) * whole
+def _audit(seen: Minimum, wanted: Sequence[MeasureFunction], tables: int, share: float, clock: Clock) -> Part:
+    """As many tables of networks that are made anew, each on a share of the samples."""
+    if not tables:
+        return Part(Cost(), 0.0)
+    cost = plan(seen, wanted).cost
+    started = clock()
+    Minimum(seen.model, seen.samples, seen.loss, batch_size=seen.batch_size)
+    admission = clock() - started
+    seconds = admission + Trials.of(seen, clock).statistics(absent(seen, wanted))
+    return Part(Cost(tables * share * cost.forward, tables * share * cost.backward), tables * seconds)
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """The shortest of a few runs: others on the machine only make it longer."""
-    found = []
-    for _ in range(1 + _REPEATS):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+def _landscapes(trials: Trials) -> Part:
+    """Points and Hessian products, and the figures."""
+    from flatminima.landscape import Landscape, directions, landscape
+    from flatminima.statistics import Products
+
+    cost, drawn = explain.cost(trials.minimum, _PRODUCTS), list[Landscape]()
+
+    def points(few: Minimum) -> None:
+        drawn.append(landscape(few, directions(few, "filter", 1), steps=_STEPS, samples=None))
+
+    def product(few: Minimum) -> None:
+        products = Products(few, torch.arange(len(few.samples)))
+        products(torch.ones(products.size))
+
+    seconds = trials.scaled(points, Cost(cost.forward)) + trials.scaled(product, Cost(0.0, cost.backward))
+    if drawn:
+        with tempfile.TemporaryDirectory() as folder:
+            figures: dict[str, Any] = {"landscape-trial": drawn[-1]}
+            explain.write(figures, Path(folder))  # the first also pays for matplotlib
+            started = trials.clock()
+            explain.write(figures, Path(folder))
+            seconds += len(explain.PICTURES) * (trials.clock() - started)
+    return Part(cost, seconds)
 
 
 def plan_text(minimum: Minimum, wanted: list[MeasureFunction], audited: bool, explained: bool, as_json: bool) -> str:
-    """The plan, with the time that a short timing suggests."""
+    """The plan, with the time that trials on few samples suggest."""
     found = forecast(minimum, wanted, audited=audited, explained=explained)
     samples = len(minimum.samples)
     if as_json:
-        parts = {name: asdict(cost) | {"seconds": found.seconds_of(cost)} for name, cost in found.parts.items()}
+        parts = {name: asdict(part.cost) | {"seconds": part.seconds} for name, part in found.parts.items()}
         document = asdict(found.plan) | {"schema": 1, "seconds": found.seconds, "samples": samples, "parts": parts}
         return json_text(document)
     lines = [str(found.plan)]
-    for name, cost in list(found.parts.items())[1:]:
+    for name, part in list(found.parts.items())[1:]:
+        cost = part.cost
         lines.append(f"{name}: {cost.forward:.2f} forward, {cost.backward:.2f} backward passes more")
     about = f"about {found.seconds:.0f} s" if found.seconds >= 1 else "less than a second"
     return "\n".join([*lines, f"{about} on {samples} samples; nothing was measured"])

@@ -16,12 +16,14 @@ _NUMBERS = ("measures.json", "results.json", "certificate.json", "landscape.json
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The --output of measure, demo, certify, landscape, train or rank.")],
+    folder: Annotated[Path, typer.Argument(help="The --output of an earlier command.")],
 ) -> None:
     """Write report.html again from the numbers that are there."""
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; give the --output of an earlier command")
     found = next((folder / name for name in _NUMBERS if (folder / name).is_file()), None)
+    if found is None and _studies(folder):
+        return
     if found is None:
         raise UsageError(f"{folder} holds none of {', '.join(_NUMBERS)}; give the --output of an earlier command")
     document = read(found)
@@ -35,6 +37,17 @@ def report(
         reason = str(error) or type(error).__name__
         raise UsageError(f"{found} is not what this version writes ({reason}); run the command again") from None
     say(f"Report: {page}")
+
+
+def _studies(folder: Path) -> bool:
+    """The page of the studies that `reproduce` or `own-study` left there, where there are any."""
+    from flatminima.cli.reproduce import show_again
+    from flatminima.studies.found import documents
+
+    if not documents(folder):
+        return False
+    show_again(folder)
+    return True
 
 
 def _write(document: dict[str, Any], found: Path, page: Path) -> None:

@@ -176,6 +176,11 @@ def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool) 
     _exit(found, fail_on_claims)
 
 
+def show_again(output: Path) -> None:
+    """Table and page of every study in the folder, from the numbers there are."""
+    _show(output, None, fail_on_claims=False, as_json=False)
+
+
 def _exit(found: Sequence[dict[str, Any]], fail_on_claims: bool) -> None:
     from flatminima.studies.verdict import FAILED
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.catalog.choices import DIRECTIONS
 from flatminima.core.ambient import in_neutral
 from flatminima.core.keeping import ABSENT, content_of, keeper, quietly
 from flatminima.core.minimum import Minimum
@@ -138,9 +139,10 @@ def landscape(
         ((3,), True)
     """
     minimum = minimum.resolving(Gaussian(Relative(_LEAST, 1.0, 0.0)), seed)
-    if isinstance(along, str | Direction | Tensor) or not all(isinstance(d, Direction) for d in along):
-        got = repr(along) if isinstance(along, str) else type(along).__name__
-        raise UsageError(f"got {got} as `along`; pass directions(minimum, kind, count), kind {' or '.join(KINDS)}")
+    given: Any = along
+    if not (isinstance(given, list | tuple) and all(isinstance(d, Direction) for d in given)):
+        got = repr(given) if isinstance(given, str) else type(given).__name__
+        raise UsageError(f"got {got} as `along`; pass directions(minimum, kind, count), kind {' or '.join(DIRECTIONS)}")
     count = len(along)
     if count not in (1, 2) or steps < _FEWEST or not (math.isfinite(radius) and radius > 0):
         raise UsageError(
