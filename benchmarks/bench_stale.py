@@ -65,7 +65,10 @@ def main() -> None:
     labels = torch.arange(SAMPLES) % 10
     cases = {
         f"ResNet-20, {SAMPLES} images": (build("resnet20", seed=0), torch.randn(SAMPLES, 3, 32, 32)),
-        f"MLP of 5 million, {SAMPLES} samples": (build("mlp", seed=0, widths=(784, 2000, 1600, 10)), torch.randn(SAMPLES, 784)),
+        f"MLP of 5 million, {SAMPLES} samples": (
+            build("mlp", seed=0, widths=(784, 2000, 1600, 10)),
+            torch.randn(SAMPLES, 784),
+        ),
     }
     rows = {name: share(model, x, labels) for name, (model, x) in cases.items()}
     document = {"bar": BAR, "threads": torch.get_num_threads(), "rows": rows}
