@@ -1,4 +1,4 @@
-"""The cost of `flatminima measure`, audit and pictures too: passes counted, seconds by trials on few samples."""
+"""The cost of `flatminima measure`, its audit and pictures: passes counted, seconds by trials on few samples."""
 
 from __future__ import annotations
 
