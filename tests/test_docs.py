@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import flatminima
 from flatminima import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,3 +89,13 @@ def test_the_architecture_names_what_there_is() -> None:
     named = [name.rstrip("/") for line in block.splitlines() for name in line[:45].split()]
     assert len(named) > 50
     assert [name for name in named if name not in there] == []
+
+
+def test_the_version_is_the_same_wherever_a_user_copies_it() -> None:
+    said = []
+    for file in ("action.yml", ".pre-commit-hooks.yaml", "docs/sharing.md"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        said += [(file, version) for version in re.findall(r"(?:@|rev: )v(\d+\.\d+\.\d+)", text)]
+    assert len(said) == 4 and {version for _, version in said} == {flatminima.__version__}, said
+    newest = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert flatminima.__version__ in newest[:2]

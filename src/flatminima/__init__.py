@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.catalog.surface import NAMES, PACKAGES
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = sorted([*NAMES, *PACKAGES])
 
