@@ -1,4 +1,4 @@
-"""What the staleness check costs: its share of the fast table, in one process, for ResNet-20 and an MLP of 5 million."""
+"""Cost of the staleness check: its share of the fast table, in one process, for ResNet-20 and an MLP of 5 million."""
 
 from __future__ import annotations
 
