@@ -220,6 +220,25 @@ def test_a_record_runs_nothing_and_opens_nothing(source: object, own: Path) -> N
     assert not Path("planted").exists()
 
 
+def test_mean_and_deviation_are_taken_from_the_record_where_none_is_typed(own: Path) -> None:
+    """Plain numbers, said in a line; what is typed wins, and anything else in their place is refused."""
+    made = ["--model", "nets_of_my_own:mlp", "--app-dir", ".", "--data", "digits", "--limit", "300"]
+    scaled = ["--mean", "0.3", "--std", "0.2"]
+    done = run("certify", *made, *scaled, "--prior-epochs", "1", "--passes", "1", "--output", "scaled")
+    assert done[0] == 0, done[2]
+    record = own.parent.parent / "scaled" / "certificate.json"
+    verify = ["certify", "--verify", str(record), *made[:-2]]
+    code, _, err = run(*verify)
+    assert code == 0 and "from the record, where none is typed: --mean 0.3, --std 0.2" in err
+    code, _, err = run(*verify, "--mean", "0.9", "--std", "0.2")
+    assert code == 2 and "from the record" not in err  # other samples than those of the bound
+    for forged in ("os:system", "0.3;x", ["0.3"], 1e400):
+        document = json.loads(record.read_text())
+        document["source"]["mean"] = forged
+        record.write_text(json.dumps(document))
+        assert run(*verify)[0] == 2
+
+
 def test_a_record_that_contradicts_itself_is_seen_without_network_and_data(own: Path) -> None:
     code, out, err = run("certify", "--verify", str(own))
     assert (code, out) == (2, "") and "--verify needs --data" in err

@@ -23,7 +23,7 @@ from flatminima.cli.around import maker
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.source import Source
-from flatminima.cli.terminal import bars, tell
+from flatminima.cli.terminal import bars, say, tell
 from flatminima.errors import CheckpointError, FlatMinimaError, UsageError
 from flatminima.io import json_text
 
@@ -34,6 +34,8 @@ _DISAGREES = 3
 _ROUNDED = 1e-9  # relative
 _OURS = "flatminima.models:"
 _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}(\[[0-9%:]{0,20}\])?")
+_DECIMALS = re.compile(r"[-+0-9.eE]+(, ?[-+0-9.eE]+)*")
+_LONGEST = 200  # characters of them
 _LARGEST = 1 << 20  # of a number that a record gives to a network
 
 
@@ -131,8 +133,30 @@ def recorded_source(values: Any, typed: Typed) -> Source:
     if scaling not in SCALINGS or not (limit is None or (isinstance(limit, int) and limit > 0)):
         raise CheckpointError("the record's scaling or limit is none that flatminima writes: it was edited")
     assert typed.data is not None
-    reading = replace(typed.reading, scaling=scaling, limit=limit)
+    reading = replace(typed.reading, scaling=scaling, limit=limit, **_numbers(values, typed.reading))
     return Source(model, typed.data, split, None, reading, arguments, None, None, typed.app_dir, 0)
+
+
+def _numbers(values: Mapping[str, Any], typed: Reading) -> dict[str, Any]:
+    """Mean, deviation and image size of the record where none is typed: plain numbers, which run and open nothing.
+
+    Raises:
+        CheckpointError: something else than numbers there.
+    """
+    found: dict[str, Any] = {}
+    if typed.mean is None and typed.std is None:
+        found = {name: values[name] for name in ("mean", "std") if values.get(name) is not None}
+    size = values.get("image_size")
+    if typed.image_size is None and size is not None:
+        found["image_size"] = size
+    for name, value in found.items():
+        good = isinstance(value, str) and len(value) <= _LONGEST and _DECIMALS.fullmatch(value)
+        if not (type(value) is int and 0 < value <= _LARGEST if name == "image_size" else good):
+            raise CheckpointError(f"the record's {name} is none that flatminima writes: it was edited")
+    if found:
+        said = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items())
+        say(f"Note: from the record, where none is typed: {said}")
+    return found
 
 
 def _own_model(values: Mapping[str, Any]) -> str:
