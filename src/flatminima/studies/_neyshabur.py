@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from flatminima import measures
 from flatminima.core.minimum import Minimum
-from flatminima.report.theme import GREY
+from flatminima.report.theme import GREY, MARKERS, PALETTE
 from flatminima.statistics import Margins
-from flatminima.studies.claims.quantities import READ_AT
+from flatminima.studies.claims.quantities import READ_AT, ln_kl_at
 from flatminima.studies.images import fresh, images
 from flatminima.studies.plot import label, lines, plain_numbers
 from flatminima.studies.resumable import train
@@ -195,17 +195,44 @@ def draw(
     label(axes, x_label, f"{title} ({unit})", title, log_x=log_x)
 
 
-def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]]) -> None:
-    """The bi-criteria plot: expected sharpness against KL, a line a network."""
+def draw_at_sharpness(
+    axes: Axes, groups: Mapping[str, Sequence[Result]], x: str, x_label: str, *, log_x: bool = True
+) -> None:
+    """What the paper reads off the bi-criteria plots: KL at an expected sharpness of 0.05, a line a group."""
     for index, (said, results) in enumerate(groups.items()):
-        for i, r in enumerate(results):
-            points = [p for p in r["curve"] if p["sharpness"] > 0]
-            kl, rise = ([p[key] for p in points] for key in ("kl", "sharpness"))
-            if points:
-                lines(axes, kl, rise, label=None if i else said, index=index)
-    label(axes, "KL (nats)", "expected sharpness (nats)", "bi-criteria")
+        read = [(r[x], ln_kl_at(r["curve"], READ_AT)) for r in results]
+        own = [(place, kl) for place, kl in read if kl is not None]
+        lines(axes, [place for place, _ in own], [kl for _, kl in own], label=said, index=index)
+    label(axes, x_label, "ln KL (nats)", f"KL at expected sharpness {READ_AT:g}", log_x=log_x)
+
+
+def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]], title: str = "bi-criteria") -> None:
+    """The bi-criteria plot: expected sharpness against KL, a line a group: geometric means over its networks.
+
+    Each level of noise is a point; the band is a standard deviation of ln sharpness. A level at which the noise lowers
+    the loss of a network has no logarithm there, and is left out of that network.
+    """
+    for index, (said, results) in enumerate(groups.items()):
+        levels: dict[float, list[tuple[float, float]]] = {}
+        for point in (p for r in results for p in r["curve"] if p["sharpness"] > 0 and p["kl"] > 0):
+            levels.setdefault(point["alpha"], []).append((math.log(point["kl"]), math.log(point["sharpness"])))
+        own = [levels[alpha] for alpha in sorted(levels)]
+        if own:
+            _mean_curve(axes, own, said, index)
+    label(axes, "KL (nats)", "expected sharpness (nats)", title)
     if axes.lines:
         axes.axhline(READ_AT, color=GREY, lw=0.8, ls="--")  # where the paper compares the curves
         axes.set(xscale="log", yscale="log")
         for which in "xy":
             plain_numbers(axes, which)
+
+
+def _mean_curve(axes: Axes, levels: Sequence[Sequence[tuple[float, float]]], said: str, index: int) -> None:
+    """A line through the means of (ln KL, ln sharpness), level by level."""
+    kl = [math.exp(fmean(a for a, _ in level)) for level in levels]
+    middle = [fmean(b for _, b in level) for level in levels]
+    wide = [stdev(b for _, b in level) if len(level) > 1 else 0.0 for level in levels]
+    colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+    axes.plot(kl, [math.exp(m) for m in middle], marker=marker, color=colour, label=said, ms=4, lw=1.4)
+    low, high = ([math.exp(m + side * w) for m, w in zip(middle, wide, strict=True)] for side in (-1, 1))
+    axes.fill_between(kl, low, high, color=colour, alpha=0.18, lw=0)

@@ -48,10 +48,15 @@ def mean_under_noise(loss: Loss, places: Tensor, sigma: Tensor) -> Tensor:
 
 def smoothed(loss: Loss, ends: Tensor, sigma: Tensor) -> float:
     """Range of the loss along the segment between two points (2, 2) under noise, divided by that without noise."""
+    plain, noisy = along(loss, ends, sigma)
+    return float((noisy.max() - noisy.min()) / (plain.max() - plain.min()))
+
+
+def along(loss: Loss, ends: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss at points of the segment between two points (2, 2), and its mean under noise there."""
     part = torch.linspace(0, 1, _STEPS, dtype=torch.float64)[:, None]
     places = ends[0] + part * (ends[1] - ends[0])
-    plain, noisy = torch.vmap(loss)(places), mean_under_noise(loss, places, sigma)
-    return float((noisy.max() - noisy.min()) / (plain.max() - plain.min()))
+    return torch.vmap(loss)(places), mean_under_noise(loss, places, sigma)
 
 
 def boundary(predict: Callable[[Tensor], Tensor], x: Tensor) -> float:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatminima.report.theme import PALETTE
-from flatminima.studies._toy import samples
-from flatminima.studies._toy_minima import ETAS, SAMPLES, Array, logits
+from flatminima.report.theme import GREY, PALETTE
+from flatminima.studies._toy import along, samples
+from flatminima.studies._toy_minima import ETAS, SAMPLES, Array, logits, measured, objective
+from flatminima.studies.plot import label, lines
 from flatminima.studies.study import Result
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ LIKE = (  # what the papers say of the two minima of their figure, in the order 
     "and its predicted labels are more complex: their boundary is longer",
 )
 _SLIGHTLY, _SIMILAR = 0.1, 0.05  # nats
-_SIZE = (10.8, 7.2)  # inches of the figure
+_SIZE = (10.8, 9.6)  # inches of the figure
 _DRAWN = 61  # points a side of a surface, at most
 _SHOWN = (0.02, 0.98)  # quantiles of pacGen between which colours are spread
 
@@ -54,16 +55,16 @@ def draw(results: Sequence[Result]) -> Figure:
     from matplotlib.figure import Figure
 
     shown = [r for r in results if "surfaces" in r]
-    return draw_one(shown[0]) if shown else Figure(figsize=_SIZE, layout="constrained")
+    return draw_one(shown[0], results) if shown else Figure(figsize=_SIZE, layout="constrained")
 
 
-def draw_one(r: Result) -> Figure:
-    """The same of one data set, whose "surfaces" it has."""
+def draw_one(r: Result, others: Sequence[Result] = ()) -> Figure:
+    """The same of one data set, whose "surfaces" it has; its Fig. 3, and W2's Fig. 2 in numbers, of the others too."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
     grid = {name: np.array(r["surfaces"][name]) for name in ("axis", "loss", "pacgen")}
-    cells = figure.add_gridspec(3, 4)
+    cells = figure.add_gridspec(4, 4)
     main = figure.add_subplot(cells[:2, :2], projection="3d")
     _draw_surface(main, grid, r, ETAS[0], "(a) loss (nats) coloured by pacGen; on the floor the bound, eta 39")
     colours = figure.colorbar(main.collections[0], ax=main, shrink=0.5, pad=0.02, extend="both")
@@ -80,6 +81,8 @@ def draw_one(r: Result) -> Figure:
     for column, eta in enumerate(ETAS[1:]):
         panel = figure.add_subplot(cells[2, column], projection="3d")
         _draw_surface(panel, grid, r, eta, f"bound, eta {eta:g} (nats)")
+    _draw_window(figure.add_subplot(cells[3, :2]), r)
+    _draw_noise(figure.add_subplot(cells[3, 2:]), r, others)
     return figure
 
 
@@ -104,10 +107,11 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
         antialiased=False,
         shade=True,
         zorder=1,
+        rasterized=True,
     )
     surface.set(cmap="viridis", norm=scale)
     floor = height.min() - 0.8 * np.ptp(height)
-    panel.contourf(one, two, bound, zdir="z", offset=floor, levels=16, cmap="cividis", zorder=0)
+    panel.contourf(one, two, bound, zdir="z", offset=floor, levels=16, cmap="cividis", zorder=0).set_rasterized(True)
     for index, (place, marker) in enumerate((("sharp", "^"), ("flat", "o"))):
         w = r[place]["weights"]
         at = tuple(int(np.argmin(np.abs(grid["axis"] - v))) for v in w)
@@ -133,10 +137,39 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
     panel.locator_params(nbins=5)
 
 
+def _draw_window(panel: Any, r: Result) -> None:
+    """W2's Fig. 3: the loss from the sharp minimum to the flat one, and its mean over the window of the widest noise."""
+    x, y = samples(r["seed"], SAMPLES)
+    fixed = (float(r["fixed"][0]), float(r["fixed"][1]))
+    ends = torch.tensor([r[place]["weights"] for place in ("sharp", "flat")], dtype=torch.float64)
+    window = torch.from_numpy(measured(ends, x, y, fixed).sigmas[ETAS[-1]].mean(0))
+    plain, noisy = along(objective(x, y, fixed), ends, window)
+    way = [k / (len(plain) - 1) for k in range(len(plain))]
+    lines(panel, way, plain.tolist(), label="loss")
+    lines(panel, way, noisy.tolist(), label=f"mean over the window, eta {ETAS[-1]:g}", index=1)
+    label(panel, "way from the sharp minimum (0) to the flat one (1)", "nats", "loss and its mean over a window")
+
+
+def _draw_noise(panel: Any, r: Result, others: Sequence[Result]) -> None:
+    """What the noise of each eta adds to the loss at the flat minimum beyond what it adds at the sharp one."""
+    own = [other for other in others if other.get("found") and "noisy_losses" in other["flat"]]
+    for index, (said, group) in enumerate(((f"{len(own)} data sets, mean and deviation", own), ("this one", [r]))):
+        points = [(k, value) for one in group for k, value in enumerate(_flat_minus_sharp(one))]
+        lines(panel, [k for k, _ in points], [value for _, value in points], label=said, index=index)
+    panel.axhline(0, color=GREY, lw=0.8, ls="--")
+    label(panel, "eta", "nats", "mean loss under the noise of eq. 12, flat minus sharp")
+    panel.set_xticks(range(len(ETAS) - 1), [f"{eta:g}" for eta in ETAS[1:]])
+
+
+def _flat_minus_sharp(r: Result) -> list[float]:
+    pairs = zip(r["flat"].get("noisy_losses", ()), r["sharp"].get("noisy_losses", ()), strict=True)
+    return [flat - sharp for flat, sharp in pairs]
+
+
 def _draw_samples(panel: Any, x: Tensor, y: Tensor, title: str) -> None:
-    for label, marker in ((0, "o"), (1, "s")):
-        own = x[y == label]
-        panel.scatter(own[:, 0], own[:, 1], color=PALETTE[label], marker=marker, s=12, edgecolors="k", linewidths=0.3)
+    for name, marker in ((0, "o"), (1, "s")):
+        own = x[y == name]
+        panel.scatter(own[:, 0], own[:, 1], color=PALETTE[name], marker=marker, s=12, edgecolors="k", linewidths=0.3)
     panel.set(xlabel="x1", ylabel="x2")
     panel.set_title(title, fontsize=10)
 

@@ -19,6 +19,7 @@ from flatminima.studies._neyshabur import (
     SHARPNESS,
     at_equal_kl,
     draw,
+    draw_at_sharpness,
     draw_curves,
     fit,
     half,
@@ -105,7 +106,8 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(4, 2)
+    figure, axes = panels(5, 2)
+    axes[-1].set_axis_off()
     fitted = [r for r in results if r["fitted"]]
     names = {"test_error": "test error"} | NORMS | SHARPNESS
     for panel, (name, title) in zip(axes, names.items(), strict=False):
@@ -113,6 +115,7 @@ def _figure(results: Sequence[Result]) -> Figure:
     axes[0].set_ylabel("test error (share of samples)")
     sizes = sorted({r["confusion"] for r in fitted})
     draw_curves(axes[7], {str(size): [r for r in fitted if r["confusion"] == size] for size in sizes})
+    draw_at_sharpness(axes[8], {"": fitted}, "confusion", "size of the confusion set", log_x=False)
     return figure
 
 

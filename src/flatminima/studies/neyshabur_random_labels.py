@@ -18,6 +18,7 @@ from flatminima.studies._neyshabur import (
     SHARPNESS,
     at_equal_kl,
     draw,
+    draw_at_sharpness,
     draw_curves,
     fit,
     half,
@@ -105,7 +106,7 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(4, 2)
+    figure, axes = panels(5, 2)
     groups = {
         "true labels": [r for r in results if not r["random"] and r["fitted"]],
         "random labels": [r for r in results if r["random"] and r["fitted"]],
@@ -113,7 +114,10 @@ def _figure(results: Sequence[Result]) -> Figure:
     for panel, (name, title) in zip(axes, ({"test_error": "test error"} | NORMS | SHARPNESS).items(), strict=False):
         draw(panel, groups, "size", name, title, "training samples")
     axes[0].set_ylabel("test error (share of samples)")
-    draw_curves(axes[7], groups)
+    for panel, (said, own) in zip(axes[7:], groups.items(), strict=False):
+        sizes = sorted({r["size"] for r in own})
+        draw_curves(panel, {f"{n:,}": [r for r in own if r["size"] == n] for n in sizes}, f"bi-criteria, {said}")
+    draw_at_sharpness(axes[9], groups, "size", "training samples")
     return figure
 
 

@@ -18,6 +18,7 @@ from flatminima.studies._neyshabur import (
     SHARPNESS,
     at_equal_kl,
     draw,
+    draw_at_sharpness,
     draw_curves,
     fit,
     half,
@@ -82,7 +83,8 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(4, 2)
+    figure, axes = panels(5, 2)
+    axes[-1].set_axis_off()
     widths, groups = [r["width"] for r in results], {"": [r for r in results if r["fitted"]]}
     lines(axes[0], widths, [r["test_error"] for r in results], label="test")
     lines(axes[0], widths, [r["train_error"] for r in results], label="training", index=1)
@@ -90,6 +92,7 @@ def _figure(results: Sequence[Result]) -> Figure:
     for panel, (name, title) in zip(axes[1:], (NORMS | SHARPNESS).items(), strict=False):
         draw(panel, groups, "width", name, title, "hidden units")
     draw_curves(axes[7], {str(w): [r for r in results if r["width"] == w] for w in sorted(set(widths))[::2]})
+    draw_at_sharpness(axes[8], groups, "width", "hidden units")
     return figure
 
 

@@ -97,7 +97,7 @@ def _derived(row: Row) -> Row:
     if "test_loss" in row and "loss" in row:
         found["gap"] = row["test_loss"] - row["loss"]
     if row.get("curve") and isinstance(row["curve"][0], dict):
-        found["ln_kl_at_sharpness"] = _ln_kl(row["curve"], READ_AT)
+        found["ln_kl_at_sharpness"] = ln_kl_at(row["curve"], READ_AT)
     if row.get("inverse_mu"):
         found["mu"] = 1 / row["inverse_mu"]
     if "max_norm" in row:
@@ -122,7 +122,7 @@ def _at_other_margins(row: Row) -> Row:
     return found
 
 
-def _ln_kl(curve: Sequence[Mapping[str, Any]], sharpness: float) -> float | None:
+def ln_kl_at(curve: Sequence[Mapping[str, Any]], sharpness: float) -> float | None:
     """ln KL of the noise that costs so much expected sharpness, logarithms interpolated.
 
     Points within their Monte-Carlo noise are left out; None where the curve does not reach so far.
