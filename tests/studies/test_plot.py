@@ -1,13 +1,23 @@
 """Figures of studies: numbers on axes do not touch, legends do not hide what is drawn."""
 
+import math
+import re
 from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+import flatminima.report
 from flatminima.report.axes import legends_beside, linear, logarithmic, number
-from flatminima.report.theme import style
+from flatminima.report.theme import PALETTE, style, svg, themed
+from flatminima.studies import STUDIES
 from flatminima.studies._jia import METRICS, figure
+from flatminima.studies._neyshabur import draw_at_sharpness, draw_curves
+from flatminima.studies.found import documents
 from flatminima.studies.plot import label, lines, panels
+
+RESULTS = Path(__file__).parents[2] / "results" / "studies"
 
 
 def drawn(x, entries=1, **how):
@@ -80,3 +90,65 @@ def test_ticks_are_round_numbers(low, high):
         assert len(texts) >= 2, texts
         digits = [t.replace(",", "").replace(".", "").replace("−", "").partition("e")[0].strip("0") for t in texts]
         assert all(len(d) <= 2 + (not log) for d in digits), texts
+
+
+def test_a_bi_criteria_curve_is_the_geometric_mean_over_networks():
+    """Level by level; a level at which the noise lowers a network's loss is left out of that network alone."""
+    curves = [
+        [{"alpha": 0.1, "kl": 10.0, "sharpness": s}, {"alpha": 0.2, "kl": 1.0, "sharpness": t}]
+        for s, t in ((0.01, 1.0), (0.04, 4.0), (-0.01, 16.0))
+    ]
+    with style("test"):
+        whole, (axes,) = panels(1)
+        draw_curves(axes, {"own": [{"curve": c} for c in curves], "none": [{"curve": []}]})
+        whole.draw_without_rendering()
+    line = axes.lines[0]
+    assert list(line.get_xdata()) == pytest.approx([10.0, 1.0])
+    assert list(line.get_ydata()) == pytest.approx([0.02, 4.0])
+    assert axes.lines[-1].get_ydata()[0] == 0.05 and len(axes.lines) == 2
+
+
+def test_kl_is_read_at_the_papers_sharpness():
+    """Of sharpness 1 / KL it is 20 at 0.05; a curve that does not reach so far has no point."""
+    runs = [
+        {"size": n, "curve": [{"kl": k, "sharpness": 1 / k, "stderr": 0.0} for k in ks]}
+        for n, ks in ((1, (10.0, 40.0)), (1, (1.0, 100.0)), (2, (1.0, 5.0)))
+    ]
+    with style("test"):
+        whole, (axes,) = panels(1)
+        draw_at_sharpness(axes, {"own": runs}, "size", "samples", log_x=False)
+        whole.draw_without_rendering()
+    assert list(axes.lines[0].get_xdata()) == [1] and list(axes.lines[0].get_ydata()) == pytest.approx([math.log(20)])
+
+
+@pytest.mark.parametrize("name", ["jia-batch", "neyshabur-width", "wang-cifar-lr", "wang-pertopt", "wang-rescaling"])
+def test_every_axis_of_a_committed_figure_has_numbers_that_do_not_touch(name):
+    """Along x; along y numbers stand below one another."""
+    (document, *_) = documents(RESULTS, name)
+    with style(name):
+        whole = STUDIES[name].figure([run["result"] for run in document["runs"] if "result" in run])
+        whole.draw_without_rendering()
+    shown = [axes for axes in whole.axes if axes.axison]
+    for axes in shown:
+        for which, axis in enumerate((axes.xaxis, axes.yaxis)):
+            low, high = sorted(axis.get_view_interval())
+            numbers = [t for t in axis.get_ticklabels() if t.get_text() and low <= t.get_position()[which] <= high]
+            assert len(numbers) >= 2, (axes.get_title(), "xy"[which])
+        boxes = [t.get_window_extent() for t in axes.get_xticklabels() if t.get_text()]
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes)), axes.get_title()
+    assert len(shown) >= 2
+
+
+def test_a_figure_as_a_file_follows_the_readers_theme():
+    """Colours and text are those of the page in light and in dark; nothing stands on white."""
+    with style("test"):
+        whole, (axes,) = panels(1)
+        lines(axes, [1, 2], [1.0, 2.0])
+        text = themed(svg(whole, "a figure"))
+    light, dark = text.split("@media (prefers-color-scheme: dark)")
+    base = (Path(flatminima.report.__file__).parent / "templates" / "base.html.j2").read_text(encoding="utf-8")
+    page = dict(re.findall(r"(--c\d): (#\w+)", base.split("prefers-color-scheme: dark")[1].split("*")[0]))
+    assert re.findall(r"(--c\d): (#\w+)", dark) == list(page.items()) and len(page) == len(PALETTE)
+    assert re.findall(r"--c\d: (#\w+)", light) == list(PALETTE)
+    assert "stroke: var(--c0)" in dark and "currentColor" in dark and "white" not in text
+    ElementTree.fromstring(text.partition("?>")[2])

@@ -72,3 +72,16 @@ def test_test_samples_take_the_labels_of_the_training_samples():
     assert torch.equal(labels.bool(), one.sum(1) > threshold)
     assert not torch.equal(labels, wang_toy.samples(0, 1_000)[1])  # its own median is another
     assert torch.equal(wang_toy.samples(0, 100, threshold=threshold)[1], y)
+
+
+@pytest.mark.parametrize(
+    ("free", "fixed"), [((1.5, -3.0), (-4.0, 2.0)), ((8.0, 0.2), (2.0, 4.0)), ((-11.0, 12.0), (4.0, -2.0))]
+)
+def test_the_jet_is_what_automatic_differentiation_gives(free, fixed):
+    x, y = wang_toy.samples(3, 40)
+    loss, slope, hessian = _toy_minima.jet(free, fixed, x.numpy(), y.numpy())
+    at, objective = torch.tensor(free, dtype=torch.float64), _toy_minima.objective(x, y, fixed)
+    assert loss == pytest.approx(float(objective(at)), rel=1e-12)
+    assert np.allclose(slope, torch.func.grad(objective)(at), rtol=1e-10, atol=1e-14)
+    second = torch.func.jacrev(torch.func.jacrev(objective))(at)
+    assert np.allclose(hessian, second, rtol=1e-10, atol=1e-14)

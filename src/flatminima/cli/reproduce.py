@@ -38,6 +38,7 @@ FailOnClaims = Annotated[
     typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails or is contradicted; no control counts."),
 ]
 Show = Annotated[bool, typer.Option("--show", help="Run nothing: table and page of the results there are.")]
+Redraw = Annotated[bool, typer.Option("--redraw", help="With --show: draw the papers' figures anew, too.")]
 Claims = Annotated[bool, typer.Option("--claims", help="Run nothing: the papers' sentences, what each came to.")]
 OfPaper = Annotated[str | None, typer.Option("--paper", help="With --claims: of one, W1, W2, WB, N17 or J20.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="With --claims: the whole report, as docs/results.md.")]
@@ -57,6 +58,7 @@ def reproduce(
     device: Device = None,
     dry_run: DryRun = False,
     show: Show = False,
+    redraw: Redraw = False,
     claims: Claims = False,
     paper: OfPaper = None,
     markdown: Markdown = False,
@@ -75,6 +77,8 @@ def reproduce(
         return
     if paper is not None or markdown:
         raise UsageError("--paper and --markdown go with --claims; add it")
+    if redraw and not show:
+        raise UsageError("--redraw goes with --show; add it")
     if every == (study is not None):
         raise UsageError(f"name one study ({', '.join(studies.STUDIES)}), or give --all")
     if study is not None and study not in studies.STUDIES:
@@ -83,7 +87,7 @@ def reproduce(
         raise UnknownName("scale", scale, studies.SCALES)
     chosen = [s for s in studies.STUDIES.values() if (every and (show or scale in s.scales)) or s.id == study]
     if show:
-        _show(output, None if every else chosen[0].id, fail_on_claims, as_json)
+        _show(output, None if every else chosen[0].id, fail_on_claims, as_json, redraw)
         return
     if dry_run:
         plan_table(chosen, output, scale, jobs, _shard(shard), seed, as_json)
@@ -157,14 +161,20 @@ def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_cla
     _exit(found, fail_on_claims)
 
 
-def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool) -> None:
+def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, redraw: bool = False) -> None:
     """Table and page of the results there are, of one study or of all."""
+    from flatminima import studies
     from flatminima.studies.found import documents
+    from flatminima.studies.runner import redraw as redrawn
 
-    wanted = [(d["id"], d["scale"]) for d in documents(output, study)]
+    own = documents(output, study)
+    wanted = [(d["id"], d["scale"]) for d in own]
     if not wanted:
         raise UsageError(f"no results in {output}; run a study with --output {output} first")
     try:
+        for document in own if redraw else ():
+            if document["id"] in studies.STUDIES:
+                redrawn(studies.STUDIES[document["id"]], output, document)
         found = finish(output, wanted, as_json)
     except FlatMinimaError:
         raise

@@ -21,7 +21,7 @@ def write_studies(
     command: str = "",
     findings: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """``index.html`` of all studies in a folder, the papers' and one's own, each scale with its figure.png.
+    """``index.html`` of all studies in a folder, the papers' and one's own, each scale with its figure.
 
     Args:
         documents: results, each with "own" and with "place", where its figure lies below `folder`. folder: of them.
@@ -113,10 +113,11 @@ def _by_study(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _shown(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     own = folder / document.get("place", document["id"])
-    figure = own / "figure.png"
+    kinds = {"figure.svg": "image/svg+xml", "figure.png": "image/png"}  # the first follows the reader's theme
+    figure = next((own / name for name in kinds if (own / name).is_file()), None)
     picture = ""
-    if figure.is_file():
-        picture = "data:image/png;base64," + base64.b64encode(read_bytes(figure)).decode()
+    if figure is not None:
+        picture = f"data:{kinds[figure.name]};base64," + base64.b64encode(read_bytes(figure)).decode()
     claims = [_row(claim) for claim in document["claims"]]
     differ = document.get("deviations") or []
     return document | {

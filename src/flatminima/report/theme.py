@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from flatminima.shown import shown
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # Okabe & Ito (2008), without the yellow and black that vanish on light or dark ground; base.html.j2 has both themes
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_THEMES: Mapping[str, tuple[str, ...]] = MappingProxyType(  # as base.html.j2 has them
+    {"light": PALETTE, "dark": ("#4da6e0", "#ff8a3d", "#2fc79a", "#e09cc3", "#86cdf5", "#f0b73a")}
+)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the markers, in a legend of text
 DARK_PALETTE = ("#4da6e0", "#ff8a3d", "#2fc79a", "#e09cc3", "#86cdf5", "#f0b73a")
@@ -106,3 +110,12 @@ def standalone(element: str) -> str:
         "<svg ", '<svg class="flatminima-figure" ', 1
     )
     return f'<?xml version="1.0" encoding="utf-8"?>\n{element}'
+
+
+def themed(element: str) -> str:
+    """An SVG element of `svg` as a file that follows the reader's theme, also where a page shows it as a picture."""
+    names = {theme: "".join(f"--c{i}: {c}; " for i, c in enumerate(own)) for theme, own in _THEMES.items()}
+    rules = f"svg {{ {names['light']}color: #1c1e21; font-family: sans-serif; }} "
+    rules += f"@media (prefers-color-scheme: dark) {{ svg {{ {names['dark']}color: #e8eaed; }} }}"
+    head, end, rest = element.partition(">")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{end}<style>{rules}</style>{rest}'

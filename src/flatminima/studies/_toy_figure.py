@@ -138,7 +138,7 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
 
 
 def _draw_window(panel: Any, r: Result) -> None:
-    """W2's Fig. 3: the loss from the sharp minimum to the flat one, and its mean over the window of the widest noise."""
+    """W2's Fig. 3: the loss from the sharp minimum to the flat one, and its mean within the widest noise."""
     x, y = samples(r["seed"], SAMPLES)
     fixed = (float(r["fixed"][0]), float(r["fixed"][1]))
     ends = torch.tensor([r[place]["weights"] for place in ("sharp", "flat")], dtype=torch.float64)

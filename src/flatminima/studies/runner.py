@@ -13,7 +13,7 @@ from flatminima.catalog.choices import SCALES
 from flatminima.errors import FolderInUse, UsageError
 from flatminima.io import PATIENCE, claimed, json_text, refuse_in_use, versions, write_whole
 from flatminima.report.axes import legends_beside
-from flatminima.report.theme import standalone, style, svg
+from flatminima.report.theme import style, svg, themed
 from flatminima.studies.claims import of_study
 from flatminima.studies.engines import Work, execute
 from flatminima.studies.found import RESULTS, set_aside
@@ -202,13 +202,25 @@ def _await(others: list[Work]) -> None:
                 break
 
 
+def redraw(study: Study, output: Path, document: dict[str, Any]) -> None:
+    """The figures of a results.json anew, as this version draws them.
+
+    Args:
+        output: folder of the studies. document: of `found.documents`, of this study.
+    """
+    results = [run["result"] for run in document["runs"] if succeeded(run)]
+    if results:
+        _draw(study, results, output / document["place"])
+
+
 def _draw(study: Study, results: list[Result], folder: Path) -> None:
-    """figure.png and figure.svg, and whatever else the study writes."""
+    """figure.png, figure.svg, which follows the reader's theme, and whatever else the study writes."""
     with style(study.id):
         figure = study.figure(results)
         legends_beside(figure)
+        figure.dpi = _PIXELS  # of what an SVG has as a picture, too
         save = partial(figure.savefig, format="png", dpi=_PIXELS, facecolor="white")
         write_whole(folder / "figure.png", save)
-        write_whole(folder / "figure.svg", standalone(svg(figure, study.title)))
+        write_whole(folder / "figure.svg", themed(svg(figure, f"Figure of {study.id}: {study.title}")) + "\n")
     if study.extra is not None:
         study.extra(results, folder)

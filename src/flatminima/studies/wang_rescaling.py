@@ -118,6 +118,10 @@ def _figure(results: Sequence[Result]) -> Figure:
     for panel, (name, title) in zip(axes, MEASURES.items(), strict=False):
         log_y = name in ("hessian_trace", "hessian_top_eigenvalue", "sharpness")
         own = [r for r in results if r.get(name) is not None]  # runs of before the bound was measured lack it
+        if not own:
+            panel.set_axis_off()
+            panel.set_title(f"{title}: not measured", fontsize=10)
+            continue
         lines(panel, [r["factor"] for r in own], [r[name] for r in own])
         unit = "" if name == "outputs" else " (nats)"
         label(panel, "factor of the first layer", f"{title}{unit}", title, log_x=True, log_y=log_y)
