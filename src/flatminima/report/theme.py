@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 
 # Okabe & Ito (2008), without the yellow and black that vanish on light or dark ground; base.html.j2 has both themes
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-_THEMES: Mapping[str, tuple[str, ...]] = MappingProxyType(  # as base.html.j2 has them
-    {"light": PALETTE, "dark": ("#4da6e0", "#ff8a3d", "#2fc79a", "#e09cc3", "#86cdf5", "#f0b73a")}
-)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the markers, in a legend of text
 DARK_PALETTE = ("#4da6e0", "#ff8a3d", "#2fc79a", "#e09cc3", "#86cdf5", "#f0b73a")
+_THEMES: Mapping[str, tuple[str, ...]] = MappingProxyType({"light": PALETTE, "dark": DARK_PALETTE})
 GREY = "#8a8a8a"
 INK, DARK_INK = "#1c1e21", "#e8eaed"
 GROUND, DARK_GROUND = "#ffffff", "#15171a"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flatminima import measures
 from flatminima.core.minimum import Minimum
+from flatminima.report.axes import number
 from flatminima.report.theme import GREY, MARKERS, PALETTE
 from flatminima.statistics import Margins
 from flatminima.studies.claims.quantities import READ_AT, ln_kl_at
@@ -40,6 +41,7 @@ EQUAL_KL = "sharpness_at_equal_kl"
 ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the noise alpha (10 |w| + 1)
 PRINTED_BATCH = 64  # samples of a draw of noise, App. A
 _POINTS = 12  # of a bi-criteria curve
+_POWERS = 3  # of ten, beyond which every second one has a number
 SHARES = (0.001, 0.01, 0.05, 0.1)  # of the samples below a margin; the figures have 0.05
 
 
@@ -223,8 +225,11 @@ def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]], title: str =
     if axes.lines:
         axes.axhline(READ_AT, color=GREY, lw=0.8, ls="--")  # where the paper compares the curves
         axes.set(xscale="log", yscale="log")
-        for which in "xy":
-            plain_numbers(axes, which)
+        plain_numbers(axes, "y")
+        low, high = axes.get_xlim()
+        powers = [10.0**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+        shown = powers[:: 1 if len(powers) <= _POWERS else 2]
+        axes.set_xticks(shown, [number(power) for power in shown])
 
 
 def _mean_curve(axes: Axes, levels: Sequence[Sequence[tuple[float, float]]], said: str, index: int) -> None:
