@@ -1,6 +1,7 @@
 """The tracker's eigenvalue against a cold, converged Lanczos on the same weights, and what a check costs.
 
 python benchmarks/bench_track.py digits | resnet20 | gpt2 | cost     (each a few minutes on one thread)
+python benchmarks/bench_track.py tables     the tables of docs/track.md, of the results that are kept; measures nothing
 
 digits: full-batch runs of an MLP to the edge of stability, squared loss and cross-entropy, three learning rates, SGD,
 Adam, PertOPT. resnet20, gpt2: short runs in minibatches. cost: seconds of a check over those of `every` training steps,
@@ -9,6 +10,7 @@ beside PyHessian and hessian-eigenthings at the same interval where they are ins
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
@@ -26,7 +28,7 @@ from flatminima.optim import PertOPT
 from flatminima.statistics import TopEigenvalues
 from flatminima.track import Options, Tracker
 from networks import gaussian_classes
-from timing import pin, publish
+from timing import RESULTS, pin, publish
 
 EVERY = 50
 CHECKED = 12  # checks of a run that are compared, spread over it
@@ -311,6 +313,40 @@ def _peers(model: nn.Module, x: Tensor, y: Tensor, one: float) -> dict[str, floa
     return found
 
 
+def print_tables() -> bool:
+    """Of the results that are kept, as Markdown."""
+    rows = _kept("cost")
+    print(
+        "| network | eigenvalue | with trace and critical sharpness | bare products | PyHessian | hessian-eigenthings |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name in dict.fromkeys(key.partition(":")[0] for key in rows):
+        one, every = (rows[f"{name}: {kind}"] for kind in ("eigenvalue", "with trace and critical sharpness"))
+        bare = " / ".join(f"{100 * row['floor']:.1f}%" for row in (one, every))
+        peers = " | ".join(_spread(one, every, f"{peer} overhead") for peer in ("PyHessian", "hessian-eigenthings"))
+        print(f"| {name} | {100 * one['overhead']:.1f}% | {100 * every['overhead']:.1f}% | {bare} | {peers} |")
+    print("\n| run | checks within 2% | largest error | products a check | edge, last third |\n|---|---|---|---|---|")
+    for which in ("digits", "resnet20", "gpt2"):
+        for name, row in _kept(which).items():
+            within = f"{round(row['within 2%'] * row['checks'])} of {row['checks']}"
+            edge = "" if "edge, last third" not in row else f"{row['edge, last third']:.2f}"
+            numbers = f"{100 * row['largest error']:.1f}% | {row['products a check']:.1f} | {edge}"
+            print(f"| {which}: {name} | {within} | {numbers} |")
+    return True
+
+
+def _kept(which: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"track_{which}.json").read_text())["rows"]
+    return found
+
+
+def _spread(one: dict[str, float], other: dict[str, float], key: str) -> str:
+    if key not in one or key not in other:
+        return "not installed"
+    low, high = sorted((one[key], other[key]))
+    return f"{100 * low:.0f} to {100 * high:.0f}%"
+
+
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
@@ -319,6 +355,6 @@ if __name__ == "__main__":
     pin()
     warnings.simplefilter("ignore")
     which = sys.argv[1] if len(sys.argv) > 1 else "digits"
-    runs = {"digits": run_digits, "cost": run_cost}
+    runs = {"digits": run_digits, "cost": run_cost, "tables": print_tables}
     ok = runs[which]() if which in runs else run_minibatches(which)
     sys.exit(0 if ok else 1)

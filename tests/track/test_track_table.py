@@ -82,6 +82,13 @@ def test_the_page_says_it_in_words_and_loads_nothing():
     assert "10 checks" in said and "of the optimizer's threshold of stability 2" in said and "not converged" in said
 
 
+def test_groups_that_bear_more_have_a_line_of_their_own_and_train_mode_is_said():
+    rows = [_row(10 * i, 1.0) | {"thresholds": [2.0, 8.0, None]} for i in range(3)]
+    text = page(TrackTable(HEADER | {"mode": "train"}, tuple(rows)))
+    assert "of parameter group 1 alone" in text and "group 0 alone" not in text and "group 2 alone" not in text
+    assert "one fixed dropout mask" in text and "running statistics" not in text
+
+
 @pytest.mark.parametrize("rows", [(), (_row(0, None),)])
 def test_a_run_that_has_hardly_begun_has_a_page(rows):
     assert "<html" in page(TrackTable(HEADER, rows))

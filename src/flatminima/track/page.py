@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 _SPREAD = 50.0  # times the smallest value, above which an axis is logarithmic
 _MARKED = 40  # points of a curve that has markers
+_GROUPS = 4  # of an optimizer, whose own thresholds are drawn
 _ROWS = 200  # of the table, the last ones
+_MODES = {
+    "eval": "dropout off, BatchNorm with its running statistics",
+    "train": "one fixed dropout mask, BatchNorm with the statistics of the probe",
+}
 _LABELS = {
     "loss": "training loss",
     "eigenvalue": "largest eigenvalue of the Hessian",
@@ -133,18 +138,9 @@ def _figure(
             _band(axes, table, name, PALETTE[i])
             values += heights
             values += [r["values"][name] + r["stderr"][name] for r in table if name in r["stderr"]]
-        if threshold and table.series("threshold"):
-            edge = table.series("threshold")
-            limits = [value for _, value in edge]
-            axes.step(
-                [step for step, _ in edge],
-                limits,
-                where="post",
-                color=GREY,
-                ls="--",
-                lw=1.2,
-                label="threshold of stability",
-            )
+        for i, (label, edge) in enumerate(_thresholds(table) if threshold else []):
+            steps, limits = [step for step, _ in edge], [value for _, value in edge]
+            axes.step(steps, limits, where="post", color=GREY, ls=":" if i else "--", lw=0.8 if i else 1.2, label=label)
             values += [v for v in limits if v < _SPREAD * max(values)]
         for i, step in enumerate(marks):
             axes.axvline(step, color=PALETTE[5], lw=0.8, ls=":", label="_" if i else "event")
@@ -155,6 +151,21 @@ def _figure(
         if len(axes.get_legend_handles_labels()[0]) > 1:
             legend_below(figure)
         return svg(figure, f"{title} by step: {', '.join(_LABELS.get(name, name) for name in names)}")
+
+
+def _thresholds(table: TrackTable) -> list[tuple[str, list[tuple[int, float]]]]:
+    """(label, points) of the threshold, then of each group of the optimizer that has another one."""
+    whole = table.series("threshold")
+    if not whole:
+        return []
+    found = [("threshold of stability", whole)]
+    known = dict(whole)
+    for i in range(min(_GROUPS, max(len(row.get("thresholds") or ()) for row in table))):
+        points = [(row["step"], row["thresholds"][i]) for row in table if len(row.get("thresholds") or ()) > i]
+        points = [(step, value) for step, value in points if value is not None]
+        if any(value != known.get(step) for step, value in points):
+            found.append((f"of parameter group {i} alone", points))
+    return found
 
 
 def _band(axes: Axes, table: TrackTable, name: str, colour: str) -> None:
@@ -216,7 +227,7 @@ def _provenance(table: TrackTable) -> list[tuple[str, str]]:
     rows = [
         ("loss", h["loss_function"]),
         ("optimizer", str(h["optimizer"])),
-        ("looked at in", f"{h['mode']} mode: dropout off, BatchNorm with its running statistics"),
+        ("looked at in", f"{h['mode']} mode: {_MODES.get(h['mode'], '')}"),
         ("quantities", looks),
         ("tolerance", f"{h['tolerance']:g}, of the eigenvalues"),
         ("checks", f"{seconds:.1f} s, {products} curvature products"),
