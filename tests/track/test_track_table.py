@@ -50,6 +50,9 @@ def test_spikes_and_noise_are_said():
     before = [_row(i) for i in range(5)]
     assert events(_row(6, loss=3.5), before) == ["the loss spikes to 3.5, 3.5 times what it was"]
     assert events(_row(6, loss=2.5), before) == []
+    lost = _row(6) | {"loss_not_finite": True}
+    assert events(lost, before) == ["the training loss is not finite"]
+    assert events(lost, [*before, lost]) == []  # said once
     noisy = _row(6, **{"pertopt/relative_noise": 1.7})
     assert "longer than the weights (1.7 times)" in events(noisy, before)[0]
     assert events(noisy, [*before, noisy]) == []
@@ -86,7 +89,14 @@ def test_groups_that_bear_more_have_a_line_of_their_own_and_train_mode_is_said()
     rows = [_row(10 * i, 1.0) | {"thresholds": [2.0, 8.0, None]} for i in range(3)]
     text = page(TrackTable(HEADER | {"mode": "train"}, tuple(rows)))
     assert "of parameter group 1 alone" in text and "group 0 alone" not in text and "group 2 alone" not in text
+    assert "parameter group" not in page(TrackTable(HEADER, ({**rows[0], "thresholds": [2.0 * (1 + 1e-16)]},)))
     assert "one fixed dropout mask" in text and "running statistics" not in text
+
+
+def test_after_a_run_that_was_lost_the_threshold_is_that_of_the_last_number():
+    lost = _row(20, None) | {"threshold": None, "thresholds": None, "edge": None, "loss": None}
+    said = " ".join(sentences(TrackTable(HEADER, (_row(0, 0.001), lost))))
+    assert "At step 0 the eigenvalue is 0.05% of the optimizer's threshold of stability 2;" in said
 
 
 @pytest.mark.parametrize("rows", [(), (_row(0, None),)])

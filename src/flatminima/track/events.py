@@ -21,7 +21,8 @@ def events(row: Row, before: Sequence[Row]) -> list[str]:
 
 def _loss(row: Row, before: Sequence[Row]) -> list[str]:
     if row.get("loss_not_finite"):
-        return ["the training loss is not finite"]
+        known = bool(before) and before[-1].get("loss_not_finite")
+        return [] if known else ["the training loss is not finite"]
     highest = row.get("loss_max")
     known = sorted(r["loss"] for r in before[-_WINDOW:] if r.get("loss") is not None)
     if highest is None or len(known) < 3:

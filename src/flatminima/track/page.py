@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,9 +74,10 @@ def sentences(table: TrackTable) -> list[str]:
     if edge:
         third = [value for _, value in edge[-max(1, len(edge) // 3) :]]
         mean, (step, now) = sum(third) / len(third), edge[-1]
+        limit = next(row["threshold"] for row in reversed(table) if row["step"] == step)
         said.append(
-            f"At step {step:,} the eigenvalue is {100 * now:.0f}% of the optimizer's threshold of stability "
-            f"{last['threshold'] or now:.4g}; over the last third {100 * mean:.0f}% in the mean."
+            f"At step {step:,} the eigenvalue is {100 * now:.3g}% of the optimizer's threshold of stability "
+            f"{limit:.4g}; over the last third {100 * mean:.3g}% in the mean."
         )
     else:
         value = table.series("eigenvalue")
@@ -163,7 +165,7 @@ def _thresholds(table: TrackTable) -> list[tuple[str, list[tuple[int, float]]]]:
     for i in range(min(_GROUPS, max(len(row.get("thresholds") or ()) for row in table))):
         points = [(row["step"], row["thresholds"][i]) for row in table if len(row.get("thresholds") or ()) > i]
         points = [(step, value) for step, value in points if value is not None]
-        if any(value != known.get(step) for step, value in points):
+        if not all(math.isclose(value, known.get(step, math.nan), rel_tol=1e-6) for step, value in points):
             found.append((f"of parameter group {i} alone", points))
     return found
 

@@ -106,6 +106,11 @@ def stability(optimizer: Any, parameters: Sequence[nn.Parameter]) -> Stability:
     owner = {id(p): i for i, group in enumerate(base.param_groups) for p in group["params"]}
     if not any(id(p) in owner for p in parameters):
         raise Undefined("the optimizer holds none of the model's parameters: was one of the two replaced?", "replaced")
+    thresholds = tuple(g.bears / g.rate if g.rate > 0 else None for g in groups)
+    if type(base) is SGD and all(id(p) in owner for p in parameters):
+        own = {owner[id(p)] for p in parameters}
+        if all(groups[i].rate / groups[i].bears == reach and not groups[i].decay for i in own):
+            return Stability(1.0 / reach, thresholds, None, None)
     scales, decays = [], []
     for p in parameters:
         at = groups[owner[id(p)]] if id(p) in owner else Limits(0.0, 2.0, 0.0)
@@ -116,7 +121,6 @@ def stability(optimizer: Any, parameters: Sequence[nn.Parameter]) -> Stability:
         decays.append(torch.full_like(full, at.decay))
     squares, decay = torch.cat(scales), torch.cat(decays)
     same = bool((squares == 1).all())
-    thresholds = tuple(g.bears / g.rate if g.rate > 0 else None for g in groups)
     return Stability(1.0 / reach, thresholds, None if same else squares.sqrt(), decay if bool(decay.any()) else None)
 
 
