@@ -28,7 +28,7 @@ _STEPS = 3  # of a landscape that is tried
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the command costs: passes over all the samples, and seconds."""
+    """Cost of one part of the command: passes over all the samples, and seconds."""
 
     cost: Cost
     seconds: float
@@ -50,7 +50,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of all parts."""
+        """Seconds of all parts."""
         return sum(part.seconds for part in self.parts.values())
 
 

@@ -43,7 +43,7 @@ class Trials:
 
     @classmethod
     def of(cls, minimum: Minimum, clock: Clock = time.perf_counter) -> Trials:
-        """As many samples as a forward pass takes in 20 ms, from 8 to a batch."""
+        """Choose as many samples as a forward pass takes in 20 ms, from 8 to a batch."""
         n = min(len(minimum.samples), minimum.batch_size, _ROWS[1])
         order = minimum.samples.order(minimum.seed)
         rows = min(_ROWS[0], n)
