@@ -167,11 +167,11 @@ def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, 
     from flatminima.studies.found import documents
     from flatminima.studies.runner import redraw as redrawn
 
-    own = documents(output, study)
-    wanted = [(d["id"], d["scale"]) for d in own]
-    if not wanted:
-        raise UsageError(f"no results in {output}; run a study with --output {output} first")
     try:
+        own = documents(output, study)
+        wanted = [(d["id"], d["scale"]) for d in own]
+        if not wanted:
+            raise UsageError(f"no results in {output}; run a study with --output {output} first")
         for document in own if redraw else ():
             if document["id"] in studies.STUDIES:
                 redrawn(studies.STUDIES[document["id"]], output, document)
