@@ -5,13 +5,13 @@ Code and files are named by the command line alone; a record of an earlier run n
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatminima.cli import factory, language
 from flatminima.cli.given_checks import check_network, check_samples, is_function
+from flatminima.cli.own_words import own_words
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import say
 from flatminima.errors import DataError, UnknownName
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-# words of the library's messages, in those of the command line
-_OPTIONS = ("label_column", "image_column", "image_size", "max_pixels", "columns", "classes", "layout", "mode", "limit")
 _NUMBERS = ("mse", "binary_cross_entropy")  # losses that compare outputs with numbers
 
 
@@ -232,21 +230,3 @@ def _options(reading: Reading, loss: str, classes: tuple[str, ...] | None) -> di
         "layout": reading.layout,
         "targets": "numbers" if loss in _NUMBERS else "classes",
     }
-
-
-def own_words(text: str) -> str:
-    """A message of the library in the words of somebody who typed options.
-
-    Examples:
-        >>> own_words("pass mode='RGB', or label_column"), own_words("pass targets='numbers' for regression")
-        ('pass --mode RGB, or --label-column', 'pass --loss mse for regression')
-    """
-    text = text.replace("targets='numbers'", "--loss mse").replace("scaling='none'", "--scaling none")
-    for name in _OPTIONS:
-        option = "--" + name.replace("_", "-")
-        text = re.sub(rf"\b{name}='([^' ;]*)'", rf"{option} \1", text)
-        text = re.sub(rf"\b{name}=('[^']*'|\d+)", rf"{option} \1", text)
-        if "_" in name:
-            text = re.sub(rf"(?<!['\w-]){name}(?!['\w=])", option, text)
-        text = re.sub(rf"\bpass {name}\b", f"pass {option}", text)
-    return text
