@@ -200,7 +200,7 @@ def draw(
 def draw_at_sharpness(
     axes: Axes, groups: Mapping[str, Sequence[Result]], x: str, x_label: str, *, log_x: bool = True
 ) -> None:
-    """What the paper reads off the bi-criteria plots: KL at an expected sharpness of 0.05, a line a group."""
+    """Reading of the bi-criteria plots as in the paper: KL at an expected sharpness of 0.05, a line a group."""
     for index, (said, results) in enumerate(groups.items()):
         read = [(r[x], ln_kl_at(r["curve"], READ_AT)) for r in results]
         own = [(place, kl) for place, kl in read if kl is not None]
