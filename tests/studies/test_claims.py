@@ -178,6 +178,14 @@ def test_a_premise_that_is_not_met_leaves_no_verdict():
     assert judge(_claims_of(_trial(), premise=("train losses within 0.1",)), {"s": apart}).verdict == "premise not met"
 
 
+def test_a_comparison_with_runs_of_one_side_only_is_not_tried():
+    """Else it counts among the tried, and a clause without any evidence is said to lack power."""
+    own = [r | {"on": True} for r in _drawn(1.0)]
+    for there, absent in ((True, False), (False, True)):
+        trial = _trial("smaller", first={"on": there}, second={"on": absent})
+        assert judge(_claims_of(trial), {"s": own}) is None
+
+
 def test_pairs_are_of_one_seed_and_setting():
     own = [r | {"on": True, "y": r["y"] + 1.0} for r in _drawn(1.0)] + [
         r | {"on": False} for r in _drawn(1.0, noise=0.2)

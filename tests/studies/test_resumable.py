@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 import processes
 from flatminima import progress
-from flatminima.io import claimed
+from flatminima.io import claimed, versions
 from flatminima.models import build
-from flatminima.studies import STUDIES, Study, reproduce, resumable
+from flatminima.studies import STUDIES, Study, releases, reproduce, resumable
 from flatminima.studies.engines import Work, attempt
 from flatminima.studies.resumable import keeping, share, train
 from flatminima.studies.shelf import Shelf, under_way
@@ -187,7 +187,31 @@ def test_a_clone_goes_on_from_results_that_are_committed_without_their_runs(tmp_
     assert calls == [0, 1, 2] and again["runs"][:2] == first["runs"]
 
 
-@pytest.mark.parametrize("change", [{"versions": {"flatminima": "0.0.1"}}, {"runs": 3}, None])
+def test_an_upgrade_goes_on_from_the_runs_of_a_release_that_computes_alike(tmp_path, monkeypatch):
+    """A run takes hours, and the next release computes it the same."""
+    calls = []
+
+    def counted(config, sources):
+        calls.append(config["seed"])
+        return trained(config)
+
+    reproduce(study(counted, seeds=1), tmp_path)
+    later = versions() | {"flatminima": "99.1.0"}
+    monkeypatch.setattr(releases, "versions", lambda: later)
+    reproduce(study(counted, seeds=1), tmp_path)  # from its file
+    for file in (tmp_path / "trained" / "runs").iterdir():
+        file.unlink()
+    reproduce(study(counted, seeds=1), tmp_path)  # from results.json
+    assert calls == [0]
+    monkeypatch.setattr(releases, "SINCE", "99.0.0")
+    reproduce(study(counted, seeds=1), tmp_path)
+    assert calls == [0, 0]
+
+
+_RELEASES = [{"flatminima": "0.0.1"}, versions() | {"flatminima": "99.0.0"}, versions() | {"torch": "2.0.0"}, {}]
+
+
+@pytest.mark.parametrize("change", [*({"versions": each} for each in _RELEASES), {"runs": 3}, None])
 def test_results_of_other_versions_or_damaged_ones_are_not_gone_on_from(tmp_path, change):
     calls = []
 

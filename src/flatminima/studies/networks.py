@@ -1,10 +1,10 @@
 """The networks that studies trained, in one folder beside them: no training is done twice, in whichever study it is.
 
 A file is named by what decides its weights: the network before training, the samples, the configuration, what the
-augmentation does to them, and the versions. Where a run trains with its own optimizer or looks on after each epoch, its
-study and configuration belong to the name too, as a function cannot be compared; of an optimizer its last state is kept
-besides. So another study that asks for the same training finds it, and a run whose measures are to be taken anew, its
-.json removed, trains nothing.
+augmentation does to them, and the versions that compute alike. Where a run trains with its own optimizer or looks on
+after each epoch, its study and configuration belong to the name too, as a function cannot be compared; of an optimizer
+its last state is kept besides. So another study that asks for the same training finds it, and a run whose measures are
+to be taken anew, its .json removed, trains nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from flatminima.errors import CheckpointError
 from flatminima.io import make_folder, versions, write_whole
 from flatminima.reading import parsed
+from flatminima.studies.releases import computed_by
 from flatminima.training import Epoch, Evaluation, History, TrainConfig, read_weights, write_weights
 from flatminima.training.session import CONFIGURATION, METRICS, STATE
 from flatminima.training.steps import Augment
@@ -56,7 +57,7 @@ def name_of(
         own: what else decides it, of what JSON can hold; None: nothing does.
     """
     digest = hashlib.blake2b(digest_size=_DIGITS)
-    recipe = {"network": repr(model), "config": asdict(config), "own": own, "versions": versions()}
+    recipe = {"network": repr(model), "config": asdict(config), "own": own, "versions": computed_by()}
     digest.update(json.dumps(recipe, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

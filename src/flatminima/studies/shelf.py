@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatminima.io import DAY, clear_left, json_text, make_folder, run_key, versions, write_whole
+from flatminima.io import DAY, clear_left, json_text, make_folder, run_key, write_whole
 from flatminima.reading import Unreadable, read_json
+from flatminima.studies.releases import computed_alike, computed_by
 from flatminima.studies.study import Config, Study
 
 UNDER_WAY = ".part"
@@ -44,7 +45,7 @@ class Shelf:
 
     def file(self, config: Config) -> Path:
         """Named by the hash of the study, the configuration and the versions that compute it."""
-        key = run_key({"study": self._name, "config": config, "versions": versions()})
+        key = run_key({"study": self._name, "config": config, "versions": computed_by()})
         return self.folder / f"{key}.json"
 
     def put(self, config: Config, run: Run) -> None:
@@ -55,10 +56,10 @@ class Shelf:
             shutil.rmtree(under_way(file), ignore_errors=True)
 
     def committed(self, results: Path) -> Callable[[Config], Run | None]:
-        """The runs of a results.json of these versions, by configuration: a clone has that file, and not the store."""
+        """The runs of a results.json of releases that compute alike: a clone has that file, and not the store."""
         try:
             document = read_json(results, finite=True)
-            runs = document["runs"] if document["versions"] == versions() else []
+            runs = document["runs"] if computed_alike(document["versions"]) else []
             known = {json.dumps(run["config"], sort_keys=True): run for run in runs if succeeded(run)}
         except (OSError, ValueError, KeyError, TypeError):
             known = {}

@@ -99,12 +99,13 @@ def _hours_to_keep(verdict: Verdict, level: float) -> float | None:
 
 
 def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
-    """One trial on the rows of its study; None where none has what it is about."""
+    """One trial on the rows of its study; None where none, or none of one group, has what it is about."""
     needed = [trial.y] + ([trial.x] if trial.x else [])
     about = [r for r in rows if fits(r, trial.where)]
     about = [r for r in about if not trial.first or fits(r, trial.first) or fits(r, trial.second)]
     about = [r for r in about if all(value(name, r) is not None for name in needed)]
-    if not about:
+    groups = (trial.first, trial.second) if trial.first else ({},)
+    if not all(any(fits(r, group) for r in about) for group in groups):
         return None
     own, unmet = _premises(claim.premise, about)
     blank = Verdict(
