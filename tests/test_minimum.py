@@ -69,6 +69,12 @@ class Counted(Statistic[int]):
         return self.key
 
 
+def test_it_says_what_it_is_of() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    minimum = Minimum(model, (torch.randn(20, 3), torch.arange(20) % 2))
+    assert repr(minimum) == "Minimum of Sequential: 26 parameters, 20 samples, loss cross_entropy, on cpu"
+
+
 def test_a_mapping_that_computes_once() -> None:
     m = minimum()
     assert len(m) == 0 and Counted() not in m

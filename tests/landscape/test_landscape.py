@@ -144,6 +144,7 @@ def test_figures_have_labelled_axes(kind: str, count: int, tmp_path: Path) -> No
     for axes in figure.axes[:count]:
         assert axes.get_ylabel()
     assert figure.axes[0 if count == 2 else -1].get_xlabel() == found.labels[0]
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows; pyplot need not be imported
     svg, png = landscape.write(found, tmp_path)
     text = svg.read_text()
     for said in ("mean cross-entropy (nats)", "the given weights, ", "reach ", describe(found)):

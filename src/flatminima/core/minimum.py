@@ -40,6 +40,7 @@ from flatminima.core.samples import (
 from flatminima.core.sharing import aliases, tied
 from flatminima.core.statistic import Fold, Needs, Reads, Statistic
 from flatminima.errors import DataError, ModelError, StaleMinimum, Undefined, UsageError
+from flatminima.shown import shown
 
 _TRIED = 8  # random samples on which the way to per-sample gradients is chosen
 
@@ -101,6 +102,13 @@ class Minimum(Network):
                 self.ranks = ranks
                 weights = [float(p.detach().double().sum()) for p in self.parameters.tensors]
                 ranks.agree("weights, data or options", (weights, self.samples.fingerprint, self.loss.name, seed))
+
+    def __repr__(self) -> str:
+        parts = (
+            f"{len(self.parameters):,} parameters, {len(self.samples):,} samples, loss {shown(self.loss.name)}, "
+            f"on {self.device}"
+        )
+        return f"Minimum of {shown(type(self.model).__name__)}: {parts}"
 
     def _load(self, model: nn.Module, data: Any, device: str | torch.device | None, limit: int | None) -> None:
         refuse_moved(model.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,11 @@ from flatminima.report.theme import GREY, PALETTE, WIDTH, standalone, style, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from flatminima.report.picture import Picture
 
 _LEVELS = 14
 _SPREAD = 30  # largest over smallest loss, above which contours are logarithmic
-_PIXELS = 160  # an inch of the PNG
 
 
 def write(found: Landscape, folder: Path, name: str = "landscape") -> list[Path]:
@@ -27,11 +26,10 @@ def write(found: Landscape, folder: Path, name: str = "landscape") -> list[Path]
     with style("landscape"):
         figure = draw(found)
         element = svg(figure, describe(found))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=_PIXELS, bbox_inches="tight", facecolor="white")
+        picture = figure.png()
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     write_whole(paths[0], standalone(element))
-    write_whole(paths[1], buffer.getvalue())
+    write_whole(paths[1], picture)
     return paths
 
 
@@ -43,16 +41,16 @@ def describe(found: Landscape) -> str:
     return f"Mean loss {plane} through the given weights: {found.centre:.3g} there, up to {top} around them"
 
 
-def draw(found: Landscape) -> Figure:
+def draw(found: Landscape) -> Picture:
     """The figure; to be made and saved within `theme.style`."""
-    from matplotlib.figure import Figure
+    from flatminima.report.picture import Picture
 
     if found.losses.ndim == 2:
-        figure = Figure(figsize=(WIDTH, 0.92 * WIDTH), layout="constrained")
+        figure = Picture(figsize=(WIDTH, 0.92 * WIDTH), layout="constrained")
         _plane(found, figure.add_subplot(), figure)
         return figure
     rows = 1 if found.errors is None else 2
-    figure = Figure(figsize=(WIDTH, 1.7 * rows + 1.3), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 1.7 * rows + 1.3), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, 1, sharex=True))
     _line(found, axes[0])
     if found.errors is not None:

@@ -1,4 +1,4 @@
-"""Which releases compute a run alike, so that an upgrade does not throw away hours of runs."""
+"""Releases that compute a run alike, so that an upgrade does not throw away hours of runs."""
 
 from __future__ import annotations
 
