@@ -19,7 +19,7 @@ from flatminima.core.minimum import Minimum
 from flatminima.statistics import Gram
 
 
-def by_name(findings: Any) -> dict[str, doctor.Finding]:
+def by_name(findings: Any) -> dict[str, doctor.Examination]:
     return {f.what: f for f in findings}
 
 
@@ -112,11 +112,11 @@ def test_a_trial_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    fine = doctor.Finding("a", "works", "1.0")
+    fine = doctor.Examination("a", "works", "1.0")
     monkeypatch.setattr(doctor, "examine", lambda: [fine])
     command(as_json=False)
     assert capsys.readouterr().out == "ok  a: 1.0\n\nNothing is broken.\n"
-    monkeypatch.setattr(doctor, "examine", lambda: [fine, doctor.Finding("b", "broken", "no", "mend it")])
+    monkeypatch.setattr(doctor, "examine", lambda: [fine, doctor.Examination("b", "broken", "no", "mend it")])
     for as_json in (False, True):
         with pytest.raises(typer.Exit) as stop:
             command(as_json=as_json)

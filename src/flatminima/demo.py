@@ -47,9 +47,9 @@ from flatminima.rounds import measure
 from flatminima.table import MeasureTable
 from flatminima.training import TrainConfig, evaluate, train
 
-SCHEMA = 1
+_SCHEMA = 1
 WIDTHS = (64, 96, 10)
-CLASSES = 10
+_CLASSES = 10
 BATCH_SIZES = (16, 64, 256)
 LEARNING_RATES = (0.02, 0.08)
 LABEL_NOISE = (0.0, 0.1, 0.2)
@@ -63,7 +63,7 @@ _IMAGES_A_DRAW = 32
 
 
 @dataclass(frozen=True)
-class Recipe:
+class _Recipe:
     """Recipe by which one network of the population is trained."""
 
     batch_size: int
@@ -83,13 +83,13 @@ class Recipe:
         return build("mlp", seed=self.seed, widths=WIDTHS)
 
 
-def recipes(seed: int, quick: bool) -> list[Recipe]:
+def recipes(seed: int, quick: bool) -> list[_Recipe]:
     """The population: eighteen networks, or four quick ones."""
     if quick:
         grid: Iterator[tuple[int, float, float]] = product((16, 256), (0.08,), LABEL_NOISE[:2])
     else:
         grid = product(BATCH_SIZES, LEARNING_RATES, LABEL_NOISE)
-    return [Recipe(b, lr, noise, 6 if quick else _STEPS * b // _TRAIN, seed) for b, lr, noise in grid]
+    return [_Recipe(b, lr, noise, 6 if quick else _STEPS * b // _TRAIN, seed) for b, lr, noise in grid]
 
 
 def run_demo(output: str | Path, *, seed: int = 0, quick: bool = False, fresh: bool = False) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _run(folder: Path, seed: int, quick: bool, fresh: bool) -> dict[str, Any]:
     best = min(clean, key=lambda i: (networks[i]["train_error"], networks[i]["train_loss"]))
     certificate, errors = _certify(population[best], len(population), x, y, test, quick)
     results = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "kind": "demo",
         "seed": seed,
         "quick": quick,
@@ -151,7 +151,7 @@ def _run(folder: Path, seed: int, quick: bool, fresh: bool) -> dict[str, Any]:
 
 
 def _network(
-    recipe: Recipe, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], folder: Path, quick: bool, fresh: bool
+    recipe: _Recipe, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], folder: Path, quick: bool, fresh: bool
 ) -> dict[str, Any]:
     """Train and measure one network, or read what an earlier run found."""
     identity = {"recipe": asdict(recipe), "quick": quick, "widths": WIDTHS, "measures": MEASURES}
@@ -160,12 +160,12 @@ def _network(
     if found is not None:
         return found
     started = time.perf_counter()
-    labels = corrupt_labels(y, recipe.label_noise, CLASSES, recipe.seed)
+    labels = corrupt_labels(y, recipe.label_noise, _CLASSES, recipe.seed)
     model = recipe.network()
     history = train(model, x, labels, config=recipe.config())
     model.eval()
     own, clean = evaluate(model, x, labels), evaluate(model, *test)
-    held_out = evaluate(model, test[0], corrupt_labels(test[1], recipe.label_noise, CLASSES, recipe.seed + 1))
+    held_out = evaluate(model, test[0], corrupt_labels(test[1], recipe.label_noise, _CLASSES, recipe.seed + 1))
     minimum = Minimum(model, (x, labels), seed=recipe.seed)
     options: dict[str, dict[str, Any]] = {
         name: {"subset": 50 if quick else 100} for name in MEASURES if name.startswith(_SUBSET_FAMILY)
@@ -220,7 +220,7 @@ def _read(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _certify(
-    recipe: Recipe, population: int, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], quick: bool
+    recipe: _Recipe, population: int, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], quick: bool
 ) -> tuple[Certificate, dict[str, float]]:
     """Prior: the recipe on one part of the data. Posterior: the same, fine-tuned on all of it, or left as it is.
 

@@ -37,7 +37,7 @@ _SIGMAS = 1e-4  # relative, of a float32 number against its closed form
 
 
 @dataclass(frozen=True)
-class Finding:
+class Examination:
     """One thing that was tried.
 
     Attributes:
@@ -53,7 +53,7 @@ class Finding:
     do: str = ""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Examination]:
     """Try everything; a trial that raises is itself a finding.
 
     Returns:
@@ -63,53 +63,53 @@ def examine() -> list[Finding]:
         >>> next(devices()).what
         'measures on cpu'
     """
-    out: list[Finding] = []
+    out: list[Examination] = []
     for trial in (versions, extras, torchvision, threads, devices, attention, kernels):
         try:
             with same_randomness():
                 out += trial()
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            out.append(Finding(trial.__name__, "broken", reason, "report it, with the output of flatminima doctor"))
+            out.append(Examination(trial.__name__, "broken", reason, "report it, with the output of flatminima doctor"))
     return out
 
 
-def versions() -> Iterator[Finding]:
+def versions() -> Iterator[Examination]:
     """Python, and every package that flatminima cannot do without, against the oldest it declares."""
-    yield Finding("python", "works", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Examination("python", "works", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name, oldest in _required():
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, "broken", "not installed", f"pip install '{name}>={oldest}'" if oldest else "")
+            yield Examination(name, "broken", "not installed", f"pip install '{name}>={oldest}'" if oldest else "")
             continue
         if oldest and _numbers(found) < _numbers(oldest):
-            yield Finding(name, "broken", f"{found}, older than {oldest}", f"pip install -U '{name}>={oldest}'")
+            yield Examination(name, "broken", f"{found}, older than {oldest}", f"pip install -U '{name}>={oldest}'")
         else:
-            yield Finding(name, "works", found)
+            yield Examination(name, "works", found)
 
 
-def extras() -> Iterator[Finding]:
+def extras() -> Iterator[Examination]:
     """Optional packages; not imported, which can take seconds."""
     for name, extra in _EXTRAS.items():
         try:
-            yield Finding(name, "works", metadata.version(name))
+            yield Examination(name, "works", metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Finding(name, "absent", "not installed", f"if you need it: pip install 'flatminima[{extra}]'")
+            yield Examination(name, "absent", "not installed", f"if you need it: pip install 'flatminima[{extra}]'")
 
 
-def torchvision() -> Iterator[Finding]:
+def torchvision() -> Iterator[Examination]:
     """A torchvision of another build than torch breaks `import transformers` and timm; flatminima needs none."""
     try:
         found = metadata.version("torchvision")
     except metadata.PackageNotFoundError:
-        yield Finding("torchvision", "works", "not installed; nothing here needs it")
+        yield Examination("torchvision", "works", "not installed; nothing here needs it")
         return
     reason = imports_in_a_process("import torchvision")
     if reason is None:
-        yield Finding("torchvision", "works", f"{found}, imports beside torch {torch.__version__}")
+        yield Examination("torchvision", "works", f"{found}, imports beside torch {torch.__version__}")
         return
-    yield Finding(
+    yield Examination(
         "torchvision",
         "broken",
         f"{found} does not import beside torch {torch.__version__}: {reason}",
@@ -118,20 +118,20 @@ def torchvision() -> Iterator[Finding]:
     )
 
 
-def threads() -> Iterator[Finding]:
+def threads() -> Iterator[Examination]:
     """Threads of torch against the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     used = torch.get_num_threads()
     found = f"{used} of torch on {cores} cores"
     if used > cores:
-        yield Finding("threads", "caution", found, f"set OMP_NUM_THREADS={cores}: more threads than cores wait")
+        yield Examination("threads", "caution", found, f"set OMP_NUM_THREADS={cores}: more threads than cores wait")
     elif used < cores:
-        yield Finding("threads", "works", found, f"--threads {cores} may be quicker for large networks")
+        yield Examination("threads", "works", found, f"--threads {cores} may be quicker for large networks")
     else:
-        yield Finding("threads", "works", found)
+        yield Examination("threads", "works", found)
 
 
-def devices() -> Iterator[Finding]:
+def devices() -> Iterator[Examination]:
     """Compare statistics of a small network with their closed form, on each device."""
     names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
@@ -142,41 +142,41 @@ def devices() -> Iterator[Finding]:
             worst = _core_error(name)
         except (RuntimeError, FlatMinimaError, TypeError) as error:  # TypeError: a device without float64
             reason = " ".join(str(error).split())[:160]
-            yield Finding(label, "broken", reason, "use --device cpu")
+            yield Examination(label, "broken", reason, "use --device cpu")
             continue
         memory = ""
         if name.startswith("cuda"):
             properties = torch.cuda.get_device_properties(name)
             memory = f"; {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         if worst <= _SIGMAS:
-            yield Finding(label, "works", f"Gram matrix and diagonals to {worst:.1e} of their closed form{memory}")
+            yield Examination(label, "works", f"Gram matrix and diagonals to {worst:.1e} of their closed form{memory}")
         else:
-            yield Finding(label, "broken", f"off by {worst:.1e} of the closed form{memory}", "use --device cpu")
+            yield Examination(label, "broken", f"off by {worst:.1e} of the closed form{memory}", "use --device cpu")
     if not torch.cuda.is_available():
         build = f"a build for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
-        yield Finding("cuda", "absent", f"no device; torch {torch.__version__} is {build}")
+        yield Examination("cuda", "absent", f"no device; torch {torch.__version__} is {build}")
 
 
-def attention() -> Iterator[Finding]:
+def attention() -> Iterator[Examination]:
     """Second derivatives of attention: as it comes, and under the kernels that flatminima chooses."""
     by_itself = _second_derivative(contextlib.nullcontext)
     ours = _second_derivative(lambda: differentiable(nn.Identity()))
     if ours is not None:
-        yield Finding(
+        yield Examination(
             "attention, second derivative", "broken", ours, "curvature of transformers is undefined here: update torch"
         )
     elif by_itself is not None:
-        yield Finding(
+        yield Examination(
             "attention, second derivative",
             "works",
             f"under flatminima's MATH kernel; torch's own choice has none ({by_itself})",
             "nothing within flatminima; in your own code: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
         )
     else:
-        yield Finding("attention, second derivative", "works", "under torch's own choice of kernel too")
+        yield Examination("attention, second derivative", "works", "under torch's own choice of kernel too")
 
 
-def kernels() -> Iterator[Finding]:
+def kernels() -> Iterator[Examination]:
     """Second derivatives that torch gets wrong (weight_norm, torch 2.13): tried, and refused in measures."""
     torch.manual_seed(0)
     v, g = torch.randn(2, 3, dtype=torch.float64), torch.rand(2, 1, dtype=torch.float64) + 0.5
@@ -186,9 +186,9 @@ def kernels() -> Iterator[Finding]:
     except RuntimeError:
         right = False
     if right:
-        yield Finding("weight_norm, second derivative", "works", "agrees with finite differences")
+        yield Examination("weight_norm, second derivative", "works", "agrees with finite differences")
     else:
-        yield Finding(
+        yield Examination(
             "weight_norm, second derivative",
             "caution",
             f"torch {torch.__version__} gets it wrong; measures of curvature refuse it",

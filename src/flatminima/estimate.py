@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from flatminima.catalog.rows import Direction
 from flatminima.display import html
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Direction = Literal["lower", "higher"]
-Kind = Literal["score", "bound", "certificate"]
+_Kind = Literal["score", "bound", "certificate"]
 
 # details["error_of"]: over what the standard error is
 ERRORS = {
@@ -59,7 +59,7 @@ class Estimate:
     details: Mapping[str, Any] = field(default_factory=dict, hash=False)  # holds dicts, which do not hash
     undefined: str | None = None
     direction: Direction = "lower"
-    kind: Kind = "score"
+    kind: _Kind = "score"
     code: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,10 +72,10 @@ class Estimate:
             raise ValueError(f"got stderr={self.stderr!r}; a standard error is finite and not negative")
         if self.stderr is not None and self.value is None:
             raise ValueError(f"got stderr={self.stderr!r} of an undefined value; leave it out")
-        if self.direction not in get_args(Direction) or self.kind not in get_args(Kind):
+        if self.direction not in get_args(Direction) or self.kind not in get_args(_Kind):
             raise ValueError(
                 f"got direction={self.direction!r}, kind={self.kind!r}; "
-                f"expected one of {get_args(Direction)} and one of {get_args(Kind)}"
+                f"expected one of {get_args(Direction)} and one of {get_args(_Kind)}"
             )
         if self.undefined is not None and self.code is None:
             object.__setattr__(self, "code", "undefined")

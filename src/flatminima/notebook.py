@@ -12,7 +12,7 @@ from typing import Any
 from flatminima.diagnosis import diagnose
 from flatminima.estimate import Estimate
 from flatminima.landscape import Landscape
-from flatminima.landscape.figure import describe, draw
+from flatminima.landscape.figure import describe_landscape, draw
 from flatminima.ranking import RankTable
 from flatminima.report.theme import standalone, style, svg
 from flatminima.rescaling import Audit
@@ -99,7 +99,7 @@ def ranking(found: RankTable) -> str:
 def landscape(found: Landscape) -> str:
     """The figure."""
     with style("landscape"):
-        return standalone(svg(draw(found), describe(found))).partition("?>\n")[2]
+        return standalone(svg(draw(found), describe_landscape(found))).partition("?>\n")[2]
 
 
 def page(found: MeasureTable) -> str:

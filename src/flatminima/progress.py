@@ -9,9 +9,9 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 
-Listener = Callable[[str, float, float], None]  # task, done, total
+_Listener = Callable[[str, float, float], None]  # task, done, total
 
-_listener: ContextVar[Listener | None] = ContextVar("flatminima_progress", default=None)
+_listener: ContextVar[_Listener | None] = ContextVar("flatminima_progress", default=None)
 
 
 def report(task: str, done: float, total: float) -> None:
@@ -22,16 +22,16 @@ def report(task: str, done: float, total: float) -> None:
 
 
 @cache
-def _in_a_notebook() -> Listener | None:
+def _in_a_notebook() -> _Listener | None:
     """A notebook's own bars, where nobody else listens."""
     if "ipykernel" not in sys.modules:
         return None
-    found: Listener | None = import_module("flatminima.notebook").bars()
+    found: _Listener | None = import_module("flatminima.notebook").bars()
     return found
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(listener: _Listener) -> Iterator[None]:
     """Send reports to `listener` within the block."""
     token = _listener.set(listener)
     try:

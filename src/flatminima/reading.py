@@ -16,7 +16,7 @@ from typing import Any
 from flatminima.errors import ReadFailed
 from flatminima.io import NOT_USAGE
 
-MOST = 1 << 28  # bytes of a document
+MOST_BYTES = 1 << 28  # bytes of a document
 EXPANDED = 1 << 20  # entries of a YAML text, its references written out
 _DEEPEST = 200  # levels of a YAML text
 _SHOWN = 100  # characters of a name in a message
@@ -42,7 +42,7 @@ def refuse_other_files(path: str | os.PathLike[str]) -> int:
     return found.st_size
 
 
-def read_bytes(path: str | os.PathLike[str], most: int = MOST) -> bytes:
+def read_bytes(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
     """The content of a regular file.
 
     Raises:
@@ -58,7 +58,7 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST) -> bytes:
         raise cannot_read(path, error) from None
 
 
-def read_text(path: str | os.PathLike[str], most: int = MOST) -> str:
+def read_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:
     """The same as text, UTF-8.
 
     Raises:
@@ -70,7 +70,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST) -> str:
         raise Unreadable("it is not text") from None
 
 
-def read_json(path: str | os.PathLike[str], most: int = MOST, *, finite: bool = False) -> Any:
+def read_json(path: str | os.PathLike[str], most: int = MOST_BYTES, *, finite: bool = False) -> Any:
     """Read a JSON file; `finite` refuses NaN and infinities, which JSON has not.
 
     Raises:

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from flatminima import budgets, catalog
+from flatminima.catalog.rows import Direction
 from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic, Statistics
 from flatminima.core.sweep import rides
 from flatminima.display import html
 from flatminima.errors import Absent, DataError, ModelError, NumericalError, StaleMinimum, UsageError
-from flatminima.estimate import Direction, Estimate
+from flatminima.estimate import Estimate
 from flatminima.table import MeasureTable
 
 MeasureFunction = Callable[[Statistics], Estimate]

@@ -18,7 +18,7 @@ from flatminima.shown import shown as escaped
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+_SCHEMA = 1
 _WIDTH = 80
 _NAME = 30  # columns of a measure's name before it folds; what is left holds the reason
 _BESIDE = 3  # measures in one table by parameter
@@ -137,7 +137,7 @@ class MeasureTable(Mapping[str, Estimate]):
     def to_dict(self) -> dict[str, Any]:
         """One JSON document; numbers are never NaN."""
         return {
-            "schema": SCHEMA,
+            "schema": _SCHEMA,
             "measures": {name: e.to_dict() for name, e in self.items()},
             "samples": self.samples,
             "parameters": self.parameters,
@@ -156,8 +156,8 @@ class MeasureTable(Mapping[str, Estimate]):
         Raises:
             UsageError: another schema, or a document that is not a table.
         """
-        if document.get("schema") != SCHEMA:
-            raise UsageError(f"got schema {document.get('schema')!r}; this version reads {SCHEMA}: measure again")
+        if document.get("schema") != _SCHEMA:
+            raise UsageError(f"got schema {document.get('schema')!r}; this version reads {_SCHEMA}: measure again")
         try:
             fields = {k: v for k, v in document.items() if k not in ("schema", "measures", "notes")}
             estimates = {name: Estimate.from_dict(e) for name, e in document["measures"].items()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flatminima import bounds
-from flatminima.bounds._checks import RULES
+from flatminima.bounds._checks import SYMBOLS
 from flatminima.errors import UsageError
 
 GOOD = {
@@ -91,7 +91,7 @@ def call(function, **changes):
 
 
 def test_every_rule_has_a_case():
-    assert sorted(BROKEN) == sorted(RULES)
+    assert sorted(BROKEN) == sorted(SYMBOLS)
 
 
 @pytest.mark.parametrize("rule", BROKEN)
@@ -102,7 +102,7 @@ def test_every_rule_is_reached(rule):
         call(function, **{name: value})
     message = str(caught.value)
     assert message.startswith(f"got {name}") and "\n" not in message
-    assert f"expected {RULES[rule].expected}: {RULES[rule].remedy}" in message
+    assert f"expected {SYMBOLS[rule].expected}: {SYMBOLS[rule].remedy}" in message
 
 
 @pytest.mark.parametrize("name", bounds.__all__)

@@ -13,7 +13,13 @@ from two_blobs import blobs, linear
 
 from flatminima import Minimum, bounds
 from flatminima.certification import Certificate, Scales, Union, certify, certify_around
-from flatminima.certification.gibbs.posteriors import POSTERIORS, DiagonalGaussian, Spectrum, UniformBox, family
+from flatminima.certification.gibbs.posteriors import (
+    POSTERIORS,
+    DiagonalGaussian,
+    EigenDecomposition,
+    UniformBox,
+    family,
+)
 from flatminima.certification.gibbs.risk import risk_of
 from flatminima.core.perturbation import Relative
 from flatminima.data import load_tensors
@@ -374,7 +380,7 @@ def test_the_same_seed_gives_the_same_number_and_the_model_comes_back() -> None:
     assert one == two
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert one["details"]["directions"] > 0 and isinstance(Spectrum.of(torch.eye(2)), Spectrum)
+    assert one["details"]["directions"] > 0 and isinstance(EigenDecomposition.of(torch.eye(2)), EigenDecomposition)
 
 
 def test_an_initialisation_that_is_made_here_has_its_seed() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatminima import bounds, certify, interrupts, progress
 from flatminima.certification import Certificate, Recipe, certifying, recompute
-from flatminima.certification.certifying import Cost, cost, within
+from flatminima.certification.certifying import StageCosts, cost, in_time
 from flatminima.certification.division.split import fair_draw as divide
 from flatminima.certification.gibbs.outputs import Head, Packing, find_head, principal_basis
 from flatminima.certification.gibbs.risk import gibbs_risk
@@ -418,19 +418,19 @@ def test_files_that_are_no_certificate(content: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_fits_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Cost(prior_epoch=10.0, posterior_epoch=5.0, evaluation_pass=2.0)
-    plan = within(QUICK, known, 600.0)
+    known = StageCosts(prior_epoch=10.0, posterior_epoch=5.0, evaluation_pass=2.0)
+    plan = in_time(QUICK, known, 600.0)
     assert known.total(plan) <= 600 * 0.9
     assert (plan.prior.epochs, plan.epochs, plan.passes) == (32, 16, 27)
-    free = within(FREE, Cost(0.0, 5.0, 2.0), 600.0)
+    free = in_time(FREE, StageCosts(0.0, 5.0, 2.0), 600.0)
     assert free.epochs == 81
     with pytest.raises(UsageError, match="give more than 10 s"):
-        within(QUICK, known, 10.0)
+        in_time(QUICK, known, 10.0)
     measured = cost(net(), blobs(400), QUICK)
     assert min(measured.prior_epoch, measured.posterior_epoch, measured.evaluation_pass) > 0
-    monkeypatch.setattr(certifying, "cost", lambda *_: Cost(0.1, 0.1, 0.1))
+    monkeypatch.setattr(certifying, "cost", lambda *_: StageCosts(0.1, 0.1, 0.1))
     first = certify(net, blobs(400), recipe=QUICK, seconds=2.0, output=tmp_path)
-    monkeypatch.setattr(certifying, "cost", lambda *_: Cost(0.5, 0.5, 0.5))  # a slower machine keeps the plan
+    monkeypatch.setattr(certifying, "cost", lambda *_: StageCosts(0.5, 0.5, 0.5))  # a slower machine keeps the plan
     again = certify(net, blobs(400), recipe=QUICK, seconds=2.0, output=tmp_path)
     assert first.details["recipe"] == again.details["recipe"]
     assert first.details["recipe"]["prior"]["epochs"] == 10

@@ -14,9 +14,9 @@ from torch.distributions import MultivariateNormal, Normal, Uniform, kl_divergen
 from flatminima import Minimum
 from flatminima.certification.gibbs.posteriors import (
     DiagonalGaussian,
+    EigenDecomposition,
     LowRankGaussian,
     Posterior,
-    Spectrum,
     TruncatedBox,
     UniformBox,
 )
@@ -60,7 +60,7 @@ def test_fisher_laplace_against_dense_algebra(kind: type) -> None:
     _, minimum = network()
     eta, s = 300.0, 0.7
     distance = torch.randn(31, generator=torch.Generator().manual_seed(1)).double()
-    q = LowRankGaussian(distance, s, Spectrum.of(minimum[kind(12)]), eta)
+    q = LowRankGaussian(distance, s, EigenDecomposition.of(minimum[kind(12)]), eta)
     eye = torch.eye(31).double()
     covariance = torch.linalg.inv(eta * dense(kind, minimum) + eye / s**2)
     root = q.narrowed(eye)
@@ -73,7 +73,7 @@ def test_fisher_laplace_needs_only_the_gram_matrix() -> None:
     """The log-determinant by the kernel trick: the measure's Gram matrix gives the divergence of the draws."""
     _, minimum = network()
     eta, s, distance = 50.0, 0.3, made(2, 31)[0]
-    spectrum = Spectrum.of(minimum[FisherFactor(12)])
+    spectrum = EigenDecomposition.of(minimum[FisherFactor(12)])
     gram = minimum[Gram(12, 1)].matrices()[0] / 12
     log_det = torch.linalg.slogdet(torch.eye(12) + eta * s**2 * gram).logabsdet
     shrink = torch.linalg.solve(torch.eye(12) + eta * s**2 * gram, eta * s**2 * gram).trace()
@@ -83,7 +83,7 @@ def test_fisher_laplace_needs_only_the_gram_matrix() -> None:
 
 def test_fisher_laplace_draws_have_its_covariance() -> None:
     g = torch.Generator().manual_seed(3)
-    spectrum = Spectrum.of(torch.randn(2, 4, generator=g).double())
+    spectrum = EigenDecomposition.of(torch.randn(2, 4, generator=g).double())
     q = LowRankGaussian(torch.zeros(4).double(), 0.5, spectrum, 8.0)
     draws = torch.stack([q.draw(torch.zeros(4).double(), 7, i) for i in range(20_000)])
     truth = torch.linalg.inv(8.0 * spectrum.vectors.T @ spectrum.values.diag() @ spectrum.vectors + 4 * torch.eye(4))
@@ -94,7 +94,7 @@ def test_fisher_laplace_draws_have_its_covariance() -> None:
 
 
 def test_without_curvature_it_is_the_prior_moved() -> None:
-    spectrum = Spectrum.of(torch.zeros(3, W))
+    spectrum = EigenDecomposition.of(torch.zeros(3, W))
     q = LowRankGaussian(torch.full((W,), 2.0).double(), 1.0, spectrum, 5.0)
     assert q.kl == 0.5 * W * 4
     z = torch.ones(W)
@@ -146,7 +146,7 @@ def test_truncated_gaussian_draws() -> None:
         DiagonalGaussian(made()[0], 1.0, made()[1].float()),
         UniformBox(made()[0], 9.0, made()[1].float()),
         TruncatedBox(made()[0], 1.0, made()[1].float(), made()[1] * 2),
-        LowRankGaussian(made()[0], 1.0, Spectrum.of(torch.ones(1, W)), 2.0),
+        LowRankGaussian(made()[0], 1.0, EigenDecomposition.of(torch.ones(1, W)), 2.0),
     ],
     ids=lambda q: type(q).__name__,
 )
@@ -163,4 +163,4 @@ def test_a_draw_is_its_seed_and_index(q: Posterior) -> None:
 
 def test_nan_in_the_gradients_is_refused() -> None:
     with pytest.raises(UsageError, match="NaN or Inf in the gradients"):
-        Spectrum.of(torch.tensor([[1.0, math.nan]]))
+        EigenDecomposition.of(torch.tensor([[1.0, math.nan]]))

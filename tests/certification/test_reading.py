@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatminima.certification.division.reading import confirm, read
+from flatminima.certification.division.reading import confirm, read_samples
 from flatminima.certification.division.split import split
 from flatminima.core.samples import Samples, TensorSamples, as_samples
 from flatminima.errors import DataError
@@ -38,11 +38,11 @@ class Liar(Samples):
 
 def test_the_division_is_made_from_what_take_returns() -> None:
     honest = as_samples(data())
-    assert torch.equal(split(read(Liar()), 0.5, 0).bound, split(honest, 0.5, 0).bound)
+    assert torch.equal(split(read_samples(Liar()), 0.5, 0).bound, split(honest, 0.5, 0).bound)
     preset = TensorSamples(*data())
     preset.__dict__["hashes"] = np.arange(60, dtype=np.uint64)
-    assert np.array_equal(read(preset).hashes, honest.hashes)
-    assert np.array_equal(read(data()).hashes, honest.hashes)
+    assert np.array_equal(read_samples(preset).hashes, honest.hashes)
+    assert np.array_equal(read_samples(data()).hashes, honest.hashes)
 
 
 class Relabelled(torch.utils.data.Dataset):
@@ -61,12 +61,12 @@ class Relabelled(torch.utils.data.Dataset):
 
 
 def test_samples_that_change_are_noticed() -> None:
-    samples = read(Relabelled())
+    samples = read_samples(Relabelled())
     assert len(samples.hashes) == 400
     with pytest.raises(DataError, match="sample 7 differs when read again"):
         confirm(samples)
     x, y = data()
-    held = read((x, y))
+    held = read_samples((x, y))
     split(held, 0.5, 0)
     confirm(held)
     y[5] = 1 - y[5]

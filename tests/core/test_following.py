@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatminima import Minimum, measure, measures
-from flatminima.core.following import Comparison, row_weights
+from flatminima.core.following import LayerComparison, row_weights
 from flatminima.core.layer_gradient import LayerGradient
 from flatminima.statistics import FisherDiagonal, Outputs
 
@@ -190,7 +190,7 @@ def test_rows_near_each_other_weigh_differently() -> None:
 
 def test_a_parameter_that_no_layer_reported_must_have_no_gradient() -> None:
     def compared(sums: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:
-        comparison = Comparison(torch.ones(1), truth, torch.float32)
+        comparison = LayerComparison(torch.ones(1), truth, torch.float32)
         comparison(LayerGradient("a", summed={name: value.unsqueeze(0) for name, value in sums.items()}))
         return comparison.disagreement()
 

@@ -18,7 +18,7 @@ from flatminima.core.parameters import Parameters
 from flatminima.core.perturbation import Gaussian, Relative, Uniform
 from flatminima.errors import Undefined, UsageError
 from flatminima.landscape import Ball, Direction, directions, filter_normalised
-from flatminima.landscape.figure import describe
+from flatminima.landscape.figure import describe_landscape
 
 
 def quadratic() -> tuple[nn.Linear, Minimum]:
@@ -147,7 +147,7 @@ def test_figures_have_labelled_axes(kind: str, count: int, tmp_path: Path) -> No
     assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows; pyplot need not be imported
     svg, png = landscape.write(found, tmp_path)
     text = svg.read_text()
-    for said in ("mean cross-entropy (nats)", "the given weights, ", "reach ", describe(found)):
+    for said in ("mean cross-entropy (nats)", "the given weights, ", "reach ", describe_landscape(found)):
         assert said in text
     assert ("quadratic model" in text) == (kind == "eigenvectors" and count == 1)
     assert png.read_bytes().startswith(b"\x89PNG")

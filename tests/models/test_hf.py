@@ -11,7 +11,7 @@ from flatminima import Minimum
 from flatminima.data.sentences import sentences, word_tokenizer
 from flatminima.data.text import load_texts
 from flatminima.errors import CheckpointError, ModelError, UsageError
-from flatminima.models.hf import LOSS, Reference, load
+from flatminima.models.hf import HUB_LOSS, Reference, load
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'flatminima[hf]'")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,7 +61,7 @@ def test_a_folder_is_loaded_with_its_head_and_measured_on_texts(tmp_path, task):
     if task == "token_classification":
         rows = [{"tokens": r["text"].split(), "tags": [k % 2 for k, _ in enumerate(r["text"].split())]} for r in ROWS]
     texts = load_texts(rows, found.tokenizer, task)
-    minimum = Minimum(found.model, (texts.inputs, texts.targets), LOSS[task], batch_size=5)
+    minimum = Minimum(found.model, (texts.inputs, texts.targets), HUB_LOSS[task], batch_size=5)
     losses = minimum.losses(torch.arange(len(texts)))
     for i in range(len(texts)):
         one = {name: t[i : i + 1] for name, t in texts.inputs.items()}

@@ -23,7 +23,7 @@ from flatminima import Minimum, statistics
 from flatminima.core.batch import Batch
 from flatminima.core.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform
 from flatminima.core.statistic import Fold, Statistic
-from flatminima.core.sweep import Ride, Run
+from flatminima.core.sweep import Ride, SweepRun
 from flatminima.errors import Undefined
 from flatminima.statistics import (
     AdaptiveWorstLoss,
@@ -203,7 +203,7 @@ def merged(minimum: Minimum, fold: Fold[Any, Any], parts: list[list[Tensor]]) ->
     states = []
     with minimum.open():
         for part in parts:
-            run = Run(minimum, Ride((fold,), fold.order_seed, fold.multiple))
+            run = SweepRun(minimum, Ride((fold,), fold.order_seed, fold.multiple))
             for positions in part:
                 batch = Batch(minimum, order[positions], int(positions[0]))
                 run.update(batch, [fold])

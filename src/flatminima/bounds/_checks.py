@@ -15,7 +15,7 @@ FloatArray: TypeAlias = NDArray[np.float64]
 Result: TypeAlias = Any
 
 
-class Rule(NamedTuple):
+class _Rule(NamedTuple):
     """The values allowed, in code and in words, and a remedy for the others."""
 
     holds: Callable[[FloatArray], NDArray[np.bool_]]
@@ -23,11 +23,11 @@ class Rule(NamedTuple):
     remedy: str
 
 
-def _count(at_least: int, remedy: str) -> Rule:
+def _count(at_least: int, remedy: str) -> _Rule:
     def holds(x: FloatArray) -> NDArray[np.bool_]:
         return np.asarray((x >= at_least) & (x < np.inf) & (x == np.floor(x)))
 
-    return Rule(holds, f"a whole number of at least {at_least}", remedy)
+    return _Rule(holds, f"a whole number of at least {at_least}", remedy)
 
 
 def _unit(x: FloatArray) -> NDArray[np.bool_]:
@@ -54,58 +54,58 @@ _POSITIVE, _FINITE, _NOT_NEGATIVE = "a positive finite number", "a finite number
 _FIXED = "choose it before seeing the data"
 _CLAMP = "bounded_cross_entropy maps the cross-entropy into it"
 
-RULES: dict[str, Rule] = {
-    "active_frobenius": Rule(_positive, _POSITIVE, "drop dead layers, or leave it out"),
-    "alpha": Rule(_positive, _POSITIVE, "N17 uses 5e-4"),
-    "beta": Rule(_positive, _POSITIVE, _FIXED),
-    "c": Rule(_not_negative_or_inf, "a number >= 0, inf allowed", "pass a complexity such as (kl + ln(1/delta))/n"),
-    "c2": Rule(_positive, _POSITIVE, "measure it with `conditions`"),
-    "c3": Rule(_positive, _POSITIVE, "measure it with `conditions`"),
-    "delta": Rule(_inside_unit, "a number in (0, 1)", "pass a failure probability such as 0.05"),
-    "delta_mc": Rule(_inside_unit, "a number in (0, 1)", "pass a failure probability such as 0.01"),
-    "distance": Rule(np.isfinite, _FINITE, "pass w - w0"),
-    "distance_squared": Rule(_not_negative, _NOT_NEGATIVE, "pass ||w - w0||^2"),
+SYMBOLS: dict[str, _Rule] = {
+    "active_frobenius": _Rule(_positive, _POSITIVE, "drop dead layers, or leave it out"),
+    "alpha": _Rule(_positive, _POSITIVE, "N17 uses 5e-4"),
+    "beta": _Rule(_positive, _POSITIVE, _FIXED),
+    "c": _Rule(_not_negative_or_inf, "a number >= 0, inf allowed", "pass a complexity such as (kl + ln(1/delta))/n"),
+    "c2": _Rule(_positive, _POSITIVE, "measure it with `conditions`"),
+    "c3": _Rule(_positive, _POSITIVE, "measure it with `conditions`"),
+    "delta": _Rule(_inside_unit, "a number in (0, 1)", "pass a failure probability such as 0.05"),
+    "delta_mc": _Rule(_inside_unit, "a number in (0, 1)", "pass a failure probability such as 0.01"),
+    "distance": _Rule(np.isfinite, _FINITE, "pass w - w0"),
+    "distance_squared": _Rule(_not_negative, _NOT_NEGATIVE, "pass ||w - w0||^2"),
     "draws": _count(1, "count independent draws of the weights"),
-    "eigenvalues": Rule(np.isfinite, _FINITE, "look for NaN in the Gram matrix"),
-    "empirical": Rule(_unit, "a number in [0, 1]", "use the 0-1 loss; " + _CLAMP),
-    "eta": Rule(_positive, _POSITIVE, _FIXED),
+    "eigenvalues": _Rule(np.isfinite, _FINITE, "look for NaN in the Gram matrix"),
+    "empirical": _Rule(_unit, "a number in [0, 1]", "use the 0-1 loss; " + _CLAMP),
+    "eta": _Rule(_positive, _POSITIVE, _FIXED),
     "exponents": _count(0, "count doublings of the smallest prior scale"),
-    "fourth_moment": Rule(_not_negative, _NOT_NEGATIVE, "pass E||u||^4"),
-    "frobenius": Rule(_positive, _POSITIVE, "pass ||W_i||_F of every layer; drop dead layers"),
-    "hessian_diag": Rule(np.isfinite, _FINITE, "look for NaN or Inf in the curvature"),
+    "fourth_moment": _Rule(_not_negative, _NOT_NEGATIVE, "pass E||u||^4"),
+    "frobenius": _Rule(_positive, _POSITIVE, "pass ||W_i||_F of every layer; drop dead layers"),
+    "hessian_diag": _Rule(np.isfinite, _FINITE, "look for NaN or Inf in the curvature"),
     "k": _count(0, "count errors on the held-out samples"),
-    "kappa": Rule(_positive, _POSITIVE, "use kappa = gamma |w| + eps with eps > 0"),
-    "kl": Rule(_not_negative_or_inf, "a number >= 0, inf allowed", "compute the divergence in float64"),
-    "lam": Rule(lambda x: np.asarray((x > 0) & (x < 2)), "a number in (0, 2)", "optimal_lambda gives the best one"),
-    "lipschitz": Rule(_positive, _POSITIVE, "pass the Lipschitz constant of the loss"),
-    "logdet": Rule(np.isfinite, _FINITE, "a singular Fisher matrix has no log-determinant"),
-    "loss": Rule(_not_negative, _NOT_NEGATIVE, "pass the mean cross-entropy in nats"),
-    "mu": Rule(np.isfinite, _FINITE, "pass the means of the Gaussians"),
-    "mu0": Rule(np.isfinite, _FINITE, "pass the means of the Gaussians"),
+    "kappa": _Rule(_positive, _POSITIVE, "use kappa = gamma |w| + eps with eps > 0"),
+    "kl": _Rule(_not_negative_or_inf, "a number >= 0, inf allowed", "compute the divergence in float64"),
+    "lam": _Rule(lambda x: np.asarray((x > 0) & (x < 2)), "a number in (0, 2)", "optimal_lambda gives the best one"),
+    "lipschitz": _Rule(_positive, _POSITIVE, "pass the Lipschitz constant of the loss"),
+    "logdet": _Rule(np.isfinite, _FINITE, "a singular Fisher matrix has no log-determinant"),
+    "loss": _Rule(_not_negative, _NOT_NEGATIVE, "pass the mean cross-entropy in nats"),
+    "mu": _Rule(np.isfinite, _FINITE, "pass the means of the Gaussians"),
+    "mu0": _Rule(np.isfinite, _FINITE, "pass the means of the Gaussians"),
     "n": _count(1, "pass the number of samples"),
     "n_params": _count(1, "pass the number of parameters"),
-    "norm_squared": Rule(_not_negative, _NOT_NEGATIVE, "pass ||w||^2"),
-    "output_norm": Rule(_not_negative, _NOT_NEGATIVE, "pass the mean of ||f_w(x)||"),
-    "p": Rule(_unit, "a number in [0, 1]", "pass a probability"),
-    "p_min": Rule(_inside_unit, "a number in (0, 1)", "1e-5 is usual"),
-    "precision": Rule(_positive, _POSITIVE, _FIXED),
-    "prior_sigma": Rule(_positive, _POSITIVE, _FIXED),
-    "prior_variance": Rule(_positive, _POSITIVE, _FIXED),
-    "probability": Rule(_unit, "a number in [0, 1]", "pass the probability given to the true class, not a logit"),
-    "q": Rule(_unit, "a number in [0, 1]", "pass a probability or an empirical risk"),
-    "rho": Rule(_not_negative, _NOT_NEGATIVE, "pass a Lipschitz constant of the Hessian"),
-    "risk": Rule(_unit, "a number in [0, 1]", "use the 0-1 loss; " + _CLAMP),
-    "scale": Rule(_positive, _POSITIVE, _FIXED),
-    "second_moment": Rule(_not_negative, _NOT_NEGATIVE, "pass E||u||^2"),
-    "sharpness": Rule(np.isfinite, _FINITE, "pass E L(w + u) - L(w)"),
-    "sigma": Rule(_positive, _POSITIVE, "noise scales are positive; drop frozen parameters"),
-    "sigma0": Rule(_positive, _POSITIVE, "noise scales are positive; drop frozen parameters"),
-    "smoothness": Rule(_positive, _POSITIVE, "measure it with `conditions`"),
-    "tau": Rule(_positive, _POSITIVE, _FIXED),
-    "third_moment": Rule(_not_negative, _NOT_NEGATIVE, "pass E||u||^3"),
-    "top_eigenvalue": Rule(np.isfinite, _FINITE, "pass the largest eigenvalue of the Hessian"),
-    "volume": Rule(_positive, _POSITIVE, "pass the volume of the neighbourhood M(w0)"),
-    "weights": Rule(np.isfinite, _FINITE, "look for NaN or Inf in the weights"),
+    "norm_squared": _Rule(_not_negative, _NOT_NEGATIVE, "pass ||w||^2"),
+    "output_norm": _Rule(_not_negative, _NOT_NEGATIVE, "pass the mean of ||f_w(x)||"),
+    "p": _Rule(_unit, "a number in [0, 1]", "pass a probability"),
+    "p_min": _Rule(_inside_unit, "a number in (0, 1)", "1e-5 is usual"),
+    "precision": _Rule(_positive, _POSITIVE, _FIXED),
+    "prior_sigma": _Rule(_positive, _POSITIVE, _FIXED),
+    "prior_variance": _Rule(_positive, _POSITIVE, _FIXED),
+    "probability": _Rule(_unit, "a number in [0, 1]", "pass the probability given to the true class, not a logit"),
+    "q": _Rule(_unit, "a number in [0, 1]", "pass a probability or an empirical risk"),
+    "rho": _Rule(_not_negative, _NOT_NEGATIVE, "pass a Lipschitz constant of the Hessian"),
+    "risk": _Rule(_unit, "a number in [0, 1]", "use the 0-1 loss; " + _CLAMP),
+    "scale": _Rule(_positive, _POSITIVE, _FIXED),
+    "second_moment": _Rule(_not_negative, _NOT_NEGATIVE, "pass E||u||^2"),
+    "sharpness": _Rule(np.isfinite, _FINITE, "pass E L(w + u) - L(w)"),
+    "sigma": _Rule(_positive, _POSITIVE, "noise scales are positive; drop frozen parameters"),
+    "sigma0": _Rule(_positive, _POSITIVE, "noise scales are positive; drop frozen parameters"),
+    "smoothness": _Rule(_positive, _POSITIVE, "measure it with `conditions`"),
+    "tau": _Rule(_positive, _POSITIVE, _FIXED),
+    "third_moment": _Rule(_not_negative, _NOT_NEGATIVE, "pass E||u||^3"),
+    "top_eigenvalue": _Rule(np.isfinite, _FINITE, "pass the largest eigenvalue of the Hessian"),
+    "volume": _Rule(_positive, _POSITIVE, "pass the volume of the neighbourhood M(w0)"),
+    "weights": _Rule(np.isfinite, _FINITE, "look for NaN or Inf in the weights"),
     "widths": _count(1, "pass h_0, ..., h_d, the input dimension first"),
 }
 _AT_LEAST = {
@@ -114,7 +114,7 @@ _AT_LEAST = {
 }
 
 
-def check(name: str, value: ArrayLike, rule: Rule) -> FloatArray:
+def check(name: str, value: ArrayLike, rule: _Rule) -> FloatArray:
     """`value` as float64, or a UsageError about its first entry that breaks `rule`."""
     try:
         array = np.asarray(value, dtype=np.float64)
@@ -132,7 +132,7 @@ def checked(n_min: int = 1, like: FloatArray | None = None, **values: ArrayLike)
     """Each value as float64 by the rule of its name; together, and with the leading axes of `like`, they broadcast."""
     arrays = []
     for name, value in values.items():
-        rule = _AT_LEAST[n_min] if name == "n" and n_min > 1 else RULES[name]
+        rule = _AT_LEAST[n_min] if name == "n" and n_min > 1 else SYMBOLS[name]
         arrays.append(check(name, value, rule))
     named = dict(zip(values, arrays, strict=True))
     together(named if like is None else named | {"parameters without their last axis": like[..., 0]})

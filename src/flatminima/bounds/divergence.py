@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flatminima.bounds._checks import RULES, FloatArray, Result, check, checked, plain, vectors
+from flatminima.bounds._checks import SYMBOLS, FloatArray, Result, check, checked, plain, vectors
 from flatminima.bounds._special import log1p_gap
 from flatminima.errors import UsageError
 
@@ -145,5 +145,5 @@ def prior_scale_penalty(exponents: ArrayLike) -> Result:
     >>> prior_scale_penalty([0, 1]) == 3 * math.log(2)
     True
     """
-    j = np.atleast_1d(check("exponents", exponents, RULES["exponents"]))
+    j = np.atleast_1d(check("exponents", exponents, SYMBOLS["exponents"]))
     return plain((j + 1).sum(axis=-1) * math.log(2))

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flatminima.bounds._checks import RULES, FloatArray, Result, check, checked, choice, plain, together
+from flatminima.bounds._checks import SYMBOLS, FloatArray, Result, check, checked, choice, plain, together
 
 _VARIANTS = ("paper", "exact")
 
@@ -50,7 +50,7 @@ def jia_su(
     >>> round(jia_su(0.0, 0.0, 2, 1e-300, 50000, 0.05), 3)
     0.034
     """
-    loss = check("risk", risk, RULES["loss"])
+    loss = check("risk", risk, SYMBOLS["loss"])
     n_, delta_ = checked(2, n=n, delta=delta)
     excess = np.asarray(jia_su_excess(logdet, n_params, volume, variant=variant))
     together({"risk": loss, "logdet, n_params, volume": excess, "n": n_, "delta": delta_})

@@ -25,7 +25,6 @@ __all__ = [
     "UNITWISE",
     "Bound",
     "Budget",
-    "Direction",
     "Measure",
     "Model",
     "Optimizer",

@@ -16,15 +16,15 @@ from torch import nn
 from flatminima.certification.around_setting import AroundSetting, Asked, choose_posterior, on_test, test_minimum
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import (
-    conditions,
+    conditions_of,
     enforce,
 )
-from flatminima.certification.division.reading import confirm, read
+from flatminima.certification.division.reading import confirm, read_samples
 from flatminima.certification.division.split import Groups, Repetition, hold_apart, split
-from flatminima.certification.gibbs.posteriors import Curvature
+from flatminima.certification.gibbs.posteriors import CurvatureKind
 from flatminima.certification.ledger import Account, with_others
 from flatminima.certification.pipeline import Union
-from flatminima.certification.prior import DEFAULT, Centre, Scales, subset
+from flatminima.certification.prior import DEFAULT, Centre, Scales, subset_at
 from flatminima.certification.provenance import Factory
 from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
@@ -51,7 +51,7 @@ def certify_around(
     draws: int = 2_000,
     batch_size: int = 64,
     p_min: float = 1e-5,
-    curvature: Curvature = "gauss_newton",
+    curvature: CurvatureKind = "gauss_newton",
     curvature_samples: int | None = None,
     kappa: Relative | None = None,
     rho: float = 0.0,
@@ -133,12 +133,12 @@ def certify_around(
     )  # fmt: skip
     asked.check(minimum)
     test = None if test_data is None else test_minimum(minimum, test_data)
-    samples = read(minimum.samples)
+    samples = read_samples(minimum.samples)
     parted = split(samples, prior_fraction, seed, groups=groups, repetition=repetition) if prior_fraction else None
     if parted is not None and prior_data is not None:
         raise UsageError("got prior_fraction beside prior_data: the prior has a part of these samples, or others")
     if parted is not None and prior_training is not None:
-        prior_data = subset(samples, parted.prior)
+        prior_data = subset_at(samples, parted.prior)
     centre = Centre.of(
         prior, prior_data, minimum, seed=prior_seed, stated=stated, training=prior_training, parted=parted is not None
     )
@@ -146,7 +146,7 @@ def certify_around(
         samples, centre.data, seed, groups=groups, prior_groups=prior_groups, repetition=repetition
     )
     setting = AroundSetting.of(minimum, samples, centre, division, asked)
-    enforce(conditions(setting.findings, account.undivided), score)  # what can be refused is, before all the work
+    enforce(conditions_of(setting.findings, account.undivided), score)  # what can be refused is, before all the work
     shape = asked.shape(setting)
     choice = choose_posterior(setting, shape, account.undivided.samples)
     risk = setting.risk(choice)

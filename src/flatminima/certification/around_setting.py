@@ -16,7 +16,7 @@ from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import (
     Condition,
     Findings,
-    conditions,
+    conditions_of,
     enforce,
     fixed_condition,
     independence,
@@ -25,10 +25,10 @@ from flatminima.certification.division.reading import Unchanging
 from flatminima.certification.division.repeats import refuse_overlap
 from flatminima.certification.division.split import FEWEST, Division
 from flatminima.certification.gibbs.outputs import class_labels
-from flatminima.certification.gibbs.posteriors import Curvature, Family, Posterior, family
+from flatminima.certification.gibbs.posteriors import CurvatureKind, Family, Posterior, family
 from flatminima.certification.gibbs.risk import GibbsRisk, by_batch, constant_errors, errors_at, risk_of
 from flatminima.certification.pipeline import Confidence, Counted, assemble
-from flatminima.certification.prior import Centre, Scales, subset
+from flatminima.certification.prior import Centre, Scales, subset_at
 from flatminima.certification.provenance import refuse_changed
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import copied
@@ -60,7 +60,7 @@ class Asked:
     draws: int
     batch_size: int
     p_min: float
-    curvature: Curvature
+    curvature: CurvatureKind
     curvature_samples: int | None
     kappa: Relative | None
     rho: float
@@ -139,7 +139,9 @@ class AroundSetting:
         if type(own) is TensorSamples:
             whole = len(division.bound) == len(own)
             bound = (
-                TensorSamples(own.inputs, own.targets, own.flat_entries) if whole else subset(samples, division.bound)
+                TensorSamples(own.inputs, own.targets, own.flat_entries)
+                if whole
+                else subset_at(samples, division.bound)
             )
         again = centre.minimum_of(minimum, bound)
         return cls(again, centre, division, errors_at(again, centre.weights), asked)
@@ -223,7 +225,7 @@ class AroundSetting:
             p_min=self.asked.p_min,
             left_out=len(self.division.left_out),
         )
-        listed = enforce(conditions(self.findings, confidence), score)
+        listed = enforce(conditions_of(self.findings, confidence), score)
         objective = f"{details['posterior']} around an existing minimum"
         return assemble(counted, confidence, listed, prior=self.centre.text, objective=objective, details=details)
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from flatminima.certification.around import certify_around
 from flatminima.certification.certificate import Certificate
-from flatminima.certification.division.reading import read
+from flatminima.certification.division.reading import read_samples
 from flatminima.certification.division.split import Drawn, Groups, Repetition, fair_draw
 from flatminima.certification.gibbs.outputs import Packing
 from flatminima.certification.learned import certify_recipe
@@ -47,7 +47,7 @@ _ROOM = 0.9  # a machine that other work slows down should still make it
 
 
 @dataclass(frozen=True)
-class Cost:
+class StageCosts:
     """Seconds of one epoch of each training and of one evaluation pass."""
 
     prior_epoch: float
@@ -60,7 +60,7 @@ class Cost:
         return prior + recipe.epochs * self.posterior_epoch + recipe.passes * self.evaluation_pass
 
 
-def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> Cost:
+def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> StageCosts:
     """Time a few steps of each stage on copies of the network.
 
     Args:
@@ -94,10 +94,10 @@ def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> Co
                 problem.network(problem.x)
 
         batches = len(division.bound) / len(rows)
-        return Cost(prior, _timed(learn) * batches if recipe.epochs else 0.0, _timed(draw) * batches)
+        return StageCosts(prior, _timed(learn) * batches if recipe.epochs else 0.0, _timed(draw) * batches)
 
 
-def within(recipe: Recipe, found: Cost, seconds: float) -> Recipe:
+def in_time(recipe: Recipe, found: StageCosts, seconds: float) -> Recipe:
     """The recipe with as many epochs and passes as the budget allows.
 
     Raises:
@@ -234,7 +234,7 @@ def certify(
         raise UsageError("certify needs a model and its training data, or minimum= and its prior=")
     recipe = recipe or Recipe()
     with nullcontext() if output is None else claimed(Path(output)) as folder:
-        samples = read(train_data)
+        samples = read_samples(train_data)
         if seconds is not None:
             recipe = _planned(model, samples, recipe, seconds, folder, seed)
         certified = certify_recipe(
@@ -271,7 +271,7 @@ def _planned(
             plan = read_json(folder / PLAN)
             if plan["asked"] == json.loads(json.dumps(asked)):
                 return Recipe.from_dict(plan["plan"])
-    found = within(recipe, cost(Start.of(model, seed, Packing.of(samples)).network, samples, recipe, seed), seconds)
+    found = in_time(recipe, cost(Start.of(model, seed, Packing.of(samples)).network, samples, recipe, seed), seconds)
     if folder is not None:
         write_whole(folder / PLAN, json_text({"asked": asked, "plan": found.to_dict()}, finite=False) + "\n")
     return found

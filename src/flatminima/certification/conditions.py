@@ -69,7 +69,7 @@ class Findings:
     p_min: float
 
 
-def conditions(found: Findings, confidence: Confidence) -> tuple[Condition, ...]:
+def conditions_of(found: Findings, confidence: Confidence) -> tuple[Condition, ...]:
     """All of them, those of the bound's theorem in its order."""
     return (
         Condition(LOSS, True, f"0-1 error; cross-entropy clamped at p_min = {found.p_min:g}"),

@@ -25,12 +25,12 @@ from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import (
     Condition,
     Findings,
-    conditions,
+    conditions_of,
     enforce,
     fixed_condition,
     independence,
 )
-from flatminima.certification.division.reading import read
+from flatminima.certification.division.reading import read_samples
 from flatminima.certification.division.repeats import refuse_overlap
 from flatminima.certification.division.split import Division, Drawn, split
 from flatminima.certification.gibbs.outputs import Logits, Packing
@@ -97,7 +97,7 @@ def certify_recipe(
     account = account or Account()
     undivided = account.undivided
     with same_randomness():
-        samples = read(train_data)
+        samples = read_samples(train_data)
         others = None if test_data is None else as_samples(test_data)
         if others is not None:
             remedy = "the test data was passed as training data; give two different splits"
@@ -121,7 +121,7 @@ class _Run:
     seed: int
 
     def __post_init__(self) -> None:
-        self.clock = Clock()
+        self.clock = _Clock()
 
     def certified(
         self, model: nn.Module | Factory, others: Samples | None, stated: str, account: Account, score: bool
@@ -131,7 +131,7 @@ class _Run:
         if start.packing is not None and recipe.augment != "none":
             raise UsageError(f"got augment={recipe.augment!r} for inputs that are no images; use augment='none'")
         found = self._findings(start, model, stated)
-        enforce(conditions(found, Confidence(0.05)), score)  # what can be refused is, before anything is trained
+        enforce(conditions_of(found, Confidence(0.05)), score)  # what can be refused is, before anything is trained
         answers = self._answers(start)
         with self.clock.stage("prior"):
             base, resumed = self._prior_network(start.network)
@@ -143,7 +143,7 @@ class _Run:
         with self.clock.stage("evaluation"):
             risk = self._risk(problem, 2, recipe.passes)
         refuse_changed(answers, self._answers(start))
-        counted = count(problem, prior, penalty, risk, recipe.p_min, self.division)
+        counted = tally(problem, prior, penalty, risk, recipe.p_min, self.division)
         # with what was counted, since a network of other code may have the same weights
         key = self._key(
             recipe.to_dict(), checksum(start.network), risk.error, risk.cross_entropy, counted.kl, counted.n
@@ -156,7 +156,7 @@ class _Run:
         certificate = assemble(
             counted,
             confidence,
-            enforce(conditions(found, confidence), score),
+            enforce(conditions_of(found, confidence), score),
             prior=self._prior_text(start, stated),
             objective=recipe.objective if recipe.epochs else "none: the posterior is the prior",
             details=details,
@@ -299,7 +299,7 @@ def risk_of_recipe(
     )
 
 
-def count(problem: Problem, prior: Prior, penalty: float, risk: GibbsRisk, p_min: float, division: Division) -> Counted:
+def tally(problem: Problem, prior: Prior, penalty: float, risk: GibbsRisk, p_min: float, division: Division) -> Counted:
     """Count all that a certificate of the problem is made from; samples that the split left out are paid here."""
     return Counted(
         risk=risk,
@@ -329,7 +329,7 @@ def sigma_penalty(sigma: float) -> float:
     return float(bounds.prior_variance_penalty(sigma**2, GRID_PRECISION, GRID_SCALE))
 
 
-class Clock:
+class _Clock:
     """Wall-clock and processor seconds of each stage."""
 
     def __init__(self) -> None:

@@ -21,14 +21,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from flatminima.certification.certificate import PAID, Assumption, Certificate
-from flatminima.certification.division.reading import Hashes
+from flatminima.certification.division.reading import RowHashes
 from flatminima.certification.pipeline import Confidence, Union
 from flatminima.core.samples import Samples
 from flatminima.errors import FolderInUse, UsageError
 from flatminima.io import cannot_write, json_text, make_folder, write_whole
 from flatminima.reading import Unreadable, read_json
 
-SCHEMA = 1
+_SCHEMA = 1
 _WAIT = 30.0  # seconds for another process that is writing a line
 _ROUNDED = 1e-9  # of sums of probabilities
 _SKETCH = 4_096  # smallest keys of a data set, by which it is known again
@@ -72,7 +72,7 @@ class Ledger:
                 f"{self.path} is no ledger of certificates ({error}); name a file of its own with --ledger"
             ) from None
         try:
-            if document["kind"] != "ledger" or document["schema"] != SCHEMA:
+            if document["kind"] != "ledger" or document["schema"] != _SCHEMA:
                 raise ValueError("of another kind")
             found = [_entry(e) for e in document["entries"]]
             of = str(document["fingerprint"])
@@ -146,7 +146,7 @@ class Ledger:
 
     def _write(self, entries: list[Entry]) -> None:
         document: dict[str, Any] = {
-            "schema": SCHEMA,
+            "schema": _SCHEMA,
             "kind": "ledger",
             "fingerprint": self.fingerprint,
             "entries": [vars(e) for e in entries],
@@ -206,7 +206,7 @@ class _DataSet:
             one, by key.
     """
 
-    sketch: Hashes
+    sketch: RowHashes
     repeats: bool
     totals: dict[str, float] = field(default_factory=dict)
     spent: float = 0.0

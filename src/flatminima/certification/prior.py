@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
-from flatminima.certification.division.reading import read
+from flatminima.certification.division.reading import read_samples
 from flatminima.certification.division.split import Division
 from flatminima.certification.gibbs.outputs import Logits, Packed, Packing
 from flatminima.certification.gibbs.risk import constant_errors
@@ -141,7 +141,7 @@ class Centre:
                 else "got prior_training without prior_data, or a prior_fraction, to train the prior on"
             )
         if samples is not None and training is not None:
-            read_again, packing = read(samples), Packing.of(samples)
+            read_again, packing = read_samples(samples), Packing.of(samples)
             x, y = tensors_at(read_again, torch.arange(len(samples)), network)
             taking = Logits.needed(network if packing is None else Packed(network, packing), x[:2], minimum.output)
             train_prior(taking, x, y, training, None, Checkpoint(None, ""))
@@ -204,7 +204,7 @@ class Centre:
         return prior_condition(None, evidence, stated=self.stated)
 
 
-def subset(samples: Samples, rows: Tensor) -> Samples:
+def subset_at(samples: Samples, rows: Tensor) -> Samples:
     """Some of the samples, as tensors."""
     return TensorSamples(*samples.take(rows))
 

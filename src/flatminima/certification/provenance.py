@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
-from flatminima.certification.gibbs.outputs import Logits, Packed, Packing, find_head, two_class, watched
+from flatminima.certification.gibbs.outputs import Logits, Packed, Packing, find_head, two_class, watched_outputs
 from flatminima.certification.smuggled import numbers_held
 from flatminima.core.guard import same_randomness
 from flatminima.core.parameters import unwrap
@@ -369,7 +369,7 @@ def _probe(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     at = Logits(copy.deepcopy(network).eval())
     name = find_head(at, x)
     with same_randomness():
-        features = torch.cat([watched(at, name, part)[0] for part in x.split(500)]).double().cpu()
+        features = torch.cat([watched_outputs(at, name, part)[0] for part in x.split(500)]).double().cpu()
     features = features[:, :_WIDEST]
     scale = features.std(0).clamp_min(1e-12)
     rows = torch.cat([(features - features.mean(0)) / scale, torch.ones(len(features), 1).double()], 1)

@@ -103,7 +103,7 @@ class Recipe:
         return cls(**values | {"prior": TrainConfig(**values["prior"])})
 
 
-Objective = Callable[[Tensor, Tensor, int, float], Tensor]
+_Objective = Callable[[Tensor, Tensor, int, float], Tensor]
 
 _NEARLY_ONE = 1 - 1e-6  # a surrogate may exceed 1, where the kl bound has no slope
 
@@ -127,7 +127,7 @@ def classic(risk: Tensor, kl: Tensor, n: int, delta: float) -> Tensor:
     return risk + (_complexity(kl, n, delta) / 2).sqrt()
 
 
-def quadratic(risk: Tensor, kl: Tensor, n: int, delta: float) -> Tensor:
+def quadratic_objective(risk: Tensor, kl: Tensor, n: int, delta: float) -> Tensor:
     """Rivasplata et al. (2019): (sqrt(risk + B / 2) + sqrt(B / 2))^2."""
     half = _complexity(kl, n, delta) / 2
     return ((risk + half).sqrt() + half.sqrt()).square()
@@ -140,7 +140,7 @@ def lambda_(risk: Tensor, kl: Tensor, n: int, delta: float) -> Tensor:
     return (risk + b / lam) / (1 - lam / 2)
 
 
-def kl_inverse(risk: Tensor, kl: Tensor, n: int, delta: float) -> Tensor:
+def _kl_inverse(risk: Tensor, kl: Tensor, n: int, delta: float) -> Tensor:
     """Seeger's bound, kl^-1(risk, B)."""
     out: Tensor = _KLInverse.apply(risk.clamp(1e-12, _NEARLY_ONE), _complexity(kl, n, delta))  # type: ignore[no-untyped-call]
     return out
@@ -150,12 +150,12 @@ def _complexity(kl: Tensor, n: int, delta: float) -> Tensor:
     return (kl.clamp_min(0) + math.log(2 * math.sqrt(n) / delta)) / n  # rounding may leave KL a little below 0
 
 
-OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
-    {"classic": classic, "kl": kl_inverse, "lambda": lambda_, "quadratic": quadratic}
+OBJECTIVES: Mapping[str, _Objective] = MappingProxyType(
+    {"classic": classic, "kl": _kl_inverse, "lambda": lambda_, "quadratic": quadratic_objective}
 )
 
 
-def objective(name: str) -> Objective:
+def objective(name: str) -> _Objective:
     """The objective called `name`: (risk, kl, n, delta) -> scalar.
 
     Args of an objective: risk >= 0 and kl >= 0 in nats, scalar tensors; n samples; delta in (0, 1).

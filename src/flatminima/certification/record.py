@@ -20,7 +20,7 @@ from flatminima.certification.around import certify_around
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import (
     Findings,
-    conditions,
+    conditions_of,
     enforce,
     fixed_condition,
     independence,
@@ -29,7 +29,7 @@ from flatminima.certification.conditions import (
 from flatminima.certification.division.split import Division, Groups, Repetition, split
 from flatminima.certification.gibbs.outputs import Logits, Packing
 from flatminima.certification.gibbs.stochastic import Prior
-from flatminima.certification.learned import Certified, checksum, count, risk_of_recipe, sigma_penalty
+from flatminima.certification.learned import Certified, checksum, risk_of_recipe, sigma_penalty, tally
 from flatminima.certification.pipeline import Confidence, Union, assemble
 from flatminima.certification.prior import Centre, Scales
 from flatminima.certification.provenance import Factory, Start
@@ -45,7 +45,7 @@ from flatminima.io import json_text, make_folder, versions, write_whole
 from flatminima.reading import Unreadable, read_json
 from flatminima.training import read_weights, write_weights
 
-SCHEMA = 2
+_SCHEMA = 2
 CERTIFICATE, WEIGHTS = "certificate.json", "weights.safetensors"
 _MOST = 1 << 22  # bytes of a record
 _TOLERANCE = 1e-6  # relative: another version or processor may round a logit to the other side, once
@@ -115,7 +115,7 @@ def _write(
     certificate: Certificate, tensors: Mapping[str, Tensor], folder: Path, source: Mapping[str, Any] | None
 ) -> Path:
     document: dict[str, Any] = certificate.to_dict() | {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "kind": "certificate",
         "source": dict(source or {}),
         "weights": WEIGHTS if tensors else None,
@@ -148,8 +148,8 @@ def read_document(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"cannot read {path}: {error}; expected the {CERTIFICATE} that flatminima certify wrote"
         ) from None
-    if not isinstance(document, dict) or document.get("kind") != "certificate" or document.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} is no certificate of schema {SCHEMA}; expected what flatminima certify wrote")
+    if not isinstance(document, dict) or document.get("kind") != "certificate" or document.get("schema") != _SCHEMA:
+        raise CheckpointError(f"{path} is no certificate of schema {_SCHEMA}; expected what flatminima certify wrote")
     return document
 
 
@@ -182,10 +182,10 @@ def recompute(
         CheckpointError: files that do not fit, are damaged or were exchanged. UsageError: the data are others than the
             certificate's.
     """
-    return compare(*recomputed(path, model, data, prior_data, groups=groups, prior_groups=prior_groups))
+    return compare_numbers(*recomputed(path, model, data, prior_data, groups=groups, prior_groups=prior_groups))
 
 
-def compare(recorded: Certificate, again: Certificate) -> list[Comparison]:
+def compare_numbers(recorded: Certificate, again: Certificate) -> list[Comparison]:
     """The numbers of two certificates side by side."""
     return [Comparison(name, _number(recorded, name), _number(again, name)) for name in _COMPARED]
 
@@ -244,9 +244,9 @@ def _recipe_again(
     penalty = sigma_penalty(recorded.sigma) if recipe.fit_sigma else 0.0
     risk = risk_of_recipe(problem, recipe, seed, 2, recipe.passes)
     return assemble(
-        count(problem, prior, penalty, risk, recipe.p_min, division),
+        tally(problem, prior, penalty, risk, recipe.p_min, division),
         confidence,
-        enforce(conditions(found, confidence), True),
+        enforce(conditions_of(found, confidence), True),
         prior=recorded.prior,
         objective=recorded.objective,
         details={},

@@ -38,7 +38,7 @@ from flatminima.reading import refuse_other_files
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+_Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 _BATCH = 500
 _ROUNDINGS = 20  # one or two are enough
@@ -193,7 +193,7 @@ def train_prior(
     x: Tensor,
     y: Tensor,
     config: TrainConfig,
-    augment: Augmentation | None,
+    augment: _Augmentation | None,
     checkpoint: Checkpoint,
 ) -> bool:
     """Minimise the cross-entropy of the prior's samples, in place, from the checkpoint, if there is one: True then."""

@@ -220,11 +220,11 @@ def _run(p: _Prepared, minutes: float | None, options: dict[str, Any]) -> Certif
 
 
 def _plan(p: _Prepared, minutes: float | None, as_json: bool) -> str:
-    from flatminima.certification.certifying import cost, within
+    from flatminima.certification.certifying import cost, in_time
     from flatminima.certification.provenance import Start
 
     found = cost(Start.of(p.model, p.source.seed).network, p.train, p.recipe, p.source.seed)
-    recipe = p.recipe if minutes is None else within(p.recipe, found, 60 * minutes)
+    recipe = p.recipe if minutes is None else in_time(p.recipe, found, 60 * minutes)
     prior_epochs = recipe.prior.epochs if recipe.prior_fraction else 0
     seconds = found.total(recipe)
     if as_json:

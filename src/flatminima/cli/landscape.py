@@ -91,9 +91,9 @@ def landscape(
     if as_json:
         typer.echo(json_text(document))
     else:
-        from flatminima.landscape.figure import describe
+        from flatminima.landscape.figure import describe_landscape
 
-        tell(f"{describe(found)} ({found.samples} samples).")
+        tell(f"{describe_landscape(found)} ({found.samples} samples).")
     say("Wrote " + ", ".join(str(path) for path in paths))
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
     from flatminima.models.hf import Loaded
 
-PREFIX = "hf:"
+_PREFIX = "hf:"
 _USUAL_LENGTH = 512  # tokens
 _USUAL_BATCH, _TOKENS = 256, 2048  # --batch-size where it is left out, and tokens at a time then
 _USUAL = "cross_entropy"  # --loss where it is left out
@@ -22,7 +22,7 @@ _USUAL = "cross_entropy"  # --loss where it is left out
 
 def is_language(model: str) -> bool:
     """Whether --model names a model of Hugging Face."""
-    return model.startswith(PREFIX)
+    return model.startswith(_PREFIX)
 
 
 def check(model: str, data: str, packing: bool, length: int | None) -> None:
@@ -31,7 +31,7 @@ def check(model: str, data: str, packing: bool, length: int | None) -> None:
     Raises:
         UsageError, CheckpointError, DataError: naming the option.
     """
-    name = model.removeprefix(PREFIX)
+    name = model.removeprefix(_PREFIX)
     if not name or name.startswith("@") or name.endswith("@"):
         raise UsageError(f"got --model {model!r}; expected hf:NAME_OR_FOLDER or hf:NAME_OR_FOLDER@revision")
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists() and "@" not in name:
@@ -99,9 +99,9 @@ def texts(
 
 def loss(model: str, asked: str) -> str:
     """The loss that the model was trained with, unless --loss says another."""
-    from flatminima.models.hf import LOSS
+    from flatminima.models.hf import HUB_LOSS
 
-    return LOSS[load(model).task] if asked == _USUAL else asked
+    return HUB_LOSS[load(model).task] if asked == _USUAL else asked
 
 
 def batch_size(asked: int, targets: Tensor) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CLAIM_FAILED = 3
 
-Scale = Annotated[str, typer.Option(help="smoke, cpu, half or paper.")]
+_Scale = Annotated[str, typer.Option(help="smoke, cpu, half or paper.")]
 Sets = Annotated[
     str | None, typer.Option("--data", help="Folder with a folder a data set; smoke scale needs none; else the hub.")
 ]
@@ -47,7 +47,7 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="With --claims: the w
 def reproduce(
     study: Annotated[str | None, typer.Argument(help="Id of a study; or --all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every study.")] = False,
-    scale: Scale = "smoke",
+    scale: _Scale = "smoke",
     data: Sets = None,
     output: Output = Path("flatminima-studies"),
     jobs: Jobs = 1,
@@ -98,7 +98,7 @@ def reproduce(
 
 def own_study(
     file: Annotated[Path, typer.Argument(help="Python file that defines STUDY.")],
-    scale: Scale = "smoke",
+    scale: _Scale = "smoke",
     data: Sets = None,
     output: Output = Path("flatminima-studies"),
     jobs: Jobs = 1,

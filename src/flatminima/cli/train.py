@@ -24,8 +24,8 @@ from flatminima.cli.train_options import (
     MethodOptions,
     NetworkOptions,
     RateOptions,
-    Request,
     SampleOptions,
+    TrainRequest,
 )
 from flatminima.io import json_text
 
@@ -42,7 +42,7 @@ def train(
     machine: MachineOptions,
 ) -> None:
     """Train a network to a minimum; killed, the same command goes on where it was."""
-    request = Request(network, samples, reading, method, rate, length, machine)
+    request = TrainRequest(network, samples, reading, method, rate, length, machine)
     request.check()
     from flatminima.cli.train_run import METRICS, WEIGHTS, run  # torch, only now
 

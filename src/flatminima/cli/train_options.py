@@ -154,7 +154,7 @@ class KeepingOptions:
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """The options that decide the result, as typed."""
 
     network: NetworkOptions

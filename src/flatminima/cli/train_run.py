@@ -16,7 +16,7 @@ from flatminima.cli.epoch_lines import EpochLines, tensorboard_rows
 from flatminima.cli.ranks import first, own_device, ranks
 from flatminima.cli.source import samples_of
 from flatminima.cli.terminal import say
-from flatminima.cli.train_options import KeepingOptions, Request
+from flatminima.cli.train_options import KeepingOptions, TrainRequest
 from flatminima.cli.train_track import follow
 from flatminima.core.distributed import Ranks
 from flatminima.data import augmentation, corrupt_labels
@@ -36,7 +36,7 @@ from flatminima.training import (
     save_checkpoint,
     set_dropout,
 )
-from flatminima.training.loop import VALIDATION, Samples
+from flatminima.training.loop import VALIDATION, Tensors
 from flatminima.training.objective import Objective, count
 from flatminima.training.session import METRICS
 from flatminima.training.steps import batch_sizes
@@ -47,7 +47,7 @@ _COSINE = "a cosine falls to 0 over the epochs that were given, so more of them 
 __all__ = ["METRICS", "RESULT", "WEIGHTS", "run"]
 
 
-def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
+def run(request: TrainRequest, keeping: KeepingOptions) -> dict[str, Any]:
     """Train, save, and say what came out.
 
     Raises:
@@ -90,7 +90,9 @@ def run(request: Request, keeping: KeepingOptions) -> dict[str, Any]:
     return result
 
 
-def _session(stack: contextlib.ExitStack, request: Request, keeping: KeepingOptions, shared: Ranks | None) -> Session:
+def _session(
+    stack: contextlib.ExitStack, request: TrainRequest, keeping: KeepingOptions, shared: Ranks | None
+) -> Session:
     """The folder for the process that writes, and what the others read of it."""
     found: list[Session] = []
 
@@ -114,7 +116,7 @@ def _session(stack: contextlib.ExitStack, request: Request, keeping: KeepingOpti
     return found[0]
 
 
-def _config(request: Request) -> TrainConfig:
+def _config(request: TrainRequest) -> TrainConfig:
     rate, length, machine = request.rate, request.length, request.machine
     return TrainConfig(
         lr=rate.lr,
@@ -135,7 +137,7 @@ def _config(request: Request) -> TrainConfig:
     )
 
 
-def _network(request: Request, device: str) -> tuple[nn.Module, list[str]]:
+def _network(request: TrainRequest, device: str) -> tuple[nn.Module, list[str]]:
     """What is to be trained, in train mode, and what the user should know of it."""
     options = request.network
     torch.manual_seed(request.machine.seed)  # the factory's weights
@@ -150,7 +152,7 @@ def _network(request: Request, device: str) -> tuple[nn.Module, list[str]]:
     return network.train().to(device), notes
 
 
-def _loss(request: Request) -> str:
+def _loss(request: TrainRequest) -> str:
     """The loss to minimise: as typed, or what a model of Hugging Face was trained with."""
     model, typed = request.network.model, request.method.loss
     found = language.loss(model, typed) if language.is_language(model) else typed
@@ -159,11 +161,11 @@ def _loss(request: Request) -> str:
     return found
 
 
-def _samples(request: Request, loss: str, device: str, notes: list[str]) -> tuple[Samples, dict[str, Samples]]:
+def _samples(request: TrainRequest, loss: str, device: str, notes: list[str]) -> tuple[Tensors, dict[str, Tensors]]:
     """Training samples, with the noise asked for, and those to evaluate on."""
     options = request.samples
 
-    def load(split: str, limit: int | None) -> Samples:
+    def load(split: str, limit: int | None) -> Tensors:
         reading, own = replace(request.reading, limit=limit), request.network
         found = samples_of(own.model, options.data, split, reading, app_dir=own.app_dir, loss=loss)
         notes.append(f"{split}: {found.said}")
@@ -181,7 +183,7 @@ def _samples(request: Request, loss: str, device: str, notes: list[str]) -> tupl
     return (x, y), {name: load(split, None) for name, split in named if split is not None}
 
 
-def _method(request: Request, network: nn.Module, steps_per_epoch: int, shared: Ranks | None) -> Method:
+def _method(request: TrainRequest, network: nn.Module, steps_per_epoch: int, shared: Ranks | None) -> Method:
     options = request.method
     if shared is not None and options.method == "fisher_trace":
         raise UsageError(
@@ -200,11 +202,11 @@ def _method(request: Request, network: nn.Module, steps_per_epoch: int, shared: 
 
 
 def _result(
-    request: Request,
+    request: TrainRequest,
     loss: str,
     history: History,
     network: nn.Module,
-    held_out: dict[str, Samples],
+    held_out: dict[str, Tensors],
     shared: Ranks | None,
 ) -> dict[str, Any]:
     """Of the final weights, which with averages and best epochs are not those of the last epoch."""
@@ -215,7 +217,7 @@ def _result(
     found |= {"best_epoch": history.best, "kept_best": request.length.keep_best}
     found |= {"seconds": sum(e.seconds for e in history.epochs), "train": asdict(history.final)}
     for name in (VALIDATION, "test"):
-        samples: Samples | None = held_out.get(name)
+        samples: Tensors | None = held_out.get(name)
         found[name] = None
         if samples is not None:
             found[name] = asdict(assess(network, *samples, objective=Objective(loss), ranks=shared))

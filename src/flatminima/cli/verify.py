@@ -191,7 +191,7 @@ def _again(
 ) -> tuple[Certificate, list[Comparison]]:
     """The certificate as it is computed here, and each number beside the recorded one."""
     from flatminima.certification import recomputed
-    from flatminima.certification.record import compare
+    from flatminima.certification.record import compare_numbers
 
     prior = None
     if "recipe" not in document["details"]:
@@ -201,7 +201,7 @@ def _again(
             split = recorded
         prior = None if split is None else source.whole().samples(split, None)
     found = recomputed(path, maker(source, device), source.samples(source.split, device), prior)
-    return found[1], compare(*found)
+    return found[1], compare_numbers(*found)
 
 
 def not_recomputed(standing: str) -> str:

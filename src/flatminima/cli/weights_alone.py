@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flatminima.cli.request import Request
     from flatminima.table import MeasureTable
 
-MEASURES = ("parameter_count", "parameter_norm", "power_law_exponent")
+_MEASURES = ("parameter_count", "parameter_norm", "power_law_exponent")
 
 
 def chosen(measures: str | None) -> list[str]:
@@ -31,17 +31,17 @@ def chosen(measures: str | None) -> list[str]:
         UsageError: one that needs data.
     """
     if measures is None:
-        return list(MEASURES)
+        return list(_MEASURES)
     names = [n.strip() for n in measures.split(",") if n.strip()]
-    needs = [n for n in names if n not in MEASURES]
+    needs = [n for n in names if n not in _MEASURES]
     if needs:
         raise UsageError(
-            f"{', '.join(needs)} cannot be measured with --no-data, only {', '.join(MEASURES)}; give --data"
+            f"{', '.join(needs)} cannot be measured with --no-data, only {', '.join(_MEASURES)}; give --data"
         )
     return names
 
 
-class Weights:
+class _Weights:
     """Statistics of a network that has no data."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,7 +62,7 @@ def table(model: nn.Module, names: list[str]) -> MeasureTable:
     from flatminima.table import MeasureTable
 
     began = time.perf_counter()
-    weights: Any = Weights(model)
+    weights: Any = _Weights(model)
     estimates = {name: catalog.measure(name).load()(weights) for name in names}
     notes = ("no data: whether the network fits anything was not looked at",)
     seconds = time.perf_counter() - began

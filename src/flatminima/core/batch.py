@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.following import (
-    Comparison,
+    LayerComparison,
     LayersDisagree,
     Watch,
     following_errors,
@@ -42,17 +42,17 @@ class Recorded:
     route: int
 
 
-Listener = Callable[[LayerGradient], None]
-Draws = Mapping[tuple[int, int], list[Listener]]  # by how many random combinations of columns, and their seed
-Backward = Callable[[Tensor, list[Listener], bool], list[Tensor]]  # seed, listeners, keep the graph -> input gradients
+_Listener = Callable[[LayerGradient], None]
+Draws = Mapping[tuple[int, int], list[_Listener]]  # by how many random combinations of columns, and their seed
+Backward = Callable[[Tensor, list[_Listener], bool], list[Tensor]]  # seed, listeners, keep the graph -> input gradients
 
 
 @dataclass(frozen=True)
 class Listeners:
     """Listeners to the loss's gradients, to those of each Gauss-Newton column, and of random combinations of these."""
 
-    layers: list[Listener]
-    columns: list[Listener]
+    layers: list[_Listener]
+    columns: list[_Listener]
     drawn: Draws
 
 
@@ -84,7 +84,7 @@ class Batch:
         return len(self.indices)
 
     def read(
-        self, reads: Reads, layers: list[Listener], columns: list[Listener], drawn: Draws | None = None
+        self, reads: Reads, layers: list[_Listener], columns: list[_Listener], drawn: Draws | None = None
     ) -> dict[Reads, Absent]:
         """Prepare what the folds read; layer gradients go to the listeners as they come.
 
@@ -183,7 +183,7 @@ class Batch:
     def _by_layers(self, recorded: Recorded, inputs: list[Tensor]) -> Backward:
         """One graph to the layers' outputs; a backward pass hands out each layer's gradients of all samples."""
 
-        def back(seed: Tensor, heard: list[Listener], retain: bool) -> list[Tensor]:
+        def back(seed: Tensor, heard: list[_Listener], retain: bool) -> list[Tensor]:
             self.minimum.passes.backward += len(self)
             with following_errors():
                 return recorded.tape.backward(recorded.output, seed, _broadcast(heard), inputs, retain)
@@ -249,7 +249,7 @@ class Batch:
         return self.minimum.loss.drawn_column(self.outputs, self.targets, both) / math.sqrt(count)
 
     def _check(
-        self, recorded: Recorded, unit: Tensor | None, layers: list[Listener], back: Backward, retain: bool
+        self, recorded: Recorded, unit: Tensor | None, layers: list[_Listener], back: Backward, retain: bool
     ) -> None:
         """The first backward pass, its layers' gradients compared with an ordinary one's.
 
@@ -263,7 +263,7 @@ class Batch:
         rows = row_weights(len(self)).to(recorded.output.device)
         scaled = seed * rows.to(seed).view(-1, *[1] * (seed.dim() - 1))
         names = self.minimum.parameters.names
-        comparison = Comparison(
+        comparison = LayerComparison(
             rows, dict(zip(names, self._ordinary(recorded.output, scaled), strict=True)), seed.dtype
         )
         if unit is None:
@@ -306,7 +306,7 @@ class Batch:
         self._receive(torch.cat(singles))
         _refuse_constant(singles[0])
 
-        def back(seed: Tensor, heard: list[Listener], retain: bool) -> list[Tensor]:
+        def back(seed: Tensor, heard: list[_Listener], retain: bool) -> list[Tensor]:
             minimum.passes.backward += len(self)
             rows: list[list[Tensor]] = []
             for i, output in enumerate(singles):
@@ -379,7 +379,7 @@ def _refuse_constant(output: Tensor) -> None:
         raise Undefined("the network's output does not depend on a trainable parameter")
 
 
-def _broadcast(listeners: list[Listener]) -> Listener:
+def _broadcast(listeners: list[_Listener]) -> _Listener:
     def each(layer: LayerGradient) -> None:
         for listener in listeners:
             listener(layer)

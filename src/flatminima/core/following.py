@@ -193,7 +193,7 @@ def row_weights(size: int, seed: int = 0) -> Tensor:
     return signs.double() * 2.0 ** (places.remainder(_POWERS).double() - _POWERS // 2)
 
 
-class Comparison:
+class LayerComparison:
     """Listens to the layers of one backward pass, each compared at once with autograd and let go of.
 
     Args:
@@ -228,7 +228,7 @@ class Comparison:
         return None if name is None else f"the gradient of {name!r} from its layer is not autograd's"
 
 
-class Sums:
+class RowSums:
     """Listens to the layers of one backward pass: ``sum_i r_i g_i`` by parameter name."""
 
     def __init__(self, rows: Tensor) -> None:

@@ -15,7 +15,7 @@ from flatminima.core.layer_rules import (
     convolution,
     embedding,
     embedding_rows,
-    linear,
+    linear_rule,
     summed_convolution,
     summed_embedding,
     vmapped,
@@ -73,7 +73,7 @@ class LayerGradient:
         """`gram` of each parameter's part of the gradients, by name; made on the way to their sum."""
         if not self.summed and len(self.uses) == 1:
             unit, a, e = self.uses[0]
-            if unit.rule is linear:
+            if unit.rule is linear_rule:
                 found = linear_grams(unit.names, a, e, groups)
                 if found is not None:
                     return found
@@ -89,7 +89,7 @@ class LayerGradient:
         """Inner products <g_i, v> of the batch, (batch,) float64, for v by parameter name in the model."""
         if not self.summed and len(self.uses) == 1:
             unit, a, e = self.uses[0]
-            if unit.rule in (linear, convolution):
+            if unit.rule in (linear_rule, convolution):
                 return _along(unit, a, e, vector)
         if not self.summed and _rowwise(self.uses):
             total: Any = 0.0
@@ -113,7 +113,7 @@ class LayerGradient:
 
     def factors(self) -> Use | None:
         """Factors of one use of a linear layer on vectors: input a_i and output gradient e_i, g_i = e_i a_i^T."""
-        if self.summed or len(self.uses) != 1 or self.uses[0][0].rule is not linear or self.uses[0][1].dim() != 2:
+        if self.summed or len(self.uses) != 1 or self.uses[0][0].rule is not linear_rule or self.uses[0][1].dim() != 2:
             return None
         return self.uses[0]
 
@@ -147,7 +147,7 @@ def outer_squares(unit: Unit, a: Tensor, squares: Tensor) -> dict[str, Tensor]:
 
 def _rowwise(uses: list[Use]) -> bool:
     """Whether all are linear layers or embeddings of one weight: its gradient can be formed some rows at a time."""
-    if any(unit.rule not in (linear, embedding) for unit, _, _ in uses):
+    if any(unit.rule not in (linear_rule, embedding) for unit, _, _ in uses):
         return False
     return len({unit.names.get("weight") for unit, _, _ in uses}) == 1
 
@@ -182,13 +182,13 @@ def _along(unit: Unit, a: Tensor, e: Tensor, vector: Mapping[str, Tensor]) -> Te
     own = {name: vector[full].to(e.dtype) for name, full in unit.names.items()}
     total = torch.zeros(len(e), dtype=torch.float64, device=e.device)
     if "weight" in own:
-        if unit.rule is linear:
+        if unit.rule is linear_rule:
             out = torch.nn.functional.linear(a, own["weight"])
         else:
             out = unit.module._conv_forward(a, own["weight"], None)  # type: ignore[operator]
         total += (out.flatten(1) * e.flatten(1)).double().sum(1)
     if "bias" in own:
-        at = e if unit.rule is linear else e.movedim(1, -1)
+        at = e if unit.rule is linear_rule else e.movedim(1, -1)
         total += torch.mv(at.reshape(len(e), -1, at.shape[-1]).sum(1).double(), own["bias"].double())
     return total
 
@@ -202,7 +202,7 @@ def _combined(rows: Tensor, gradients: Tensor) -> Tensor:
 def _weighted(unit: Unit, a: Any, e: Tensor, rows: Tensor) -> dict[str, Tensor]:
     """One use's sum_i rows_i g_i, without a gradient a sample where the layer's own backward formula gives it."""
     scaled = e * rows.to(e).view(-1, *[1] * (e.dim() - 1))
-    if unit.rule is linear:
+    if unit.rule is linear_rule:
         local = {"bias": scaled.reshape(-1, scaled.shape[-1]).sum(0)}
         if "weight" in unit.names:
             local["weight"] = scaled.reshape(-1, scaled.shape[-1]).T @ a.reshape(-1, a.shape[-1])

@@ -16,28 +16,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PerSample = dict[str, Tensor]  # parameter name within the layer -> (batch, *shape)
-Rule = Callable[[Any, Tensor, Tensor], PerSample]
+_PerSample = dict[str, Tensor]  # parameter name within the layer -> (batch, *shape)
+Rule = Callable[[Any, Tensor, Tensor], _PerSample]
 
 _LANES = 16  # channels that vector units take at once; other block sizes are up to five times slower
 _BLOCK_BYTES = 4 << 20  # of per-sample gradients at a time: allocated anew without page faults, and near the cache
 
 
-def linear(layer: nn.Linear, a: Tensor, e: Tensor) -> PerSample:
+def linear_rule(layer: nn.Linear, a: Tensor, e: Tensor) -> _PerSample:
     """y = a W^T + b, any number of dimensions between batch and features summed over."""
     batch = len(a)
     a, e = a.reshape(batch, -1, a.shape[-1]), e.reshape(batch, -1, e.shape[-1])
     return {"weight": torch.bmm(e.transpose(1, 2), a), "bias": e.sum(1)}
 
 
-def transposed_linear(layer: Any, a: Tensor, e: Tensor) -> PerSample:
+def transposed_linear(layer: Any, a: Tensor, e: Tensor) -> _PerSample:
     """y = a W + b, W (in, out): GPT-2's layers, which transformers call Conv1D."""
     batch = len(a)
     a, e = a.reshape(batch, -1, a.shape[-1]), e.reshape(batch, -1, e.shape[-1])
     return {"weight": torch.bmm(a.transpose(1, 2), e), "bias": e.sum(1)}
 
 
-def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, a: Tensor, e: Tensor) -> PerSample:
+def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, a: Tensor, e: Tensor) -> _PerSample:
     """One convolution with batch x groups groups gives every sample's weight gradient."""
     a, padding = _padded(layer, a)
     weight = _convolve(layer, a, e, padding, layer.groups)
@@ -86,7 +86,7 @@ def _convolve(layer: Any, a: Tensor, e: Tensor, padding: tuple[int, ...], groups
     return out
 
 
-def summed_convolution(layer: Any, a: Tensor, e: Tensor) -> PerSample:
+def summed_convolution(layer: Any, a: Tensor, e: Tensor) -> _PerSample:
     """The weight's gradient summed over the batch, (*weight.shape): one ordinary backward pass of the layer."""
     a, padding = _padded(layer, a)
     grads = torch.ops.aten.convolution_backward(
@@ -105,7 +105,7 @@ def summed_convolution(layer: Any, a: Tensor, e: Tensor) -> PerSample:
     return {"weight": grads[1]}
 
 
-def batch_norm(layer: Any, a: Tensor, e: Tensor) -> PerSample:
+def batch_norm(layer: Any, a: Tensor, e: Tensor) -> _PerSample:
     """Eval mode: a fixed affine map of each channel."""
     total = _per_channel(e)
     product = torch.linalg.vecdot(a.flatten(2), e.flatten(2)) if a.dim() > 2 else a * e
@@ -113,22 +113,22 @@ def batch_norm(layer: Any, a: Tensor, e: Tensor) -> PerSample:
     return {"weight": centred * (layer.running_var + layer.eps).rsqrt(), "bias": total}
 
 
-def group_norm(layer: nn.GroupNorm, a: Tensor, e: Tensor) -> PerSample:
+def group_norm_rule(layer: nn.GroupNorm, a: Tensor, e: Tensor) -> _PerSample:
     normal = F.group_norm(a, layer.num_groups, eps=layer.eps)
     return {"weight": _per_channel(normal * e), "bias": _per_channel(e)}
 
 
-def layer_norm(layer: nn.LayerNorm, a: Tensor, e: Tensor) -> PerSample:
+def layer_norm(layer: nn.LayerNorm, a: Tensor, e: Tensor) -> _PerSample:
     normal = F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
     return {"weight": _last(normal * e, layer.normalized_shape), "bias": _last(e, layer.normalized_shape)}
 
 
-def rms_norm(layer: nn.RMSNorm, a: Tensor, e: Tensor) -> PerSample:
+def rms_norm(layer: nn.RMSNorm, a: Tensor, e: Tensor) -> _PerSample:
     normal = F.rms_norm(a, layer.normalized_shape, eps=layer.eps)
     return {"weight": _last(normal * e, layer.normalized_shape)}
 
 
-def embedding(layer: nn.Embedding, a: Tensor, e: Tensor) -> PerSample:
+def embedding(layer: nn.Embedding, a: Tensor, e: Tensor) -> _PerSample:
     """Dense (batch, vocabulary, dim); `embedding_rows` is the compact form with the same Gram matrix."""
     return {"weight": _scatter(layer, a, a, e, layer.num_embeddings)}
 
@@ -139,7 +139,7 @@ def embedding_rows(layer: nn.Embedding, a: Tensor, e: Tensor) -> Tensor:
     return _scatter(layer, a, place, e, len(tokens)).flatten(1)
 
 
-def summed_embedding(layer: nn.Embedding, a: Tensor, e: Tensor) -> PerSample:
+def summed_embedding(layer: nn.Embedding, a: Tensor, e: Tensor) -> _PerSample:
     """The weight's gradient summed over the batch, (vocabulary, dim)."""
     rows, tokens = e.reshape(-1, e.shape[-1]), a.reshape(-1)
     if layer.padding_idx is not None:
@@ -150,7 +150,7 @@ def summed_embedding(layer: nn.Embedding, a: Tensor, e: Tensor) -> PerSample:
 def weight_rows(rule: Rule, layer: Any, a: Tensor, e: Tensor, start: int, stop: int) -> Tensor:
     """Rows `start` to `stop` of a linear layer's or an embedding's weight gradients, (batch, stop - start, dim)."""
     batch = len(a)
-    if rule is linear:
+    if rule is linear_rule:
         a, e = a.reshape(batch, -1, a.shape[-1]), e[..., start:stop].reshape(batch, -1, stop - start)
         return torch.bmm(e.transpose(1, 2), a)
     inside = (a >= start) & (a < stop)
@@ -177,40 +177,40 @@ def _last(t: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def vmapped(
     layer: nn.Module, names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], e: Tensor
-) -> PerSample:
+) -> _PerSample:
     """Any layer: the vector-Jacobian product of its own forward, vmapped over the samples."""
     parameters = {n: p.detach() for n, p in layer.named_parameters() if n in names}
     batched = [isinstance(x, Tensor) for x in [*args, *kwargs.values()]]
     keys = list(kwargs)
 
-    def one(gradient: Tensor, *sample: Any) -> PerSample:
+    def one(gradient: Tensor, *sample: Any) -> _PerSample:
         sample = tuple(x.unsqueeze(0) if is_batched else x for x, is_batched in zip(sample, batched, strict=True))
         positional, named = sample[: len(args)], dict(zip(keys, sample[len(args) :], strict=True))
 
-        def forward(p: PerSample) -> Tensor:
+        def forward(p: _PerSample) -> Tensor:
             out: Tensor = torch.func.functional_call(layer, p, positional, named)
             return out.squeeze(0)
 
         pull = torch.func.vjp(forward, parameters)[1]
-        out: PerSample = pull(gradient)[0]
+        out: _PerSample = pull(gradient)[0]
         return out
 
     in_dims = (0, *(0 if b else None for b in batched))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # an operation looped over
-        mapped: PerSample = torch.func.vmap(one, in_dims=in_dims)(e, *args, *kwargs.values())
+        mapped: _PerSample = torch.func.vmap(one, in_dims=in_dims)(e, *args, *kwargs.values())
     return mapped
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: linear,
+    nn.Linear: linear_rule,
     nn.Conv1d: convolution,
     nn.Conv2d: convolution,
     nn.Conv3d: convolution,
     nn.BatchNorm1d: batch_norm,
     nn.BatchNorm2d: batch_norm,
     nn.BatchNorm3d: batch_norm,
-    nn.GroupNorm: group_norm,
+    nn.GroupNorm: group_norm_rule,
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: rms_norm,
     nn.Embedding: embedding,

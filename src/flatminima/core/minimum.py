@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flatminima.core.admission import admit, refuse_training_mode
 from flatminima.core.ambient import neutral, the_models_own
 from flatminima.core.distributed import Ranks
-from flatminima.core.following import Comparison, LayersDisagree, Sums, row_weights, watchable
+from flatminima.core.following import LayerComparison, LayersDisagree, RowSums, row_weights, watchable
 from flatminima.core.guard import differentiable, same_randomness, untouched
 from flatminima.core.identity import fingerprint, marks_of, structure
 from flatminima.core.keeping import content_of
@@ -289,11 +289,11 @@ class Minimum(Network):
         Raises:
             LayersDisagree: they do not (reentrant checkpoints give other gradients where no input asks for one).
         """
-        sums = Sums(row_weights(len(rows)).to(self.device))
+        sums = RowSums(row_weights(len(rows)).to(self.device))
         self.batch(rows).read(Reads.LAYERS, [sums], [])
         for name, p in self.parameters:
             sums.sums.setdefault(name, torch.zeros_like(p))
-        frozen = Comparison(sums.rows, sums.sums, self.parameters.tensors[0].dtype)
+        frozen = LayerComparison(sums.rows, sums.sums, self.parameters.tensors[0].dtype)
         sums.sums.clear()  # each layer's goes when it is compared
         self.following.skip()
         self.batch(rows).read(Reads.LAYERS, [frozen], [])

@@ -64,14 +64,14 @@ class Explicit:
         return self.sigma.to(weights)
 
 
-Scale = Relative | Explicit
+_Scale = Relative | Explicit
 
 
 @dataclass(frozen=True)
 class Perturbation(ABC):
     """Independent zero-mean noise u_i with scale sigma_i."""
 
-    scale: Scale
+    scale: _Scale
 
     @abstractmethod
     def standard(self, size: int, generator: torch.Generator) -> Tensor:

@@ -59,7 +59,7 @@ def sweep(
         tolerant: an error of one fold's own is why that fold is absent, whatever its class.
     """
     while True:
-        run = Run(minimum, ride, index, tolerant=tolerant)
+        run = SweepRun(minimum, ride, index, tolerant=tolerant)
         minimum.following.begin()
         try:
             if minimum.ranks is None:
@@ -73,7 +73,7 @@ def sweep(
         minimum.following.degrade(reason)
 
 
-class Run:
+class SweepRun:
     """States of a shared pass under way, and what turned out absent."""
 
     def __init__(

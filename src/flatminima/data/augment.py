@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from flatminima.errors import DataError, UnknownName
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+_Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def random_flip(images: Tensor, generator: torch.Generator, *, probability: float = 0.5) -> Tensor:
@@ -77,7 +77,7 @@ def random_shift(images: Tensor, generator: torch.Generator, *, pixels: int = 2,
     return random_crop(images, generator, padding=pixels, fill=fill)
 
 
-def augmentation(name: str, *, side: int | None = None) -> Augmentation | None:
+def augmentation(name: str, *, side: int | None = None) -> _Augmentation | None:
     """The augmentation schemes of J20 fig. 2, from least to most.
 
     "none" is None; "flip" mirrors at random; "1-crop-f" and "4-crop-f" crop from 1 or 4 pixels of padding, then flip
@@ -100,7 +100,7 @@ def augmentation(name: str, *, side: int | None = None) -> Augmentation | None:
     return _crop_and_flip(padding if side is None else math.floor(padding * side / _PRINTED_SIDE + 0.5))
 
 
-def _crop_and_flip(padding: int) -> Augmentation:
+def _crop_and_flip(padding: int) -> _Augmentation:
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         return random_flip(random_crop(images, generator, padding=padding), generator)
 

@@ -22,7 +22,7 @@ _MISSING = frozenset(
 )
 _TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 
-Part = NDArray[Any] | list[str | None]
+_Part = NDArray[Any] | list[str | None]
 
 
 def read_columns(path: Path, separator: str) -> dict[str, Any]:
@@ -41,12 +41,12 @@ def read_columns(path: Path, separator: str) -> dict[str, Any]:
         text |= mixed
 
 
-def _pass(path: Path, separator: str, text: set[int]) -> tuple[list[str], list[list[Part]], set[int]]:
+def _pass(path: Path, separator: str, text: set[int]) -> tuple[list[str], list[list[_Part]], set[int]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file, _fields_of_any_length():
             rows = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
             names = _distinct(next((row for row in rows if row), []))
-            parts: list[list[Part]] = [[] for _ in names]
+            parts: list[list[_Part]] = [[] for _ in names]
             for block in _blocks(rows, len(names), path):
                 for i, cells in enumerate(zip(*block, strict=True)):
                     numbers = None if i in text else _numbers(cells)
@@ -106,7 +106,7 @@ def _numbers(cells: tuple[str, ...]) -> NDArray[Any] | None:
         return None
 
 
-def _whole(parts: list[Part]) -> Any:
+def _whole(parts: list[_Part]) -> Any:
     """One column: float64 if any part is, words if one is."""
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     if len(arrays) == len(parts):

@@ -36,7 +36,7 @@ _KINDS = (*_TABLES, "imagefolder")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _IMAGE_NAMES = ("image", "img")
 
-Progress = Callable[[int, int, str], None]
+_Progress = Callable[[int, int, str], None]
 
 
 def read(
@@ -45,7 +45,7 @@ def read(
     reading: Reading,
     *,
     choose: Callable[[int], NDArray[np.int64]],
-    progress: Progress | None = None,
+    progress: _Progress | None = None,
 ) -> LabelledData:
     """One split of a folder or hub data set; `choose` maps its number of rows to the rows that are kept."""
     saved = _saved(Path(source).expanduser(), split) if source else None
@@ -105,7 +105,7 @@ def _decoded(
     where: str,
     reading: Reading,
     roots: list[str],
-    progress: Progress | None,
+    progress: _Progress | None,
 ) -> Pixels:
     images = ImageStack(
         len(rows),

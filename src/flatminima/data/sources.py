@@ -24,7 +24,7 @@ from flatminima.data.rows import chosen, classes_of, join, labelled
 from flatminima.data.splits import rows_of
 from flatminima.errors import DataError
 
-Progress = Callable[[int, int, str], None]
+_Progress = Callable[[int, int, str], None]
 
 _DIGITS = "digits"
 _LIMIT_SEED = 0
@@ -35,7 +35,7 @@ def load(
     split: str = "train",
     *,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: _Progress | None = None,
     **options: Unpack[ReadingOptions],
 ) -> LabelledData:
     """One split of one source, decoded into tensors.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flatminima.errors import DataError, UnknownName
 
-VALIDATION = ("validation", "valid", "val", "dev")
+_VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def rows_of(splits: Mapping[str, NDArray[np.int64]], wanted: str, source: str) -> list[tuple[str, NDArray[np.int64]]]:
@@ -33,8 +33,8 @@ def rows_of(splits: Mapping[str, NDArray[np.int64]], wanted: str, source: str) -
 
 def _part(splits: Mapping[str, NDArray[np.int64]], part: str, source: str) -> tuple[str, NDArray[np.int64]]:
     name, _, bounds = part.strip().partition("[")
-    if name not in splits and name in VALIDATION:
-        name = next((alias for alias in VALIDATION if alias in splits), name)
+    if name not in splits and name in _VALIDATION:
+        name = next((alias for alias in _VALIDATION if alias in splits), name)
     if name not in splits:
         remedy = f"{source} has {' and '.join(splits)}"
         if len(splits) == 1:

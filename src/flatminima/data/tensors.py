@@ -195,7 +195,7 @@ def scaled(data: LabelledData, train: LabelledData, scaling: str | Normalisation
         first = data.inputs if data.inputs.dtype == torch.int64 else data.inputs.to(torch.float32, copy=True)
     else:
         first = _unit(data)
-    return Prepared(replace(data, others=others).together(first), data.targets, data.classes, describe(data, scaling))
+    return Prepared(replace(data, others=others).together(first), data.targets, data.classes, _describe(data, scaling))
 
 
 def _standard(tensor: Tensor, train: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def _standard(tensor: Tensor, train: Tensor) -> Tensor:
     return ((tensor.double() - mean) / torch.where(std == 0, torch.ones_like(std), std)).float()
 
 
-def describe(data: LabelledData, scaling: str | Normalisation) -> str:
+def _describe(data: LabelledData, scaling: str | Normalisation) -> str:
     """One line: how many samples of which shape, which labels, how they are scaled.
 
     Examples:

@@ -21,12 +21,12 @@ from flatminima.data.sources import subset
 from flatminima.errors import DataError, MissingExtra, UnknownName, UsageError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".txt")
-IGNORED = -100
+_IGNORED = -100
 _TEXT = ("text", "sentence", "content", "document", "review", "prompt", "tokens", "words")
 _LABEL = ("label", "labels", "target", "class", "ner_tags", "tags", "pos_tags")
 _USUAL_LENGTH = 512  # tokens, where neither the caller nor the model says how many
 
-Row = Mapping[str, Any]
+_Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Texts:
 
 
 def load_texts(
-    source: str | Path | Sequence[str] | Sequence[Row],
+    source: str | Path | Sequence[str] | Sequence[_Row],
     tokenizer: Any,
     task: str = "causal_lm",
     *,
@@ -110,8 +110,8 @@ def _language(texts: list[str], tokenizer: Any, length: int, where: str) -> Text
         raise DataError(
             f"text {int(short[0])} of {where} has fewer than 2 tokens, so that there is none to predict: leave it out"
         )
-    targets = encoded["input_ids"].masked_fill(mask == 0, IGNORED)
-    predicted = int((targets[:, 1:] != IGNORED).sum())
+    targets = encoded["input_ids"].masked_fill(mask == 0, _IGNORED)
+    predicted = int((targets[:, 1:] != _IGNORED).sum())
     return Texts(
         encoded, targets, (_said(len(texts), mask, cut), f"{predicted} tokens are predicted from those before")
     )
@@ -155,14 +155,14 @@ def _words(
             raise DataError(f"row {i} of {where} has {len(words)} words and {got!r} labels; expected one a word")
     names = _classes([y for tags in labels for y in tags], classes)
     encoded, cut = _encoded(texts, tokenizer, length, words=True)
-    targets = torch.full_like(encoded["input_ids"], IGNORED)
+    targets = torch.full_like(encoded["input_ids"], _IGNORED)
     for i, tags in enumerate(labels):
         before = None
         for k, word in enumerate(_word_ids(tokenizer, texts[i], targets.shape[1])):
             if word is not None and word != before:
                 targets[i, k] = _class(tags[word], names, i, where)
             before = word
-    note = f"{int((targets != IGNORED).sum())} labelled words, each by its first token"
+    note = f"{int((targets != _IGNORED).sum())} labelled words, each by its first token"
     return Texts(encoded, targets, (_said(len(texts), encoded["attention_mask"], cut), note), names)
 
 
@@ -230,7 +230,7 @@ def _class(label: Any, names: tuple[str, ...], row: int, where: str) -> int:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(source: Any) -> tuple[list[Row], str]:
+def _rows(source: Any) -> tuple[list[_Row], str]:
     """Rows with columns, and what to call them."""
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -244,7 +244,7 @@ def _rows(source: Any) -> tuple[list[Row], str]:
     return rows, where
 
 
-def _read(path: Path) -> list[Row]:
+def _read(path: Path) -> list[_Row]:
     suffix = path.suffix.lower()
     if path.is_dir() or suffix not in SUFFIXES:
         raise DataError(f"got {path} as texts; expected a file that ends with one of {', '.join(SUFFIXES)}")
@@ -268,8 +268,8 @@ def _read(path: Path) -> list[Row]:
     return _json_lines(text, path)
 
 
-def _json_lines(text: str, path: Path) -> list[Row]:
-    rows: list[Row] = []
+def _json_lines(text: str, path: Path) -> list[_Row]:
+    rows: list[_Row] = []
     for i, line in enumerate(text.split("\n"), 1):  # a text may hold other ends of lines
         if not line.strip():
             continue
@@ -284,20 +284,20 @@ def _json_lines(text: str, path: Path) -> list[Row]:
     return rows
 
 
-def _parquet(path: Path) -> list[Row]:
+def _parquet(path: Path) -> list[_Row]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise MissingExtra("pyarrow", "data", f"{path}") from None
     try:
-        rows: list[Row] = parquet.read_table(path).to_pylist()
+        rows: list[_Row] = parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
     return rows
 
 
-def _column(row: Row, asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str:
+def _column(row: _Row, asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str:
     if asked is not None:
         if asked not in row:
             raise UnknownName("column", asked, row, f"{where} has {', '.join(row)}")
@@ -308,7 +308,7 @@ def _column(row: Row, asked: str | None, usual: tuple[str, ...], what: str, wher
     return found[0]
 
 
-def _text(row: Row, column: str, index: int, where: str, words: bool) -> Any:
+def _text(row: _Row, column: str, index: int, where: str, words: bool) -> Any:
     text = row.get(column)
     if words:
         if not isinstance(text, list) or not text:

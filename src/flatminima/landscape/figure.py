@@ -25,7 +25,7 @@ def write(found: Landscape, folder: Path, name: str = "landscape") -> list[Path]
     """<name>.svg and <name>.png in a folder that exists."""
     with style("landscape"):
         figure = draw(found)
-        element = svg(figure, describe(found))
+        element = svg(figure, describe_landscape(found))
         picture = figure.png()
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     write_whole(paths[0], standalone(element))
@@ -33,7 +33,7 @@ def write(found: Landscape, folder: Path, name: str = "landscape") -> list[Path]
     return paths
 
 
-def describe(found: Landscape) -> str:
+def describe_landscape(found: Landscape) -> str:
     """Describe the figure for a reader who does not see it."""
     finite = found.losses[np.isfinite(found.losses)]
     top = f"{finite.max():.3g}" if len(finite) else "overflow"

@@ -16,10 +16,10 @@ from flatminima.errors import Absent, FlatMinimaError, Undefined, UsageError
 from flatminima.estimate import Estimate
 
 P = ParamSpec("P")
-Function = Callable[Concatenate[Statistics, P], Estimate]
+_Function = Callable[Concatenate[Statistics, P], Estimate]
 
 
-def measure(function: Function[P]) -> Function[P]:
+def measure(function: _Function[P]) -> _Function[P]:
     """Stamp the catalogue's direction on the result; turn `Undefined`, and errors of torch, into an undefined one."""
     direction = catalog.measure(function.__name__).direction
     arguments = signature(function)

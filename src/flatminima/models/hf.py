@@ -17,7 +17,7 @@ from torch import nn
 from flatminima.errors import CheckpointError, MissingExtra, ModelError, UsageError
 from flatminima.reading import Unreadable, read_json
 
-PREFIX = "hf:"
+_PREFIX = "hf:"
 Task = Literal["causal_lm", "sequence_classification", "token_classification"]
 _ENDINGS: dict[str, Task] = {
     "ForCausalLM": "causal_lm",
@@ -30,7 +30,7 @@ _PEFT_TASKS: dict[str, Task] = {
     "SEQ_CLS": "sequence_classification",
     "TOKEN_CLS": "token_classification",
 }
-LOSS: dict[Task, str] = {
+HUB_LOSS: dict[Task, str] = {
     "causal_lm": "causal_lm",
     "sequence_classification": "cross_entropy",
     "token_classification": "token_cross_entropy",
@@ -56,7 +56,7 @@ class Reference:
             >>> Reference.of("hf:gpt2@main")
             Reference(name='gpt2', revision='main')
         """
-        name = text.removeprefix(PREFIX)
+        name = text.removeprefix(_PREFIX)
         if not Path(name).is_dir() and "@" in name:
             name, _, revision = name.rpartition("@")
         else:

@@ -27,7 +27,7 @@ _NONE = {"perturb": False}  # a group that is left out
 
 
 @dataclass
-class Part:
+class _Part:
     """Parameters of one group, device, dtype and kind of h, with their lists side by side; this rank's parts."""
 
     number: int  # of the group
@@ -70,7 +70,7 @@ class Curvature:
         norms = self.distance.sqrt()
         return torch.where(torch.isfinite(norms) & (norms > 0), 1.0 / norms, 0.0).to(like)
 
-    def parts(self, groups: list[dict[str, Any]]) -> list[Part]:
+    def parts(self, groups: list[dict[str, Any]]) -> list[_Part]:
         """Everything that noise is added to, in the order of the groups."""
         return [part for part in self._all(groups) if _noisy(part.group)]
 
@@ -148,15 +148,15 @@ class Curvature:
             if group["perturb"] and p.requires_grad and p.grad is not None
         }
 
-    def _all(self, groups: list[dict[str, Any]]) -> list[Part]:
-        found: list[Part] = []
+    def _all(self, groups: list[dict[str, Any]]) -> list[_Part]:
+        found: list[_Part] = []
         for number, group in enumerate(groups):
             if group["perturb"]:
                 held = [p for p in group["params"] if p in self.live and p.requires_grad]
                 found += self._parts(number, group, held)
         return found
 
-    def _parts(self, number: int, group: dict[str, Any], parameters: list[Tensor]) -> Iterator[Part]:
+    def _parts(self, number: int, group: dict[str, Any], parameters: list[Tensor]) -> Iterator[_Part]:
         kinds: dict[tuple[Any, ...], list[Tensor]] = {}
         for p in parameters:
             layout = (p.device_mesh, p.placements) if is_sharded(p) else None  # type: ignore[attr-defined]
@@ -169,7 +169,7 @@ class Curvature:
                 self._plans[key] = blocks(weights, limit)
             moments = [local(self._moment(p) if shared else self.live[p]["h"]) for p in held]
             previous, drift = ([local(self.live[p][name]) for p in held] for name in ("previous", "drift"))
-            yield Part(number, group, device, shared, held, weights, previous, moments, drift, self._plans[key])
+            yield _Part(number, group, device, shared, held, weights, previous, moments, drift, self._plans[key])
 
     def _follow(self, groups: list[dict[str, Any]], shared: bool) -> None:
         for number, group in enumerate(groups):
@@ -220,7 +220,7 @@ class Levels:
         self._offsets = offsets
         self._streams: dict[torch.device, NoiseStream] = {}
 
-    def of(self, part: Part, block: Block) -> Tensor:
+    def of(self, part: _Part, block: Block) -> Tensor:
         """(size of the block,) int16."""
         stream = self._streams.get(part.device)
         if stream is None:
@@ -239,7 +239,7 @@ class Levels:
                 runs.append((start, p.numel()))
         return _join([stream.at(*run) for run in runs])
 
-    def _of_shards(self, part: Part, block: Block, stream: NoiseStream) -> Tensor:
+    def _of_shards(self, part: _Part, block: Block, stream: NoiseStream) -> Tensor:
         """What the whole parameters get, at this rank's places."""
         pieces: list[Tensor] = []
         for i in block.members:

@@ -114,7 +114,7 @@ class Weights:
         with torch.enable_grad():
             outputs = self.module(x)
             watch = watched(outputs)
-            loss = mean_loss(loss_fn, outputs, y)
+            loss = _mean_loss(loss_fn, outputs, y)
             loss.backward()
         found = [p.grad for p in self.all]
         for p in self.all:
@@ -133,7 +133,7 @@ def _part(outputs: Any, gradients: Sequence[Tensor | None], y: Any, loss: Tensor
     return Part(bare, [None if g is None else g.detach() for g in gradients], y, 0, float(loss))
 
 
-def mean_loss(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, y: Any) -> Tensor:
+def _mean_loss(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, y: Any) -> Tensor:
     """loss_fn(outputs, y), a scalar."""
     loss = loss_fn(outputs, y)
     if loss.dim() != 0:
@@ -189,7 +189,7 @@ def exact(weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: An
     with torch.enable_grad(), differentiable(module):
         outputs = module(x)
         watch = watched(outputs)
-        loss = mean_loss(loss_fn, outputs, y)
+        loss = _mean_loss(loss_fn, outputs, y)
         both = torch.autograd.grad(loss, [*weights.all, *watch], create_graph=True, allow_unused=True)
         g = both[: len(weights.all)]
         for t in g:

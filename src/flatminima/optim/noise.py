@@ -14,7 +14,7 @@ from torch import Tensor
 from flatminima.core.perturbation import mix
 
 HALF_RANGE = 1 << 15
-CHUNK = 1 << 16  # levels a generator on a processor: seeding one costs as much as some hundred levels
+_CHUNK = 1 << 16  # levels a generator on a processor: seeding one costs as much as some hundred levels
 LAUNCH_CHUNK = 1 << 22  # on an accelerator a chunk is a launch
 
 
@@ -24,7 +24,7 @@ class NoiseStream:
     def __init__(self, seed: int, step: int, device: torch.device) -> None:
         self.device = device
         self._key = mix(mix(seed, 0), step)
-        self._size = CHUNK if device.type == "cpu" else LAUNCH_CHUNK
+        self._size = _CHUNK if device.type == "cpu" else LAUNCH_CHUNK
         self._generator = torch.Generator(device)
         self._chunk = -1
         self._levels = torch.empty(0, dtype=torch.int16, device=device)

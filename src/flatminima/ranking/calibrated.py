@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Family:
+class Calibration:
     """A kind of networks on which measures were tried.
 
     Attributes:
@@ -33,7 +33,7 @@ class Family:
     taus: dict[str, float]
 
 
-PERCEPTRONS = Family(
+PERCEPTRONS = Calibration(
     "two-layer perceptrons on 500 images of MNIST",
     89,
     1.50,
@@ -46,7 +46,7 @@ PERCEPTRONS = Family(
         "fisher_trace": 0.18,
     },
 )
-CONVOLUTIONS = Family(
+CONVOLUTIONS = Calibration(
     "small convolutional networks on 500 images of CIFAR-10",
     86,
     3.20,
@@ -80,6 +80,6 @@ def probabilities(ranks: Sequence[float] | NDArray[np.float64], beta: float = BE
     return np.asarray(weights / weights.sum())
 
 
-def nearest(convolutional: bool) -> Family:
+def nearest(convolutional: bool) -> Calibration:
     """The family nearest to networks with convolutions, or without."""
     return CONVOLUTIONS if convolutional else PERCEPTRONS

@@ -130,7 +130,7 @@ def failed(name: str, error: FlatMinimaError) -> Candidate:
     return Candidate(name, left_out=str(error))
 
 
-def judge(name: str, minimum: Minimum, train: Answers) -> Candidate:
+def _judge(name: str, minimum: Minimum, train: Answers) -> Candidate:
     """The candidate by its training samples alone.
 
     Args:
@@ -246,7 +246,7 @@ def look(name: str, minimum: Minimum, test: Any = None, unlabelled: Any = None) 
             targets
             are not read.
     """
-    found = judge(name, minimum, answers(minimum))
+    found = _judge(name, minimum, answers(minimum))
     held = None if test is None or found.train_loss is None else answers(minimum, test)
     if held is not None and held.finite:
         found = replace(found, test_error=held.error, test_loss=held.loss)

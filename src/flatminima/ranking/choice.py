@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from flatminima.errors import UsageError
-from flatminima.ranking.calibrated import Family, nearest
+from flatminima.ranking.calibrated import Calibration, nearest
 from flatminima.ranking.candidates import Candidate, Look, among, losses_ratio
 from flatminima.ranking.order import Order, order
 from flatminima.ranking.paired import Paired, compare_errors, compare_losses
@@ -234,7 +234,7 @@ def _by_measures(
     return Choice(answer, "measures", (first.name,), notes, tuple(candidates), order=found)
 
 
-def _worth(family: Family, found: Order) -> tuple[str, ...]:
+def _worth(family: Calibration, found: Order) -> tuple[str, ...]:
     taus = ", ".join(f"{name} {family.taus[name]:+.2f}" for name in found.measures if name in family.taus)
     worth = (
         f"What measures are worth: on the nearest networks tried ({family.name}, {family.networks} of them, all "

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flatminima.errors import UsageError
 
-LEVEL = 0.05
+_LEVEL = 0.05
 _POWER = 0.8
 _HALVINGS = 100
 _FEW = 2
@@ -52,7 +52,7 @@ class Paired:
     @property
     def told_apart(self) -> bool:
         """Both the test and the interval exclude no difference."""
-        return self.p < LEVEL and not self.low <= 0 <= self.high
+        return self.p < _LEVEL and not self.low <= 0 <= self.high
 
 
 def compare_errors(wrong: Sequence[NDArray[np.bool_]]) -> list[Paired]:
@@ -99,7 +99,7 @@ def _errors(i: int, j: int, first: NDArray[np.bool_], second: NDArray[np.bool_],
 
     n, b, c = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     p = float(binomtest(c, b + c).pvalue) if b + c else 1.0
-    alpha = LEVEL / comparisons
+    alpha = _LEVEL / comparisons
     low, high = tango(c, b, n, alpha)
     found = Paired(i, j, (c - b) / n, low, high, min(1.0, p * comparisons), b, c, n, 0)
     return found if found.told_apart else _with(found, _needed((c - b) / n, (b + c) / n, alpha))
@@ -108,7 +108,7 @@ def _errors(i: int, j: int, first: NDArray[np.bool_], second: NDArray[np.bool_],
 def _losses(i: int, j: int, first: NDArray[np.float64], second: NDArray[np.float64], comparisons: int) -> Paired:
     from scipy.special import ndtri, stdtr, stdtrit
 
-    d, n, alpha = second - first, len(first), LEVEL / comparisons
+    d, n, alpha = second - first, len(first), _LEVEL / comparisons
     if n < _FEW:
         raise UsageError("got 1 sample; paired losses need two and more")
     mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)

@@ -14,7 +14,7 @@ from flatminima.reading import parsed, read_text
 from flatminima.report.page import render, version_rows
 from flatminima.report.sections import condition_status, pictures
 
-Document = Mapping[str, Any]
+_Document = Mapping[str, Any]
 _LONG = 24  # characters of a cell, above which a phone shows each row as lines of text
 
 
@@ -42,7 +42,7 @@ class Page:
     provenance: tuple[tuple[str, str], ...] = field(default=())
 
 
-def certificate(document: Document, folder: Path) -> Page:
+def certificate(document: _Document, folder: Path) -> Page:
     """The statement, the bound's inputs and the conditions."""
     numbers = ("risk_bound", "empirical_risk", "monte_carlo_upper", "kl", "sigma", "n", "draws", "delta",
                "holdout_bound", "constant_error", "cross_entropy_bound")  # fmt: skip
@@ -60,7 +60,7 @@ def certificate(document: Document, folder: Path) -> Page:
     )
 
 
-def landscape(document: Document, folder: Path) -> Page:
+def landscape(document: _Document, folder: Path) -> Page:
     """The loss at the minimum and around it; the figure lies beside."""
     losses = [v for v in _flat(document["losses"]) if v is not None]
     rows = (
@@ -83,7 +83,7 @@ def landscape(document: Document, folder: Path) -> Page:
     )
 
 
-def training(document: Document, folder: Path) -> Page:
+def training(document: _Document, folder: Path) -> Page:
     """The result of a training, epoch by epoch."""
     found = [(name, document[name]) for name in ("train", "validation", "test") if document.get(name)]
     said = [f"{name}: loss {r['loss']:.4g}, error {100 * r['error']:.2f}%." for name, r in found]
@@ -102,7 +102,7 @@ def training(document: Document, folder: Path) -> Page:
     )
 
 
-def order(document: Document, folder: Path) -> Page:
+def order(document: _Document, folder: Path) -> Page:
     """Networks in their order, with errors where they are known."""
     places = document["order"]["places"]
     heads = tuple(dict.fromkeys(key for place in places for key, value in place.items() if _is_plain(value)))
@@ -122,7 +122,7 @@ def order(document: Document, folder: Path) -> Page:
 
 
 # the file that a command leaves, and its page
-PAGES: dict[str, Callable[[Document, Path], Page]] = {
+PAGES: dict[str, Callable[[_Document, Path], Page]] = {
     "certificate.json": certificate,
     "landscape.json": landscape,
     "result.json": training,
@@ -130,7 +130,7 @@ PAGES: dict[str, Callable[[Document, Path], Page]] = {
 }
 
 
-def folder_page(name: str, document: Document, folder: Path) -> str:
+def folder_page(name: str, document: _Document, folder: Path) -> str:
     """The page of the file called `name`, which held `document`, as HTML."""
     page = PAGES[name](document, folder)
     return render(
@@ -169,6 +169,6 @@ def _flat(values: Any) -> list[Any]:
     return [one for part in values for one in _flat(part)] if isinstance(values, list) else [values]
 
 
-def _command(document: Document) -> tuple[tuple[str, str], ...]:
+def _command(document: _Document) -> tuple[tuple[str, str], ...]:
     command = document.get("command")
     return (("command", command),) if isinstance(command, str) else ()

@@ -94,7 +94,7 @@ def _spectrum(measures: dict[str, Any]) -> Markup | None:
     for name in ("effective_dimension", "negative_curvature"):
         found = measures.get(name)
         if found and found["value"] is not None and found["details"].get("density"):
-            return Markup(plots.spectrum(found["details"]["density"]))
+            return Markup(plots.density(found["details"]["density"]))
     return None
 
 
@@ -102,13 +102,13 @@ def _curve(measures: dict[str, Any]) -> Markup | None:
     """Expected sharpness against divergence, where it was measured."""
     found = measures.get("bicriteria")
     if found and found["value"] is not None and len(found["details"].get("curve", ())) > 1:
-        return Markup(plots.bicriteria(found["details"]["curve"], found["details"]["alpha"]))
+        return Markup(plots.bicriteria_curve(found["details"]["curve"], found["details"]["alpha"]))
     return None
 
 
 def _layers(name: str, values: dict[str, float], errors: dict[str, float | None] | None = None) -> dict[str, Any]:
     """A figure and its table."""
-    label = plots.unit(name)
+    label = plots.labelled_unit(name)
     return {
         "name": name,
         "label": label,

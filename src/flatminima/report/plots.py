@@ -17,7 +17,7 @@ SCATTERS = 6
 BARS = 30  # layers of one figure; the table beside it has all
 
 
-def unit(name: str) -> str:
+def labelled_unit(name: str) -> str:
     """A measure's name with its unit, where it has one."""
     row = MEASURES.get(name)
     return name if row is None else row.label
@@ -74,7 +74,7 @@ def scatter(networks: list[dict[str, Any]], name: str, groups: Iterable[float]) 
             titles[f"point{i}"] = f"{network['name']}: {name} {e['value']:.4g} +- {error:.2g}, gap {gap:.1f}%"
             values.append(e["value"])
         higher = name in MEASURES and MEASURES[name].direction == "higher"
-        axes.set_xlabel(unit(name) + (", higher is better" if higher else ""))
+        axes.set_xlabel(labelled_unit(name) + (", higher is better" if higher else ""))
         axes.set_ylabel("generalization gap (%)")
         axes.grid()
         linear(axes.yaxis)
@@ -170,7 +170,7 @@ def layers(values: dict[str, float], label: str, name: str, errors: dict[str, fl
         return svg(figure, f"{label}, one bar a layer")
 
 
-def spectrum(density: dict[str, Any]) -> str:
+def density(density: dict[str, Any]) -> str:
     """Density of the Hessian's eigenvalues on a logarithmic axis, with one standard error."""
     import numpy as np
     from matplotlib.figure import Figure
@@ -195,7 +195,7 @@ def spectrum(density: dict[str, Any]) -> str:
         return svg(figure, "Density of the Hessian's eigenvalues on a logarithmic axis, with one standard error")
 
 
-def bicriteria(curve: list[dict[str, Any]], best: float) -> str:
+def bicriteria_curve(curve: list[dict[str, Any]], best: float) -> str:
     """Expected sharpness against divergence, a point a noise scale; a diamond is the best trade-off."""
     from matplotlib.figure import Figure
 

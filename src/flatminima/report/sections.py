@@ -10,7 +10,7 @@ from typing import Any
 from flatminima.reading import read_bytes
 
 _NOISE = "The band or ellipse is the reach of random noise on the weights, which may be smaller than a line."
-PICTURES = {
+_PICTURES = {
     "landscape.svg": ("The loss around the weights", _NOISE),
     "landscape-line.svg": ("The loss along a random direction", f"Filter-normalised (Li et al. 2018). {_NOISE}"),
     "landscape-plane.svg": ("The loss on a random plane", f"Filter-normalised (Li et al. 2018). {_NOISE}"),
@@ -58,7 +58,7 @@ def heat_map(layered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def pictures(folder: Path) -> list[dict[str, str]]:
     """Figures that `measure --explain`, `landscape` and `certify` drew into the same folder, as images of the page."""
     found = []
-    for name, (title, caption) in PICTURES.items():
+    for name, (title, caption) in _PICTURES.items():
         file = folder / name
         if file.is_file():
             data = base64.b64encode(read_bytes(file)).decode()

@@ -16,7 +16,7 @@ from torch import Tensor
 from flatminima.core.perturbation import Relative, Uniform, generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistics.around import Around, Point, Worst, climb, cost_of, highest
+from flatminima.statistics.around import Around, NearbyPoint, Worst, climb, cost_of, highest
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -55,7 +55,7 @@ class AdaptiveWorstLoss(Statistic[Worst]):
         minimum = minimum.resolving(Uniform(Relative(reach, 1.0, self.eta)), self.seed)
         size = minimum.parameters.flat().abs() + self.eta
 
-        def search(around: Around) -> Point:
+        def search(around: Around) -> NearbyPoint:
             gradient = around.gradient
             if not bool(gradient.any()):  # a minimum to the last bit points nowhere
                 gradient = torch.randn(len(size), generator=generator(self.seed, 0)).to(size)

@@ -35,7 +35,7 @@ from flatminima.statistics.outputs import Outputs
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
-PARTS = 10  # of each half of the samples; their spread is the standard error
+_PARTS = 10  # of each half of the samples; their spread is the standard error
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class Point:
+class NearbyPoint:
     """End of a search: the change of the weights, f there (at least 0), gradients spent."""
 
     change: Tensor
@@ -70,7 +70,7 @@ class Point:
     gradients: int
 
 
-Search = Callable[["Around"], Point]
+Search = Callable[["Around"], NearbyPoint]
 
 
 class Around:
@@ -98,7 +98,7 @@ class Around:
     def rise(self, change: Tensor) -> float:
         """f(change)."""
         self.minimum.parameters.assign(self.weights + change)
-        return self._risen(mean_loss(self.minimum, self.indices))
+        return self._risen(_mean_loss(self.minimum, self.indices))
 
     def of_batch(self, change: Tensor, indices: Tensor) -> Tensor:
         """Gradient of f at `change`, as some of its samples have it."""
@@ -115,7 +115,7 @@ class Around:
         return loss - self.start + float(parameters.total(self.tilt @ moved))
 
 
-def climb(around: Around, first: Tensor, following: Callable[[Tensor], Tensor], steps: int, task: str) -> Point:
+def climb(around: Around, first: Tensor, following: Callable[[Tensor], Tensor], steps: int, task: str) -> NearbyPoint:
     """Go from point to point as each gradient says: the highest point seen, w itself where none is higher.
 
     Args:
@@ -124,7 +124,7 @@ def climb(around: Around, first: Tensor, following: Callable[[Tensor], Tensor], 
         steps: gradients at most, the one at w among them.
         task: for the progress report.
     """
-    best, change, spent, at_its_end = Point(torch.zeros_like(first), 0.0, 1), first, 1, False
+    best, change, spent, at_its_end = NearbyPoint(torch.zeros_like(first), 0.0, 1), first, 1, False
     while not at_its_end:
         progress.report(task, spent, steps)
         if spent == steps:
@@ -133,10 +133,10 @@ def climb(around: Around, first: Tensor, following: Callable[[Tensor], Tensor], 
             rise, gradient = around.step(change)
             point, spent = following(gradient), spent + 1
         if rise > best.rise:
-            best = Point(change, rise, spent)
+            best = NearbyPoint(change, rise, spent)
         at_its_end = around.minimum.parameters.agree(torch.equal(point, change))  # the gradient there says it again
         change = point
-    return Point(best.change, best.rise, spent)
+    return NearbyPoint(best.change, best.rise, spent)
 
 
 def highest(minimum: Minimum, samples: int | None, seed: int, search: Search) -> Worst:
@@ -166,7 +166,7 @@ def _of_halves(minimum: Minimum, everything: Tensor, samples: int, search: Searc
         points.append(search(Around(minimum, half, gradient)))
     rises, sizes = [], []
     for half in halves:
-        for start, stop in itertools.pairwise(group_edges(len(half), min(PARTS, middle))):
+        for start, stop in itertools.pairwise(group_edges(len(half), min(_PARTS, middle))):
             minimum.parameters.assign(weights)
             part = Around(minimum, half[start:stop], gradient)
             rises.append([part.rise(point.change) for point in points])
@@ -203,7 +203,7 @@ def resolution_of(minimum: Minimum, loss: float) -> float:
     return eps * abs(loss)
 
 
-def mean_loss(minimum: Minimum, indices: Tensor) -> float:
+def _mean_loss(minimum: Minimum, indices: Tensor) -> float:
     """Mean loss over the samples at `indices`.
 
     Raises:

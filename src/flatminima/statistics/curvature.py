@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Curvature = Literal["hessian", "gauss_newton"]
 
 KEEP = 1 << 30  # bytes of graphs kept between products on the CPU; on a GPU, half of what is free
-PRODUCT_COST = 2  # backward passes that a product counts for
+_PRODUCT_COST = 2  # backward passes that a product counts for
 
 
 def check_curvature(curvature: str) -> None:
@@ -229,7 +229,7 @@ class Graph:
 
     def product(self, vector: Tensor) -> Tensor:
         """(W,) float64."""
-        self.minimum.passes.backward += PRODUCT_COST * self.count
+        self.minimum.passes.backward += _PRODUCT_COST * self.count
         split = self.minimum.parameters.split(vector)  # a gradient a parameter: joining them costs as much as a layer
         pairs = [(g, v.to(g.dtype)) for g, v in zip(self.gradients, split, strict=True) if _differentiable(g)]
         if not pairs:  # a loss linear in the parameters

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatminima.core.batch import Batch
 from flatminima.core.statistic import Fold
-from flatminima.statistics.positions import Unit, labelled, refuse_none
+from flatminima.statistics.positions import PositionUnit, labelled, refuse_none
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -28,7 +28,7 @@ class PositionSums:
 
     sums: Tensor
     counts: Tensor
-    unit: Unit
+    unit: PositionUnit
     embedded: bool = False
 
 
@@ -36,7 +36,7 @@ class PositionSums:
 class _Sums:
     sums: Tensor
     counts: Tensor
-    unit: Unit = "sample"
+    unit: PositionUnit = "sample"
 
 
 @dataclass(frozen=True)

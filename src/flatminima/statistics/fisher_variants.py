@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST = 5_000  # parameters whose full matrix fits: 200 MB
+_LARGEST = 5_000  # parameters whose full matrix fits: 200 MB
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ class FisherParts(Fold[_Matrix, Tensor]):
 
     def init(self, minimum: Minimum) -> _Matrix:
         size = len(minimum.parameters)
-        if size > LARGEST:
-            raise Undefined(f"the full matrix of {size} parameters is too large (limit {LARGEST})")
+        if size > _LARGEST:
+            raise Undefined(f"the full matrix of {size} parameters is too large (limit {_LARGEST})")
         edges = group_edges(self.limit(minimum), self.parts)
         zeros = torch.zeros(len(edges) - 1, size, size, dtype=torch.float64, device=minimum.device)
         return _Matrix(zeros, {name: p.numel() for name, p in minimum.parameters}, tuple(edges))

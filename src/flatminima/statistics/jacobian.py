@@ -19,7 +19,7 @@ from flatminima.errors import Undefined
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
-CLASSES = 64  # above, products need fewer passes than classes do, and no memory for C gradients of every input
+MANY_CLASSES = 64  # above, products need fewer passes than classes do, and no memory for C gradients of every input
 TOLERANCE = 1e-4  # of a Ritz value's residual, relative; the value's own error goes with its square
 PRODUCT_COST = 3  # backward passes of one product: J^T u, and J v by differentiating J^T u by u
 USUAL_PRODUCTS = 12
@@ -42,7 +42,7 @@ class InputJacobian(Fold[Tensor, Tensor]):
     reads = Reads.OUTPUTS | Reads.INPUTS
 
     def reads_at(self, minimum: Minimum) -> Reads:
-        shared = minimum.output_size <= CLASSES and has_softmax_columns(minimum.loss)
+        shared = minimum.output_size <= MANY_CLASSES and has_softmax_columns(minimum.loss)
         return self.reads if shared else Reads.OUTPUTS
 
     @property
@@ -121,7 +121,7 @@ def norms_of_softmax(minimum: Minimum, logits: Tensor, inputs: list[Tensor], sta
         moved.scatter_(1, surest, 0.0)  # rows sum to zero; where p is nearly 1, u - (p * u).sum() would cancel
         return torch.scatter(moved, 1, surest, -moved.sum(1, keepdim=True))
 
-    if logits.shape[1] > CLASSES:
+    if logits.shape[1] > MANY_CLASSES:
         try:
             return _largest(_gram_of_jacobian(minimum, logits, inputs, softmax_jacobian), start).clamp_min(0).sqrt()
         except NotImplementedError:  # no second derivative: a backward pass a class after all
@@ -135,7 +135,7 @@ def norms_of_logits(minimum: Minimum, logits: Tensor, inputs: list[Tensor], star
     """||d f / dx||_2 (b,), as `norms_of_softmax`."""
     if not logits.requires_grad:
         return torch.zeros(len(logits), dtype=torch.float64)
-    if logits.shape[1] > CLASSES:
+    if logits.shape[1] > MANY_CLASSES:
         try:
             return _largest(_gram_of_jacobian(minimum, logits, inputs, lambda u: u), start).clamp_min(0).sqrt()
         except NotImplementedError:

@@ -19,7 +19,7 @@ from flatminima.core.perturbation import generator
 from flatminima.core.space import Space
 from flatminima.errors import UsageError
 
-Product = Callable[[Tensor], Tensor]
+_Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]
 
 PRODUCTS = 300  # at most, an eigenvalue asked for
@@ -78,7 +78,7 @@ class Eigenpairs:
         return not self.missing
 
 
-def as_product(matrix: Any) -> Product:
+def as_product(matrix: Any) -> _Product:
     """A tensor, array, scipy operator or function as a function of vectors."""
     if callable(matrix) and not hasattr(matrix, "shape"):
         return matrix  # type: ignore[no-any-return]
@@ -193,7 +193,7 @@ def extreme_eigenvalues(
 class _Search:
     """Thick-restart Lanczos; T = V A V^T is kept dense, so that a restart needs no case of its own."""
 
-    product: Product
+    product: _Product
     space: Space
     which: Which
     tolerance: float

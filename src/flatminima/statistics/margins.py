@@ -11,7 +11,7 @@ from torch import Tensor
 from flatminima.core.batch import Batch
 from flatminima.core.statistic import Fold, Needs
 from flatminima.statistics.outputs import margins
-from flatminima.statistics.positions import Unit, labelled, refuse_none
+from flatminima.statistics.positions import PositionUnit, labelled, refuse_none
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -27,7 +27,7 @@ class SortedMargins:
     """
 
     values: Tensor
-    unit: Unit
+    unit: PositionUnit
 
     @property
     def error_rate(self) -> float:
@@ -38,7 +38,7 @@ class SortedMargins:
 @dataclass
 class _Found:
     parts: list[Tensor] = field(default_factory=list)
-    unit: Unit = "sample"
+    unit: PositionUnit = "sample"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from flatminima.statistics.outputs import Outputs, OutputSummary, margins
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
-Kind = Literal["random", "worst"]
+_Kind = Literal["random", "worst"]
 Rise = Literal["error", "loss"]
 
 _LEAST = 1e-4  # of the weights: noise that the precision must tell from none
@@ -71,7 +71,7 @@ class NoiseLevel(Statistic[Level]):
         seed: of draws and samples.
     """
 
-    kind: Kind = "random"
+    kind: _Kind = "random"
     epsilon: float | None = None
     rise: Rise = "error"
     target: float = 0.1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flatminima.errors import Undefined
 from flatminima.statistics.network_graph import Node
-from flatminima.statistics.path_algebra import PathAlgebra, Rule
+from flatminima.statistics.path_algebra import PathAlgebra, PathRule
 from flatminima.statistics.path_scaling import Args, Keywords, multiplied
 
 
@@ -160,7 +160,7 @@ _DROPOUTS = (
     "feature_alpha_dropout",
 )
 
-ACTIVATIONS: dict[str, Rule] = {
+ACTIVATIONS: dict[str, PathRule] = {
     **dict.fromkeys(_ALIKE, _of_one),
     **dict.fromkeys(_CLAMPS, _clamp),
     **dict.fromkeys(_DROPOUTS, _nothing),

@@ -22,7 +22,7 @@ from flatminima.errors import Undefined
 from flatminima.statistics.network_graph import LinearLayer, Node
 from flatminima.statistics.path_constants import Constants, Origin, words
 
-Rule = Callable[["PathAlgebra", str, Any, tuple[Any, ...], dict[str, Any]], Any]
+PathRule = Callable[["PathAlgebra", str, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 _INSPECT = words(
     "size dim numel shape stride is_floating_point is_complex __len__ ndimension is_contiguous element_size get_device "
@@ -63,7 +63,7 @@ class PathAlgebra(TorchFunctionMode):
         rules: what an operation does, by its name.
     """
 
-    def __init__(self, p: float, names: dict[int, str], rules: dict[str, Rule]) -> None:
+    def __init__(self, p: float, names: dict[int, str], rules: dict[str, PathRule]) -> None:
         super().__init__()
         self.p, self.rules = p, rules
         self.constants = Constants(names)

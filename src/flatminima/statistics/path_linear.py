@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flatminima.errors import Undefined
 from flatminima.statistics.network_graph import LinearLayer, Node, SampleOperator
-from flatminima.statistics.path_algebra import Linear, PathAlgebra, Rule
+from flatminima.statistics.path_algebra import Linear, PathAlgebra, PathRule
 
 Arrange = Callable[[Tensor], Tensor]
 
@@ -65,7 +65,7 @@ def _linear(a: PathAlgebra, name: str, func: Any, args: tuple[Any, ...], kw: dic
     return rule(*args, **kw)
 
 
-def _convolution(function: Any, dims: int) -> Rule:
+def _convolution(function: Any, dims: int) -> PathRule:
     def rule(a: PathAlgebra, name: str, func: Any, args: tuple[Any, ...], kw: dict[str, Any]) -> Tensor:
         def convolve(input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
             kernel, space = tuple(weight.shape), tuple(input.shape[-dims - 1 :])
@@ -83,7 +83,7 @@ def _convolution(function: Any, dims: int) -> Rule:
     return rule
 
 
-def _transposed(function: Any, dims: int) -> Rule:
+def _transposed(function: Any, dims: int) -> PathRule:
     def rule(a: PathAlgebra, name: str, func: Any, args: tuple[Any, ...], kw: dict[str, Any]) -> Tensor:
         def convolve(
             input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
@@ -214,7 +214,7 @@ def _labels(equation: str, left: int, right: int) -> tuple[tuple[str, str], str]
     return terms, dots + "".join(sorted(c for c in counts if counts[c] == 1 and c not in dots))
 
 
-LINEAR: dict[str, Rule] = {
+LINEAR: dict[str, PathRule] = {
     "linear": _linear,
     "conv1d": _convolution(F.conv1d, 1),
     "conv2d": _convolution(F.conv2d, 2),

@@ -17,7 +17,7 @@ from torch import Tensor
 from flatminima.errors import Undefined
 from flatminima.statistics.network_graph import Node
 from flatminima.statistics.path_activations import _larger
-from flatminima.statistics.path_algebra import PathAlgebra, Rule
+from flatminima.statistics.path_algebra import PathAlgebra, PathRule
 from flatminima.statistics.path_scaling import Args, Keywords
 
 
@@ -25,7 +25,7 @@ def _averaged(a: PathAlgebra, out: Tensor, elements: float | Tensor) -> Tensor:
     return out * elements ** (1.0 - a.p)  # k paths of weight 1/k each: k (1/k)^p times their mean
 
 
-def _avg_pool(function: Any, dims: int) -> Rule:
+def _avg_pool(function: Any, dims: int) -> PathRule:
     """Each window with its own divisor: padding and overhang may or may not count."""
 
     def rule(a: PathAlgebra, name: str, func: Any, args: Args, kw: Keywords) -> Tensor:
@@ -41,7 +41,7 @@ def _avg_pool(function: Any, dims: int) -> Rule:
     return rule
 
 
-def _adaptive_avg(function: Any, dims: int) -> Rule:
+def _adaptive_avg(function: Any, dims: int) -> PathRule:
     def rule(a: PathAlgebra, name: str, func: Any, args: Args, kw: Keywords) -> Tensor:
         input, size = [*args, *(kw[k] for k in ("input", "output_size") if k in kw)]
         out: Tensor = function(input, size)
@@ -80,7 +80,7 @@ def _largest(a: PathAlgebra, x: Tensor, sums: Any) -> Tensor:
     return a.know(sums(x), node)  # type: ignore[no-any-return]
 
 
-def _max_pool(dims: int) -> Rule:
+def _max_pool(dims: int) -> PathRule:
     def rule(a: PathAlgebra, name: str, func: Any, args: Args, kw: Keywords) -> Tensor:
         def pool(
             input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -96,7 +96,7 @@ def _max_pool(dims: int) -> Rule:
     return rule
 
 
-def _adaptive_max(function: Any, dims: int) -> Rule:
+def _adaptive_max(function: Any, dims: int) -> PathRule:
     def rule(a: PathAlgebra, name: str, func: Any, args: Args, kw: Keywords) -> Tensor:
         def pool(input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
             if return_indices:
@@ -190,7 +190,7 @@ def _along(function: Any, like: Tensor, axis: int) -> Tensor:
     return torch.movedim(out, axis, -1).reshape(size, -1, out.shape[axis])[:, 0].T
 
 
-POOLING: dict[str, Rule] = {
+POOLING: dict[str, PathRule] = {
     "avg_pool1d": _avg_pool(F.avg_pool1d, 1),
     "avg_pool2d": _avg_pool(F.avg_pool2d, 2),
     "avg_pool3d": _avg_pool(F.avg_pool3d, 3),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flatminima.errors import Undefined
 from flatminima.statistics.network_graph import LinearLayer, Node
-from flatminima.statistics.path_algebra import Linear, PathAlgebra, Rule
+from flatminima.statistics.path_algebra import Linear, PathAlgebra, PathRule
 from flatminima.statistics.path_linear import with_bias
 
 Number = float | int
@@ -194,7 +194,7 @@ def _batch_norm(a: PathAlgebra, name: str, func: Any, args: Args, kw: Keywords) 
     return norm(*args, **kw)
 
 
-SCALING: dict[str, Rule] = {
+SCALING: dict[str, PathRule] = {
     "batch_norm": _batch_norm,
     "neg": _neg,
     "__neg__": _neg,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatminima.errors import Undefined
 from flatminima.statistics.network_graph import Node
-from flatminima.statistics.path_algebra import PathAlgebra, Rule, within
+from flatminima.statistics.path_algebra import PathAlgebra, PathRule, within
 from flatminima.statistics.path_constants import words
 from flatminima.statistics.path_scaling import Args, Keywords
 
@@ -84,7 +84,7 @@ def _write(a: PathAlgebra, target: Tensor, value: Any, assign: Callable[[Any], o
     a.write(target, a.node(constant), lambda: assign(constant))
 
 
-SHAPES: dict[str, Rule] = {
+SHAPES: dict[str, PathRule] = {
     **dict.fromkeys(_PLAIN, _plain),
     **dict.fromkeys(_JOINS, _join),
     "pad": _pad,

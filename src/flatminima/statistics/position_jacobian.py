@@ -15,8 +15,8 @@ from flatminima.core.statistic import Cost, Fold
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.embeddings import continuous_inputs, of_tokens, refuse_unopened
 from flatminima.statistics.entropy import PositionSums
-from flatminima.statistics.jacobian import CLASSES, PRODUCT_COST, USUAL_PRODUCTS, norms_of_logits, norms_of_softmax
-from flatminima.statistics.positions import Labelled, Unit, labelled, refuse_none
+from flatminima.statistics.jacobian import MANY_CLASSES, PRODUCT_COST, USUAL_PRODUCTS, norms_of_logits, norms_of_softmax
+from flatminima.statistics.positions import Labelled, PositionUnit, labelled, refuse_none
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -28,7 +28,7 @@ Of = Literal["probabilities", "logits"]
 class _State:
     squares: Tensor
     counts: Tensor
-    unit: Unit = "sample"
+    unit: PositionUnit = "sample"
     embedded: bool = False
 
 
@@ -122,7 +122,7 @@ class PositionJacobian(Fold[_State, PositionSums]):
     def cost(self, minimum: Minimum) -> Cost:
         share = self.limit(minimum) / len(minimum.samples)
         classes = minimum.output_size
-        passes = classes if classes <= CLASSES else 1 + PRODUCT_COST * USUAL_PRODUCTS
+        passes = classes if classes <= MANY_CLASSES else 1 + PRODUCT_COST * USUAL_PRODUCTS
         return Cost(forward=2 * share, backward=share * passes)
 
 

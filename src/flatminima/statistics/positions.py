@@ -19,7 +19,7 @@ from flatminima.core.losses.cross_entropy import CrossEntropy
 from flatminima.errors import Undefined
 from flatminima.statistics.loss_probe import counted_by
 
-Unit = Literal["sample", "token", "position"]
+PositionUnit = Literal["sample", "token", "position"]
 
 _ENTRIES = 1 << 24  # logits at a time in float64
 
@@ -39,7 +39,7 @@ class Labelled:
     rows: Tensor
     labels: Tensor
     counted: Tensor
-    unit: Unit
+    unit: PositionUnit
     dim: int
     shifted: bool = False
 
@@ -107,7 +107,7 @@ def refuse_none(count: float) -> None:
         raise Undefined("no position of the data has a label that counts")
 
 
-def _unit(targets: Tensor, classes_last: bool) -> Unit:
+def _unit(targets: Tensor, classes_last: bool) -> PositionUnit:
     if targets.dim() == 1:
         return "sample"
     return "token" if classes_last else "position"

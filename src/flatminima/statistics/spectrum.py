@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
 GROUPS = 20  # parts of the samples whose spread is the standard error
-Function = Callable[[Tensor], Tensor]
+_Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Spectrum:
     population: int
     parameters: int
 
-    def trace(self, f: Function) -> Tensor:
+    def trace(self, f: _Function) -> Tensor:
         """Estimates of tr f(C), one a probe: W times the quadrature's sum, (probes,).
 
         Examples:
@@ -60,12 +60,12 @@ class Spectrum:
         """
         return self.parameters * (self.weights * f(self.nodes)).sum(1)
 
-    def responses(self, slope: Function) -> Tensor:
+    def responses(self, slope: _Function) -> Tensor:
         """d tr f(C) by the curvature C_g of each group, mean over probes, for slope = f', (groups,)."""
         moved = (self.reactions * slope(self.nodes).unsqueeze(1)).sum(2)
         return self.parameters * moved.mean(0)
 
-    def variances(self, f: Function, slope: Function) -> tuple[float, float]:
+    def variances(self, f: _Function, slope: _Function) -> tuple[float, float]:
         """Variances of the mean of `trace`: of the probes, and to first order of the samples; nan where unseen.
 
         The samples' is (1 - s/n) B / G, B the variance between the groups' responses, s of n samples (Cochran 1977).

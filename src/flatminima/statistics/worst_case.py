@@ -19,7 +19,7 @@ from flatminima import progress
 from flatminima.core.perturbation import Relative, Uniform, generator
 from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistics.around import Around, Point, Worst, climb, cost_of, highest
+from flatminima.statistics.around import Around, NearbyPoint, Worst, climb, cost_of, highest
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -61,7 +61,7 @@ class WorstCaseLoss(Statistic[Worst]):
         search = self._vertex if self.method == "vertex" else self._ascent
         return highest(minimum, self.samples, self.seed, lambda around: search(around, box))
 
-    def _vertex(self, around: Around, box: Tensor) -> Point:
+    def _vertex(self, around: Around, box: Tensor) -> NearbyPoint:
         parameters, gradient = around.minimum.parameters, around.gradient
         if parameters.agree(not bool(gradient.any())):  # a minimum to the last bit: start anywhere
             gradient = parameters.part(torch.randn(len(parameters), generator=generator(self.seed, 0))).to(box)
@@ -71,7 +71,7 @@ class WorstCaseLoss(Statistic[Worst]):
 
         return climb(around, corner(gradient), corner, self.steps, "worst-case sharpness")
 
-    def _ascent(self, around: Around, box: Tensor) -> Point:
+    def _ascent(self, around: Around, box: Tensor) -> NearbyPoint:
         nu, velocity = torch.zeros_like(box), torch.zeros_like(box)
         batches = len(around.indices)
         for step in range(self.steps):
@@ -81,7 +81,7 @@ class WorstCaseLoss(Statistic[Worst]):
             nu = torch.clamp(nu + _ASCENT_RATE * velocity, -box, box)
             progress.report("worst-case sharpness", step + 1, self.steps)
         rise = around.rise(nu)
-        return Point(nu if rise > 0 else torch.zeros_like(nu), max(rise, 0.0), self.steps)
+        return NearbyPoint(nu if rise > 0 else torch.zeros_like(nu), max(rise, 0.0), self.steps)
 
     def cost(self, minimum: Minimum) -> Cost:
         share = min(self.samples or math.inf, len(minimum.samples)) / len(minimum.samples)

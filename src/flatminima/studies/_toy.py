@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Loss = Callable[[Tensor], Tensor]
+_Loss = Callable[[Tensor], Tensor]
 _NODES = 16  # a side of a box: the loss is smooth, 24 change nothing in the sixth digit
 _CELLS = 200  # a side of the plane of inputs, for the boundary
 _STEPS = 41  # of the segment between two minima
@@ -37,7 +37,7 @@ def samples(seed: int, count: int, threshold: float | None = None) -> tuple[Tens
     return x, (along > (along.median() if threshold is None else threshold)).long()
 
 
-def mean_under_noise(loss: Loss, places: Tensor, sigma: Tensor) -> Tensor:
+def mean_under_noise(loss: _Loss, places: Tensor, sigma: Tensor) -> Tensor:
     """E loss(w + u), u uniform within +-sigma: places (k, 2) and sigma (2,), float64, to (k,)."""
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_NODES))
     offsets = torch.cartesian_prod(nodes, nodes) * sigma  # (nodes^2, 2)
@@ -46,7 +46,7 @@ def mean_under_noise(loss: Loss, places: Tensor, sigma: Tensor) -> Tensor:
     return torch.vmap(loss)(points).view(len(places), -1) @ share
 
 
-def smoothed(loss: Loss, ends: Tensor, sigma: Tensor) -> float:
+def smoothed(loss: _Loss, ends: Tensor, sigma: Tensor) -> float:
     """Range of the loss along the segment between two points (2, 2) under noise, divided by that without noise."""
     plain, noisy = along(loss, ends, sigma)
     return float((noisy.max() - noisy.min()) / (plain.max() - plain.min()))

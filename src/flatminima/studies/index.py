@@ -11,10 +11,10 @@ from flatminima.studies.setups import deviations
 from flatminima.studies.shelf import succeeded
 from flatminima.studies.study import Study
 
-Document = dict[str, Any]
+_Document = dict[str, Any]
 
 
-def together(documents: Sequence[Document]) -> tuple[list[Document], list[Finding]]:
+def together(documents: Sequence[_Document]) -> tuple[list[_Document], list[Finding]]:
     """Documents with their claims judged anew, and what all of them say of the papers.
 
     Args:
@@ -28,7 +28,7 @@ def together(documents: Sequence[Document]) -> tuple[list[Document], list[Findin
     return [_judged(document, findings) for document in documents], findings
 
 
-def _judged(document: Document, findings: Sequence[Finding]) -> Document:
+def _judged(document: _Document, findings: Sequence[Finding]) -> _Document:
     study = STUDIES.get(document["id"])
     if study is None:
         return document | {"own": True}
@@ -44,6 +44,6 @@ def _judged(document: Document, findings: Sequence[Finding]) -> Document:
     return document | differ | {"own": False, "claims": claims}
 
 
-def _beside(study: Study, document: Document) -> list[dict[str, Any]]:
+def _beside(study: Study, document: _Document) -> list[dict[str, Any]]:
     results = [run["result"] for run in document["runs"] if succeeded(run)]
     return [verdict.to_dict() for verdict in study.claims(results)]

@@ -17,8 +17,8 @@ from scipy.stats import beta, f, nct, t
 
 from flatminima.errors import Undefined, UsageError
 
-Array = NDArray[np.float64]
-Levels = NDArray[np.int64]
+_Array = NDArray[np.float64]
+_Levels = NDArray[np.int64]
 LEVEL = 0.05
 _POOLING = (
     0.25  # of the F test that pools blocks: at 0.05 intervals of effects that vary cover 85 % only (Bancroft 1964)
@@ -202,7 +202,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _grouped(x: Sequence[float], y: Sequence[float], blocks: Sequence[Hashable]) -> tuple[Array, Array, Levels]:
+def _grouped(x: Sequence[float], y: Sequence[float], blocks: Sequence[Hashable]) -> tuple[_Array, _Array, _Levels]:
     """Arrays, and each run's block as a number; blocks of one run say nothing of a slope and are left out."""
     if not len(x) == len(y) == len(blocks):
         raise UsageError(f"got {len(x)} x, {len(y)} y, {len(blocks)} blocks; give one of each a run")
@@ -216,15 +216,15 @@ def _grouped(x: Sequence[float], y: Sequence[float], blocks: Sequence[Hashable])
     return xs[kept], ys[kept], _levels([b for b, keep in zip(blocks, kept, strict=True) if keep])
 
 
-def _levels(names: Sequence[Hashable]) -> Levels:
+def _levels(names: Sequence[Hashable]) -> _Levels:
     places = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([places[name] for name in names], np.int64)
 
 
-def _solve(columns: dict[str, Array], y: Array, groups: Levels) -> tuple[Array, Array, Array]:
+def _solve(columns: dict[str, _Array], y: _Array, groups: _Levels) -> tuple[_Array, _Array, _Array]:
     """Least squares with a level a group: coefficients, residuals, and the inverse of the normal matrix."""
 
-    def centred(values: Array) -> Array:
+    def centred(values: _Array) -> _Array:
         means = np.bincount(groups, values) / np.bincount(groups)
         return np.asarray(values - means[groups])
 
@@ -237,7 +237,7 @@ def _solve(columns: dict[str, Array], y: Array, groups: Levels) -> tuple[Array, 
     return coefficients, centred(y) - design @ coefficients, inverse
 
 
-def _effect(columns: dict[str, Array], name: str, y: Array, groups: Levels) -> Effect:
+def _effect(columns: dict[str, _Array], name: str, y: _Array, groups: _Levels) -> Effect:
     """The coefficient of one column; over the blocks' own where those differ."""
     place, count = list(columns).index(name), int(groups.max()) + 1
     coefficients, residual, inverse = _solve(columns, y, groups)
@@ -263,7 +263,7 @@ def _effect(columns: dict[str, Array], name: str, y: Array, groups: Levels) -> E
     return Effect(float(coefficients[place]), error, df, len(y), count)
 
 
-def _over_blocks(effects: Array, runs: int) -> Effect:
+def _over_blocks(effects: _Array, runs: int) -> Effect:
     n = len(effects)
     return Effect(float(effects.mean()), float(effects.std(ddof=1)) / math.sqrt(n), n - 1, runs, n, varies=True)
 
@@ -275,6 +275,6 @@ def _differ(between: float, df_between: int, within: float, df_within: int) -> b
     return float(f.sf(between / df_between / (within / df_within), df_between, df_within)) < _POOLING
 
 
-def _require_spread(residual: Array, values: Array) -> None:
+def _require_spread(residual: _Array, values: _Array) -> None:
     if float(np.abs(residual).max(initial=0.0)) <= _SPREADLESS * max(float(np.abs(values).max(initial=0.0)), 1e-300):
         raise Undefined("the values have no spread to infer from")

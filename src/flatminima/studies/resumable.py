@@ -20,7 +20,7 @@ from flatminima.reading import read_json, read_text
 from flatminima.studies import networks
 from flatminima.training import History, Session, TrainConfig, Training
 from flatminima.training.session import CONFIGURATION, METRICS
-from flatminima.training.steps import Augment, Backward
+from flatminima.training.steps import Augment, BackwardFunction
 
 _EVERY = 60.0  # seconds between two checkpoints
 _NEARLY = 0.99  # of a run whose training is done: it is measured, still
@@ -70,7 +70,7 @@ def train(
     config: TrainConfig,
     augment: Augment | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    backward: Backward | None = None,
+    backward: BackwardFunction | None = None,
     modules: dict[str, Any] | None = None,
     follow: Callable[[int, nn.Module], Any] | None = None,
 ) -> tuple[History, list[Any]]:

@@ -22,7 +22,7 @@ from flatminima.studies.resumable import share
 from flatminima.studies.shelf import Shelf, read, succeeded, under_way
 from flatminima.studies.study import Config, Result, Study
 
-SCHEMA = 2
+_SCHEMA = 2
 _PIXELS = 90  # an inch of figure.png
 _MOMENT = 0.1  # seconds between two looks at a run that another process is at
 
@@ -85,7 +85,7 @@ def collect(study: Study, output: str | Path, *, scale: str = "smoke", seed: int
     runs = [run for config in configs if (run := read(shelf.file(config))) is not None]
     results = [run["result"] for run in runs if succeeded(run)]
     document: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "id": study.id,
         "paper": study.paper,
         "title": study.title,

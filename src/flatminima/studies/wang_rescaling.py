@@ -27,7 +27,7 @@ from flatminima.training import TrainConfig, evaluate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MEASURES = {
+_MEASURES = {
     "outputs": "largest change of an output",
     "pacgen_invariant": "pacGen, epsilon 0, rho 0",
     "pacgen": "pacGen, epsilon 0.1",
@@ -115,7 +115,7 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 def _figure(results: Sequence[Result]) -> Figure:
     figure, axes = panels(4, 2)
     axes[-1].set_axis_off()
-    for panel, (name, title) in zip(axes, MEASURES.items(), strict=False):
+    for panel, (name, title) in zip(axes, _MEASURES.items(), strict=False):
         log_y = name in ("hessian_trace", "hessian_top_eigenvalue", "sharpness")
         own = [r for r in results if r.get(name) is not None]  # runs of before the bound was measured lack it
         if not own:

@@ -20,7 +20,7 @@ from flatminima.core.space import Space
 from flatminima.errors import UsageError
 from flatminima.statistics.krylov import orthogonal
 
-Product = Callable[[Tensor], Tensor]
+_Product = Callable[[Tensor], Tensor]
 
 _BASIS, _LARGEST_BASIS = 12, 40  # vectors kept, and as many products of them; the more, the smaller the network
 _MEMORY = 1 << 28  # bytes that more than the fewest may take
@@ -89,7 +89,7 @@ class Follower:
 
     def look(
         self,
-        product: Product,
+        product: _Product,
         space: Space,
         *,
         dtype: torch.dtype = torch.float32,
@@ -138,7 +138,7 @@ class _Judged:
 class _Search:
     """Rayleigh and Ritz on an orthonormal basis V with its products A V, both kept; V^T A V is small and float64."""
 
-    def __init__(self, product: Product, space: Space, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, product: _Product, space: Space, dtype: torch.dtype, device: torch.device) -> None:
         self._product, self._space = product, space
         room = max(_BASIS, min(_LARGEST_BASIS, _MEMORY // max(1, 2 * space.here * dtype.itemsize)))
         self._room = min(room, space.size)

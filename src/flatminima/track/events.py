@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 _SPIKE = 3.0  # times the median loss of the checks before
 _WINDOW = 9  # checks of that median
@@ -14,12 +14,12 @@ _AT, _BELOW = 0.97, 0.9  # of the threshold: entering the edge, and having left 
 _HALF = 0.5
 
 
-def events(row: Row, before: Sequence[Row]) -> list[str]:
+def events(row: _Row, before: Sequence[_Row]) -> list[str]:
     """Events that are new in a row, after the rows before it."""
     return [*_loss(row, before), *_edge(row, before), *_noise(row, before)]
 
 
-def _loss(row: Row, before: Sequence[Row]) -> list[str]:
+def _loss(row: _Row, before: Sequence[_Row]) -> list[str]:
     if row.get("loss_not_finite"):
         known = bool(before) and before[-1].get("loss_not_finite")
         return [] if known else ["the training loss is not finite"]
@@ -33,7 +33,7 @@ def _loss(row: Row, before: Sequence[Row]) -> list[str]:
     return []
 
 
-def _edge(row: Row, before: Sequence[Row]) -> list[str]:
+def _edge(row: _Row, before: Sequence[_Row]) -> list[str]:
     now = row.get("edge")
     if now is None:
         return []
@@ -57,8 +57,8 @@ def _inside(known: Sequence[float]) -> bool:
     return inside
 
 
-def _noise(row: Row, before: Sequence[Row]) -> list[str]:
-    def said(found: Row, name: str, limit: float) -> bool:
+def _noise(row: _Row, before: Sequence[_Row]) -> list[str]:
+    def said(found: _Row, name: str, limit: float) -> bool:
         value = found["values"].get(name)
         return value is not None and value > limit
 

@@ -32,7 +32,7 @@ from flatminima.training.steps import (
     BATCHES,
     DROPOUT,
     Augment,
-    Backward,
+    BackwardFunction,
     batch_sizes,
     check_images,
     make_optimizer,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
     from flatminima.core.losses import Loss, PerSample
 
-Samples = tuple[Any, Tensor]  # inputs: a tensor, or a tuple or dictionary of them
+Tensors = tuple[Any, Tensor]  # inputs: a tensor, or a tuple or dictionary of them
 VALIDATION = "validation"  # the name of the held-out samples that choose the best epoch and when to stop
 
 
@@ -86,9 +86,9 @@ class Training:
         loss: str | PerSample | Loss = LABELS,
         augment: Augment | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        backward: Backward | None = None,
+        backward: BackwardFunction | None = None,
         modules: dict[str, Any] | None = None,
-        held_out: Mapping[str, Samples] | None = None,
+        held_out: Mapping[str, Tensors] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.config, self.held_out, self.ranks = config or TrainConfig(), dict(held_out or {}), ranks

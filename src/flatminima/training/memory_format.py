@@ -21,16 +21,16 @@ def channels_last(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterato
     before = [(p, p.stride()) for p in model.parameters() if p.dim() == _IMAGES]
     for p, _ in before:
         p.data = p.data.contiguous(memory_format=torch.channels_last)
-    follow(optimizer)
+    _follow(optimizer)
     try:
         yield
     finally:
         for p, stride in before:
             p.data = _laid(p.data, stride)
-        follow(optimizer)
+        _follow(optimizer)
 
 
-def follow(optimizer: torch.optim.Optimizer) -> None:
+def _follow(optimizer: torch.optim.Optimizer) -> None:
     """Lay the optimizer's state out as the weights are."""
     for p, state in optimizer.state.items():
         for name, value in state.items():

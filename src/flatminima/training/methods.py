@@ -17,7 +17,7 @@ from flatminima.catalog.choices import METHODS
 from flatminima.errors import ModelError, UnknownName, UsageError
 from flatminima.optim import FisherTrace, PertOPT
 from flatminima.training.objective import Called
-from flatminima.training.steps import Backward
+from flatminima.training.steps import BackwardFunction
 
 _GIVEN = ("self", "base", "model", "steps_per_epoch", "closure")  # not the user's to give
 
@@ -33,7 +33,7 @@ class Method:
     """
 
     optimizer: torch.optim.Optimizer
-    backward: Backward | None = None
+    backward: BackwardFunction | None = None
     modules: dict[str, Any] = field(default_factory=dict)
     diagnostics: Callable[[], dict[str, float]] = dict
 

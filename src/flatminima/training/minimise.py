@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from flatminima.training.config import TrainConfig
 from flatminima.training.history import History
-from flatminima.training.loop import VALIDATION, Samples, Training
+from flatminima.training.loop import VALIDATION, Tensors, Training
 from flatminima.training.objective import LABELS
-from flatminima.training.steps import Augment, Backward
+from flatminima.training.steps import Augment, BackwardFunction
 
 if TYPE_CHECKING:
     from flatminima.core.losses import Loss, PerSample
@@ -27,8 +27,8 @@ def train(
     loss: str | PerSample | Loss = LABELS,
     augment: Augment | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    backward: Backward | None = None,
-    validation: Samples | None = None,
+    backward: BackwardFunction | None = None,
+    validation: Tensors | None = None,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     first_epoch: int = 0,

@@ -17,7 +17,7 @@ from flatminima.training.together import part, summed
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
 
-Backward = Callable[[Callable[[Any, Tensor], Tensor], Any, Tensor], Tensor]
+BackwardFunction = Callable[[Callable[[Any, Tensor], Tensor], Any, Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 BATCHES, AUGMENT, DROPOUT = range(3)  # independent streams of one seed
@@ -26,7 +26,7 @@ BATCHES, AUGMENT, DROPOUT = range(3)  # independent streams of one seed
 def take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    backward: Backward | None,
+    backward: BackwardFunction | None,
     x: Any,
     y: Tensor,
     *,

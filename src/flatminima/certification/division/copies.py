@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from flatminima.certification.division.layout import Layout, layouts
-from flatminima.certification.division.reading import FEWEST_VALUES, Floats, chunks, rows_of
+from flatminima.certification.division.reading import FEWEST_VALUES, Floats, chunks, flat_rows
 from flatminima.certification.division.shifts import Images, find_shifted
 from flatminima.core.samples import Samples, leaves
 
@@ -125,7 +125,7 @@ class _Set:
         indices = np.sort(np.unique(hashes, return_index=True)[1])
         features, total, square = [], 0.0, 0.0
         for _, x in chunks(samples, torch.from_numpy(indices)):
-            rows = layout.canonical(rows_of(x))
+            rows = layout.canonical(flat_rows(x))
             features.append(_moments(rows, layout))
             total = total + rows.sum(0, dtype=np.float64)
             square = square + np.square(rows, dtype=np.float64).sum(0)
@@ -136,7 +136,7 @@ class _Set:
 
     def rows(self, places: np.ndarray[Any, Any]) -> Floats:
         """Distinct inputs at `places`, as rows in the layout's order."""
-        return self.layout.canonical(rows_of(self.samples.take(torch.from_numpy(self.indices[places]))[0]))
+        return self.layout.canonical(flat_rows(self.samples.take(torch.from_numpy(self.indices[places]))[0]))
 
 
 def _moments(rows: Floats, layout: Layout) -> np.ndarray[Any, Any]:

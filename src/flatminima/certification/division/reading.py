@@ -18,7 +18,7 @@ from flatminima.core.samples import Inputs, Samples, as_samples, content_hashes,
 from flatminima.errors import DataError
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+RowHashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 FEWEST_VALUES = 12  # of a sample, below which unlike ones are often linear functions of each other
 CHUNK = 2_000  # samples that are read at a time
@@ -31,13 +31,13 @@ def chunks(samples: Samples, indices: Tensor | None = None) -> Iterator[tuple[Te
         yield part, samples.take(part)[0]
 
 
-def rows_of(inputs: Any) -> Floats:
+def flat_rows(inputs: Any) -> Floats:
     """Inputs of k samples as a matrix (k, d): every tensor of them flattened, as float32."""
     flat = [t.detach().cpu().float().reshape(len(t), -1) for t in leaves(inputs)]
     return np.ascontiguousarray(torch.cat(flat, 1).numpy())
 
 
-def row_hashes(rows: np.ndarray[Any, Any]) -> Hashes:
+def row_hashes(rows: np.ndarray[Any, Any]) -> RowHashes:
     """A multilinear 64-bit hash of each row's bytes, (k,); +0 and -0 are equal. No defence against an adversary."""
     words = np.ascontiguousarray(rows.astype(np.float32) + np.float32(0)).view(np.uint32)
     with np.errstate(over="ignore"):
@@ -48,19 +48,19 @@ def row_hashes(rows: np.ndarray[Any, Any]) -> Hashes:
         return np.asarray(total ^ (total >> np.uint64(29)))
 
 
-def group_hashes(hashes: Hashes, numbers: np.ndarray[Any, Any]) -> list[int]:
+def group_hashes(hashes: RowHashes, numbers: np.ndarray[Any, Any]) -> list[int]:
     """A hash of each group's samples, whatever their order, (G,)."""
     order = np.lexsort((hashes, numbers))
     cuts = np.flatnonzero(np.diff(numbers[order])) + 1
     return [hash_bytes(part.tobytes()) for part in np.split(hashes[order], cuts)]
 
 
-def _factors(d: int) -> Hashes:
+def _factors(d: int) -> RowHashes:
     """Odd multipliers, the same ones in every run."""
     return np.random.default_rng(0x5EED).integers(0, 1 << 63, d, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-def counts_of(hashes: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
+def counts_of(hashes: RowHashes) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Count of each distinct value."""
     return np.unique(hashes, return_counts=True)[1].astype(np.int64)
 
@@ -79,7 +79,7 @@ class _Taken(Samples):
 
     def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         inputs, targets = self._samples.take(indices)
-        return map_tensors(plain, inputs), plain(targets)
+        return map_tensors(plain_samples, inputs), plain_samples(targets)
 
 
 class Unchanging(Samples):
@@ -99,12 +99,12 @@ class Unchanging(Samples):
         return taken(self._samples, self._rows[indices])
 
 
-def plain(t: Tensor) -> Tensor:
+def plain_samples(t: Tensor) -> Tensor:
     """A tensor as torch's own: a subclass of the caller's may answer a comparison as it likes."""
     return t if type(t) is Tensor else t.as_subclass(Tensor)
 
 
-def read(data: Any) -> Samples:
+def read_samples(data: Any) -> Samples:
     """The data as samples whose hashes are computed here, whatever they say of themselves."""
     return data if type(data) is _Taken else _Taken(as_samples(data))
 

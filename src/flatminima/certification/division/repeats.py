@@ -23,12 +23,12 @@ from flatminima.certification.division.reading import (
     CHUNK,
     FEWEST_VALUES,
     Floats,
-    Hashes,
+    RowHashes,
     chunks,
     counts_of,
+    flat_rows,
     group_hashes,
     row_hashes,
-    rows_of,
 )
 from flatminima.core.samples import Samples, leaves
 from flatminima.errors import DataError
@@ -62,7 +62,7 @@ class Repeats:
     most: int
     p_value: float
     whole: bool
-    identity: Hashes = field(repr=False, compare=False)
+    identity: RowHashes = field(repr=False, compare=False)
 
     @property
     def even(self) -> bool:
@@ -91,7 +91,7 @@ def find_repeats(samples: Samples, numbers: Tensor | None = None) -> Repeats:
     inputs, coarse = samples.input_hashes, _coarse(samples)
 
     def read(at: np.ndarray[Any, Any]) -> Floats:
-        return rows_of(samples.take(torch.from_numpy(at))[0])
+        return flat_rows(samples.take(torch.from_numpy(at))[0])
 
     whole, identity = _repeats(inputs) and repeat_whole(inputs, read), inputs
     if coarse is not None and _repeats(coarse) and repeat_whole(coarse, lambda at: _rounded(read(at))):
@@ -104,17 +104,17 @@ def find_repeats(samples: Samples, numbers: Tensor | None = None) -> Repeats:
     return Repeats(len(inputs), len(counts_of(samples.hashes)), len(rows), int(rows.max()), p_value, whole, identity)
 
 
-def _repeats(hashes: Hashes) -> bool:
+def _repeats(hashes: RowHashes) -> bool:
     return int(counts_of(hashes).max()) > 1
 
 
-def _coarse(samples: Samples) -> Hashes | None:
+def _coarse(samples: Samples) -> RowHashes | None:
     """Hashes of the inputs in bfloat16; None where moments recognise near-copies, or there are no fractions."""
     first = leaves(samples.take(torch.tensor([0]))[0])
     values = sum(t[0].numel() for t in first)
     if not _FEWEST_COARSE <= values < FEWEST_VALUES or not any(t.is_floating_point() for t in first):
         return None
-    return np.concatenate([row_hashes(_rounded(rows_of(x))) for _, x in chunks(samples)])
+    return np.concatenate([row_hashes(_rounded(flat_rows(x))) for _, x in chunks(samples)])
 
 
 def _rounded(rows: Floats) -> Floats:
@@ -167,7 +167,7 @@ def _most_likely(t: int, a: int, b: int) -> float:
     return min(1.0, best * (1 + 1e-5))
 
 
-def repeat_whole(inputs: Hashes, read: Callable[[np.ndarray[Any, Any]], Floats]) -> bool:
+def repeat_whole(inputs: RowHashes, read: Callable[[np.ndarray[Any, Any]], Floats]) -> bool:
     """Whether the rows that repeat share no half with rows unlike them, as copies of continuous values do.
 
     Args:
@@ -181,7 +181,7 @@ def repeat_whole(inputs: Hashes, read: Callable[[np.ndarray[Any, Any]], Floats])
     if len(columns) == 0:
         return False
     masks = _halves(len(columns))
-    parts: list[list[Hashes]] = [[] for _ in masks]
+    parts: list[list[RowHashes]] = [[] for _ in masks]
     for at in np.array_split(first, math.ceil(len(first) / CHUNK)):
         rows = read(at)[:, columns]
         for mask, part in zip(masks, parts, strict=True):
@@ -307,7 +307,7 @@ def refuse_overlap(samples: Samples, others: Samples, what: str, remedy: str) ->
     return found
 
 
-def alikeness(own: Hashes, theirs: Hashes) -> float:
+def alikeness(own: RowHashes, theirs: RowHashes) -> float:
     """Probability that counts of independent sets of one distribution agree so well.
 
     Given both sets together, every division into sets of these sizes is as likely as any other: an exact test by 5,000
@@ -332,13 +332,13 @@ def alikeness(own: Hashes, theirs: Hashes) -> float:
     return (1 + int((statistic(drawn) <= seen * (1 + 1e-9)).sum())) / (1 + _DIVISIONS)
 
 
-def _copied(samples: Samples, others: Samples, own: Hashes, theirs: Hashes) -> bool:
+def _copied(samples: Samples, others: Samples, own: RowHashes, theirs: RowHashes) -> bool:
     """Whether the inputs that occur in both are copies of continuous values rather than categories drawn again."""
 
     def read(at: np.ndarray[Any, Any]) -> Floats:
         inside = at < len(own)
         parts = [(samples, at[inside]), (others, at[~inside] - len(own))]
-        rows = [rows_of(s.take(torch.from_numpy(i))[0]) for s, i in parts if len(i)]
+        rows = [flat_rows(s.take(torch.from_numpy(i))[0]) for s, i in parts if len(i)]
         if len({r.shape[1] for r in rows}) > 1:
             raise DataError(f"inputs of {rows[0].shape[1]} and {rows[1].shape[1]} numbers; give samples of one kind")
         merged = np.empty((len(at), rows[0].shape[1]), dtype=np.float32)

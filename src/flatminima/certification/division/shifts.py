@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from flatminima.certification.division.reading import CHUNK, Floats, Hashes
+from flatminima.certification.division.reading import CHUNK, Floats, RowHashes
 
-Levels = np.ndarray[Any, np.dtype[np.uint8]]
+_Levels = np.ndarray[Any, np.dtype[np.uint8]]
 Read = Callable[[np.ndarray[Any, Any]], Floats]  # indices (k,) to rows (k, channels height width)
 
 _MOST, _SHARE = 4, 8  # pixels that an image may be moved by: an eighth of its side, at most four
@@ -33,13 +33,13 @@ class Images:
     """
 
     read: Read
-    hashes: Hashes
+    hashes: RowHashes
     shape: tuple[int, int, int]
     low: np.ndarray[Any, Any]
     high: np.ndarray[Any, Any]
 
     @classmethod
-    def of(cls, read: Read, hashes: Hashes, shape: tuple[int, int, int]) -> Images:
+    def of(cls, read: Read, hashes: RowHashes, shape: tuple[int, int, int]) -> Images:
         """Make one with the range of each channel."""
         lows, highs = [], []
         for part in _parts(len(hashes)):
@@ -48,11 +48,11 @@ class Images:
             highs.append(rows.max((0, 2)))
         return cls(read, hashes, shape, np.min(lows, axis=0), np.max(highs, axis=0))
 
-    def levels(self, indices: np.ndarray[Any, Any]) -> Levels:
+    def levels(self, indices: np.ndarray[Any, Any]) -> _Levels:
         """(k, channels, height, width) of 0 to 255, by the range of the set."""
         images = self.read(indices).reshape(len(indices), *self.shape)
         span = np.where(self.high > self.low, self.high - self.low, 1.0)[:, None, None]
-        levels: Levels = np.rint((images - self.low[:, None, None]) / span * 255).clip(0, 255).astype(np.uint8)
+        levels: _Levels = np.rint((images - self.low[:, None, None]) / span * 255).clip(0, 255).astype(np.uint8)
         return levels
 
 
@@ -96,13 +96,13 @@ def _parts(n: int) -> list[np.ndarray[Any, Any]]:
     return np.array_split(np.arange(n), max(1, -(-n // CHUNK)))
 
 
-def _window_hashes(levels: Levels, margin: int, *, middle: bool = False) -> Hashes:
+def _window_hashes(levels: _Levels, margin: int, *, middle: bool = False) -> RowHashes:
     """Hashes (k, (2 margin + 1)^2) of windows that are smaller by the margin on each side, or (k, 1) of the middle."""
     _, channels, height, width = levels.shape
     down, across, table = _multipliers(channels)
     with np.errstate(over="ignore"):
         rows, columns = (_powers(factor, size) for factor, size in ((down, height), (across, width)))
-        total: Hashes = np.zeros((len(levels), height + 1, width + 1), dtype=np.uint64)
+        total: RowHashes = np.zeros((len(levels), height + 1, width + 1), dtype=np.uint64)
         inner = total[:, 1:, 1:]
         for c in range(channels):
             inner += table[c][levels[:, c]]
@@ -122,18 +122,18 @@ def _window_hashes(levels: Levels, margin: int, *, middle: bool = False) -> Hash
         return np.stack(out, 1)
 
 
-def _multipliers(channels: int) -> tuple[np.uint64, np.uint64, Hashes]:
+def _multipliers(channels: int) -> tuple[np.uint64, np.uint64, RowHashes]:
     """Two odd numbers, and one number for each level of each channel; the same ones in every run."""
     draw = np.random.default_rng(0x5B1F7).integers(0, 1 << 64, 2 + 256 * channels, dtype=np.uint64)
     return draw[0] | np.uint64(1), draw[1] | np.uint64(1), draw[2:].reshape(channels, 256)
 
 
-def _powers(factor: Any, count: int) -> Hashes:
+def _powers(factor: Any, count: int) -> RowHashes:
     """factor^0 .. factor^(count - 1), modulo 2^64."""
     return np.array([pow(int(factor), i, 1 << 64) for i in range(count)], dtype=np.uint64)
 
 
-def _plain(windows: Levels) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _plain(windows: _Levels) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Windows (k, channels, h, w) of few levels, nearly all of one: many unlike images have the same."""
     ordered = np.sort(windows.reshape(len(windows), -1), 1)
     levels = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)
@@ -141,7 +141,7 @@ def _plain(windows: Levels) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.asarray((levels < _FEW_LEVELS) & (other < _FEWEST_OTHER))
 
 
-def _holds(image: Levels, other: Levels, margin: int, window: int) -> bool:
+def _holds(image: _Levels, other: _Levels, margin: int, window: int) -> bool:
     """Whether that window of an image is the middle of the other one."""
     _, height, width = image.shape
     h, w = height - 2 * margin, width - 2 * margin

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatminima import progress
-from flatminima.certification.division.reading import plain
+from flatminima.certification.division.reading import plain_samples
 from flatminima.core.guard import same_randomness
 from flatminima.core.losses import Loss
 from flatminima.core.output import logits
@@ -39,7 +39,7 @@ class Logits(nn.Module):
         self.network, self.which = network, which
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return plain(logits(self.network(*args, **kwargs), self.which))
+        return plain_samples(logits(self.network(*args, **kwargs), self.which))
 
     @classmethod
     @torch.no_grad()
@@ -106,7 +106,7 @@ class Packed(nn.Module):
 
 def two_class(output: Tensor) -> Tensor:
     """Logits (batch, classes): one logit z a sample is that of the second of two classes, (0, z)."""
-    output = plain(output)
+    output = plain_samples(output)
     if output.dim() == 1 or (output.dim() == 2 and output.shape[1] == 1):
         z = output.reshape(-1)
         return torch.stack([torch.zeros_like(z), z], 1)
@@ -122,7 +122,7 @@ def class_labels(targets: Tensor, output: Tensor, loss: Loss, start: int = 0) ->
     Raises:
         UsageError: no classifier. DataError: a label that is none of its classes.
     """
-    output, targets = plain(output), plain(targets)
+    output, targets = plain_samples(output), plain_samples(targets)
     one_logit = two_class(output) is not output
     classes = two_class(output).shape[-1]
     if output.dim() > 2 or (one_logit and loss.name != "binary_cross_entropy"):
@@ -198,7 +198,7 @@ class Head:
         """Inputs of the head (n, features) in this basis; the model in eval mode."""
         parts = []
         for start in range(0, len(x), batch_size):
-            seen, _ = watched(model, self.name, x[start : start + batch_size])
+            seen, _ = watched_outputs(model, self.name, x[start : start + batch_size])
             parts.append(turned(seen, self.basis))
             progress.report(task, min(start + batch_size, len(x)), len(x))
         return torch.cat(parts)
@@ -217,7 +217,7 @@ def find_head(model: nn.Module, x: Tensor) -> str:
     if linears:
         name: str = linears[-1]
         with torch.no_grad():
-            seen, output = watched(model, name, x[:_PROBE])
+            seen, output = watched_outputs(model, name, x[:_PROBE])
             layer = model.get_submodule(name)
             assert isinstance(layer, nn.Linear)
             if seen.dim() == 2 and torch.equal(F.linear(seen, layer.weight, layer.bias), output):
@@ -237,7 +237,7 @@ def turned(rows: Tensor, basis: Tensor | None) -> Tensor:
     return rows if basis is None else (rows.double() @ basis.double()).to(rows)
 
 
-def watched(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+def watched_outputs(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """Input of a layer, and output of the network.
 
     Raises:

@@ -131,7 +131,7 @@ class LowRankGaussian(Posterior):
     Neither needs a W x W matrix. Source: ours, in place of Jia & Su's Theorem 1 (erratum J-l).
     """
 
-    spectrum: Spectrum
+    spectrum: EigenDecomposition
     eta: float
 
     @property
@@ -160,14 +160,14 @@ class LowRankGaussian(Posterior):
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class EigenDecomposition:
     """Non-zero eigenvalues (k,) float64 and eigenvectors (k, W), one a row, of F = B^T B."""
 
     values: Tensor
     vectors: Tensor
 
     @classmethod
-    def of(cls, factor: Tensor, share: float = _NEGLIGIBLE) -> Spectrum:
+    def of(cls, factor: Tensor, share: float = _NEGLIGIBLE) -> EigenDecomposition:
         """Build from rows B (R, W), by the R x R Gram matrix: B B^T = U diag(lambda) U^T and V = B^T U / sqrt(lambda).
 
         Args:
@@ -196,10 +196,10 @@ def _array(t: Tensor) -> NDArray[np.float64]:
     return t.detach().double().cpu().numpy()
 
 
-FloatArray = NDArray[np.float64]
-Curvature = Literal["gauss_newton", "fisher"]
+_FloatArray = NDArray[np.float64]
+CurvatureKind = Literal["gauss_newton", "fisher"]
 
-ETAS = tuple(10.0**k for k in (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1))  # times n: a Laplace posterior's own is 1
+_ETAS = tuple(10.0**k for k in (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1))  # times n: a Laplace posterior's own is 1
 _WIDTHS = tuple(2.0 ** (-k / 2) for k in range(7))  # of the isotropic posterior, in prior's standard deviations
 _INSIDE = 1 - 1e-6  # a box that touches the prior's would cross it in float32
 _FLAT = 1e-5  # of the steepest direction: at any useful eta, flatter ones keep the prior's width to 0.1%
@@ -228,7 +228,7 @@ def family(
     minimum: Minimum,
     distance: Tensor,
     *,
-    curvature: Curvature = "gauss_newton",
+    curvature: CurvatureKind = "gauss_newton",
     curvature_samples: int | None = None,
     kappa: Relative | None = None,
     rho: float = 0.0,
@@ -255,17 +255,17 @@ def family(
     """
     if name not in POSTERIORS:
         raise UnknownName("posterior", name, POSTERIORS)
-    if curvature not in get_args(Curvature):
-        raise UsageError(f"got curvature={curvature!r}; expected one of {', '.join(get_args(Curvature))}")
+    if curvature not in get_args(CurvatureKind):
+        raise UsageError(f"got curvature={curvature!r}; expected one of {', '.join(get_args(CurvatureKind))}")
     if name == "gaussian":
         ones = torch.ones(len(distance))
         return Family(name, lambda s, width: DiagonalGaussian(distance, s, s * width * ones), _WIDTHS, {})
-    etas = tuple(len(minimum.samples) * e for e in ETAS)
+    etas = tuple(len(minimum.samples) * e for e in _ETAS)
     details: dict[str, str | float] = {"curvature": curvature}
     if name == "fisher_laplace":
         samples = 100 if curvature_samples is None else curvature_samples
         kind = FisherFactor if curvature == "fisher" else GaussNewtonFactor
-        spectrum = Spectrum.of(minimum[kind(samples, seed)], _FLAT)
+        spectrum = EigenDecomposition.of(minimum[kind(samples, seed)], _FLAT)
         details |= {"directions": float(len(spectrum.values)), "curvature_samples": float(samples)}
         return Family(name, lambda s, eta: LowRankGaussian(distance, s, spectrum, eta), etas, details)
     diagonal = FisherDiagonal if curvature == "fisher" else GaussNewtonDiagonal
@@ -280,12 +280,12 @@ def family(
     return Family(name, lambda s, eta: _truncated(distance, h, around, rho, box, s, eta), etas, details)
 
 
-def _laplace(distance: Tensor, h: FloatArray, s: float, eta: float) -> DiagonalGaussian:
+def _laplace(distance: Tensor, h: _FloatArray, s: float, eta: float) -> DiagonalGaussian:
     return DiagonalGaussian(distance, s, _single(bounds.diagonal_laplace_sigma(h, s, eta)))
 
 
 def _uniform(
-    distance: Tensor, h: FloatArray, kappa: FloatArray | None, rho: float, tau: float, eta: float
+    distance: Tensor, h: _FloatArray, kappa: _FloatArray | None, rho: float, tau: float, eta: float
 ) -> UniformBox:
     """sigma_i = min((eta (h_i/3 + rho sqrt(m) kappa_i/9))^-1/2, kappa_i), W1 (9), inside of the prior's box."""
     room = (tau - distance.abs().numpy()) * _INSIDE
@@ -295,7 +295,7 @@ def _uniform(
 
 
 def _truncated(
-    distance: Tensor, h: FloatArray, kappa: FloatArray | None, rho: float, box: float, s: float, eta: float
+    distance: Tensor, h: _FloatArray, kappa: _FloatArray | None, rho: float, box: float, s: float, eta: float
 ) -> TruncatedBox:
     """sigma_i = (eta (h_i + rho sqrt(m) kappa_i/3) + 1/s^2)^-1/2 (W1 App. E), cut at kappa_i."""
     around = np.full(len(h), _TRUNCATED_AT * s) if kappa is None else kappa
@@ -305,6 +305,6 @@ def _truncated(
     return TruncatedBox(distance, s, _single(sigma), torch.from_numpy(around), box)
 
 
-def _single(sigma: FloatArray) -> Tensor:
+def _single(sigma: _FloatArray) -> Tensor:
     """As it is drawn with, so that the divergence is of the same numbers."""
     return torch.from_numpy(np.asarray(sigma)).float()

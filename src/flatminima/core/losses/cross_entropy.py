@@ -13,10 +13,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flatminima.core.losses.loss import ExactLoss, Loss, refuse_too_many_columns, rows, unit_and_log_norm
+from flatminima.core.losses.loss import ExactLoss, Loss, as_rows, refuse_too_many_columns, unit_and_log_norm
 from flatminima.core.losses.softmax import (
     Coefficients,
-    blocks,
+    class_blocks,
     drawn_softmax_column,
     softmax_columns,
     softmax_loss,
@@ -24,7 +24,7 @@ from flatminima.core.losses.softmax import (
 )
 from flatminima.errors import DataError
 
-IGNORED = -100  # torch's ignore_index
+_IGNORED = -100  # torch's ignore_index
 _NORMALISED = {torch.float64: 1e-9, torch.float32: 1e-3}  # |ln sum_c p_c| of log-probabilities
 _NORMALISED_DEFAULT = 0.1
 
@@ -55,7 +55,7 @@ class CrossEntropy(ExactLoss):
     soft: bool = False
     weight: Tensor | None = None
     smoothing: float = 0.0
-    ignored: int = IGNORED
+    ignored: int = _IGNORED
     mean: bool = False
     normalised: bool = False
     total: bool = False
@@ -74,10 +74,10 @@ class CrossEntropy(ExactLoss):
     def seed(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._rows(output)
         a, unit, log_norms = self._coefficients(logits, target), torch.empty_like(output), []
-        for part in blocks(logits):
+        for part in class_blocks(logits):
             gradient, scale = softmax_seed(logits[part], a.part(part))
             like = output[part]
-            unit[part], log_norm = unit_and_log_norm(rows(self._as_output(gradient, like)), scale, like)
+            unit[part], log_norm = unit_and_log_norm(as_rows(self._as_output(gradient, like)), scale, like)
             log_norms.append(log_norm)
         return unit, torch.cat(log_norms)
 
@@ -88,10 +88,10 @@ class CrossEntropy(ExactLoss):
             return self._as_output(softmax_columns(logits, total), output).to(output.dtype)
         size = refuse_too_many_columns(output)
         samples, positions, classes = logits.shape
-        blocks = torch.zeros(positions, classes, *logits.shape, dtype=torch.float64, device=output.device)
+        class_blocks = torch.zeros(positions, classes, *logits.shape, dtype=torch.float64, device=output.device)
         every = torch.arange(positions, device=output.device)
-        blocks[every, :, :, every] = softmax_columns(logits, total).permute(2, 0, 1, 3)
-        columns = blocks.flatten(0, 1)
+        class_blocks[every, :, :, every] = softmax_columns(logits, total).permute(2, 0, 1, 3)
+        columns = class_blocks.flatten(0, 1)
         missing = size - len(columns)  # of the last token, which predicts nothing
         columns = torch.cat([columns, columns.new_zeros(missing, samples, positions, classes)])
         return self._as_output(columns, output).to(output.dtype)
@@ -100,7 +100,7 @@ class CrossEntropy(ExactLoss):
         logits, each = self._rows(output.detach()), self._rows(signs)
         total = self._coefficients(logits, target).total
         found = torch.empty_like(logits)
-        for part in blocks(logits):
+        for part in class_blocks(logits):
             found[part] = drawn_softmax_column(logits[part], total[part], each[part]).to(found.dtype)
         return self._as_output(found, output)
 

@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
-from flatminima.core.losses.loss import ExactLoss, Loss, accurate, refuse_too_many_columns, rows, unit_and_log_norm
+from flatminima.core.losses.loss import (
+    ExactLoss,
+    Loss,
+    accurate,
+    as_rows,
+    refuse_too_many_columns,
+    unit_and_log_norm,
+)
 from flatminima.errors import DataError, Undefined
 
 
@@ -27,17 +34,17 @@ class SquaredError(ExactLoss):
         return self
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
-        return rows((accurate(output) - target).square()).mean(1)
+        return as_rows((accurate(output) - target).square()).mean(1)
 
     def seed(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = rows(2 * (output.detach().double() - target) / output[0].numel())
+        gradient = as_rows(2 * (output.detach().double() - target) / output[0].numel())
         scale = gradient.abs().amax(1)
         shift = torch.where(scale > 0, scale, 1.0)
         return unit_and_log_norm(gradient / shift.unsqueeze(1), shift.log(), output)
 
     def columns(self, output: Tensor, target: Tensor) -> Tensor:
         size = refuse_too_many_columns(output)
-        return _diagonal(torch.full_like(rows(output), 2 / size, dtype=torch.float64).sqrt(), output)
+        return _diagonal(torch.full_like(as_rows(output), 2 / size, dtype=torch.float64).sqrt(), output)
 
     def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
         return signs.to(output.dtype) * math.sqrt(2 / output[0].numel())
@@ -69,10 +76,10 @@ class BinaryCrossEntropy(ExactLoss):
         return self
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
-        return _Logistic.apply(rows(output), *self._coefficients(output, target)).sum(1)  # type: ignore[no-any-return,no-untyped-call]
+        return _Logistic.apply(as_rows(output), *self._coefficients(output, target)).sum(1)  # type: ignore[no-any-return,no-untyped-call]
 
     def seed(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        z = rows(output.detach().double())
+        z = as_rows(output.detach().double())
         one, zero = self._coefficients(output, target)
         down, up = one.abs().log() + logsigmoid(-z), zero.abs().log() + logsigmoid(z)
         scale = torch.maximum(down, up).amax(1)
@@ -85,12 +92,12 @@ class BinaryCrossEntropy(ExactLoss):
         return _diagonal(self._roots(output, target), output)
 
     def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
-        return (rows(signs) * self._roots(output, target)).view_as(output).to(output.dtype)
+        return (as_rows(signs) * self._roots(output, target)).view_as(output).to(output.dtype)
 
     def _roots(self, output: Tensor, target: Tensor) -> Tensor:
         """Roots of the second derivatives (batch, D) float64."""
         self.refuse_concave(output, target)
-        z = rows(output.detach().double())
+        z = as_rows(output.detach().double())
         one, zero = self._coefficients(output, target)
         return (0.5 * ((one + zero).log() + logsigmoid(z) + logsigmoid(-z))).exp()
 
@@ -116,7 +123,7 @@ class BinaryCrossEntropy(ExactLoss):
 
     def _coefficients(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Of softplus(-z) and of softplus(z), (batch, D) float64."""
-        t = rows(target.to(output.device, torch.float64))
+        t = as_rows(target.to(output.device, torch.float64))
         weight, positive = (self._entries(w, output) for w in (self.weight, self.pos_weight))
         weight = weight / t.shape[1]
         return weight * positive * t, weight * (1 - t)

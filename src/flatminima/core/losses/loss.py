@@ -154,7 +154,7 @@ class ExactLoss(Loss):
         """Nothing to look for."""
 
 
-def rows(t: Tensor) -> Tensor:
+def as_rows(t: Tensor) -> Tensor:
     """(batch, everything else); outputs may be (batch,)."""
     return t.reshape(len(t), -1)
 

@@ -48,7 +48,7 @@ class Coefficients:
         return a.log()
 
 
-def blocks(logits: Tensor) -> Iterator[slice]:
+def class_blocks(logits: Tensor) -> Iterator[slice]:
     """Samples at a time: a vocabulary's worth for every token of a batch would need float64 copies of all of it."""
     step = max(1, _BLOCK // max(1, logits[0].numel()))
     return (slice(start, start + step) for start in range(0, len(logits), step))
@@ -64,7 +64,7 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, a: Coefficients) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.coefficients = a
-        return torch.cat([_losses(accurate(logits[part]), a.part(part)) for part in blocks(logits)])
+        return torch.cat([_losses(accurate(logits[part]), a.part(part)) for part in class_blocks(logits)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -93,7 +93,7 @@ class _Residual(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.total = a.total
         out = torch.empty_like(logits)
-        for part in blocks(logits):
+        for part in class_blocks(logits):
             out[part] = _residual(logits[part], a.part(part))
         return out
 
@@ -102,7 +102,7 @@ class _Residual(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         out = torch.empty_like(grads[0])
-        for part in blocks(logits):
+        for part in class_blocks(logits):
             out[part] = _product(logits[part], grads[0][part], ctx.total[part])
         return out, None
 

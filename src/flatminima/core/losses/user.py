@@ -16,8 +16,8 @@ from flatminima.core.losses.loss import (
     Loss,
     PerSample,
     accurate,
+    as_rows,
     refuse_too_many_columns,
-    rows,
     unit_and_log_norm,
 )
 from flatminima.errors import Undefined
@@ -65,7 +65,7 @@ class UserLoss(Loss):
     def seed(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         gradient = self._gradient(output, target)
         self.inspect(output, target, gradient)
-        gradient = rows(gradient.double())
+        gradient = as_rows(gradient.double())
         return unit_and_log_norm(gradient, torch.zeros(len(gradient), device=gradient.device).double(), output)
 
     def columns(self, output: Tensor, target: Tensor) -> Tensor:
@@ -78,7 +78,9 @@ class UserLoss(Loss):
 
     def drawn_column(self, output: Tensor, target: Tensor, signs: Tensor) -> Tensor:
         columns = self.columns(output, target)
-        found: Tensor = (columns * rows(signs).T.reshape(len(columns), len(output), *[1] * (output.dim() - 1))).sum(0)
+        found: Tensor = (columns * as_rows(signs).T.reshape(len(columns), len(output), *[1] * (output.dim() - 1))).sum(
+            0
+        )
         return found.to(output.dtype)
 
     def refuse_concave(self, output: Tensor, target: Tensor) -> None:
@@ -98,11 +100,11 @@ class UserLoss(Loss):
                 "the network's outputs are probabilities or their logarithms, so that p - 1 is rounded before the loss "
                 f"{self.name!r} sees it: end the network in logits, or pass nn.NLLLoss() for log-probabilities"
             ] = None
-        sizes = rows(gradient.double()).norm(dim=1)
+        sizes = as_rows(gradient.double()).norm(dim=1)
         terms = max(float(sizes.max()), *(self._size(output, target.roll(k, 0)) for k in {1, len(target) // 2}))
         lost = sizes < _LOST * torch.finfo(self._precision(gradient, output, target)).eps * terms
         if bool((lost & (sizes == 0)).any()):  # a loss that is flat at half the output too is 0 and nothing else
-            halved = rows(self._gradient(output / 2, target)).norm(dim=1)
+            halved = as_rows(self._gradient(output / 2, target)).norm(dim=1)
             lost &= (sizes > 0) | (halved > 0)
         if bool(lost.any()):
             self._notes[
@@ -113,7 +115,7 @@ class UserLoss(Loss):
 
     def _size(self, output: Tensor, target: Tensor) -> float:
         """The largest gradient that is finite."""
-        return float(rows(self._gradient(output, target).double()).norm(dim=1).nan_to_num(0.0, 0.0, 0.0).max())
+        return float(as_rows(self._gradient(output, target).double()).norm(dim=1).nan_to_num(0.0, 0.0, 0.0).max())
 
     def _precision(self, gradient: Tensor, output: Tensor, target: Tensor) -> torch.dtype:
         """In which the callable computes: it may cast to float32 itself."""
@@ -124,7 +126,7 @@ class UserLoss(Loss):
     def _evaluate(self, output: Tensor, target: Tensor) -> Tensor:
         losses = self.function(output, target)
         entries = self._mean_of_entries and isinstance(losses, Tensor) and losses.shape[:1] == output.shape[:1]
-        return rows(losses).mean(1) if entries else losses
+        return as_rows(losses).mean(1) if entries else losses
 
     def _in_doubles(self, output: Tensor, target: Tensor) -> bool:
         """Whether the callable takes float64 outputs, as one whose constants are float32 may not; tried once."""
@@ -171,7 +173,7 @@ class UserLoss(Loss):
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
         self.inspect(output, target, gradient.detach())
-        return torch.stack([_row(g, leaf) for g in rows(gradient).unbind(1)], 1).double()
+        return torch.stack([_row(g, leaf) for g in as_rows(gradient).unbind(1)], 1).double()
 
     def _refuse_negative(self, values: Tensor, output: Tensor, target: Tensor) -> None:
         """Of a Hessian's eigenvalues (batch, size)."""
@@ -203,9 +205,9 @@ def _certain(probabilities: Tensor) -> bool:
 def _row(gradient: Tensor, leaf: Tensor) -> Tensor:
     """d gradient_j / d output of each sample, (batch, size)."""
     if not gradient.requires_grad:  # the loss is linear in the output
-        return torch.zeros_like(rows(leaf))
+        return torch.zeros_like(as_rows(leaf))
     (row,) = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return rows(row)
+    return as_rows(row)
 
 
 def _doubled(target: Tensor) -> Tensor:

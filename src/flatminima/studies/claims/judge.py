@@ -115,7 +115,7 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
         id=claim.id,
         where=claim.where,
         premise="; ".join(claim.premise),
-        measured=measured(trial),
+        measured=_measured(trial),
         effect=trial.effect if trial.effect is not None else trial.margin,
     )
     if unmet:
@@ -296,7 +296,7 @@ def _together(worst: Verdict, found: Sequence[Verdict]) -> str:
     return f"{worst.note}; of {len(found)} trials {counts}"
 
 
-def measured(trial: Trial) -> str:
+def _measured(trial: Trial) -> str:
     """Name the statistic of a trial."""
     said = trial.said or trial.y
     if trial.shape == "v":

@@ -26,7 +26,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "stated": "about the paper's own aim, novelty or judgement; no run can decide it",
     }
 )
-SHAPES: Mapping[str, str] = MappingProxyType(
+_SHAPES: Mapping[str, str] = MappingProxyType(
     {
         "rises": "y rises along x",
         "falls": "y falls along x",
@@ -61,7 +61,7 @@ class Trial:
     """Trial of a sentence by the runs of one study.
 
     Attributes:
-        study: whose runs. shape: of `SHAPES`. y: a quantity, see `quantities.value`. x: another, for shapes along it.
+        study: whose runs. shape: of `_SHAPES`. y: a quantity, see `quantities.value`. x: another, for shapes along it.
         where: columns and their values: the runs it is about. first, second: the same for the two groups of a pair.
         pair: columns in which partners agree. effect: the paper's, in units of y per unit of x, where it has a number.
         margin: the smallest effect that counts, same units. bound: of y, for "at_least" and "at_most".
@@ -199,8 +199,8 @@ def _claim(paper: str, raw: dict[str, Any]) -> Claim:
         if premise.rpartition(" ")[0] not in PREMISES:
             raise UsageError(f"{name}: no premise {premise!r}; premises are {', '.join(PREMISES)}, each with a number")
     for trial in claim.trials:
-        if trial.shape not in SHAPES:
-            raise UsageError(f"{name}: no shape {trial.shape!r}; shapes are {', '.join(SHAPES)}")
+        if trial.shape not in _SHAPES:
+            raise UsageError(f"{name}: no shape {trial.shape!r}; shapes are {', '.join(_SHAPES)}")
     return claim
 
 
