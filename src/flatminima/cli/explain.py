@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from flatminima.landscape import Landscape
 
 MEASURES = ("bicriteria", "effective_dimension")  # the curve, and the Hessian's spectrum
-_PICTURES = {
+PICTURES = {
     "landscape-line": ("filter", 1),
     "landscape-plane": ("filter", 2),
     "landscape-eigenvector": ("eigenvectors", 1),
     "landscape-eigenvectors": ("eigenvectors", 2),
 }
-FILES = tuple(f"{name}.{kind}" for name in _PICTURES for kind in ("svg", "png"))
+FILES = tuple(f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png"))
 _POINTS = {1: 51, 2: 17}  # a side
 _SAMPLES = 500
 AUDITED = 1_000  # samples of the audit
@@ -51,7 +51,7 @@ def landscapes(minimum: Minimum, seed: int) -> dict[str, Landscape]:
         except Undefined as reason:
             say(f"Note: no landscape along {kind}: {reason.reason}")
             continue
-        for name, (of, count) in _PICTURES.items():
+        for name, (of, count) in PICTURES.items():
             if of == kind:
                 found[name] = landscape(minimum, along[:count], steps=_POINTS[count], samples=_SAMPLES, seed=seed)
     return found
@@ -62,7 +62,7 @@ def cost(minimum: Minimum, products: int) -> Cost:
     from flatminima.core.statistic import Cost
 
     share = min(_SAMPLES, len(minimum.samples)) / len(minimum.samples)
-    points = sum(_POINTS[count] ** count for _, count in _PICTURES.values())
+    points = sum(_POINTS[count] ** count for _, count in PICTURES.values())
     return Cost(share * (points + 1), share * 2 * products)
 
 
@@ -76,4 +76,4 @@ def write(found: dict[str, Landscape], folder: Path) -> None:
 
 def document(found: dict[str, Landscape]) -> dict[str, Any]:
     """Their numbers for JSON."""
-    return {name: one.to_dict() | {"along": _PICTURES[name][0]} for name, one in found.items()}
+    return {name: one.to_dict() | {"along": PICTURES[name][0]} for name, one in found.items()}
