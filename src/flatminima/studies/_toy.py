@@ -52,7 +52,7 @@ def smoothed(loss: _Loss, ends: Tensor, sigma: Tensor) -> float:
     return float((noisy.max() - noisy.min()) / (plain.max() - plain.min()))
 
 
-def along(loss: Loss, ends: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def along(loss: _Loss, ends: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """The loss at points of the segment between two points (2, 2), and its mean under noise there."""
     part = torch.linspace(0, 1, _STEPS, dtype=torch.float64)[:, None]
     places = ends[0] + part * (ends[1] - ends[0])

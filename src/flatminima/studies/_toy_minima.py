@@ -76,16 +76,16 @@ def lows(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> list[tu
 
 
 def surface(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> Surface:
-    """`_measured` on a grid of side x side points."""
+    """`measured` on a grid of side x side points."""
     axis = _axis(side)
-    at = _measured(torch.cartesian_prod(axis, axis), x, y, fixed)
+    at = measured(torch.cartesian_prod(axis, axis), x, y, fixed)
     shape = (side, side)
     bounds = {eta: bound.reshape(shape) for eta, bound in at.bounds.items()}
     loss, trace, psi = (values.reshape(shape) for values in (at.loss, at.trace, at.pacgen))
     return Surface(loss, trace, psi, bounds, at.sigmas, axis.numpy())
 
 
-def _measured(points: Tensor, x: Tensor, y: Tensor, fixed: tuple[float, float]) -> Measured:
+def measured(points: Tensor, x: Tensor, y: Tensor, fixed: tuple[float, float]) -> Measured:
     """Loss, exact Hessian diagonal, pacGen and bounds at points (k, 2); rho from the corners of each neighbourhood."""
     loss = objective(x, y, fixed)
     curved: Callable[[Tensor], Tensor] = torch.vmap(torch.func.jacrev(torch.func.jacrev(loss)))
@@ -146,9 +146,9 @@ def extremes(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> tup
     found = minima(x, y, fixed, side)
     if len(found) < 2:
         return None
-    trace = _measured(found, x, y, fixed).trace
+    trace = measured(found, x, y, fixed).trace
     pair = found[[int(trace.argmax()), int(trace.argmin())]]
-    return pair, _measured(pair, x, y, fixed)
+    return pair, measured(pair, x, y, fixed)
 
 
 def objective(x: Tensor, y: Tensor, fixed: tuple[float, float]) -> Callable[[Tensor], Tensor]:
