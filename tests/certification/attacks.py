@@ -474,7 +474,7 @@ ATTACKS = (
         "refused",
     ),
     Attack(
-        "the same, stated to be trained elsewhere",
+        "the same, stated to be trained on other data",
         lambda: certify(trained(), data(), recipe=FREE, stated="trained on other samples"),
         "false: 0.022",
         "conditional",
@@ -532,7 +532,7 @@ ATTACKS = (
         "refused",
     ),
     Attack(
-        "weights next to it, stated to be trained elsewhere",
+        "weights next to it, stated to be trained on other data",
         lambda: certify_around(minimum(), "gaussian", prior=near(1e-3), stated="trained elsewhere", draws=64),
         "false: 0.386",
         "conditional",

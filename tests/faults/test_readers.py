@@ -55,14 +55,14 @@ OPENED = {
     "studies/wang_toy.py": {"pages": "a file of the package"},
     "studies/networks.py": {"find": "weights.safetensors, then its text", "lend_state": "state.pt",
                             "_copy": "state.pt: its bytes"},
-    "integrations/huggingface_track.py": {"on_train_begin": "weights_only=True, of the Trainer's own folder"},
-    "track/tracker.py": {"_begin": "weights_only=True; tests/track damages it"},
+    "track/tracker.py": {"restore": "weights_only=True; tests/track damages it"},
+    "cli/candidates.py": {"_table": "ranked table"},
     "training/session.py": {"_claim": "its own text again", "_restore": "state.pt", "_sync": "writes"},
     "training/weights_file.py": {"read_weights": "weights.safetensors", "_safetensors": "weights.safetensors",
                                  "_torch": "weights.pt", "_in_order": "its own bytes again"},
 }  # fmt: skip
 OWN = {"self.open", "network.open", "minimum.open", "copied.open", "shelf.open", "self.minimum.open", "other.open",
-       "seen.open", "huggingface.read", "factory.load"}  # fmt: skip
+       "seen.open", "few.open", "huggingface.read", "factory.load"}  # fmt: skip
 
 
 def _opening(path: Path) -> dict[str, list[str]]:

@@ -162,7 +162,7 @@ def test_spectral_complexity_by_dense_algebra(network):
     for initial in (other, other.state_dict()):
         found = spectral_complexity(network, initial=initial)
         assert found.value == pytest.approx(math.log(product * sum(moved)), rel=1e-10)
-    assert "no layer is elsewhere" in spectral_complexity(network, initial=network.model).undefined
+    assert "every layer is at its initial weights" in spectral_complexity(network, initial=network.model).undefined
 
 
 def test_initial_weights_are_seen_through_the_trained_batchnorm():

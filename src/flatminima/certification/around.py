@@ -120,6 +120,7 @@ def certify_around(
     Source: docs/certificates.md; Langford & Caruana (2002), Maurer (2004), W1 Lemmas 3 and 4.
 
     Examples:
+        >>> import torch
         >>> x = torch.randn(64, 2); y = (x[:, 0] > 0).long()
         >>> net = nn.Linear(2, 2); _ = torch.nn.init.eye_(net.weight)
         >>> certificate = certify_around(Minimum(net, (x, y)), prior="zero", draws=64)

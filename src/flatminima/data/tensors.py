@@ -211,7 +211,7 @@ def _describe(data: LabelledData, scaling: str | Normalisation) -> str:
     """One line: how many samples of which shape, which labels, how they are scaled.
 
     Examples:
-        >>> describe(load("digits", "test"), "none")
+        >>> _describe(load("digits", "test"), "none")
         '539 images 8x8x1, 10 classes, as stored (0 to 16)'
     """
     parts = [f"{len(data):,} {_shaped(data.inputs)}"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SCATTERS = 6
 BARS = 30  # layers of one figure; the table beside it has all
+_LABEL = 34  # characters of a layer's name beside its bar
 
 
 def labelled_unit(name: str) -> str:
@@ -149,6 +150,16 @@ def certificate_terms(
         return svg(figure, title or "The certificate as the sum of its terms, and the observed errors")
 
 
+def shortened(name: str) -> str:
+    """A name that leaves room for what is drawn; a table has it whole.
+
+    Examples:
+        >>> shortened("module." * 20 + "layer7.weight")
+        'module.module.mo…ule.layer7.weight'
+    """
+    return name if len(name) <= _LABEL else f"{name[: _LABEL // 2 - 1]}…{name[-(_LABEL // 2) :]}"
+
+
 def layers(values: dict[str, float], label: str, name: str, errors: dict[str, float | None] | None = None) -> str:
     """One bar a layer of a measure that adds over layers, with its standard error where known; of many, the largest."""
     from matplotlib.figure import Figure
@@ -162,7 +173,7 @@ def layers(values: dict[str, float], label: str, name: str, errors: dict[str, fl
         axes.barh(
             range(len(kept)), bars, xerr=spread if any(spread) else None, color=PALETTE[0], ecolor=GREY, height=0.6
         )
-        axes.set_yticks(range(len(kept)), [shown(layer) for layer in kept])
+        axes.set_yticks(range(len(kept)), [shortened(shown(layer)) for layer in kept])
         axes.invert_yaxis()
         axes.set_xlabel(shown(label))
         linear(axes.xaxis)

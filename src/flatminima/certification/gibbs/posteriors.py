@@ -179,7 +179,7 @@ class EigenDecomposition:
             UsageError: NaN or Inf in B.
 
         Examples:
-            >>> Spectrum.of(torch.tensor([[0.0, 2.0]])).values
+            >>> EigenDecomposition.of(torch.tensor([[0.0, 2.0]])).values
             tensor([4.], dtype=torch.float64)
         """
         if not bool(torch.isfinite(factor).all()):
