@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -177,9 +176,7 @@ class Bars:
 
 
 def bars() -> Bars | None:
-    """A listener for progress where this runs in a notebook's kernel, else None."""
-    if "ipykernel" not in sys.modules:
-        return None
+    """A listener for progress in a notebook's kernel; None where its output cannot be written to."""
     try:
         return Bars(import_module("IPython.display"))
     except ImportError:

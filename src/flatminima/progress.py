@@ -23,8 +23,10 @@ def report(task: str, done: float, total: float) -> None:
 
 @cache
 def _in_a_notebook() -> _Listener | None:
-    """A notebook's own bars, where nobody else listens."""
-    if "ipykernel" not in sys.modules:
+    """A notebook's own bars, where this process is its kernel; one that imported ipykernel only is none."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if getattr(shell, "kernel", None) is None:
         return None
     found: _Listener | None = import_module("flatminima.notebook").bars()
     return found

@@ -112,13 +112,23 @@ def test_progress_shows_in_a_notebook_and_ends(monkeypatch):
     display = SimpleNamespace(HTML=str, display=lambda content, display_id: shown.append(content) or Handle())
     times = iter(range(100))
     monkeypatch.setattr(notebook.time, "monotonic", lambda: float(next(times)))
-    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
     monkeypatch.setattr(notebook, "import_module", lambda name: display)
     progress._in_a_notebook.cache_clear()
     for done in range(6):
         progress.report("<sweep>", done, 5)
     progress._in_a_notebook.cache_clear()
     assert len(shown) >= 4 and "&lt;sweep&gt;" in shown[0] and 'max="5"' in shown[0] and "sweep" not in shown[-1]
+
+
+@pytest.mark.parametrize("shell", [None, SimpleNamespace()], ids=["a script", "IPython in a terminal"])
+def test_a_process_that_only_imported_a_kernel_is_no_notebook(monkeypatch, shell):
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    progress._in_a_notebook.cache_clear()
+    assert progress._in_a_notebook() is None
+    progress._in_a_notebook.cache_clear()
 
 
 NOTEBOOK = {

@@ -11,7 +11,7 @@ import processes
 from flatminima import progress
 from flatminima.io import claimed, versions
 from flatminima.models import build
-from flatminima.studies import STUDIES, Study, releases, reproduce, resumable
+from flatminima.studies import STUDIES, Study, releases, reproduce, resumable, runner
 from flatminima.studies.engines import Work, attempt
 from flatminima.studies.resumable import keeping, share, train
 from flatminima.studies.shelf import Shelf, under_way
@@ -119,7 +119,8 @@ def test_a_damaged_checkpoint_costs_the_run_and_no_more(tmp_path):
     assert reproduce(study(trained, seeds=1), tmp_path)["missing"] == 0
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "PATIENCE", 0.0)
     shelf = Shelf(tmp_path, study(trained))
     with claimed(under_way(shelf.file({"seed": 1}))):
         found = reproduce(study(trained), tmp_path)
