@@ -13,7 +13,8 @@ from flatminima.cli import explain
 from flatminima.cli.forecast import forecast
 from flatminima.cli.request import with_options
 from flatminima.cli.timed import Trials
-from flatminima.core.statistic import Cost, Statistic
+from flatminima.core.statistic import Cost, Fold, Reads, Statistic
+from flatminima.errors import Undefined
 from flatminima.rescaling import audit
 
 
@@ -108,3 +109,47 @@ def test_seconds_are_those_of_a_few_samples_scaled_by_passes():
     assert len(trials.few.samples) == 64 and trials.few.passes is not minimum.passes
     assert trials.statistics([Slow()]) == pytest.approx(12.0)
     assert trials.scaled(lambda few: None, Cost()) == 0.0
+
+
+@dataclass(frozen=True)
+class Timed(Fold[int, int]):
+    """1 ms a sample, and `once` seconds more in the first sweep; without a value where it is `lost`."""
+
+    reads = Reads.LAYERS
+    name: str = "a"
+    lost: bool = False
+    once: float = 0.0
+
+    def init(self, minimum):
+        if self.name not in SWEPT:
+            CLOCK.now += self.once
+        SWEPT.append(self.name)
+        return 0
+
+    def update(self, state, batch):
+        CLOCK.now += 0.001 * len(batch)
+        return state + len(batch)
+
+    def merge(self, left, right):
+        return left + right
+
+    def finish(self, state):
+        if self.lost:
+            raise Undefined("never")
+        return state
+
+    def cost(self, minimum):
+        return Cost(1, 1)
+
+
+SWEPT = []
+
+
+def test_a_fold_without_a_value_does_not_hide_what_the_others_cost():
+    """300 samples at 1 ms for each of two; 5 s of checks that the first sweep makes; and no more than two sweeps."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    minimum = Minimum(net, (torch.randn(300, 3), torch.arange(300) % 2), batch_size=64)
+    SWEPT.clear()
+    trials = Trials.of(minimum, CLOCK)
+    assert trials.statistics([Timed("a", once=5.0), Timed("b", lost=True)]) == pytest.approx(5.6, rel=0.01)
+    assert SWEPT == ["a", "b", "a", "b"]

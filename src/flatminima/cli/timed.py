@@ -28,6 +28,16 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
+class _Trial:
+    """Work that was tried: its value, seconds that are spent once, seconds of a run, and that run's weighted passes."""
+
+    value: Any
+    once: float
+    seconds: float
+    made: float
+
+
+@dataclass(frozen=True)
 class Trials:
     """A network on a few of its samples, where work is timed.
 
@@ -68,27 +78,30 @@ class Trials:
             else:
                 seconds += self.scaled(reduced(key, len(self.few.samples)).compute, key.cost(self.minimum))
         for folds in groups.values():
-            small = [reduced(fold, len(self.few.samples)) for fold in folds]
+            trial = self._tried(_sweep_of([reduced(fold, len(self.few.samples)) for fold in folds]))
             cost = most(fold.cost(self.minimum) for fold in folds)
-            if self._undefined(small):  # seen after a forward pass, before any backward one
-                cost = Cost(cost.forward)
-            seconds += self.scaled(lambda few, small=small: few.sweep(small), cost)  # type: ignore[misc]
+            if trial is not None and all(isinstance(value, Absent) for value in trial.value.values()):
+                cost = Cost(cost.forward)  # seen after a forward pass, before any backward one
+            seconds += self._scaled(trial, cost)
             if not folds[0].reads_at(self.minimum) & Reads.GRAPH:
                 forward.append(cost.forward)
         again = sum(forward) - max(forward, default=0.0)
         return max(seconds - (again * self.forward() if again else 0.0), 0.0)
 
-    def _undefined(self, folds: Sequence[Fold[Any, Any]]) -> bool:
-        """Whether a sweep gives none of them a value."""
-        try:
-            return all(isinstance(value, Absent) for value in self.few.sweep(folds, tolerant=True).values())
-        except (FlatMinimaError, RuntimeError):
-            return True
-
     def scaled(self, work: Callable[[Minimum], Any], cost: Cost) -> float:
-        """Seconds of work that makes `cost` passes over all the data, from a second run on the few; 0: undefined.
+        """Seconds of work that makes `cost` passes over all the data, from a second run on the few; 0: undefined."""
+        return self._scaled(self._tried(work), cost)
 
-        The first run also pays for imports, and for checks that are made once, which are added where there were any.
+    def _scaled(self, trial: _Trial | None, cost: Cost) -> float:
+        if trial is None:
+            return 0.0
+        whole = _weight(cost.forward, cost.backward) * len(self.minimum.samples)
+        return trial.once + (trial.seconds * whole / trial.made if trial.made and whole else trial.seconds)
+
+    def _tried(self, work: Callable[[Minimum], Any]) -> _Trial | None:
+        """Work done twice on the few; None where it is undefined.
+
+        The first run also pays for imports, and for checks that are made once, which are kept where there were any.
         """
         few, checks = self.few, self.few.passes.checks
         try:
@@ -97,17 +110,20 @@ class Trials:
                 work(few)
                 first, before = self.clock() - started, replace(few.passes)
                 started = self.clock()
-                work(few)
+                value = work(few)
                 second = self.clock() - started
         except StaleMinimum:
             raise
         except (FlatMinimaError, RuntimeError, ValueError, ArithmeticError):
-            return 0.0
-        now, n = few.passes, len(self.minimum.samples)
+            return None
+        now = few.passes
         made = _weight(now.forward - before.forward, now.backward - before.backward)
-        whole = _weight(cost.forward, cost.backward) * n
-        once = max(first - second, 0.0) if now.checks > checks else 0.0
-        return once + (second * whole / made if made and whole else second)
+        return _Trial(value, max(first - second, 0.0) if now.checks > checks else 0.0, second, made)
+
+
+def _sweep_of(folds: Sequence[Fold[Any, Any]]) -> Callable[[Minimum], Any]:
+    """A sweep that gives a value to each of the folds that has one."""
+    return lambda few: few.sweep(folds, tolerant=True)
 
 
 def reduced(key: Any, rows: int) -> Any:
