@@ -17,9 +17,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flatminima import Minimum, measure
 from flatminima.certification import certify_around
+from flatminima.core.ambient import neutral
 from flatminima.errors import FlatMinimaError
 from flatminima.optim import SAM, FisherTrace, PertOPT
 
@@ -221,3 +223,28 @@ def test_a_child_made_while_another_thread_measures_does_not_wait_for_it() -> No
     done.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_counter_of_another_thread_goes_on_counting_during_a_measurement() -> None:
+    """Its hooks are of the whole process; they are silent for the thread that measures."""
+    entered, measuring, found = threading.Event(), threading.Event(), []
+
+    def count() -> None:
+        with FlopCounterMode(display=False) as counter:
+            entered.set()
+            measuring.wait(60)
+            network()(X)
+        found.append(counter.get_flop_counts())
+
+    alone = threading.Thread(target=lambda: (measuring.set(), count()))
+    alone.start()
+    alone.join()
+    entered.clear()
+    measuring.clear()
+    beside = threading.Thread(target=count)
+    beside.start()
+    assert entered.wait(60)
+    with neutral():
+        measuring.set()
+        beside.join()
+    assert found[0] == found[1] and "Sequential.0" in found[1]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -129,14 +129,14 @@ def _defaults(wanted: Defaults) -> Iterator[None]:
 def _without_trackers() -> Iterator[None]:
     """Hooks on every module of the process that torch's own counters of operations set do nothing within the block.
 
-    They hang hooks on gradients, which no per-sample backward pass allows. Their places are kept, so that a counter of
-    another thread may end meanwhile.
+    They hang hooks on gradients, which no per-sample backward pass allows. A counter of another thread goes on counting
+    what that thread does, and may end meanwhile.
     """
     silenced = []
     for table in (_modules._global_forward_pre_hooks, _modules._global_forward_hooks):
         for number, hook in list(table.items()):
             if type(getattr(hook, "__self__", None)).__module__.startswith("torch."):
-                table[number] = _nothing
+                table[number] = _but_here(hook, get_ident())
                 silenced.append((table, number, hook))
     try:
         yield
@@ -146,8 +146,9 @@ def _without_trackers() -> Iterator[None]:
                 table[number] = hook
 
 
-def _nothing(*_: object) -> None:
-    pass
+def _but_here(hook: Callable[..., Any], here: int) -> Callable[..., Any]:
+    """The hook, silent in one thread."""
+    return lambda *arguments: None if get_ident() == here else hook(*arguments)
 
 
 def in_neutral(function: Callable[P, T]) -> Callable[P, T]:
