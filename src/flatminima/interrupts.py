@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM: the first lets long work keep its state and stops it, a second one stops the process at once.
 
 The command line installs the handlers. Work that can be gone on with runs within `deferred()` and calls `check()` where
-its state is whole; outside a signal raises where it arrives, like Ctrl-C. A library's user who installs nothing sees
-Python's own behaviour.
+its state is whole; outside of it a signal raises where it arrives, like Ctrl-C. A library's user who installs nothing
+sees Python's own behaviour.
 """
 
 from __future__ import annotations

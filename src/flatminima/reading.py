@@ -144,11 +144,11 @@ def _refuse_expanding(events: Iterable[Any]) -> None:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Unreadable(f"it has {twice[:_SHOWN]!r} twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Unreadable(f"it has {name[:_SHOWN]!r} twice")
+        found[name] = value
     return found
 
 

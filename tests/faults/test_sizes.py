@@ -200,6 +200,13 @@ def test_a_document_that_says_a_thing_twice_is_refused() -> None:
     assert parsed('{"a": {"risk": 0.1}, "risk": 1}') == {"a": {"risk": 0.1}, "risk": 1}
 
 
+def test_the_name_that_is_there_twice_is_found_in_time() -> None:
+    """Each name was counted among all: 300,000 of them, the last one twice, were 9 10^10 comparisons."""
+    names = [f'"{i}": 0' for i in range(300_000)]
+    with pytest.raises(Unreadable, match="'299999' twice"):
+        parsed("{" + ", ".join([*names, names[-1]]) + "}")
+
+
 def test_a_table_of_very_many_columns_is_read_in_time(tmp_path: Path) -> None:
     """Names were compared with all before them: a first line of 300,000 was 4.5 10^10 comparisons."""
     from flatminima.data.delimited import read_columns

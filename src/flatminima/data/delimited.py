@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from flatminima.errors import DataError
 
 _ROWS = 10_000  # of a block: the cells of one block are strings in memory, those of the others numbers
+_LONGEST = (1 << 31) - 1  # characters of a cell; a C long holds no more on every system
 _MISSING = frozenset(
     ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "#NA")
 )
@@ -60,7 +60,7 @@ def _pass(path: Path, separator: str, text: set[int]) -> tuple[list[str], list[l
 
 @contextmanager
 def _fields_of_any_length() -> Iterator[None]:
-    limit = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(_LONGEST)
     try:
         yield
     finally:

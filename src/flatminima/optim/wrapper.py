@@ -46,7 +46,7 @@ class Wrapper(Optimizer, ABC):
     ) -> None:
         if not isinstance(base, Optimizer) or isinstance(base, Wrapper):
             raise UsageError(f"got base={type(base).__name__}; give a plain torch optimizer, such as torch.optim.AdamW")
-        if isinstance(base, torch.optim.LBFGS) or _needs_closure(base):
+        if _needs_closure(base):
             raise UsageError(
                 f"got base={type(base).__name__}, whose step() evaluates a closure by itself; use a first-order method"
             )
