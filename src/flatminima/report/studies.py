@@ -58,11 +58,14 @@ def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     words = Counter(f["verdict"] for f in findings)
     tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
     calculated = sum(f["scale"] == "calculation" for f in tried)
+    own = [f for f in tried if f["kind"] != "cited"]
+    undecided = sum(f["verdict"] == "not informative" for f in own)
     parts = [f"{words[w]} {w}" for w in _WORDS if words[w]]
     return [
         f"The papers make {len(findings)} claims. {words['stated']} are about the papers themselves, which no run can "
         f"decide; {words['not tried']} are not tried.",
-        f"Of the {len(tried)} tried, {calculated} by calculation and the others by runs: {', '.join(parts)}.",
+        f"Of the {len(tried)} tried, {calculated} by calculation and the others by runs: {', '.join(parts)}. "
+        f"{len(own)} of them are the papers' own, not cited ones; of these {undecided} are not informative.",
         "An interval is at 95 %, Student's, each seed with its own level; a verdict holds after Holm's correction over "
         "the tests of a paper at its scale. Comparisons beside the papers' are not counted.",
     ]
