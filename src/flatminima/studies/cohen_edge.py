@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from flatminima.core.losses import Loss
 from flatminima.models import build
+from flatminima.report.theme import GREY
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.study import Config, Result, Sources, Study
@@ -122,7 +123,7 @@ def _figure(results: Sequence[Result]) -> Figure:
             steps = [p[0] for p in points]
             lines(axes[2 * row], steps, [p[1] for p in points], label=f"lr {rate:g}", index=index)
             lines(axes[2 * row + 1], steps, [p[2] for p in points], label=f"lr {rate:g}", index=index)
-        axes[2 * row].axhline(1.0, color="k", ls="--", lw=0.8)
+        axes[2 * row].axhline(1.0, color=GREY, ls="--", lw=0.8)
         axes[2 * row].set_ylim(0, _DRAWN)
         label(axes[2 * row], "step", f"eigenvalue / ({_BEARS[name]})", name)
         label(axes[2 * row + 1], "step", "training loss", name, log_y=True)
