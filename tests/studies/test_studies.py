@@ -218,6 +218,22 @@ def test_one_index_holds_every_study_of_a_folder(tmp_path):
     assert [d["id"] for d in shown] == ["mine-in-index"] and shown[0]["claims"][0]["verdict"] == "holds"
 
 
+def test_each_study_lies_under_the_heading_of_its_kind(tmp_path):
+    """One's own, those of a figure of the papers, and those that no sentence of the papers is on."""
+    names = {"own-studies": "my-study", "papers-studies": "wang-toy", "beyond-studies": "cohen-edge"}
+    for name in reversed(names.values()):
+        (tmp_path / name).mkdir()
+        document = {"id": name, "paper": "-", "title": "-", "scale": "smoke", "reduction": "-", "missing": 0}
+        empty = {"claims": [], "runs": [], "seconds": 0.0, "versions": {}}
+        (tmp_path / name / "results.json").write_text(json.dumps(document | empty))
+    assert _call("reproduce", "--all", "--show", "--output", str(tmp_path)).exit_code == 0
+    page = (tmp_path / "index.html").read_text()
+    in_order = [page.index(f'id="{id}"') for pair in names.items() for id in pair]
+    assert in_order == sorted(in_order)
+    heads = page[page.index("Sentences that are") : page.index("</thead>")]
+    assert heads.count('class="n"') == 5, "a column for each document of the papers"
+
+
 def test_scales_lie_beside_each_other(tmp_path):
     mine, output = _own(tmp_path, "mine_at_scales"), ["--output", str(tmp_path)]
     for scale in ("cpu", "paper", "smoke", "cpu"):
@@ -228,7 +244,7 @@ def test_scales_lie_beside_each_other(tmp_path):
     shown = json.loads(_call("study", mine, "--show", "--json", *output).stdout)
     assert [d["scale"] for d in shown] == ["cpu", "paper", "smoke"]
     page = (tmp_path / "index.html").read_text()
-    assert all(f"<h3>{scale} scale</h3>" in page for scale in ("cpu", "paper", "smoke"))
+    assert all(f"<h4>{scale} scale</h4>" in page for scale in ("cpu", "paper", "smoke"))
     assert (own / "paper" / "figure.png").exists() and (own / "figure.png").exists()
 
 

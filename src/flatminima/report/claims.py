@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flatminima.report.studies import duration, here, open_question, summary
+from flatminima.report.studies import duration, here, open_question, overview, summary
 
 _COMMAND = "flatminima reproduce --claims --markdown --output results/studies > docs/results.md"
 _HEAD = """# The papers' claims, tried again
@@ -55,12 +55,9 @@ def report(
 
 
 def _overview(findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
-    words = list(dict.fromkeys(f["verdict"] for f in findings))
-    order = sorted(words, key=lambda w: -sum(f["verdict"] == w for f in findings))
-    lines = [f"| document | {' | '.join(order)} |", "|---|" + "---|" * len(order)]
-    for paper, title in titles.items():
-        counts = [sum(f["paper"] == paper and f["verdict"] == w for f in findings) for w in order]
-        lines.append(f"| {title} | {' | '.join(map(str, counts))} |")
+    words, rows = overview(findings, titles)
+    lines = [f"| document | {' | '.join(words)} |", "|---|" + "---|" * len(words)]
+    lines += [f"| {title} | {' | '.join(map(str, counts))} |" for title, counts in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flatminima.catalog import PAPERS
 from flatminima.io import write_whole
 from flatminima.reading import read_bytes
 from flatminima.report.page import render
@@ -24,21 +25,28 @@ def write_studies(
     """``index.html`` of all studies in a folder, the papers' and one's own, each scale with its figure.
 
     Args:
-        documents: results, each with "own" and with "place", where its figure lies below `folder`. folder: of them.
-        command: that made the page. findings: every claim of the papers, as `claims.Finding.to_dict` has it.
+        documents: results, each with "own", "beyond" and "place", where its figure lies below `folder`.
+        folder: of them. command: that made the page.
+        findings: every claim of the papers, as `claims.Finding.to_dict` has it.
 
     Raises:
         UsageError: the page cannot be written.
     """
     versions = documents[-1]["versions"] if documents else {}
-    papers, own = ([_shown(d, folder) for d in documents if d.get("own", False) is mine] for mine in (False, True))
+    parts: dict[str, list[dict[str, Any]]] = {"papers": [], "beyond": [], "own": []}
+    for document in documents:
+        part = "own" if document.get("own") else "beyond" if document.get("beyond") else "papers"
+        parts[part].append(_shown(document, folder))
+    tried = dict.fromkeys(f["paper"] for f in findings)
+    words, counted = overview(findings, {key: PAPERS[key].short for key in tried})
     page = render(
         "studies.html.j2",
         title="The papers' claims, tried again",
         subtitle=f"{len({d['id'] for d in documents})} studies",
-        verdict=summary(findings) if findings else [f"{len(own)} studies of your own."],
-        papers=_by_study(papers),
-        own=_by_study(own),
+        verdict=summary(findings) if findings else [f"{len(parts['own'])} studies of your own."],
+        documents=[name for name, _ in counted],
+        overview=[(word, [counts[i] for _, counts in counted]) for i, word in enumerate(words)],
+        **{part: _by_study(shown) for part, shown in parts.items()},
         calculated=[f for f in findings if "calculation" in f["scales"]],
         missing=[f for f in findings if f["verdict"] == "not tried"],
         stated=[f for f in findings if f["verdict"] == "stated"],
@@ -51,6 +59,16 @@ def write_studies(
     path = folder / "index.html"
     write_whole(path, page)
     return path
+
+
+def overview(
+    findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
+) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """How many claims of each document came to what: the verdicts that occur, and a row a document."""
+    words = [word for word in (*_WORDS, "not tried", "stated") if any(f["verdict"] == word for f in findings)]
+    counted = Counter((f["paper"], f["verdict"]) for f in findings)
+    rows = [(title, [counted[key, word] for word in words]) for key, title in titles.items()]
+    return words, rows if findings else []
 
 
 def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -35,6 +35,7 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr),
 }
 _BEARS = {"gd": "2/lr", "momentum": "3.8/lr", "adam": "38/lr, preconditioned"}
+_SAID = {"gd": "gradient descent", "momentum": f"momentum {_MOMENTUM:g}", "adam": "Adam"}
 _RATES = {"gd": (1.5, 2.5, 3.5), "momentum": (2.85, 3.4), "adam": (3e-3, 1e-2)}
 _SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"limit": 100, "width": 16, "steps": 120, "seeds": 1, "rates": {"gd": (2.0,), "momentum": (1.9,)}},
@@ -97,7 +98,7 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
         own = [r for r in results if r["optimizer"] == name and r["plateau"] is not None]
         if not own:
             continue
-        said = {"gd": "gradient descent", "momentum": f"momentum {_MOMENTUM:g}", "adam": "Adam"}[name]
+        said = _SAID[name]
         below = [r for r in own if r["begin"] < 1]
         verdicts += [
             share(
@@ -125,8 +126,8 @@ def _figure(results: Sequence[Result]) -> Figure:
             lines(axes[2 * row + 1], steps, [p[2] for p in points], label=f"lr {rate:g}", index=index)
         axes[2 * row].axhline(1.0, color=GREY, ls="--", lw=0.8)
         axes[2 * row].set_ylim(0, _DRAWN)
-        label(axes[2 * row], "step", f"eigenvalue / ({_BEARS[name]})", name)
-        label(axes[2 * row + 1], "step", "training loss", name, log_y=True)
+        label(axes[2 * row], "step", f"eigenvalue / ({_BEARS[name]})", _SAID[name])
+        label(axes[2 * row + 1], "step", "training loss", _SAID[name], log_y=True)
     return figure
 
 

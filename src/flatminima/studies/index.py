@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flatminima.studies import STUDIES
-from flatminima.studies.claims import Finding, evaluate, of_study
+from flatminima.studies.claims import Finding, claims as registered, evaluate, of_study
 from flatminima.studies.setups import deviations
 from flatminima.studies.shelf import succeeded
 from flatminima.studies.study import Study
@@ -21,8 +21,8 @@ def together(documents: Sequence[_Document]) -> tuple[list[_Document], list[Find
         documents: of `found.documents`. A study that is not the papers' keeps the claims that it was written with.
 
     Returns:
-        The documents, each with "own" and, of the papers', with "deviations" from the printed settings; and the
-        findings, Holm's correction over all of a scale.
+        The documents, each with "own" and, of the package's, with "beyond", where no claim of the papers is on it, and
+        "deviations" from the printed settings; and the findings, Holm's correction over all of a scale.
     """
     findings = evaluate([d for d in documents if d["id"] in STUDIES])
     return [_judged(document, findings) for document in documents], findings
@@ -39,9 +39,10 @@ def _judged(document: _Document, findings: Sequence[Finding]) -> _Document:
         about = [f for f in findings if document["id"] in f.claim.studies and scale in f.verdicts]
         of_papers = [f.verdicts[scale] for f in about]
     beside = [] if scale == "smoke" else _beside(study, document)
+    beyond = not any(study.id in claim.studies for claim in registered())
     claims = [v.to_dict() for v in of_papers] + beside
     differ = {"reduction": study.reduction[scale], "deviations": deviations(study, scale)}
-    return document | differ | {"own": False, "claims": claims}
+    return document | differ | {"own": False, "beyond": beyond, "claims": claims}
 
 
 def _beside(study: Study, document: _Document) -> list[dict[str, Any]]:
