@@ -17,8 +17,8 @@ from timing import pin, publish
 
 SAMPLES = 2_000
 _NOTHING: tuple[tuple[str, Callable[..., object]], ...] = (
-    ("flatminima.core.following.Following.due", lambda self: False),
-    ("flatminima.core.following.Following.unseen", lambda self, route: False),
+    ("flatminima.core.gradient_check.Following.due", lambda self: False),
+    ("flatminima.core.gradient_check.Following.unseen", lambda self, route: False),
     ("flatminima.core.minimum.Minimum._choose", lambda self: None),
     ("flatminima.core.batch.Watch", lambda units, size: None),
     ("flatminima.statistics.curvature.refuse_wrong", lambda minimum, curvature: None),

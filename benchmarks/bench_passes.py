@@ -10,7 +10,7 @@ import sys
 import torch
 
 from flatminima import Minimum, measure
-from flatminima.rounds import functions
+from flatminima.measuring import functions
 from networks import trained
 from timing import pin, publish
 

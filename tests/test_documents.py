@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from flatminima import reading
+from flatminima import untrusted
 from flatminima.errors import ReadFailed, UsageError
-from flatminima.reading import Unreadable, parsed, read_bytes, read_json, read_text
+from flatminima.untrusted import Unreadable, parsed, read_bytes, read_json, read_text
 from hostile import call
 
 
@@ -68,7 +68,7 @@ def test_what_the_system_refuses_ends_with_1_and_what_is_asked_for_wrongly_with_
         raise OSError(number, os.strerror(number))
 
     assert call("report", str(tmp_path))[0] == 2
-    monkeypatch.setattr(reading, "open", refused, raising=False)
+    monkeypatch.setattr(untrusted, "open", refused, raising=False)
     with pytest.raises(ReadFailed) as caught:
         read_text(tmp_path / "measures.json")
     assert not isinstance(caught.value, UsageError)

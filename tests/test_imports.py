@@ -18,31 +18,30 @@ LAYERS = [
         "output",
         "distributed",
         "io",
-        "shown",
+        "escaping",
         "interrupts",
         "ambient",
         "identity",
         "sharing",
         "space",
-        "kinks",
+        "activation_pattern",
         "catalog",
     ),
-    ("guard", "reading", "moved", "keeping"),
+    ("guard", "untrusted", "moved_weights", "statistic_store"),
     ("estimate", "parameters", "samples", "losses"),
     ("sharded_parameters",),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layer_grams",),
     ("layer_gradient",),
     ("layers",),
-    ("following",),
+    ("gradient_check",),
     ("batch",),
     ("sweep",),
     ("mapping", "admission"),
     ("network",),
     ("minimum", "fsdp"),
     ("statistics",),
-    ("measures", "optim", "rounds"),  # never each other
-    ("sharded",),
+    ("measures", "optim", "measuring"),  # never each other
     ("training",),
     ("diagnosis",),
     (
@@ -69,7 +68,7 @@ def _modules():
 
 
 def _area(path):
-    """'measures' for flatminima/measures/norms.py, 'rounds' for flatminima/rounds.py."""
+    """'measures' for flatminima/measures/norms.py, 'measuring' for flatminima/measuring.py."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return parts[1] if parts[0] == "core" else parts[0]
 
@@ -125,10 +124,10 @@ def _target(name):
 
 def complaint(area, target):
     """Why `area` may not import `target`, or None."""
-    if target == area or target in ("errors", "shown", "reading", "catalog", "__version__"):
+    if target == area or target in ("errors", "escaping", "untrusted", "catalog", "__version__"):
         return None
     if area in ALONE:
-        return f"{area} imports nothing of ours but errors and reading"
+        return f"{area} imports nothing of ours but errors and untrusted"
     if target in ALONE:
         return None if area in USES_ALONE else f"{area} lies below {target}"
     if target not in ROW:
@@ -154,12 +153,12 @@ def test_imports_point_downwards(path):
 
 def test_measures_do_not_know_who_runs_them():
     for path in (ROOT / "measures").glob("*.py"):
-        assert not ours(path.read_text()) & {"rounds", "table", "minimum", "sweep", "batch"}, path.name
+        assert not ours(path.read_text()) & {"measuring", "table", "minimum", "sweep", "batch"}, path.name
 
 
 def test_statistics_do_not_know_the_measures():
     for path in (ROOT / "statistics").glob("*.py"):
-        assert not ours(path.read_text()) & {"measures", "rounds", "estimate", "catalog"}, path.name
+        assert not ours(path.read_text()) & {"measures", "measuring", "estimate", "catalog"}, path.name
 
 
 def test_bounds_are_numbers_in_numbers_out():
@@ -200,11 +199,11 @@ def test_the_rules_catch_what_they_are_for():
     )
     assert ours("from flatminima import catalog, errors") == {"catalog", "errors"}
     assert complaint("statistics", "measures") == "measures lies above statistics"
-    assert complaint("measures", "rounds") == "rounds lies beside measures"
+    assert complaint("measures", "measuring") == "measuring lies beside measures"
     assert complaint("measures", "optim") == "optim lies beside measures"
-    assert complaint("bounds", "estimate") == "bounds imports nothing of ours but errors and reading"
-    assert complaint("models", "minimum") == "models imports nothing of ours but errors and reading"
+    assert complaint("bounds", "estimate") == "bounds imports nothing of ours but errors and untrusted"
+    assert complaint("models", "minimum") == "models imports nothing of ours but errors and untrusted"
     assert complaint("minimum", "data") == "minimum lies below data"
     assert complaint("measures", "newcomer") == "newcomer has no layer: give it one"
-    assert complaint("cli", "rounds") is None
+    assert complaint("cli", "measuring") is None
     assert complaint("training", "data") is None

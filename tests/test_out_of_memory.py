@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import Minimum, measure
-from flatminima.core.following import out_of_memory
+from flatminima.core.gradient_check import out_of_memory
 from flatminima.errors import NumericalError
 
 NAMES = ["fisher_logdet", "fisher_trace", "pacgen", "expected_sharpness", "hessian_trace", "robustness", "sharpness"]

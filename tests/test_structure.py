@@ -31,7 +31,7 @@ MANY = {
 SHARED_STEMS = {
     "a measure and the statistic it reads": {"adaptive", "conditions", "hessian", "power_law", "spectrum"},
     "a command, or a page, and the library's part that it shows": {
-        "around", "candidates", "card", "claims", "demo", "doctor", "output", "ranks", "studies", "train",
+        "around", "candidates", "card", "claims", "demo", "doctor", "output", "studies", "train",
     },
     "the claims of a paper and its bounds": {"jia", "neyshabur", "wang"},
     "the same noun of another kind of thing: data, certificates, tracking, reports": {

@@ -60,7 +60,7 @@ def test_public_names_are_not_shadowed_by_modules():
         "import flatminima\n"
         "from flatminima import measures\n"
         "for name in measures.__all__ * 2: getattr(measures, name)\n"
-        "import flatminima.rounds, flatminima.measures.margin, flatminima.measures.pacgen\n"
+        "import flatminima.measuring, flatminima.measures.margin, flatminima.measures.pacgen\n"
         "wrong = [n for n in measures.__all__ if not callable(getattr(measures, n))]\n"
         "wrong += [n for n in ('measure', 'plan') if not callable(getattr(flatminima, n))]\n"
         "print(json.dumps(wrong))"

@@ -13,7 +13,7 @@ from torch import nn
 from flatminima import Minimum
 from flatminima.core.batch import Batch
 from flatminima.core.statistic import Fold, Reads
-from flatminima.core.sweep import rides, sweep
+from flatminima.core.sweep import shared_passes, sweep
 from flatminima.errors import NumericalError
 from flatminima.statistics import (
     BatchGradientSquares,
@@ -100,9 +100,9 @@ def test_who_shares_a_sweep() -> None:
         GaussNewtonDiagonal(),
         HessianProbes(),
     ]
-    (ride,) = rides(folds)
-    assert set(ride.folds) == set(folds) and (ride.order_seed, ride.multiple) == (0, 4)
-    apart = rides([Gram(4), Gram(4, seed=1), Gram(5), BatchGradientSquares(4), Outputs()])
+    (shared,) = shared_passes(folds)
+    assert set(shared.folds) == set(folds) and (shared.order_seed, shared.multiple) == (0, 4)
+    apart = shared_passes([Gram(4), Gram(4, seed=1), Gram(5), BatchGradientSquares(4), Outputs()])
     assert [(r.order_seed, r.multiple, len(r.folds)) for r in apart] == [(0, 5, 2), (0, 4, 2), (1, 4, 1)]
 
 
@@ -122,9 +122,9 @@ def test_passes_are_shared() -> None:
 def test_the_index_chooses_the_samples() -> None:
     """The hook by which ranks (and tests) split the data."""
     m = minimum()
-    (ride,) = rides([Recorder()])
+    (shared,) = shared_passes([Recorder()])
     with m.open():
-        found = sweep(m, ride, lambda start, stop: torch.arange(start, stop).flip(0))[Recorder()]
+        found = sweep(m, shared, lambda start, stop: torch.arange(start, stop).flip(0))[Recorder()]
     assert found[0] == [4, 3, 2, 1, 0]
 
 

@@ -41,10 +41,12 @@ if TYPE_CHECKING:
         certify_around as certify_around,
     )
     from flatminima.core.distributed import Ranks as Ranks
+    from flatminima.core.fsdp import ShardedMinimum as ShardedMinimum
     from flatminima.core.minimum import Minimum as Minimum
     from flatminima.diagnosis import diagnose as diagnose
     from flatminima.estimate import Estimate as Estimate
     from flatminima.landscape import Landscape as Landscape
+    from flatminima.measuring import measure as measure, plan as plan
     from flatminima.ranking import (
         Candidate as Candidate,
         RankTable as RankTable,
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
         rank as rank,
     )
     from flatminima.rescaling import Audit as Audit, audit as audit
-    from flatminima.rounds import measure as measure, plan as plan
-    from flatminima.sharded import ShardedMinimum as ShardedMinimum
     from flatminima.table import MeasureTable as MeasureTable
     from flatminima.testing import check_untouched as check_untouched
     from flatminima.track import Tracker as Tracker, TrackTable as TrackTable

@@ -40,12 +40,12 @@ from flatminima.core.samples import TensorSamples
 from flatminima.data import corrupt_labels, load_tensors
 from flatminima.errors import FlatMinimaError
 from flatminima.io import claimed, json_text, make_folder, run_key, versions, write_whole
+from flatminima.measuring import measure
 from flatminima.models import build
 from flatminima.ranking import rank
-from flatminima.reading import read_json
-from flatminima.rounds import measure
 from flatminima.table import MeasureTable
 from flatminima.training import TrainConfig, evaluate, train
+from flatminima.untrusted import read_json
 
 _SCHEMA = 1
 WIDTHS = (64, 96, 10)

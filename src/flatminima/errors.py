@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from flatminima.shown import shown
+from flatminima.escaping import shown
 
 
 class FlatMinimaError(Exception):

@@ -12,10 +12,10 @@ from flatminima.diagnosis import diagnose
 from flatminima.estimate import Estimate
 from flatminima.landscape import Landscape
 from flatminima.landscape.figure import describe_landscape, draw
+from flatminima.measuring import Plan
 from flatminima.ranking import RankTable
 from flatminima.report.theme import standalone, style, svg
 from flatminima.rescaling import Audit
-from flatminima.rounds import Plan
 from flatminima.table import MeasureTable
 
 _CELL = "padding:2px 10px;text-align:{align};vertical-align:top"

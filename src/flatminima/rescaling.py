@@ -25,9 +25,9 @@ from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import copied
 from flatminima.display import html
 from flatminima.errors import NumericalError, Undefined, UsageError
+from flatminima.escaping import shown
 from flatminima.estimate import Estimate
-from flatminima.rounds import MeasureFunction, functions, measure
-from flatminima.shown import shown
+from flatminima.measuring import MeasureFunction, functions, measure
 
 FACTORS = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 _SAMPLES = 64  # on which the outputs must agree

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.display import html
 from flatminima.errors import MissingExtra, UsageError, optional
+from flatminima.escaping import shown as escaped
 from flatminima.estimate import ERRORS, Estimate
 from flatminima.io import json_text, write_whole
-from flatminima.shown import shown as escaped
 
 if TYPE_CHECKING:
     import pandas as pd

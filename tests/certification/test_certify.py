@@ -20,10 +20,10 @@ from flatminima import bounds, certify, interrupts, progress
 from flatminima.certification import Certificate, Recipe, certifying, recompute
 from flatminima.certification.certifying import StageCosts, cost, in_time
 from flatminima.certification.division.split import fair_draw as divide
+from flatminima.certification.from_recipe import certify_recipe as learn
 from flatminima.certification.gibbs.outputs import Head, Packing, find_head, principal_basis
 from flatminima.certification.gibbs.risk import gibbs_risk
 from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
-from flatminima.certification.learned import certify_recipe as learn
 from flatminima.core.samples import as_samples, map_tensors
 from flatminima.data import load_tensors
 from flatminima.errors import CheckpointError, DataError, ModelError, UnknownName, UsageError

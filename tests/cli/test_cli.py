@@ -409,7 +409,7 @@ def test_what_nobody_foresaw_is_one_line_too(cli, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("flatminima.rounds.measure", fail)
+    monkeypatch.setattr("flatminima.measuring.measure", fail)
     code, out, err = cli(*MLP, "--measures", "margin")
     assert (code, out) == (1, "")
     assert err.splitlines(keepends=True)[-1].startswith(says)
@@ -422,7 +422,7 @@ def test_interrupt_exits_130(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flatminima.rounds.measure", interrupted)
+    monkeypatch.setattr("flatminima.measuring.measure", interrupted)
     code, out, err = cli(*MLP, "--measures", "margin")
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith("flatminima: interrupted")

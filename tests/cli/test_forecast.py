@@ -12,7 +12,7 @@ from flatminima import Minimum, budgets, measure
 from flatminima.cli import explain
 from flatminima.cli.forecast import forecast
 from flatminima.cli.request import with_options
-from flatminima.cli.timed import Trials
+from flatminima.cli.trial_runs import Trials
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import Undefined
 from flatminima.rescaling import audit

@@ -14,7 +14,7 @@ import torch
 from flatminima import Minimum, measures
 from flatminima.cli.app import main
 from flatminima.cli.configuration import Configuration, arguments_of
-from flatminima.cli.own_words import own_words
+from flatminima.cli.messages import own_words
 from flatminima.errors import UsageError
 
 CODE = """

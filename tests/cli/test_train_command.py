@@ -359,9 +359,9 @@ def test_a_world_size_that_a_launcher_left_is_noticed(cli, tmp_path, monkeypatch
     """torch would wait for half an hour, without a word, for processes that nobody has started."""
     from datetime import timedelta
 
-    from flatminima.cli import ranks
+    from flatminima.cli import torchrun
 
-    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(torchrun, "_PATIENCE", timedelta(seconds=1))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

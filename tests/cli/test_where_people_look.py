@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flatminima import rounds
+from flatminima import measuring
 from flatminima.cli import main, terminal
 from flatminima.interrupts import Interrupted
 
@@ -53,18 +53,18 @@ def test_short_work_says_nothing_in_a_pipe(cli):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_measured_is_kept_when_it_is_stopped(cli, monkeypatch, tmp_path, signum):
-    whole = rounds.measure
+    whole = measuring.measure
 
     def stopped(minimum, wanted):
         whole(minimum, wanted[:2])
         raise Interrupted(signum)
 
-    monkeypatch.setattr(rounds, "measure", stopped)
+    monkeypatch.setattr(measuring, "measure", stopped)
     code, _, err = cli(*MEASURE, "--measures", "fisher_trace,margin,hessian_trace", "--output", str(tmp_path))
     assert code == 128 + signum
     assert "2 of 3 measures are in" in err.splitlines()[-1]
     document = json.loads((tmp_path / "measures.json").read_text())
-    monkeypatch.setattr(rounds, "measure", whole)
+    monkeypatch.setattr(measuring, "measure", whole)
     code, out, _ = cli(*MEASURE, "--measures", "fisher_trace,margin", "--json")
     assert document["measures"] == json.loads(out)["measures"]
     assert "not measured: hessian_trace" in document["notes"][-1]
@@ -87,7 +87,7 @@ def test_without_a_folder_or_a_number_nothing_is_kept(cli, monkeypatch, tmp_path
     def stopped(minimum, wanted):
         raise Interrupted(signal.SIGINT)
 
-    monkeypatch.setattr(rounds, "measure", stopped)
+    monkeypatch.setattr(measuring, "measure", stopped)
     code, _, err = cli(*MEASURE, "--measures", "fisher_trace", "--output", str(tmp_path))
     assert code == 130 and "nothing is kept" in err and not list(tmp_path.iterdir())
 

@@ -15,7 +15,7 @@ from flatminima import Minimum, catalog, measure
 from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.rounds import _Known, _Missing
+from flatminima.measuring import _Known, _Missing
 from mutation import snapshot
 
 MEASURES = sorted(catalog.MEASURES)

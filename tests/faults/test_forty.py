@@ -32,7 +32,7 @@ ELSEWHERE = {
     20: ("training/test_checkpoint.py", "test_files_of_another_kind"),
     21: ("cli/test_cli.py", "test_bad_models_are_one_line"),
     22: ("data/test_sources.py", "test_offline_a_hub_name_fails_at_once"),
-    35: ("statistics/test_krylov.py", "test_a_triple_eigenvalue_and_no_ghosts"),
+    35: ("statistics/test_lanczos.py", "test_a_triple_eigenvalue_and_no_ghosts"),
     37: ("test_out_of_memory.py", "test_the_same_numbers_in_smaller_batches"),
     38: ("faults/test_killed.py", "test_a_process_killed"),
     39: ("training/test_checkpoint.py", "test_a_write_that_fails_leaves_the_old_file_and_nothing_else"),

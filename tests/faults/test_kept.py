@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from flatminima import Minimum, catalog, measure
-from flatminima.core import keeping
-from flatminima.core.keeping import ABSENT, FOLDER, Keeper
+from flatminima.core import statistic_store
+from flatminima.core.statistic_store import ABSENT, FOLDER, Keeper
 from flatminima.testing.state import bits
 from hostile import MLP, spoken
 
@@ -92,7 +92,7 @@ def test_most_statistics_of_the_catalogue_are_kept_to_the_bit(tmp_path: Path, mo
     x, y = torch.randn(30, 4), torch.arange(30) % 3
     names = [n for n in catalog.MEASURES if n not in ("distance_from_init",)]
     first = Minimum(model, (x, y))
-    with keeping.keeping(tmp_path, "asked"):
+    with statistic_store.keeping(tmp_path, "asked"):
         table = measure(first, names)
     content, keeper = first.content(), Keeper(tmp_path, "asked")
     kept = {key: keeper.get(f"{content} {key!r}") for key in first}
@@ -100,7 +100,7 @@ def test_most_statistics_of_the_catalogue_are_kept_to_the_bit(tmp_path: Path, mo
     assert len(held) > 0.6 * len(kept), [key for key in kept if key not in held]
     for key, value in held.items():
         assert bits(value) == bits(first[key]), key
-    with keeping.keeping(tmp_path, "asked"):
+    with statistic_store.keeping(tmp_path, "asked"):
         again = measure(Minimum(model, (x, y)), names)
     assert [bits(e) for e in again.values()] == [bits(e) for e in table.values()]
     assert again.forward_passes < 0.7 * table.forward_passes
@@ -110,14 +110,14 @@ def test_other_weights_data_options_or_commands_take_nothing(tmp_path: Path) -> 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3)).eval()
     x, y = torch.randn(30, 4), torch.arange(30) % 3
-    with keeping.keeping(tmp_path, "asked"):
+    with statistic_store.keeping(tmp_path, "asked"):
         measure(Minimum(model, (x, y)), ["margin"])
     statistics = len(list((tmp_path / FOLDER).iterdir()))
     other = nn.Sequential(nn.Linear(4, 3)).eval()
     worlds = [(other, x, 0, "asked"), (model, x + 1, 0, "asked"), (model, x, 1, "asked"), (model, x, 0, "another")]
     for network, inputs, seed, asked in worlds:
-        with keeping.keeping(tmp_path, asked):
-            keeper = keeping.keeper()
+        with statistic_store.keeping(tmp_path, asked):
+            keeper = statistic_store.keeper()
             assert keeper is not None
             measure(Minimum(network, (inputs, y), seed=seed), ["margin"])
             before = len(list(keeper.folder.iterdir()))
@@ -128,12 +128,12 @@ def test_damaged_files_are_not_used(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3)).eval()
     x, y = torch.randn(30, 4), torch.arange(30) % 3
-    with keeping.keeping(tmp_path, "asked"):
+    with statistic_store.keeping(tmp_path, "asked"):
         truth = measure(Minimum(model, (x, y)), ["margin"])["margin"].value
     files = {file: file.read_bytes() for file in (tmp_path / FOLDER).iterdir()}
     assert files
     for damage in (lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:-9], lambda b: b"\x80\x04cos\nsystem\n"):
         for file, whole in files.items():
             file.write_bytes(damage(whole))
-        with keeping.keeping(tmp_path, "asked"):
+        with statistic_store.keeping(tmp_path, "asked"):
             assert measure(Minimum(model, (x, y)), ["margin"])["margin"].value == truth

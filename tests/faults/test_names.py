@@ -13,8 +13,8 @@ from torch import nn
 
 from flatminima import Minimum, measure
 from flatminima.errors import DataError, UnknownName
+from flatminima.escaping import shown, shown_lines
 from flatminima.io import json_text
-from flatminima.shown import shown, shown_lines
 from hostile import spoken
 
 # clear the screen, set the title, ring, move back, end a line, reverse text, join invisibly, C1's CSI, DEL

@@ -26,7 +26,7 @@ CALLS |= {"from_pretrained", "load_from_disk", "read_table", "ParquetFile", "Zip
 CALLS |= {"load_dataset", "load_dataset_builder", "unsafe_load", "safe_load", "read_parquet", "memmap"}
 # Where a file of the user's is opened or parsed, and which reader's test that is. What is absent here fails.
 OPENED = {
-    "reading.py": {"read_bytes": "every JSON reader", "parsed": "every JSON reader",
+    "untrusted.py": {"read_bytes": "every JSON reader", "parsed": "every JSON reader",
                    "parsed_yaml": "tests/cli/test_source.py: a configuration runs no code"},
     "io.py": {"write_whole": "writes", "append_line": "writes", "run_key": "ranked table: bytes of a checkpoint",
               "sync_folder": "a folder", "_opened_without_links": "writes"},
@@ -49,7 +49,7 @@ OPENED = {
     "data/huggingface.py": {"_open": "test_a_path_in_a_table_is_not_opened",
                             "_known_splits": "the same folder once more",
                             "_saved": "tests/data/test_files.py: a saved data set names no place outside"},
-    "core/keeping.py": {"get": "test_damaged_files_are_not_used"},
+    "core/statistic_store.py": {"get": "test_damaged_files_are_not_used"},
     "core/distributed.py": {"_sendable": "an error of its own, there and back"},
     "studies/claims/registry.py": {"_read": "files of the package"},
     "studies/wang_toy.py": {"pages": "a file of the package"},
@@ -61,7 +61,7 @@ OPENED = {
     "training/weights_file.py": {"read_weights": "weights.safetensors", "_safetensors": "weights.safetensors",
                                  "_torch": "weights.pt", "_in_order": "its own bytes again"},
 }  # fmt: skip
-OWN = {"self.open", "network.open", "minimum.open", "copied.open", "shelf.open", "self.minimum.open", "other.open",
+OWN = {"self.open", "network.open", "minimum.open", "copied.open", "store.open", "self.minimum.open", "other.open",
        "seen.open", "few.open", "huggingface.read", "factory.load"}  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_every_call_that_opens_a_file_is_known() -> None:
         for function, names in _opening(path).items():
             if function not in OPENED.get(name, {}) and not all(n in _OF_OURS for n in names):
                 unknown.append(f"{name}:{function}: {names}")
-    assert not unknown, "give each a reader's test, or use flatminima.reading: " + "; ".join(unknown)
+    assert not unknown, "give each a reader's test, or use flatminima.untrusted: " + "; ".join(unknown)
     for name, functions in OPENED.items():
         assert set(functions) <= set(_opening(ROOT / name)), f"{name} no longer opens what is listed"
 

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from flatminima import Minimum, measure
 from flatminima.errors import CheckpointError, FlatMinimaError
 from flatminima.models import mlp
-from flatminima.reading import Unreadable, parsed
 from flatminima.training import load_checkpoint, read_weights
+from flatminima.untrusted import Unreadable, parsed
 from hostile import Made, call, one_line
 
 FULL = bool(os.environ.get("FLATMINIMA_HOSTILE"))

@@ -14,7 +14,7 @@ from flatminima import Minimum
 from flatminima.errors import UsageError
 from flatminima.measures import power_law_exponent
 from flatminima.statistics import fit_power_law, power_law as module
-from flatminima.statistics.spectra import spectrum
+from flatminima.statistics.weight_spectra import spectrum
 
 
 def _pareto(n, alpha, seed):

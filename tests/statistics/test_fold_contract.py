@@ -23,7 +23,7 @@ from flatminima import Minimum, statistics
 from flatminima.core.batch import Batch
 from flatminima.core.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform
 from flatminima.core.statistic import Fold, Statistic
-from flatminima.core.sweep import Ride, SweepRun
+from flatminima.core.sweep import SharedPass, SweepRun
 from flatminima.errors import Undefined
 from flatminima.statistics import (
     AdaptiveWorstLoss,
@@ -203,7 +203,7 @@ def merged(minimum: Minimum, fold: Fold[Any, Any], parts: list[list[Tensor]]) ->
     states = []
     with minimum.open():
         for part in parts:
-            run = SweepRun(minimum, Ride((fold,), fold.order_seed, fold.multiple))
+            run = SweepRun(minimum, SharedPass((fold,), fold.order_seed, fold.multiple))
             for positions in part:
                 batch = Batch(minimum, order[positions], int(positions[0]))
                 run.update(batch, [fold])
@@ -366,8 +366,8 @@ def test_an_exception_in_forward_leaves_the_model_as_it_was(
 
 @dataclasses.dataclass(frozen=True)
 class _Raises(Gram):
-    def hear(self, state: Any, layer: Any, batch: Batch) -> None:
-        raise KeyError("in hear")
+    def receive(self, state: Any, layer: Any, batch: Batch) -> None:
+        raise KeyError("in receive")
 
 
 def test_an_exception_in_the_backward_pass_leaves_the_model_as_it_was(untouched: Untouched) -> None:
@@ -375,17 +375,17 @@ def test_an_exception_in_the_backward_pass_leaves_the_model_as_it_was(untouched:
     for name in ("batch_norm2d", "multi-head attention"):
         model, data = BY_NAME[name].make()
         minimum = Minimum(model, data)
-        with untouched(model), pytest.raises(KeyError, match="in hear"):
+        with untouched(model), pytest.raises(KeyError, match="in receive"):
             minimum[_Raises(3)]
         assert minimum[Gram(3)].trials == 2
 
 
 @dataclasses.dataclass(frozen=True)
 class _Withdraws(FisherDiagonal):
-    def hear(self, state: Any, layer: Any, batch: Batch) -> None:
+    def receive(self, state: Any, layer: Any, batch: Batch) -> None:
         if batch.start:
             raise Undefined("not for the second batch")
-        super().hear(state, layer, batch)
+        super().receive(state, layer, batch)
 
 
 def test_one_undefined_fold_does_not_spoil_its_company() -> None:

@@ -20,7 +20,7 @@ from flatminima.studies.claims.checks import CHECKS
 from flatminima.studies.claims.judge import correct, judge
 from flatminima.studies.claims.quantities import fits, rows, value
 from flatminima.studies.claims.registry import ALONG, BOUNDED, PAIRED, PREMISES, _claim
-from flatminima.studies.found import documents
+from flatminima.studies.result_files import documents
 from flatminima.studies.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]

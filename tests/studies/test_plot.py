@@ -13,8 +13,8 @@ from flatminima.report.theme import DARK_PALETTE, PALETTE, style, svg, themed
 from flatminima.studies import STUDIES
 from flatminima.studies._jia import METRICS, figure
 from flatminima.studies._neyshabur import draw_at_sharpness, draw_curves
-from flatminima.studies.found import documents
 from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.result_files import documents
 
 RESULTS = Path(__file__).parents[2] / "results" / "studies"
 

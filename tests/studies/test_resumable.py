@@ -14,7 +14,7 @@ from flatminima.models import build
 from flatminima.studies import STUDIES, Study, releases, reproduce, resumable, runner
 from flatminima.studies.engines import Work, attempt
 from flatminima.studies.resumable import keeping, share, train
-from flatminima.studies.shelf import Shelf, under_way
+from flatminima.studies.run_store import RunStore, under_way
 from flatminima.training import TrainConfig
 
 EPOCHS = 6
@@ -121,19 +121,19 @@ def test_a_damaged_checkpoint_costs_the_run_and_no_more(tmp_path):
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PATIENCE", 0.0)
-    shelf = Shelf(tmp_path, study(trained))
-    with claimed(under_way(shelf.file({"seed": 1}))):
+    store = RunStore(tmp_path, study(trained))
+    with claimed(under_way(store.file({"seed": 1}))):
         found = reproduce(study(trained), tmp_path)
     assert found["missing"] == 1 and [r["config"]["seed"] for r in found["runs"]] == [0, 2]
     assert reproduce(study(trained), tmp_path)["missing"] == 0
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_not_done_again(tmp_path):
-    shelf, config = Shelf(tmp_path, study(trained)), {"seed": 0}
-    shelf.open()
-    work = Work(config, {}, shelf.file(config))
+    store, config = RunStore(tmp_path, study(trained)), {"seed": 0}
+    store.open()
+    work = Work(config, {}, store.file(config))
     first = attempt(trained, work)
-    shelf.put(config, first)
+    store.put(config, first)
     assert attempt(trained, work) is None
     assert not list(tmp_path.rglob("*.part"))
 

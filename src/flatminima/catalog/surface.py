@@ -15,7 +15,7 @@ NAMES: dict[str, str] = {
     "RankTable": "ranking",
     "Ranks": "core.distributed",
     "Recipe": "certification",
-    "ShardedMinimum": "sharded",
+    "ShardedMinimum": "core.fsdp",
     "TrackTable": "track",
     "Tracker": "track",
     "Union": "certification",
@@ -26,8 +26,8 @@ NAMES: dict[str, str] = {
     "choose": "ranking",
     "compare_errors": "ranking",
     "diagnose": "diagnosis",
-    "measure": "rounds",
-    "plan": "rounds",
+    "measure": "measuring",
+    "plan": "measuring",
     "rank": "ranking",
 }
 

@@ -23,8 +23,8 @@ from flatminima.certification.around import certify_around
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.division.reading import read_samples
 from flatminima.certification.division.split import Drawn, Groups, Repetition, fair_draw
+from flatminima.certification.from_recipe import certify_recipe
 from flatminima.certification.gibbs.outputs import Packing
-from flatminima.certification.learned import certify_recipe
 from flatminima.certification.ledger import Account
 from flatminima.certification.pipeline import Union
 from flatminima.certification.provenance import Factory, Start
@@ -36,8 +36,8 @@ from flatminima.core.minimum import Minimum
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import UsageError
 from flatminima.io import claimed, json_text, write_whole
-from flatminima.reading import read_json
 from flatminima.training import TrainConfig
+from flatminima.untrusted import read_json
 
 # Of the budget: the prior earns most, and evaluation needs draws of the order of ten passes.
 _PRIOR, _POSTERIOR, _EVALUATION = 0.6, 0.15, 0.1

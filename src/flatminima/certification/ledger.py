@@ -26,7 +26,7 @@ from flatminima.certification.pipeline import Confidence, Union
 from flatminima.core.samples import Samples
 from flatminima.errors import FolderInUse, UsageError
 from flatminima.io import cannot_write, json_text, make_folder, write_whole
-from flatminima.reading import Unreadable, read_json
+from flatminima.untrusted import Unreadable, read_json
 
 _SCHEMA = 1
 _WAIT = 30.0  # seconds for another process that is writing a line

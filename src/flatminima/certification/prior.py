@@ -21,8 +21,8 @@ from flatminima.certification.division.reading import read_samples
 from flatminima.certification.division.split import Division
 from flatminima.certification.gibbs.outputs import Logits, Packed, Packing
 from flatminima.certification.gibbs.risk import constant_errors
+from flatminima.certification.hidden_numbers import numbers_held
 from flatminima.certification.provenance import UNTRAINED, Start
-from flatminima.certification.smuggled import numbers_held
 from flatminima.certification.train import Checkpoint, tensors_at, train_prior
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import Parameters, copied

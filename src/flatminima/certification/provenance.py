@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
 from flatminima.certification.gibbs.outputs import Logits, Packed, Packing, find_head, two_class, watched_outputs
-from flatminima.certification.smuggled import numbers_held
+from flatminima.certification.hidden_numbers import numbers_held
 from flatminima.core.guard import same_randomness
 from flatminima.core.parameters import unwrap
 from flatminima.core.perturbation import mix

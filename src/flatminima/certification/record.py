@@ -27,9 +27,9 @@ from flatminima.certification.conditions import (
     prior_condition,
 )
 from flatminima.certification.division.split import Division, Groups, Repetition, split
+from flatminima.certification.from_recipe import Certified, checksum, risk_of_recipe, sigma_penalty, tally
 from flatminima.certification.gibbs.outputs import Logits, Packing
 from flatminima.certification.gibbs.stochastic import Prior
-from flatminima.certification.learned import Certified, checksum, risk_of_recipe, sigma_penalty, tally
 from flatminima.certification.pipeline import Confidence, Union, assemble
 from flatminima.certification.prior import Centre, Scales
 from flatminima.certification.provenance import Factory, Start
@@ -42,8 +42,8 @@ from flatminima.core.perturbation import Relative
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import CheckpointError, UsageError
 from flatminima.io import json_text, make_folder, versions, write_whole
-from flatminima.reading import Unreadable, read_json
 from flatminima.training import read_weights, write_weights
+from flatminima.untrusted import Unreadable, read_json
 
 _SCHEMA = 2
 CERTIFICATE, WEIGHTS = "certificate.json", "weights.safetensors"

@@ -34,9 +34,9 @@ from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Samples
 from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.io import write_whole
-from flatminima.reading import refuse_other_files
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
+from flatminima.untrusted import refuse_other_files
 
 _Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -30,14 +30,14 @@ from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
 from flatminima.cli.panels import paneled
 from flatminima.cli.rank import rank
-from flatminima.cli.ranks import first, leave_together
 from flatminima.cli.report import report
 from flatminima.cli.reproduce import own_study, reproduce
 from flatminima.cli.terminal import say
+from flatminima.cli.torchrun import first, leave_together
 from flatminima.cli.track import track
 from flatminima.cli.train import train
 from flatminima.errors import FlatMinimaError, UsageError
-from flatminima.shown import shown
+from flatminima.escaping import shown
 
 FAILED, BAD_USAGE, _SIGNALLED = 1, 2, 128
 

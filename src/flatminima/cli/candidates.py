@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima import budgets
 from flatminima.cli.device import take_threads
-from flatminima.cli.other_scaling import other_scaling
 from flatminima.cli.request import Request, load_network, make_minimum, with_options
+from flatminima.cli.scaling_hint import other_scaling
 from flatminima.cli.source import samples_of
 from flatminima.cli.terminal import say
 from flatminima.errors import CheckpointError, DataError, ModelError, NumericalError, UnknownName, UsageError
 from flatminima.io import json_text
-from flatminima.reading import read_json
+from flatminima.untrusted import read_json
 
 if TYPE_CHECKING:
     from flatminima.cli.source import Given
@@ -125,7 +125,7 @@ def _table(request: Request, minimum: Minimum, output: Path | None) -> MeasureTa
 
 
 def _one(request: Request, minimum: Minimum) -> MeasureTable:
-    from flatminima.rounds import measure
+    from flatminima.measuring import measure
 
     return measure(minimum, [with_options(name, request.budget, request.subset, minimum) for name in request.names])
 

@@ -27,8 +27,8 @@ def card(
     if not found:
         raise UsageError(f"{folder} holds neither {_MEASURES} nor {_CERTIFICATE}; run measure or certify with --output")
     from flatminima.io import write_whole
-    from flatminima.reading import Unreadable, read_text
     from flatminima.report.card import card as section, put
+    from flatminima.untrusted import Unreadable, read_text
 
     path = output or folder / "card.md"
     try:

@@ -26,7 +26,7 @@ from flatminima.catalog.choices import (
 from flatminima.cli.around import Around, maker
 from flatminima.cli.certificate import WRITES, show
 from flatminima.cli.device import take_threads, usable
-from flatminima.cli.grouped import grouped
+from flatminima.cli.option_groups import grouped
 from flatminima.cli.options import DATA_HELP, AppDir, AsJson, Device, DryRun, ModelArg, ModelConfig, Seed, Threads
 from flatminima.cli.output import writable
 from flatminima.cli.sample_options import Reading

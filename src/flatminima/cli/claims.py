@@ -23,7 +23,7 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
     """
     from flatminima.studies import STUDIES
     from flatminima.studies.claims import evaluate, papers
-    from flatminima.studies.found import documents
+    from flatminima.studies.result_files import documents
 
     if paper is not None and paper not in papers():
         raise UnknownName("paper", paper, papers())

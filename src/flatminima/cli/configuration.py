@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flatminima.errors import MissingExtra, UsageError
-from flatminima.reading import parsed, parsed_yaml, read_text
+from flatminima.untrusted import parsed, parsed_yaml, read_text
 
 _MOST = 1 << 22  # bytes of a configuration
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

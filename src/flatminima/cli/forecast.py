@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flatminima.cli import explain
-from flatminima.cli.timed import Clock, Trials
+from flatminima.cli.trial_runs import Clock, Trials
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost
 from flatminima.io import json_text
+from flatminima.measuring import Plan, absent, plan
 from flatminima.rescaling import FACTORS, rescalings
-from flatminima.rounds import Plan, absent, plan
 
 if TYPE_CHECKING:
-    from flatminima.rounds import MeasureFunction
+    from flatminima.measuring import MeasureFunction
 
 _PRODUCTS = 12  # until two eigenvectors have converged, typically
 _STEPS = 3  # of a landscape that is tried

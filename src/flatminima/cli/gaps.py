@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flatminima.errors import DataError
-from flatminima.reading import Unreadable, read_text
+from flatminima.untrusted import Unreadable, read_text
 
 
 def read_gaps(path: Path, checkpoints: Sequence[Path]) -> tuple[list[float], list[dict[str, str]] | None]:

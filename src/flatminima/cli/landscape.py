@@ -13,7 +13,7 @@ import typer
 from flatminima.catalog.choices import DIRECTIONS, LOSSES
 from flatminima.cli import language
 from flatminima.cli.device import take_threads, usable
-from flatminima.cli.grouped import grouped
+from flatminima.cli.option_groups import grouped
 from flatminima.cli.options import (
     AppDir,
     AsJson,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flatminima.cli import explain
-from flatminima.cli.grouped import grouped
-from flatminima.cli.measured import WRITES, Measured, keep_finished, save
+from flatminima.cli.measure_output import WRITES, Measured, keep_finished, save
+from flatminima.cli.option_groups import grouped
 from flatminima.cli.options import (
     DATA_HELP,
     AppDir,
@@ -33,18 +33,18 @@ from flatminima.cli.options import (
     Threads,
 )
 from flatminima.cli.output import forget, kept_for, writable
-from flatminima.cli.ranks import first
 from flatminima.cli.request import MORE, Request, minimum_of, with_options
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import bars, say, tell
 from flatminima.cli.threshold import Threshold, refuse_crossed
+from flatminima.cli.torchrun import first
 from flatminima.errors import UsageError
 from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
+    from flatminima.measuring import MeasureFunction
     from flatminima.rescaling import Audit
-    from flatminima.rounds import MeasureFunction
 
 
 @grouped
@@ -93,7 +93,7 @@ def measure(
     )  # fmt: skip
     request.check()
     if no_data:
-        from flatminima.cli.weights_alone import measure_weights
+        from flatminima.cli.without_data import measure_weights
 
         measure_weights(request, output, fail_if, as_json)
         return
@@ -147,7 +147,7 @@ def _measured(
     output: Path | None,
 ) -> Measured:  # fmt: skip
     from flatminima.diagnosis import diagnose
-    from flatminima.rounds import measure as run
+    from flatminima.measuring import measure as run
 
     try:
         table = run(minimum, wanted)

@@ -17,7 +17,7 @@ def kept_for(output: Path | None, asked: dict[str, Any]) -> Iterator[None]:
     if output is None:
         yield
         return
-    from flatminima.core.keeping import keeping
+    from flatminima.core.statistic_store import keeping
     from flatminima.io import run_key
 
     with keeping(output, run_key(asked)):
@@ -27,7 +27,7 @@ def kept_for(output: Path | None, asked: dict[str, Any]) -> Iterator[None]:
 def forget(output: Path | None) -> None:
     """Delete the statistics that were kept for results that are written now."""
     if output is not None:
-        from flatminima.core.keeping import done
+        from flatminima.core.statistic_store import done
 
         done(output)
 

@@ -18,9 +18,9 @@ import typer
 
 from flatminima import catalog
 from flatminima.cli.candidates import held_out, measured
+from flatminima.cli.early_checks import check_data
 from flatminima.cli.gaps import read_gaps
-from flatminima.cli.given_checks import check_data
-from flatminima.cli.grouped import grouped
+from flatminima.cli.option_groups import grouped
 from flatminima.cli.options import (
     AppDir,
     AsJson,

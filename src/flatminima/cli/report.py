@@ -10,7 +10,7 @@ import typer
 from flatminima.cli.terminal import say
 from flatminima.errors import FlatMinimaError, UsageError
 from flatminima.io import PATIENCE, claimed
-from flatminima.reading import Unreadable, read_json
+from flatminima.untrusted import Unreadable, read_json
 
 _NUMBERS = ("measures.json", "results.json", "certificate.json", "landscape.json", "result.json", "rank.json")
 
@@ -42,7 +42,7 @@ def report(
 def _studies(folder: Path) -> bool:
     """The page of the studies that `reproduce` or `own-study` left there, where there are any."""
     from flatminima.cli.reproduce import show_again
-    from flatminima.studies.found import documents
+    from flatminima.studies.result_files import documents
 
     if not documents(folder):
         return False

@@ -164,7 +164,7 @@ def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_cla
 def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, redraw: bool = False) -> None:
     """Table and page of the results there are, of one study or of all."""
     from flatminima import studies
-    from flatminima.studies.found import documents
+    from flatminima.studies.result_files import documents
     from flatminima.studies.runner import redraw as redrawn
 
     try:

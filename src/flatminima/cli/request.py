@@ -12,10 +12,10 @@ from flatminima import budgets, catalog
 from flatminima.catalog.choices import LOSSES
 from flatminima.cli import factory, language
 from flatminima.cli.device import take_threads, usable
-from flatminima.cli.given_checks import check_network, check_samples
-from flatminima.cli.ranks import ranks
+from flatminima.cli.early_checks import check_network, check_samples
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.source import Given, samples_of
+from flatminima.cli.torchrun import ranks
 from flatminima.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from flatminima.core.distributed import Ranks
     from flatminima.core.minimum import Minimum
-    from flatminima.rounds import MeasureFunction
+    from flatminima.measuring import MeasureFunction
 
 MORE = "see flatminima list"
 
@@ -155,7 +155,7 @@ def make_minimum(request: Request, network: nn.Module, data: Any, shared: Ranks 
 
 def with_options(name: str, budget: str, subset: int | None, minimum: Minimum) -> MeasureFunction:
     """The measure with the budget's counts, and with its Gram subset where that is given."""
-    from flatminima.rounds import positions
+    from flatminima.measuring import positions
 
     function: MeasureFunction = catalog.measure(name).load()
     given = budgets.options(budget, name)

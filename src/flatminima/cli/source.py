@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatminima.cli import factory, language
-from flatminima.cli.given_checks import check_network, check_samples, is_function
-from flatminima.cli.own_words import own_words
+from flatminima.cli.early_checks import check_network, check_samples, is_function
+from flatminima.cli.messages import own_words
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import say
 from flatminima.errors import DataError, UnknownName
@@ -194,7 +194,7 @@ def read(
     Raises:
         UsageError: in the command line's words.
     """
-    from flatminima.cli.given import from_function, unlabelled_rows
+    from flatminima.cli.user_data import from_function, unlabelled_rows
     from flatminima.data import prepare
     from flatminima.progress import report
 

@@ -45,8 +45,8 @@ def finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> li
     """The page of everything in the folder, and the table of the studies and scales that are wanted."""
     from flatminima.io import PATIENCE, claimed
     from flatminima.report.studies import write_studies
-    from flatminima.studies.found import documents
     from flatminima.studies.index import together
+    from flatminima.studies.result_files import documents
 
     whole, findings = together(documents(output))
     found = [d for d in whole if (d["id"], d["scale"]) in wanted]

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.segment import Segment
 
 from flatminima import progress
-from flatminima.shown import shown, shown_lines
+from flatminima.escaping import shown, shown_lines
 
 WIDTH = 80
 _PATIENCE = 1.0  # seconds before a bar appears

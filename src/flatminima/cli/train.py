@@ -13,10 +13,10 @@ from typing import Any
 
 import typer
 
-from flatminima.cli.grouped import grouped
-from flatminima.cli.ranks import first
+from flatminima.cli.option_groups import grouped
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import bars, say, tell
+from flatminima.cli.torchrun import first
 from flatminima.cli.train_options import (
     KeepingOptions,
     LengthOptions,

@@ -12,7 +12,7 @@ import typer
 
 from flatminima.catalog.choices import AUGMENTATIONS, LOSSES, METHODS, PRECISIONS, SCHEDULES
 from flatminima.cli import factory
-from flatminima.cli.given_checks import check_network, check_samples
+from flatminima.cli.early_checks import check_network, check_samples
 from flatminima.cli.options import (
     AppDir,
     AsJson,

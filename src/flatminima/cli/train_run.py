@@ -13,9 +13,9 @@ from flatminima import progress
 from flatminima.cli import factory, language
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.epoch_lines import EpochLines, tensorboard_rows
-from flatminima.cli.ranks import first, own_device, ranks
 from flatminima.cli.source import samples_of
 from flatminima.cli.terminal import say
+from flatminima.cli.torchrun import first, own_device, ranks
 from flatminima.cli.train_options import KeepingOptions, TrainRequest
 from flatminima.cli.train_track import follow
 from flatminima.core.distributed import Ranks

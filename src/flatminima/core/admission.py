@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.core.batch import Batch
-from flatminima.core.following import out_of_memory
+from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import random_marks, same_randomness
 from flatminima.core.identity import settings
 from flatminima.core.samples import check_every_target, leaves

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flatminima.core.following import (
+from flatminima.core.gradient_check import (
     LayerComparison,
     LayersDisagree,
     Watch,
@@ -183,10 +183,10 @@ class Batch:
     def _by_layers(self, recorded: Recorded, inputs: list[Tensor]) -> Backward:
         """One graph to the layers' outputs; a backward pass hands out each layer's gradients of all samples."""
 
-        def back(seed: Tensor, heard: list[_Listener], retain: bool) -> list[Tensor]:
+        def back(seed: Tensor, listeners: list[_Listener], retain: bool) -> list[Tensor]:
             self.minimum.passes.backward += len(self)
             with following_errors():
-                return recorded.tape.backward(recorded.output, seed, _broadcast(heard), inputs, retain)
+                return recorded.tape.backward(recorded.output, seed, _broadcast(listeners), inputs, retain)
 
         return back
 
@@ -306,7 +306,7 @@ class Batch:
         self._receive(torch.cat(singles))
         _refuse_constant(singles[0])
 
-        def back(seed: Tensor, heard: list[_Listener], retain: bool) -> list[Tensor]:
+        def back(seed: Tensor, listeners: list[_Listener], retain: bool) -> list[Tensor]:
             minimum.passes.backward += len(self)
             rows: list[list[Tensor]] = []
             for i, output in enumerate(singles):
@@ -327,7 +327,7 @@ class Batch:
             stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
             n = len(parameters.tensors)
             by_name = dict(zip(parameters.names, stacked[:n], strict=True))
-            _broadcast(heard)(LayerGradient("all parameters", summed=by_name))
+            _broadcast(listeners)(LayerGradient("all parameters", summed=by_name))
             return [g.sum(0) for g in stacked[n:]]  # sample i alone depends on row i
 
         return back

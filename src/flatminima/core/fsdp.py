@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.activation_pattern import Kinks
 from flatminima.core.admission import refuse_training_mode
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.identity import sample_bytes
-from flatminima.core.kinks import Kinks
 from flatminima.core.network import Network, Passes
 from flatminima.core.samples import Inputs, Samples, as_samples, leaves, map_tensors
 from flatminima.core.sharded_parameters import ShardedParameters

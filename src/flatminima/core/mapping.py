@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 from flatminima.core.ambient import LOCK, neutral
-from flatminima.core.keeping import ABSENT, keeper, quietly
 from flatminima.core.statistic import Fold, Statistic
-from flatminima.core.sweep import rides, sweep
+from flatminima.core.statistic_store import ABSENT, keeper, quietly
+from flatminima.core.sweep import shared_passes, sweep
 from flatminima.errors import Absent, Undefined
 
 T = TypeVar("T")
@@ -131,8 +131,8 @@ class StatisticMapping(ABC):
             generation, out = self.generation, dict[Any, Any]()
             if folds:
                 with self.open():
-                    for ride in rides(folds):
-                        out |= self.within_memory(partial(sweep, self, ride, tolerant=tolerant))  # type: ignore[arg-type]
+                    for shared in shared_passes(folds):
+                        out |= self.within_memory(partial(sweep, self, shared, tolerant=tolerant))  # type: ignore[arg-type]
             if self.generation == generation:
                 return out
             for known in self._layers:  # made in a way that turned out to be wrong

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from flatminima.core.admission import admit, refuse_training_mode
 from flatminima.core.ambient import neutral, the_models_own
 from flatminima.core.distributed import Ranks
-from flatminima.core.following import LayerComparison, LayersDisagree, RowSums, row_weights, watchable
+from flatminima.core.gradient_check import LayerComparison, LayersDisagree, RowSums, row_weights, watchable
 from flatminima.core.guard import differentiable, same_randomness, untouched
 from flatminima.core.identity import fingerprint, marks_of, structure
-from flatminima.core.keeping import content_of
 from flatminima.core.layer_gradient import Unit
 from flatminima.core.layers import units_of
 from flatminima.core.losses import Loss
-from flatminima.core.moved import refuse_moved
+from flatminima.core.moved_weights import refuse_moved
 from flatminima.core.network import Network, Passes
 from flatminima.core.parameters import Parameters, copied, unwrap
 from flatminima.core.samples import (
@@ -39,8 +38,9 @@ from flatminima.core.samples import (
 )
 from flatminima.core.sharing import aliases, tied
 from flatminima.core.statistic import Fold, Needs, Reads, Statistic
+from flatminima.core.statistic_store import content_of
 from flatminima.errors import DataError, ModelError, StaleMinimum, Undefined, UsageError
-from flatminima.shown import shown
+from flatminima.escaping import shown
 
 _TRIED = 8  # random samples on which the way to per-sample gradients is chosen
 
@@ -245,7 +245,7 @@ class Minimum(Network):
 
     @cached_property
     def watchable(self) -> bool:
-        """Whether a forward pass may be watched (see `following`)."""
+        """Whether a forward pass may be watched (see `gradient_check`)."""
         return watchable(self.model)
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flatminima.core.batch import Batch
 from flatminima.core.distributed import Ranks
-from flatminima.core.following import Following, out_of_memory
+from flatminima.core.gradient_check import Following, out_of_memory
 from flatminima.core.losses import Loss
 from flatminima.core.mapping import StatisticMapping
 from flatminima.core.output import logits

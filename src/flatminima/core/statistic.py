@@ -136,7 +136,7 @@ class Fold(Statistic[T], Generic[S, T]):
     def finish(self, state: S) -> T:
         """The value; the only place that divides."""
 
-    def hear(self, state: S, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: S, layer: LayerGradient, batch: Batch) -> None:
         """One layer's gradients of this batch, during the backward pass; nothing of it may be kept."""
 
     def compute(self, minimum: Minimum) -> T:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flatminima import progress
 from flatminima.core.batch import Batch
-from flatminima.core.following import LayersDisagree, out_of_memory
+from flatminima.core.gradient_check import LayersDisagree, out_of_memory
 from flatminima.core.layer_gradient import LayerGradient
 from flatminima.core.statistic import Fold, Reads
 from flatminima.errors import Absent, FlatMinimaError, Undefined
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ride:
+class SharedPass:
     """Folds that share one pass: one order of the samples, one batch size."""
 
     folds: tuple[Fold[Any, Any], ...]
@@ -32,7 +32,7 @@ class Ride:
     multiple: int
 
 
-def rides(folds: Sequence[Fold[Any, Any]]) -> list[Ride]:
+def shared_passes(folds: Sequence[Fold[Any, Any]]) -> list[SharedPass]:
     """Group folds into as few passes as their orders and batch multiples allow."""
     groups: list[tuple[int | None, int, list[Fold[Any, Any]]]] = []
     for fold in sorted(folds, key=lambda f: (f.order_seed is None, -f.multiple)):
@@ -42,11 +42,11 @@ def rides(folds: Sequence[Fold[Any, Any]]) -> list[Ride]:
                 break
         else:
             groups.append((fold.order_seed, fold.multiple, [fold]))
-    return [Ride(tuple(members), seed, multiple) for seed, multiple, members in groups]
+    return [SharedPass(tuple(members), seed, multiple) for seed, multiple, members in groups]
 
 
 def sweep(
-    minimum: Minimum, ride: Ride, index: Callable[[int, int], Tensor] | None = None, *, tolerant: bool = False
+    minimum: Minimum, shared: SharedPass, index: Callable[[int, int], Tensor] | None = None, *, tolerant: bool = False
 ) -> dict[Fold[Any, Any], Any]:
     """Values of a shared pass's folds; a fold that has none maps to its `Absent`.
 
@@ -54,12 +54,12 @@ def sweep(
 
     Args:
         minimum: model, data and loss; the caller guards the model.
-        ride: from `rides`.
+        shared: from `shared_passes`.
         index: positions start..stop of the order to sample indices (tests split the data with it).
         tolerant: an error of one fold's own is why that fold is absent, whatever its class.
     """
     while True:
-        run = SweepRun(minimum, ride, index, tolerant=tolerant)
+        run = SweepRun(minimum, shared, index, tolerant=tolerant)
         minimum.following.begin()
         try:
             if minimum.ranks is None:
@@ -79,17 +79,17 @@ class SweepRun:
     def __init__(
         self,
         minimum: Minimum,
-        ride: Ride,
+        shared: SharedPass,
         index: Callable[[int, int], Tensor] | None = None,
         *,
         tolerant: bool = False,
     ) -> None:
-        self.minimum, self.ride, self.index, self.tolerant = minimum, ride, index, tolerant
-        self.order = None if ride.order_seed is None else minimum.samples.order(ride.order_seed)
+        self.minimum, self.shared, self.index, self.tolerant = minimum, shared, index, tolerant
+        self.order = None if shared.order_seed is None else minimum.samples.order(shared.order_seed)
         self.states: dict[Fold[Any, Any], Any] = {}
         self.results: dict[Fold[Any, Any], Any] = {}
         self.limits: dict[Fold[Any, Any], int] = {}
-        for fold in ride.folds:
+        for fold in shared.folds:
             self._set(fold, self.own(fold, partial(fold.init, minimum)))
             if fold in self.states:
                 limit = self.own(fold, partial(fold.limit, minimum))
@@ -123,9 +123,9 @@ class SweepRun:
 
     def go(self, start: int, end: int) -> None:
         """Over the positions from start to end."""
-        minimum, multiple = self.minimum, self.ride.multiple
+        minimum, multiple = self.minimum, self.shared.multiple
         step = multiple * max(1, minimum.batch_size // multiple)
-        task = ", ".join(sorted({type(fold).__name__ for fold in self.ride.folds}))
+        task = ", ".join(sorted({type(fold).__name__ for fold in self.shared.folds}))
         while start < end and self.states:
             limits = self.limits.values()
             stop = min(start + step, end, *(x for x in limits if x > start and x % multiple == 0))
@@ -139,11 +139,11 @@ class SweepRun:
         """This rank's part, then everybody's together."""
 
         def work() -> tuple[list[Any], list[Any]]:
-            self.go(*ranks.span(self.total, self.ride.multiple))
-            return [self.states.get(f) for f in self.ride.folds], [self.results.get(f) for f in self.ride.folds]
+            self.go(*ranks.span(self.total, self.shared.multiple))
+            return [self.states.get(f) for f in self.shared.folds], [self.results.get(f) for f in self.shared.folds]
 
         parts = ranks.together(work)
-        for i, fold in enumerate(self.ride.folds):
+        for i, fold in enumerate(self.shared.folds):
             lost = next((results[i] for _, results in parts if results[i] is not None), None)
             if lost is not None:
                 self._lose(fold, lost)
@@ -167,20 +167,20 @@ class SweepRun:
         raised: list[Exception] = []
 
         def hearer(fold: Fold[Any, Any]) -> Callable[[LayerGradient], None]:
-            def hear(layer: LayerGradient) -> None:
+            def receive(layer: LayerGradient) -> None:
                 if fold in lost or raised:
                     return
                 try:
-                    absent = self.own(fold, lambda: fold.hear(self.states[fold], layer, batch))
+                    absent = self.own(fold, lambda: fold.receive(self.states[fold], layer, batch))
                 except Exception as error:  # within autograd's backward pass, which takes it for its own
                     raised.append(error)
                     return
                 if isinstance(absent, Absent):
                     lost[fold] = absent
 
-            return hear
+            return receive
 
-        def hears(flag: Reads) -> list[Callable[[LayerGradient], None]]:
+        def listeners(flag: Reads) -> list[Callable[[LayerGradient], None]]:
             return [hearer(fold) for fold in folds if reads_of[fold] & flag]
 
         reads = reduce(or_, reads_of.values(), Reads(0))
@@ -188,7 +188,7 @@ class SweepRun:
         for fold in folds:
             if reads_of[fold] & Reads.DRAWN and fold.drawn is not None:
                 drawn.setdefault(fold.drawn, []).append(hearer(fold))
-        read = partial(batch.read, layers=hears(Reads.LAYERS), columns=hears(Reads.COLUMNS), drawn=drawn)
+        read = partial(batch.read, layers=listeners(Reads.LAYERS), columns=listeners(Reads.COLUMNS), drawn=drawn)
         missing = self._read(reads, read)
         if raised:
             raise raised[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.errors import DataError
-from flatminima.reading import Unreadable, parsed_yaml
+from flatminima.untrusted import Unreadable, parsed_yaml
 
 _CARDS = ("README.md", ".huggingface.yaml")
 _MOST = 1 << 20  # bytes of a card

@@ -18,9 +18,9 @@ from torch import Tensor
 from flatminima import progress
 from flatminima.catalog.choices import DIRECTIONS
 from flatminima.core.ambient import in_neutral
-from flatminima.core.keeping import ABSENT, content_of, keeper, quietly
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Gaussian, Perturbation, Relative, describe
+from flatminima.core.statistic_store import ABSENT, content_of, keeper, quietly
 from flatminima.display import html
 from flatminima.errors import UsageError
 from flatminima.landscape.direction import Direction

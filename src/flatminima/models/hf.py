@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from flatminima.errors import CheckpointError, MissingExtra, ModelError, UsageError
-from flatminima.reading import Unreadable, read_json
+from flatminima.untrusted import Unreadable, read_json
 
 _PREFIX = "hf:"
 Task = Literal["causal_lm", "sequence_classification", "token_classification"]

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, overload
 import torch
 from torch import Tensor
 
-from flatminima.core.moved import put_back
+from flatminima.core.moved_weights import put_back
 from flatminima.optim.guards import Guards
 
 T = TypeVar("T")

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flatminima.core.moved import mark_moved, put_back
+from flatminima.core.moved_weights import mark_moved, put_back
 from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
-from flatminima.optim import ranks
+from flatminima.optim import ddp
 from flatminima.optim.combination import Count, LossFn, Piece, Sums, add, compared, pieces_of, scale, summed
 from flatminima.optim.difference import (
     DifferenceError,
@@ -148,12 +148,12 @@ class FisherTrace:
         """
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise UsageError(f"got beta={self.beta!r}; the weight of the penalty is finite and >= 0")
-        module = ranks.inner(self.model)
-        ranks.refuse_shards(module)
+        module = ddp.inner(self.model)
+        ddp.refuse_shards(module)
         weights = Weights(module, self._guards)
         if self.mode == "difference" and self.beta > 0:
             check_precision(weights.all, self.step, self.alpha)
-        ranks.share_buffers(self.model)
+        ddp.share_buffers(self.model)
         marks = mark_moved(weights.all)  # waits for a measurement, and none begins in another thread
         accumulated = [p.grad for p in weights.all]
         try:
@@ -164,7 +164,7 @@ class FisherTrace:
             for p, before in zip(weights.all, accumulated, strict=True):
                 p.grad = before
             put_back(marks)
-        total = ranks.mean(self.model, total, weights.all)
+        total = ddp.mean(self.model, total, weights.all)
         self._clip(total)
         for p, g in zip(weights.all, total, strict=True):
             if g is not None:
@@ -175,8 +175,8 @@ class FisherTrace:
 
     def error(self, loss_fn: LossFn, x: Any, y: Any) -> DifferenceError:
         """The difference against double backward on the first sub-batch; about four passes over it, nothing changes."""
-        ranks.refuse_shards(ranks.inner(self.model))
-        weights = Weights(ranks.inner(self.model), self._guards)
+        ddp.refuse_shards(ddp.inner(self.model))
+        weights = Weights(ddp.inner(self.model), self._guards)
         check_precision(weights.all, self.step, self.alpha)
         xi, yi, _ = cut(x, y, self.sub_batches)[0]
         before = [p.grad for p in weights.all]
@@ -211,7 +211,7 @@ class FisherTrace:
         if self.beta == 0:
             self.last = None
             return weights.gradient(loss_fn, x, y)[:2]
-        parts = cut(x, y, ranks.local(self.model, self.sub_batches, "sub_batches"))
+        parts = cut(x, y, ddp.local(self.model, self.sub_batches, "sub_batches"))
         chosen = self._chosen(len(parts))
         whole = self.main_gradient == "batch" or couples_the_batch(weights.module)
         pieces, total = pieces_of(parts, chosen, whole, count)
@@ -247,8 +247,8 @@ class FisherTrace:
             return loss, sums.main
         off, whole_loss, whole = compared(weights, loss_fn, pieces, sums, x, y)
         found = sums.measured and all(piece.count is None for piece in pieces)
-        self._measured = ranks.every(self.model, found)
-        if ranks.every(self.model, off == 0):
+        self._measured = ddp.every(self.model, found)
+        if ddp.every(self.model, off == 0):
             return loss, sums.main
         self.main_gradient = "batch"
         warnings.warn(
@@ -271,7 +271,7 @@ class FisherTrace:
     def _chosen(self, count: int) -> list[int]:
         if self.active is None or self.active >= self.sub_batches:
             return list(range(count))
-        some = min(ranks.local(self.model, self.active, "active"), count)
+        some = min(ddp.local(self.model, self.active, "active"), count)
         return sorted(torch.randperm(count, generator=generator(self.seed, self.steps))[:some].tolist())
 
     def _clip(self, total: Gradients) -> None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from flatminima.errors import UsageError
 from flatminima.optim.ascent import Slope, climb, inverse_norm, slopes
 from flatminima.optim.displacement import Gradients, Shared
-from flatminima.optim.reuse import Reuse
+from flatminima.optim.looksam import Reuse
 from flatminima.optim.running_statistics import kept
 from flatminima.optim.schedule import Clock
 from flatminima.optim.wrapper import Wrapper

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.core.ambient import LOCK
-from flatminima.core.moved import mark_moved, put_back
+from flatminima.core.moved_weights import mark_moved, put_back
 from flatminima.errors import UsageError
-from flatminima.optim.adoption import adopt
+from flatminima.optim.accelerate import adopt
 from flatminima.optim.displacement import Displacement, Gradients, Shared
 from flatminima.optim.shards import check, check_dense, check_values, gradient
 from flatminima.optim.state import hide, merge, own_copies, show, split

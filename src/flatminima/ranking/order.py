@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatminima.errors import UsageError
+from flatminima.escaping import shown
 from flatminima.ranking.calibrated import probabilities
-from flatminima.shown import shown
 from flatminima.table import MeasureTable
 
 _RESAMPLES = 2_000

@@ -11,11 +11,11 @@ from flatminima import budgets
 from flatminima.core.minimum import Minimum
 from flatminima.display import html
 from flatminima.errors import UsageError, optional
+from flatminima.measuring import MeasureFunction, measure
 from flatminima.ranking.candidates import look
 from flatminima.ranking.choice import Choice, choose
 from flatminima.ranking.controlled import Controlled, Point, controlled
 from flatminima.ranking.correlation import Correlation, kendall
-from flatminima.rounds import MeasureFunction, measure
 from flatminima.table import MeasureTable
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatminima.reading import parsed, read_text
 from flatminima.report.page import render, version_rows
 from flatminima.report.sections import condition_status, pictures
+from flatminima.untrusted import parsed, read_text
 
 _Document = Mapping[str, Any]
 _LONG = 24  # characters of a cell, above which a phone shows each row as lines of text

@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from flatminima.escaping import shown_lines
 from flatminima.io import write_whole
 from flatminima.report import plots
 from flatminima.report.sections import heat_map, pictures
 from flatminima.report.theme import GLYPHS, PALETTE, variables
-from flatminima.shown import shown_lines
 
 
 def write_report(results: dict[str, Any], path: str | Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flatminima.catalog import MEASURES
+from flatminima.escaping import shown
 from flatminima.report.axes import legend_below, linear, logarithmic, plain, spread
 from flatminima.report.theme import GREY, MARKERS, PALETTE, WIDTH, style, svg
-from flatminima.shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

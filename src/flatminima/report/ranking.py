@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from flatminima.escaping import shown
 from flatminima.io import write_whole
 from flatminima.report.page import render
-from flatminima.shown import shown
 
 _NAME = 18  # characters of a name in the figure
 _WIDTH, _ROW, _LEFT, _RIGHT = 440, 30, 140, 45  # of the figure, in its own units

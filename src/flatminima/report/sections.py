@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatminima.reading import read_bytes
+from flatminima.untrusted import read_bytes
 
 _NOISE = "The band or ellipse is the reach of random noise on the weights, which may be smaller than a line."
 _PICTURES = {

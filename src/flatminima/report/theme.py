@@ -14,7 +14,7 @@ from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from flatminima.shown import shown
+from flatminima.escaping import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,9 +1,9 @@
 """Statistics that measures are made of; each is computed once and shared."""
 
 from flatminima.statistics.adaptive import AdaptiveWorstLoss
-from flatminima.statistics.around import Worst
 from flatminima.statistics.conditions import Conditions, SampleConditions
 from flatminima.statistics.curvature import Curvature, Products, curvature_operator
+from flatminima.statistics.derived import At, Change, DiagonalChange, InFloat64
 from flatminima.statistics.diagonal import (
     BatchGradientSquares,
     DrawnGaussNewtonDiagonal,
@@ -13,7 +13,6 @@ from flatminima.statistics.diagonal import (
     SketchedDiagonal,
 )
 from flatminima.statistics.eigenvalues import Eigenvalues, TopEigenvalues
-from flatminima.statistics.elsewhere import At, Change, DiagonalChange, InFloat64
 from flatminima.statistics.entropy import OutputEntropies, PositionSums
 from flatminima.statistics.factor import FisherFactor, GaussNewtonFactor
 from flatminima.statistics.feedforward import FeedForward
@@ -21,7 +20,8 @@ from flatminima.statistics.fisher_variants import FisherMatrix, FisherParts, Res
 from flatminima.statistics.gram import Gram, GramMatrices
 from flatminima.statistics.hessian import HessianDiagonal, HessianProbes, ProbedHessian
 from flatminima.statistics.jacobian import InputJacobian
-from flatminima.statistics.krylov import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
+from flatminima.statistics.lanczos import Eigenpairs, Tridiagonal, extreme_eigenvalues, lanczos
+from flatminima.statistics.loss_ascent import Worst
 from flatminima.statistics.margins import Margins, SortedMargins
 from flatminima.statistics.matrices import MatrixNorm, MatrixNorms
 from flatminima.statistics.mean_gradient import MeanGradient
@@ -36,9 +36,9 @@ from flatminima.statistics.power_law import PowerLaw, fit_power_law
 from flatminima.statistics.radial import RadialCurvature, RadialGradients
 from flatminima.statistics.redrawn import Redrawn
 from flatminima.statistics.sketch import hutch_pp, xdiag, xtrace
-from flatminima.statistics.spectra import WeightSpectra
 from flatminima.statistics.spectrum import SpectralDensity, Spectrum
 from flatminima.statistics.trace import ExactTraces, GroupTraces, SketchedTraces
+from flatminima.statistics.weight_spectra import WeightSpectra
 from flatminima.statistics.weights import FlatWeights, ParameterCount, SampleCount, Weights
 from flatminima.statistics.worst_case import WorstCaseLoss
 

@@ -120,7 +120,7 @@ class FisherDiagonal(_Diagonal):
 
     reads = Reads.OUTPUTS | Reads.LAYERS
 
-    def hear(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
         state.add(layer, state.inside(batch) * (2 * batch.log_norms).exp())
 
 
@@ -130,7 +130,7 @@ class GaussNewtonDiagonal(_Diagonal):
 
     reads = Reads.OUTPUTS | Reads.COLUMNS
 
-    def hear(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
         state.add(layer, state.inside(batch))
 
 
@@ -166,7 +166,7 @@ class DrawnGaussNewtonDiagonal(_Diagonal):
     def drawn(self) -> tuple[int, int]:
         return self.columns, self.seed
 
-    def hear(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
         state.add(layer, state.inside(batch))
 
 
@@ -184,7 +184,7 @@ class PiecewiseLinearDiagonal(_Diagonal):
         refuse_unless_piecewise_linear(minimum)
         return _Sum.empty(minimum, self.limit(minimum))
 
-    def hear(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _Sum, layer: LayerGradient, batch: Batch) -> None:
         state.add(layer, state.inside(batch))
 
 

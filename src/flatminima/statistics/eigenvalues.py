@@ -17,7 +17,7 @@ from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.curvature import Curvature, check_curvature, products_of
 from flatminima.statistics.hessian import group_edges
-from flatminima.statistics.krylov import BASIS, PRODUCTS, extreme_eigenvalues
+from flatminima.statistics.lanczos import BASIS, PRODUCTS, extreme_eigenvalues
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum

@@ -73,7 +73,7 @@ class _Factor(Fold[_Rows, Tensor]):
         dtype = minimum.parameters.tensors[0].dtype
         return _Rows({name: p.numel() for name, p in minimum.parameters}, dtype, self.limit(minimum))
 
-    def hear(self, state: _Rows, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _Rows, layer: LayerGradient, batch: Batch) -> None:
         for name, gradients in layer.per_sample().items():
             state.current.setdefault(name, []).append(
                 gradients.reshape(len(gradients), -1).to(state.dtype, copy=True).cpu()
@@ -85,7 +85,7 @@ class _Factor(Fold[_Rows, Tensor]):
 
     def update(self, state: _Rows, batch: Batch) -> _Rows:
         inside = max(0, min(len(batch), state.stop - batch.start))
-        passes = max((len(heard) for heard in state.current.values()), default=0)
+        passes = max((len(rows) for rows in state.current.values()), default=0)
         zeros = [torch.zeros(len(batch), 1, dtype=state.dtype)] * passes
         parts = [
             torch.stack(state.current.get(name, [z.expand(-1, size) for z in zeros]), 1)

@@ -225,7 +225,7 @@ class FisherParts(Fold[_Matrix, Tensor]):
         zeros = torch.zeros(len(edges) - 1, size, size, dtype=torch.float64, device=minimum.device)
         return _Matrix(zeros, {name: p.numel() for name, p in minimum.parameters}, tuple(edges))
 
-    def hear(self, state: _Matrix, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _Matrix, layer: LayerGradient, batch: Batch) -> None:
         gradients = layer.per_sample()
         if state.column.keys() & gradients.keys():  # the next column has begun
             state.flush()

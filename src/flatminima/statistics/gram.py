@@ -162,7 +162,7 @@ class Gram(Fold[_State, GramMatrices]):
         sizes = tuple(p.numel() for p in minimum.parameters.tensors)
         return _State(zeros, zeros.new_zeros(trials, size), layers, sizes)
 
-    def hear(self, state: _State, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _State, layer: LayerGradient, batch: Batch) -> None:
         grams = layer.grams(len(batch) // self._size(batch.minimum))
         for name, products in grams.items():
             own = products.diagonal(dim1=1, dim2=2)

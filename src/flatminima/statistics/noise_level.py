@@ -20,7 +20,7 @@ from flatminima import progress
 from flatminima.core.perturbation import Gaussian, Relative, generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import Undefined, UsageError
-from flatminima.statistics.around import at_the_weights
+from flatminima.statistics.loss_ascent import at_the_weights
 from flatminima.statistics.outputs import Outputs, OutputSummary, margins
 
 if TYPE_CHECKING:

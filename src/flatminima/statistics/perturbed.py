@@ -16,7 +16,7 @@ from flatminima import progress
 from flatminima.core.perturbation import Perturbation
 from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistics.around import resolution_of
+from flatminima.statistics.loss_ascent import resolution_of
 from flatminima.statistics.outputs import Outputs
 
 if TYPE_CHECKING:

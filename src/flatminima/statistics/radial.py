@@ -21,7 +21,7 @@ class _Sums:
     weights: dict[str, Tensor]
     squares: Tensor  # (n,), by position in the order
     current: Tensor | None = None  # <w, g> over the layers so far
-    heard: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
     columns: Tensor | None = None  # squares of the columns that are complete, (batch,)
 
     def close(self) -> None:
@@ -30,7 +30,7 @@ class _Sums:
             square = self.current.square()
             self.columns = square if self.columns is None else self.columns + square
         self.current = None
-        self.heard.clear()
+        self.seen.clear()
 
     def store(self, batch: Batch, values: Tensor) -> None:
         part = values[: max(len(self.squares) - batch.start, 0)].cpu()
@@ -62,10 +62,10 @@ class _Radial(Fold[_Sums, Tensor]):
         weights = {name: p.detach() for name, p in minimum.parameters}
         return _Sums(weights, torch.zeros(self.limit(minimum), dtype=torch.float64))
 
-    def hear(self, state: _Sums, layer: LayerGradient, batch: Batch) -> None:
-        if layer.name in state.heard:  # the first layer of the next column
+    def receive(self, state: _Sums, layer: LayerGradient, batch: Batch) -> None:
+        if layer.name in state.seen:  # the first layer of the next column
             state.close()
-        state.heard.add(layer.name)
+        state.seen.add(layer.name)
         part = layer.along(state.weights)
         state.current = part if state.current is None else state.current + part
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flatminima.core.following import out_of_memory
+from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.perturbation import generator
 from flatminima.errors import Absent, FlatMinimaError
 

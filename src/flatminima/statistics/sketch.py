@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
-from flatminima.statistics.krylov import as_product
+from flatminima.statistics.lanczos import as_product
 
 _FEWEST = 6  # products: two or three probes and their images, so that they have a spread
 _LEVERAGE = 1e-6  # by which that of a vector that is no combination of others may miss 1

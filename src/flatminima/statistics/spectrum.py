@@ -21,7 +21,7 @@ from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
 from flatminima.statistics.hessian import group_edges, rademacher
-from flatminima.statistics.krylov import lanczos
+from flatminima.statistics.lanczos import lanczos
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum

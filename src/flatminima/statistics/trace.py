@@ -144,7 +144,7 @@ class ExactTraces(Fold["_Traces", GroupTraces]):
         zeros = torch.zeros(self.limit(minimum), dtype=torch.float64)
         return _Traces(zeros, {}, Moments.of(names, {}, 0), len(minimum.samples))
 
-    def hear(self, state: _Traces, layer: LayerGradient, batch: Batch) -> None:
+    def receive(self, state: _Traces, layer: LayerGradient, batch: Batch) -> None:
         for name, products in layer.grams(len(batch)).items():
             found = products.reshape(-1)
             state.now[name] = found if name not in state.now else state.now[name] + found

@@ -19,7 +19,7 @@ from flatminima import progress
 from flatminima.core.perturbation import Relative, Uniform, generator
 from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistics.around import Around, NearbyPoint, Worst, climb, cost_of, highest
+from flatminima.statistics.loss_ascent import Around, NearbyPoint, Worst, climb, cost_of, highest
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum

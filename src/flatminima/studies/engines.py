@@ -31,7 +31,7 @@ from flatminima.io import claimed, json_text, write_whole
 from flatminima.studies import resumable
 from flatminima.studies.images import on
 from flatminima.studies.networks import FOLDER
-from flatminima.studies.shelf import Run, read, succeeded, under_way
+from flatminima.studies.run_store import Run, read, succeeded, under_way
 from flatminima.studies.study import Config, Result, Sources, Study
 
 _TRIES = 3  # of a run whose worker dies

@@ -7,8 +7,8 @@ from typing import Any
 
 from flatminima.studies import STUDIES
 from flatminima.studies.claims import Finding, claims as registered, evaluate, of_study
+from flatminima.studies.run_store import succeeded
 from flatminima.studies.setups import deviations
-from flatminima.studies.shelf import succeeded
 from flatminima.studies.study import Study
 
 _Document = dict[str, Any]
@@ -18,7 +18,7 @@ def together(documents: Sequence[_Document]) -> tuple[list[_Document], list[Find
     """Documents with their claims judged anew, and what all of them say of the papers.
 
     Args:
-        documents: of `found.documents`. A study that is not the papers' keeps the claims that it was written with.
+        documents: of `result_files.documents`. A study of one's own keeps the claims that it was written with.
 
     Returns:
         The documents, each with "own" and, of the package's, with "beyond", where no claim of the papers is on it, and

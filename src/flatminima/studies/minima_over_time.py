@@ -16,9 +16,9 @@ import torch
 
 from flatminima.core.minimum import Minimum
 from flatminima.data import corrupt_labels
+from flatminima.measuring import measure
 from flatminima.models import build
 from flatminima.optim.diagnostics import PerturbationWarning
-from flatminima.rounds import measure
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from flatminima.errors import CheckpointError
 from flatminima.io import make_folder, versions, write_whole
-from flatminima.reading import parsed
 from flatminima.studies.releases import computed_by
 from flatminima.training import Epoch, Evaluation, History, TrainConfig, read_weights, write_weights
 from flatminima.training.session import CONFIGURATION, METRICS, STATE
 from flatminima.training.steps import Augment
+from flatminima.untrusted import parsed
 
 FOLDER = "networks"
 _DIGITS = 12  # bytes of a name

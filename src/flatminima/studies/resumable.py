@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.reading import read_json, read_text
 from flatminima.studies import networks
 from flatminima.training import History, Session, TrainConfig, Training
 from flatminima.training.session import CONFIGURATION, METRICS
 from flatminima.training.steps import Augment, BackwardFunction
+from flatminima.untrusted import read_json, read_text
 
 _EVERY = 60.0  # seconds between two checkpoints
 _NEARLY = 0.99  # of a run whose training is done: it is measured, still

@@ -16,10 +16,10 @@ from flatminima.report.axes import legends_beside
 from flatminima.report.theme import style, svg, themed
 from flatminima.studies.claims import of_study
 from flatminima.studies.engines import Work, execute
-from flatminima.studies.found import RESULTS, set_aside
 from flatminima.studies.images import find
+from flatminima.studies.result_files import RESULTS, set_aside
 from flatminima.studies.resumable import share
-from flatminima.studies.shelf import Shelf, read, succeeded, under_way
+from flatminima.studies.run_store import RunStore, read, succeeded, under_way
 from flatminima.studies.study import Config, Result, Study
 
 _SCHEMA = 2
@@ -64,14 +64,14 @@ def reproduce(
     ours = _part(jobs, shard)
     configs = study.list_runs(scale, seed)
     sources = find(study.datasets, data)
-    shelf = _opened(study, Path(output), configs)
-    files = [shelf.file(config) for config in configs]
+    store = _opened(study, Path(output), configs)
+    files = [store.file(config) for config in configs]
     todo = [
         Work(config, sources, file, device)
         for config, file in zip(configs[ours], files[ours], strict=True)
         if not succeeded(read(file))
     ]
-    _run(study, shelf, todo, jobs, engine, address)
+    _run(study, store, todo, jobs, engine, address)
     return collect(study, output, scale=scale, seed=seed)
 
 
@@ -81,8 +81,8 @@ def collect(study: Study, output: str | Path, *, scale: str = "smoke", seed: int
     Args, Returns and Raises as of `reproduce`.
     """
     configs, folder = study.list_runs(scale, seed), Path(output) / study.id
-    shelf = _opened(study, Path(output), configs)
-    runs = [run for config in configs if (run := read(shelf.file(config))) is not None]
+    store = _opened(study, Path(output), configs)
+    runs = [run for config in configs if (run := read(store.file(config))) is not None]
     results = [run["result"] for run in runs if succeeded(run)]
     document: dict[str, Any] = {
         "schema": _SCHEMA,
@@ -135,10 +135,10 @@ def plan(
     """
     configs = study.list_runs(scale, seed)[_part(jobs, shard)]
     folder = Path(output)
-    shelf = Shelf(folder, study)
+    store = RunStore(folder, study)
     places = [folder / study.id, *(folder / study.id / name for name in SCALES)]
-    known = [shelf.committed(place / RESULTS) for place in places]
-    found = [read(shelf.file(c)) or next((run for of in known if (run := of(c))), None) for c in configs]
+    known = [store.committed(place / RESULTS) for place in places]
+    found = [read(store.file(c)) or next((run for of in known if (run := of(c))), None) for c in configs]
     seconds = [run["seconds"] for run in found if run is not None and succeeded(run)]
     left = len(configs) - len(seconds)
     each = median(seconds) if seconds else None
@@ -153,13 +153,13 @@ def plan(
     }
 
 
-def _opened(study: Study, output: Path, configs: list[Config]) -> Shelf:
+def _opened(study: Study, output: Path, configs: list[Config]) -> RunStore:
     """The run store, with those of the runs that a results.json of the folder has."""
-    shelf = Shelf(output, study)
-    shelf.open()
+    store = RunStore(output, study)
+    store.open()
     for place in (output / study.id, *(output / study.id / name for name in SCALES)):
-        shelf.adopt(place / RESULTS, configs)
-    return shelf
+        store.adopt(place / RESULTS, configs)
+    return store
 
 
 def _part(jobs: int, shard: tuple[int, int]) -> slice:
@@ -170,7 +170,7 @@ def _part(jobs: int, shard: tuple[int, int]) -> slice:
     return slice(index - 1, None, shards)
 
 
-def _run(study: Study, shelf: Shelf, todo: list[Work], jobs: int, engine: str, address: str | None) -> None:
+def _run(study: Study, store: RunStore, todo: list[Work], jobs: int, engine: str, address: str | None) -> None:
     """Do the work, store each run as it is done, and report how far the whole study is."""
     open_, total = {under_way(work.file) for work in todo}, len(todo)
 
@@ -181,7 +181,7 @@ def _run(study: Study, shelf: Shelf, todo: list[Work], jobs: int, engine: str, a
     others = []
     for work, outcome in execute(study, todo, jobs=jobs, engine=engine, address=address, told=told):
         if outcome is not None:
-            shelf.put(work.config, outcome)
+            store.put(work.config, outcome)
         else:
             others.append(work)
         open_.discard(under_way(work.file))
@@ -206,7 +206,7 @@ def redraw(study: Study, output: Path, document: dict[str, Any]) -> None:
     """The figures of a results.json anew, as this version draws them.
 
     Args:
-        output: folder of the studies. document: of `found.documents`, of this study.
+        output: folder of the studies. document: of `result_files.documents`, of this study.
     """
     results = [run["result"] for run in document["runs"] if succeeded(run)]
     if results:

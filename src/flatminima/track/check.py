@@ -20,13 +20,13 @@ from flatminima.errors import Undefined
 from flatminima.estimate import Estimate
 from flatminima.optim import SAM, PertOPT
 from flatminima.statistics.curvature import Curvature, Products, products_of
-from flatminima.statistics.krylov import orthogonal
+from flatminima.statistics.lanczos import orthogonal
 from flatminima.track.critical import critical
 from flatminima.track.eigenvalue import Top
 from flatminima.track.stability import Stability, own_of, sam_threshold, stability
 
 if TYPE_CHECKING:
-    from flatminima.track.memory import Memory, Options
+    from flatminima.track.tracker_state import Memory, Options
 
 T = TypeVar("T")
 

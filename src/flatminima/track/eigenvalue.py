@@ -18,7 +18,7 @@ from torch import Tensor
 from flatminima.core.perturbation import generator
 from flatminima.core.space import Space
 from flatminima.errors import UsageError
-from flatminima.statistics.krylov import orthogonal
+from flatminima.statistics.lanczos import orthogonal
 
 _Product = Callable[[Tensor], Tensor]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from flatminima.errors import UsageError
 from flatminima.io import append_line, json_text, make_folder
-from flatminima.reading import Unreadable, parsed, read_bytes
+from flatminima.untrusted import Unreadable, parsed, read_bytes
 
 SCHEMA = 1
 Row = dict[str, Any]

@@ -25,16 +25,16 @@ from flatminima.core.network import Network
 from flatminima.errors import Absent, Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.io import versions, write_whole
-from flatminima.reading import refuse_other_files
-from flatminima.rounds import measure
+from flatminima.measuring import measure
 from flatminima.track.check import Check
 from flatminima.track.events import events
 from flatminima.track.log import SCHEMA, Header, Log, Row
-from flatminima.track.memory import Memory, Options
 from flatminima.track.quantities import QUANTITIES, intervals
 from flatminima.track.sinks import as_sinks
 from flatminima.track.table import TrackTable
-from flatminima.track.watched import Watched
+from flatminima.track.tracked_network import Watched
+from flatminima.track.tracker_state import Memory, Options
+from flatminima.untrusted import refuse_other_files
 
 _SAVE_SECONDS = 30.0  # between two writes of what is carried, beside the log
 STATE = ".state"  # added to the log's name

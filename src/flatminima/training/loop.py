@@ -22,6 +22,7 @@ from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.training.averaging import Average
 from flatminima.training.best import Best
 from flatminima.training.config import TrainConfig
+from flatminima.training.data_parallel import check_together
 from flatminima.training.evaluate import Evaluation, MeanLoss, assess, evaluation
 from flatminima.training.history import Epoch, History
 from flatminima.training.memory_format import channels_last
@@ -41,7 +42,6 @@ from flatminima.training.steps import (
     switch,
     take_step,
 )
-from flatminima.training.together import check_together
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks

@@ -19,9 +19,9 @@ import torch
 from flatminima import interrupts
 from flatminima.errors import CheckpointError, ReadFailed, UsageError
 from flatminima.io import append_line, cannot_write, json_text, make_folder, write_whole
-from flatminima.reading import Unreadable, parsed, read_json, read_text, refuse_other_files
 from flatminima.training.history import History
 from flatminima.training.loop import Training
+from flatminima.untrusted import Unreadable, parsed, read_json, read_text, refuse_other_files
 
 CONFIGURATION, STATE, METRICS = "run.json", "state.pt", "metrics.jsonl"
 Row = dict[str, Any]

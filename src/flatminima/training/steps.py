@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from flatminima.errors import DataError
 from flatminima.training.config import TrainConfig
+from flatminima.training.data_parallel import part, summed
 from flatminima.training.objective import Objective, call
-from flatminima.training.together import part, summed
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flatminima.errors import CheckpointError, UsageError
 from flatminima.io import write_whole
-from flatminima.reading import Unreadable, cannot_read, refuse_other_files
+from flatminima.untrusted import Unreadable, cannot_read, refuse_other_files
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 _HEAD_BYTES = 512

@@ -31,7 +31,7 @@ class Prior:
 
     Args:
         means: of each parameter by name.
-        sigma: standard deviation, positive; None while it is still to be chosen (see `learned.chosen_sigma`).
+        sigma: standard deviation, positive; None while it is still to be chosen (see `from_recipe.chosen_sigma`).
     """
 
     means: Mapping[str, Tensor]

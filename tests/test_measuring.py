@@ -11,7 +11,7 @@ from torch import nn
 from flatminima import Estimate, Minimum, catalog, measure, measures, plan, progress
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import DataError, NumericalError, Undefined, UnknownName, UsageError
-from flatminima.rounds import functions, notes
+from flatminima.measuring import functions, notes
 from flatminima.statistics import GaussNewtonDiagonal, Gram, HessianProbes, Outputs
 
 torch.set_num_threads(1)

@@ -71,7 +71,7 @@ def table(model: nn.Module, names: list[str]) -> MeasureTable:
 
 def measure_weights(request: Request, output: Path | None, thresholds: list[str] | None, as_json: bool) -> None:
     """The command: what needs no data of a network, printed and written as `measure` does."""
-    from flatminima.cli.measured import save
+    from flatminima.cli.measure_output import save
     from flatminima.cli.request import load_network
 
     names = chosen(request.measures)

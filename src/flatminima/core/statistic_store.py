@@ -24,7 +24,7 @@ from torch import Tensor
 from flatminima import interrupts
 from flatminima.errors import FlatMinimaError
 from flatminima.io import make_folder, versions, write_whole
-from flatminima.reading import refuse_other_files
+from flatminima.untrusted import refuse_other_files
 
 FOLDER = ".kept"
 ABSENT = object()

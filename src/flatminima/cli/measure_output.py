@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatminima.cli import explain
-from flatminima.cli.ranks import first
 from flatminima.cli.request import Request
 from flatminima.cli.terminal import out, say
+from flatminima.cli.torchrun import first
 from flatminima.io import json_text
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
     from flatminima.diagnosis import Finding
     from flatminima.landscape import Landscape
+    from flatminima.measuring import MeasureFunction
     from flatminima.rescaling import Audit
-    from flatminima.rounds import MeasureFunction
     from flatminima.table import MeasureTable
 
 WRITES = ("measures.json", "report.html")
@@ -68,7 +68,7 @@ def keep_finished(
     minimum: Minimum, wanted: list[MeasureFunction], request: Request, output: Path | None, stop: KeyboardInterrupt
 ) -> None:
     """Write what was measured when a signal came, into the folder where the rest would have gone."""
-    from flatminima.rounds import finished
+    from flatminima.measuring import finished
 
     if output is None or not first():
         return

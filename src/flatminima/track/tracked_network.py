@@ -18,7 +18,7 @@ from flatminima.core.losses import Loss
 from flatminima.core.minimum import Minimum
 from flatminima.core.network import Network
 from flatminima.core.parameters import unwrap
-from flatminima.track.memory import Options
+from flatminima.track.tracker_state import Options
 from flatminima.track.train_mode import AsItTrains, mean_loss, one_sample, refuse
 
 _WHOLE = 1 << 20  # samples at a time: the whole probe

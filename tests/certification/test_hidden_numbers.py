@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flatminima.certification.smuggled import is_data, numbers_held
+from flatminima.certification.hidden_numbers import is_data, numbers_held
 from flatminima.models import build
 
 TABLE = torch.randn(20, 10)

@@ -21,7 +21,7 @@ from flatminima.catalog.rows import Direction
 from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic, Statistics
-from flatminima.core.sweep import rides
+from flatminima.core.sweep import shared_passes
 from flatminima.display import html
 from flatminima.errors import Absent, DataError, ModelError, NumericalError, StaleMinimum, UsageError
 from flatminima.estimate import Estimate
@@ -263,12 +263,12 @@ def plan(minimum: Minimum, measures: Iterable[str | MeasureFunction] | None = No
     folds = [key for key in missing if isinstance(key, Fold)]
     others = [key for key in missing if not isinstance(key, Fold)]
     cost = Cost()
-    shared = rides(folds)
-    for ride in shared:
-        cost += _ride_cost(ride.folds, minimum)
+    passes = shared_passes(folds)
+    for shared in passes:
+        cost += _cost_together(shared.folds, minimum)
     for key in others:
         cost += key.cost(minimum)
-    sweeps = tuple(tuple(sorted(repr(f) for f in ride.folds)) for ride in shared)
+    sweeps = tuple(tuple(sorted(repr(f) for f in shared.folds)) for shared in passes)
     return Plan(sweeps, tuple(repr(key) for key in others), cost)
 
 
@@ -283,7 +283,7 @@ def absent(
     return _try(minimum, functions(measures, budget, positions(minimum), len(minimum.samples)), {})
 
 
-def _ride_cost(folds: Iterable[Fold[Any, Any]], minimum: Minimum) -> Cost:
+def _cost_together(folds: Iterable[Fold[Any, Any]], minimum: Minimum) -> Cost:
     """Folds that read the same gradients share their passes; those with graphs of their own add theirs."""
     forward = 0.0
     backward: dict[Any, float] = {}

@@ -12,7 +12,7 @@ from typing import Any
 from flatminima.catalog.choices import SCALES
 from flatminima.errors import UsageError
 from flatminima.io import LOCK
-from flatminima.reading import read_json
+from flatminima.untrusted import read_json
 
 RESULTS = "results.json"
 _KEYS = ("id", "claims", "runs", "seconds", "versions", "scale")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatminima import Minimum, measure, measures
-from flatminima.core.following import LayerComparison, row_weights
+from flatminima.core.gradient_check import LayerComparison, row_weights
 from flatminima.core.layer_gradient import LayerGradient
 from flatminima.statistics import FisherDiagonal, Outputs
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.io import DAY, clear_left, json_text, make_folder, run_key, write_whole
-from flatminima.reading import Unreadable, read_json
 from flatminima.studies.releases import computed_alike, computed_by
 from flatminima.studies.study import Config, Study
+from flatminima.untrusted import Unreadable, read_json
 
 UNDER_WAY = ".part"
 Run = dict[str, Any]  # config, result or error, seconds
 
 
 @dataclass(frozen=True)
-class Shelf:
+class RunStore:
     """The runs of a study in an output folder; a study that reads another's runs has that one's store."""
 
     output: Path
