@@ -37,7 +37,7 @@ def zoo(data: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     with open(HERE / "results" / "zoo.csv", newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["reached"] == "True" and r["data"] == data]
     rows = [r for r in rows if all(r[m] for m in RECOMMENDED)]
-    sign = [-1.0 if catalog.measure(m).direction == "higher" else 1.0 for m in RECOMMENDED]
+    sign = [-1.0 if catalog.measure_row(m).direction == "higher" else 1.0 for m in RECOMMENDED]
     values = np.array([[s * float(r[m]) for r in rows] for m, s in zip(RECOMMENDED, sign, strict=True)])
     return values, np.array([float(r["gap"]) for r in rows])
 

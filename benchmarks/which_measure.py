@@ -30,7 +30,7 @@ def tables(rows: list[dict[str, str]]) -> list[MeasureTable]:
         estimates = {}
         for name in catalog.MEASURES:
             if name in row:
-                direction = catalog.measure(name).direction
+                direction = catalog.measure_row(name).direction
                 value = float(row[name]) if row[name] else None
                 missing = None if row[name] else "undefined for this network"
                 estimates[name] = Estimate(value, undefined=missing, direction=direction)

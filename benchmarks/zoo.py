@@ -105,7 +105,7 @@ def _trained(
 
 def _measure(name: str, initial: nn.Module) -> Any:
     """By name; the distance from initialisation knows where that was."""
-    function = catalog.measure(name).load()
+    function = catalog.measure_row(name).load()
     if "initial" not in signature(function).parameters:
         return name
 

@@ -25,7 +25,7 @@ def test_each_budget_holds_the_smaller_ones():
 @pytest.mark.parametrize("budget", budgets.ORDER)
 def test_options_are_counts_of_the_measures_and_grow(budget):
     for name, options in budgets.OPTIONS[budget].items():
-        parameters = inspect.signature(catalog.measure(name).load()).parameters
+        parameters = inspect.signature(catalog.measure_row(name).load()).parameters
         assert name in budgets.names(budget)
         for key, value in options.items():
             default = parameters[key].default
@@ -39,7 +39,7 @@ def test_a_fast_table_is_the_direct_calls_with_its_counts():
     table = measure(m, budget="fast")
     assert list(table) == budgets.names("fast")
     for name, found in table.items():
-        direct = catalog.measure(name).load()(minimum(), **budgets.options("fast", name))
+        direct = catalog.measure_row(name).load()(minimum(), **budgets.options("fast", name))
         # batches differ, and so the rounding of float32 losses, whose differences sharpness is
         assert (found.value is None) == (direct.value is None), name
         assert found.value is None or found.value == pytest.approx(direct.value, rel=1e-4), name
@@ -66,7 +66,7 @@ def test_an_unknown_budget_suggests_the_nearest():
 
 def test_sequences_are_counted_in_positions():
     """64 sequences of 256 tokens: 300 samples are 10 sequences, a Gram matrix holds 8; what is given is kept."""
-    pacgen, trace = catalog.measure("pacgen").load(), catalog.measure("fisher_trace").load()
+    pacgen, trace = catalog.measure_row("pacgen").load(), catalog.measure_row("fisher_trace").load()
     assert budgets.for_sequences({}, pacgen, 256, 64) == {"samples": 10}
     assert budgets.for_sequences({"trials": 20}, trace, 256, 64) == {"trials": 20, "subset": 8}
     assert budgets.for_sequences({"subset": 30}, trace, 256, 64) == {"subset": 30}

@@ -12,7 +12,7 @@ import torch
 
 from flatminima import demo
 from flatminima.certification.division.split import nats_left_out
-from flatminima.demo import MEASURES, recipes, run_demo
+from flatminima.demo import DEMO_MEASURES, recipes, run_demo
 from flatminima.errors import UsageError
 
 pytestmark = pytest.mark.slow
@@ -37,9 +37,9 @@ def test_every_network_has_every_measure_and_a_gap(made: tuple[Path, dict[str, A
     _, results = made
     assert len(results["networks"]) == 4
     for network in results["networks"]:
-        assert set(network["measures"]["measures"]) == set(MEASURES)
+        assert set(network["measures"]["measures"]) == set(DEMO_MEASURES)
         assert network["gap"] == pytest.approx(network["test_error"] - network["train_error"])
-    assert set(results["ranking"]) == set(MEASURES)
+    assert set(results["ranking"]) == set(DEMO_MEASURES)
 
 
 def test_the_written_document_is_the_returned_one(made: tuple[Path, dict[str, Any]]) -> None:

@@ -73,7 +73,7 @@ def test_versions_that_are_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(metadata, "requires", lambda name: required)
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "2.5.1+cpu" if name == "torch" else real(name))
-    found = by_name(doctor.versions())
+    found = by_name(doctor.examined_versions())
     assert found["torch"].status == "broken" and found["torch"].do == "pip install -U 'torch>=2.6'"
     assert found["numpy"].status == "works"
     assert found["nothing-of-the-kind"].found == "not installed"

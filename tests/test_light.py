@@ -31,7 +31,7 @@ def plain(name: str) -> str:
 def test_the_digits_are_scikit_learns() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     images, labels = datasets.load_digits(return_X_y=True)
-    found, targets = digits.read()
+    found, targets = digits.read_digits()
     assert found.dtype == np.uint8 and found.shape == (1797, 8, 8)
     assert np.array_equal(found.reshape(-1, 64), images) and np.array_equal(targets, labels)
 

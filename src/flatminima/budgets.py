@@ -26,7 +26,7 @@ _FEWEST = 4  # sequences
 _SUBSET, _SMALLEST = 100, 8  # samples of a Gram matrix, and sequences of one at least
 
 
-def check(budget: str) -> Budget:
+def checked_budget(budget: str) -> Budget:
     """The budget of this name.
 
     Raises:
@@ -40,13 +40,13 @@ def check(budget: str) -> Budget:
 
 def names(budget: str) -> list[str]:
     """The measures in a budget's table: its own and those of smaller budgets."""
-    place = ORDER.index(check(budget))
+    place = ORDER.index(checked_budget(budget))
     return [name for name, row in catalog.MEASURES.items() if ORDER.index(row.budget) <= place]
 
 
 def options(budget: str, name: str) -> dict[str, Any]:
     """Options that a budget changes of a measure's defaults."""
-    return dict(OPTIONS[check(budget)].get(name, {}))
+    return dict(OPTIONS[checked_budget(budget)].get(name, {}))
 
 
 def for_sequences(

@@ -154,7 +154,7 @@ def _network(
     recipe: _Recipe, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], folder: Path, quick: bool, fresh: bool
 ) -> dict[str, Any]:
     """Train and measure one network, or read what an earlier run found."""
-    identity = {"recipe": asdict(recipe), "quick": quick, "widths": WIDTHS, "measures": MEASURES}
+    identity = {"recipe": asdict(recipe), "quick": quick, "widths": WIDTHS, "measures": DEMO_MEASURES}
     path = folder / "networks" / f"{run_key(identity | versions())}.json"
     found = None if fresh else _read(path, asdict(recipe))
     if found is not None:
@@ -168,10 +168,10 @@ def _network(
     held_out = evaluate(model, test[0], corrupt_labels(test[1], recipe.label_noise, _CLASSES, recipe.seed + 1))
     minimum = Minimum(model, (x, labels), seed=recipe.seed)
     options: dict[str, dict[str, Any]] = {
-        name: {"subset": 50 if quick else 100} for name in MEASURES if name.startswith(_SUBSET_FAMILY)
+        name: {"subset": 50 if quick else 100} for name in DEMO_MEASURES if name.startswith(_SUBSET_FAMILY)
     }
     options["distance_from_init"] = {"initial": recipe.network()}
-    table = measure(minimum, [_with(name, options.get(name)) for name in MEASURES])
+    table = measure(minimum, [_with(name, options.get(name)) for name in DEMO_MEASURES])
     result = {
         "name": recipe.name,
         "recipe": asdict(recipe),
@@ -189,7 +189,7 @@ def _network(
     return result
 
 
-MEASURES = [*budgets.names("fast"), "distance_from_init", "hessian_top_eigenvalue", "hessian_trace", "sharpness"]
+DEMO_MEASURES = [*budgets.names("fast"), "distance_from_init", "hessian_top_eigenvalue", "hessian_trace", "sharpness"]
 _NUMBERS = ("train_loss", "train_error", "test_loss", "test_error", "clean_test_error", "gap", "epochs", "seconds")
 _SUBSET_FAMILY = "fisher_"  # measures of the Gram matrix take the size of its subsets
 

@@ -64,7 +64,7 @@ def examine() -> list[Examination]:
         'measures on cpu'
     """
     out: list[Examination] = []
-    for trial in (versions, extras, torchvision, threads, devices, attention, kernels):
+    for trial in (examined_versions, extras, torchvision, threads, devices, attention, kernels):
         try:
             with same_randomness():
                 out += trial()
@@ -74,7 +74,7 @@ def examine() -> list[Examination]:
     return out
 
 
-def versions() -> Iterator[Examination]:
+def examined_versions() -> Iterator[Examination]:
     """Python, and every package that flatminima cannot do without, against the oldest it declares."""
     yield Examination("python", "works", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name, oldest in _required():

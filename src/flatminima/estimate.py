@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from flatminima.catalog.rows import Direction
+from flatminima.catalog.rows import BetterDirection
 from flatminima.display import html
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Estimate:
     stderr: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict, hash=False)  # holds dicts, which do not hash
     undefined: str | None = None
-    direction: Direction = "lower"
+    direction: BetterDirection = "lower"
     kind: _Kind = "score"
     code: str | None = None
 
@@ -72,10 +72,10 @@ class Estimate:
             raise ValueError(f"got stderr={self.stderr!r}; a standard error is finite and not negative")
         if self.stderr is not None and self.value is None:
             raise ValueError(f"got stderr={self.stderr!r} of an undefined value; leave it out")
-        if self.direction not in get_args(Direction) or self.kind not in get_args(_Kind):
+        if self.direction not in get_args(BetterDirection) or self.kind not in get_args(_Kind):
             raise ValueError(
                 f"got direction={self.direction!r}, kind={self.kind!r}; "
-                f"expected one of {get_args(Direction)} and one of {get_args(_Kind)}"
+                f"expected one of {get_args(BetterDirection)} and one of {get_args(_Kind)}"
             )
         if self.undefined is not None and self.code is None:
             object.__setattr__(self, "code", "undefined")
@@ -85,13 +85,13 @@ class Estimate:
 
     @classmethod
     def missing(
-        cls, reason: str, *, direction: Direction = "lower", code: str = "undefined", **details: Any
+        cls, reason: str, *, direction: BetterDirection = "lower", code: str = "undefined", **details: Any
     ) -> Estimate:
         """No value, because of `reason`."""
         return cls(None, details=details, undefined=reason, direction=direction, code=code)
 
     @classmethod
-    def mean(cls, samples: Tensor, *, direction: Direction = "lower", **details: Any) -> Estimate:
+    def mean(cls, samples: Tensor, *, direction: BetterDirection = "lower", **details: Any) -> Estimate:
         """Sample mean with standard error s / sqrt(n), s with n - 1; no standard error for one sample.
 
         Undefined where a sample, or the mean itself, overflowed or is NaN: it is counted, never averaged in.

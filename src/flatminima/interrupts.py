@@ -74,7 +74,7 @@ def handle_as_worker() -> None:
 def ending_in_silence() -> Iterator[None]:
     """End the process of a worker whose work stopped for a signal: a pool would print a traceback and go on."""
     try:
-        check()
+        raise_if_interrupted()
         yield
     except Interrupted as stop:
         if not _worker:
@@ -84,7 +84,7 @@ def ending_in_silence() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within the block a signal waits for the next `check`."""
+    """Within the block a signal waits for the next `raise_if_interrupted`."""
     global _deferring
     _deferring += 1
     try:
@@ -103,7 +103,7 @@ def latest() -> Interrupted | None:
     return _latest
 
 
-def check() -> None:
+def raise_if_interrupted() -> None:
     """Stop here if a signal is waiting.
 
     Raises:

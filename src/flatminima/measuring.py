@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flatminima import budgets, catalog
-from flatminima.catalog.rows import Direction
+from flatminima.catalog.rows import BetterDirection
 from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic, Statistics
@@ -116,7 +116,7 @@ def functions(
     out: dict[str, MeasureFunction] = {}
     for entry in budgets.names(budget) if measures is None else measures:
         if isinstance(entry, str):
-            function = _within(budget, catalog.measure(entry).name, positions, population)
+            function = _within(budget, catalog.measure_row(entry).name, positions, population)
             out[_free(entry, function, out)] = function
         elif callable(entry):
             out[_free(_name(entry), entry, out)] = entry
@@ -130,7 +130,7 @@ def functions(
 @cache
 def _within(budget: str, name: str, positions: int, population: int) -> MeasureFunction:
     """A measure of the catalogue with the budget's counts; the same object every time, so that twice is once."""
-    function: MeasureFunction = catalog.measure(name).load()
+    function: MeasureFunction = catalog.measure_row(name).load()
     options = budgets.for_sequences(budgets.options(budget, name), function, positions, population)
     return update_wrapper(partial(function, **options), function) if options else function
 
@@ -323,7 +323,7 @@ def _try(minimum: Minimum, todo: dict[str, MeasureFunction], results: dict[str, 
     return list(missing)
 
 
-def _direction(name: str) -> Direction:
+def _direction(name: str) -> BetterDirection:
     """Which way is better, as the catalogue says; "lower" for a function that it does not know."""
     entry = catalog.MEASURES.get(name)
     return entry.direction if entry is not None else "lower"

@@ -119,7 +119,7 @@ class Audit:
         from rich.console import Console
 
         buffer = io.StringIO()
-        render(self, Console(file=buffer, width=80, force_terminal=False, no_color=True))
+        render_audit(self, Console(file=buffer, width=80, force_terminal=False, no_color=True))
         return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
 
 
@@ -263,7 +263,7 @@ def _drift(minimum: Minimum, rescaling: Rescaling, factors: Sequence[float]) -> 
     return worst
 
 
-def render(found: Audit, console: Any) -> None:
+def render_audit(found: Audit, console: Any) -> None:
     """One table a rescaling on a rich console: the measure at each factor, and whether it moved."""
     from rich import box
     from rich.table import Table

@@ -194,12 +194,12 @@ class MeasureTable(Mapping[str, Estimate]):
 
         buffer = io.StringIO()
         console = Console(file=buffer, width=_WIDTH, force_terminal=False, no_color=True)
-        render(self, console)
+        render_table(self, console)
         lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
         return "\n".join(lines).strip("\n")
 
 
-def render(table: MeasureTable, console: Any) -> None:
+def render_table(table: MeasureTable, console: Any) -> None:
     """The table on a rich console, within its width; reasons and names are text, never rich's markup."""
     from rich import box
     from rich.table import Table

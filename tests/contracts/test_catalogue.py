@@ -78,7 +78,7 @@ def test_papers_are_the_notations_and_errata_the_pages() -> None:
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UnknownName, match="did you mean 'margin'"):
-        catalog.measure("margins")
+        catalog.measure_row("margins")
     with pytest.raises(UnknownName, match="did you mean 'J20'"):
         catalog.paper("J2O")
     for package in (bounds, models, flatminima.measures):

@@ -205,12 +205,12 @@ def test_a_minimum_within_another_threads_block_is_refused_and_names_the_thread(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks of POSIX")
 def test_a_child_made_while_another_thread_measures_does_not_wait_for_it() -> None:
     """A DataLoader's worker is such a child."""
-    from flatminima.core.ambient import LOCK
+    from flatminima.core.ambient import SWITCHES_LOCK
 
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with LOCK:
+        with SWITCHES_LOCK:
             held.set()
             done.wait(60)
 
@@ -219,7 +219,7 @@ def test_a_child_made_while_another_thread_measures_does_not_wait_for_it() -> No
     held.wait(60)
     child = os.fork()
     if child == 0:
-        os._exit(0 if LOCK.acquire(blocking=False) else 1)
+        os._exit(0 if SWITCHES_LOCK.acquire(blocking=False) else 1)
     done.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -44,7 +44,7 @@ def test_there_are_forty_items_and_sixteen_modes() -> None:
 
 
 def measured(name: str) -> Callable[[nn.Module], Any]:
-    function, first = catalog.measure(name).load(), network()
+    function, first = catalog.measure_row(name).load(), network()
     options: dict[str, Any] = {"initial": first} if name == "distance_from_init" else {}
     return lambda model: function(Minimum(model, (X, Y), batch_size=16), **options)
 

@@ -12,7 +12,7 @@ from flatminima import Minimum
 from flatminima.bounds import neyshabur_score
 from flatminima.errors import UsageError
 from flatminima.measures import conditions, perturbation_score
-from flatminima.statistics.conditions import conditions as constants
+from flatminima.statistics.conditions import sample_conditions as constants
 
 
 def _minimum(*widths, n=9, seed=1):

@@ -25,9 +25,7 @@ from flatminima.statistics import (
     hutch_pp,
     xtrace,
 )
-from flatminima.statistics.eigenvalues import GROUPS
-from flatminima.statistics.hessian import group_edges
-from flatminima.statistics.spectrum import GROUPS as SPECTRUM_GROUPS
+from flatminima.statistics.hessian import GROUPS, group_edges
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +152,7 @@ def test_spectral_functions(name, samples, probes):
     key = SpectralDensity(probes, 30, samples, 0, curvature)
     estimates = []
     for _ in range(REPETITIONS):
-        means, sizes = grouped(each, generator, samples, SPECTRUM_GROUPS)
+        means, sizes = grouped(each, generator, samples, GROUPS)
         given = Fixed({key: spectrum(means, sizes, probes, generator)})
         estimates.append(measure(given, probes=probes, samples=samples, seed=0))
     share = covered(estimates, exact)

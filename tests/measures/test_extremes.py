@@ -12,7 +12,7 @@ from flatminima.core.statistic import Fixed
 from flatminima.measures import perturbation_score
 from flatminima.measures._extremes import UPPER, predicted_maximum
 from flatminima.statistics import Conditions, SampleConditions, SampleCount
-from flatminima.statistics.conditions import conditions
+from flatminima.statistics.conditions import sample_conditions
 
 REPETITIONS = 200
 
@@ -55,7 +55,7 @@ def test_intervals_of_the_score_cover_that_of_all_the_data():
     covered = below = 0
     for _ in range(REPETITIONS):
         x = torch.randn(60, 8, generator=g, dtype=torch.float64)
-        whole = conditions(weights, x / x.norm(dim=1, keepdim=True))
+        whole = sample_conditions(weights, x / x.norm(dim=1, keepdim=True))
         fields = (whole.inverse_mu, whole.c2, whole.c3, whole.active, whole.outputs)
         part = SampleConditions(*(t[:30] for t in fields), whole.frobenius, whole.widths)
         given = Fixed({Conditions(None, 0): whole, Conditions(30, 0): part, SampleCount(): 60})

@@ -9,7 +9,7 @@ from torch import nn
 
 from flatminima import Minimum, measures
 from flatminima.models import build
-from flatminima.statistics.conditions import conditions
+from flatminima.statistics.conditions import sample_conditions
 from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl, curve_over_batches, half, look
 from flatminima.studies._neyshabur_histograms import DELTAS, EDGES, histograms
 from flatminima.studies.neyshabur_conditions import c2_of_the_figure
@@ -103,7 +103,7 @@ def test_histograms_count_every_ratio_and_their_largest_is_the_librarys():
     found, each = histograms(weights, x), [histograms(weights, row[None]) for row in x]
     assert sum(found["inner"]) == 5 * 1 and sum(found["ends"]) == 5 * 9  # a <= c < b over four maps: 10 in all
     assert sum(found["units"]) == 5 * (6 + 6 + 3)
-    truth = conditions(weights, x / x.norm(dim=1, keepdim=True))
+    truth = sample_conditions(weights, x / x.norm(dim=1, keepdim=True))
     for name, counts in (("inverse_mu", ("inner", "ends")), ("c3", ("units",))):
         for at, one in enumerate(each):
             last = max(k for key in counts for k, n in enumerate(one[key]) if n)

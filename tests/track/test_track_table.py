@@ -11,7 +11,7 @@ from flatminima.errors import UsageError
 from flatminima.track import TrackTable
 from flatminima.track.events import events
 from flatminima.track.log import Log
-from flatminima.track.page import page, sentences
+from flatminima.track.page import page, summary_sentences
 
 HEADER = {
     "kind": "header", "schema": 1, "model": "<Net>", "parameters": 10, "samples": 5, "loss_function": "mse",
@@ -81,7 +81,7 @@ def test_the_page_says_it_in_words_and_loads_nothing():
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)
     assert text.count("<svg") >= 3 and "threshold of stability" in text
     assert "the run enters the edge of stability" in text
-    said = " ".join(sentences(table))
+    said = " ".join(summary_sentences(table))
     assert "10 checks" in said and "of the optimizer's threshold of stability 2" in said and "not converged" in said
 
 
@@ -95,7 +95,7 @@ def test_groups_that_bear_more_have_a_line_of_their_own_and_train_mode_is_said()
 
 def test_after_a_run_that_was_lost_the_threshold_is_that_of_the_last_number():
     lost = _row(20, None) | {"threshold": None, "thresholds": None, "edge": None, "loss": None}
-    said = " ".join(sentences(TrackTable(HEADER, (_row(0, 0.001), lost))))
+    said = " ".join(summary_sentences(TrackTable(HEADER, (_row(0, 0.001), lost))))
     assert "At step 0 the eigenvalue is 0.05% of the optimizer's threshold of stability 2;" in said
 
 

@@ -239,7 +239,7 @@ def test_without_handlers_a_signal_is_pythons_own() -> None:
         assert signal.getsignal(signal.SIGTERM) != before
         with pytest.raises(interrupts.Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
-            interrupts.check()
+            interrupts.raise_if_interrupted()
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one stops at once"
     assert signal.getsignal(signal.SIGTERM) == before and not interrupts.requested()
 

@@ -5,11 +5,21 @@ add a measure: a function in `measures/`, a row in `catalog/measures.py`, a test
 """
 
 from flatminima.catalog.bounds import BOUNDS
-from flatminima.catalog.measures import FIRST, MEASURES, measure
+from flatminima.catalog.measures import FIRST, MEASURES, measure_row
 from flatminima.catalog.models import NETWORKS
 from flatminima.catalog.optimizers import OPTIMIZERS
 from flatminima.catalog.papers import PAPERS, Paper, paper
-from flatminima.catalog.rows import BUDGETS, LAYERWISE, UNITWISE, Bound, Budget, Direction, Measure, Model, Optimizer
+from flatminima.catalog.rows import (
+    BUDGETS,
+    LAYERWISE,
+    UNITWISE,
+    BetterDirection,
+    Bound,
+    Budget,
+    Measure,
+    Model,
+    Optimizer,
+)
 from flatminima.catalog.studies import STUDY_FILES
 
 __all__ = [
@@ -29,7 +39,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Paper",
-    "measure",
+    "measure_row",
     "paper",
 ]
 

@@ -180,7 +180,7 @@ FIRST: dict[str, str] = {
 }
 
 
-def measure(name: str) -> Measure:
+def measure_row(name: str) -> Measure:
     """The row of a measure. Raises UnknownName, suggesting the nearest."""
     if name not in MEASURES:
         raise UnknownName("measure", name, MEASURES, "see `flatminima list`")

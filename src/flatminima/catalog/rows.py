@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from flatminima.catalog.papers import Paper
 
-Direction = Literal["lower", "higher"]
+BetterDirection = Literal["lower", "higher"]
 Budget = Literal["fast", "default", "thorough"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
 
@@ -46,7 +46,7 @@ class Measure:
     summary: str
     paper: Paper
     equation: str
-    direction: Direction
+    direction: BetterDirection
     needs: str
     undefined: str = ""
     invariant: frozenset[str] = frozenset()

@@ -34,12 +34,12 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
     if as_json:
         typer.echo(json_text([f.to_dict() for f in findings], None))
     elif markdown:
-        from flatminima.report.claims import report
+        from flatminima.report.claims import claims_page
         from flatminima.studies.claims import papers
         from flatminima.studies.index import together
 
         titles = {key: found.title for key, found in papers().items()}
-        typer.echo(report([f.to_dict() for f in findings], together(results)[0], titles), nl=False)
+        typer.echo(claims_page([f.to_dict() for f in findings], together(results)[0], titles), nl=False)
     else:
         _table(findings)
 

@@ -23,12 +23,12 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Train networks on digits, measure them, rank the measures, certify the best one."""
-    from flatminima.demo import MEASURES, recipes, run_demo
+    from flatminima.demo import DEMO_MEASURES, recipes, run_demo
     from flatminima.report import write_report
 
     say(
         f"1. train {len(recipes(seed, quick))} networks on the digits: other batch sizes, rates, wrong labels;",
-        f"   measure each with {len(MEASURES)} measures (this takes most of the time)",
+        f"   measure each with {len(DEMO_MEASURES)} measures (this takes most of the time)",
         "2. rank the measures, certify the best network",
     )
     with bars():

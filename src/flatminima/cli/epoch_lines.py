@@ -10,7 +10,7 @@ from pathlib import Path
 from flatminima.cli.terminal import animated, clock, say
 from flatminima.errors import MissingExtra
 from flatminima.training.loop import VALIDATION
-from flatminima.training.session import Row
+from flatminima.training.session import EpochRow
 
 _QUIET = 10.0  # seconds between two lines where there is no terminal to draw on
 
@@ -18,12 +18,12 @@ _QUIET = 10.0  # seconds between two lines where there is no terminal to draw on
 class EpochLines:
     """A line on stderr after an epoch, with the time left, where there is no terminal that shows a bar."""
 
-    def __init__(self, epochs: int, write: Callable[[Row], None]) -> None:
+    def __init__(self, epochs: int, write: Callable[[EpochRow], None]) -> None:
         self._epochs, self._write = epochs, write
         self._began = self._last = time.monotonic()
         self._first: int | None = None  # epoch that this process began with
 
-    def __call__(self, row: Row) -> None:
+    def __call__(self, row: EpochRow) -> None:
         self._write(row)
         epoch, now = row["epoch"], time.monotonic()
         self._first = self._first or epoch
@@ -42,7 +42,7 @@ class EpochLines:
 
 
 @contextlib.contextmanager
-def tensorboard_rows(output: Path, wanted: bool) -> Iterator[Callable[[Row], None]]:
+def tensorboard_rows(output: Path, wanted: bool) -> Iterator[Callable[[EpochRow], None]]:
     """A writer of rows for TensorBoard, or one that does nothing."""
     if not wanted:
         yield lambda row: None
@@ -53,7 +53,7 @@ def tensorboard_rows(output: Path, wanted: bool) -> Iterator[Callable[[Row], Non
         raise MissingExtra("tensorboard", "tensorboard", "--tensorboard") from None
     writer = SummaryWriter(output / "tensorboard")
 
-    def write(row: Row) -> None:
+    def write(row: EpochRow) -> None:
         for key, value in row.items():
             if key not in ("epoch", "step") and isinstance(value, int | float):
                 writer.add_scalar(key, value, row["epoch"])

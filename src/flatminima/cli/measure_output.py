@@ -49,15 +49,15 @@ class Measured:
 
     def show(self, minimum: Minimum, layers: bool) -> None:
         """Print on stdout, for a reader."""
-        from flatminima.table import render, render_layers
+        from flatminima.table import render_layers, render_table
 
-        render(self.table, out())
+        render_table(self.table, out())
         if layers:
             render_layers(self.table, out())
         for finding in self.findings:
             out().print(f"{finding.severity}: {finding}", markup=False, highlight=False)
         if self.audit is not None:
-            from flatminima.rescaling import render as render_audit
+            from flatminima.rescaling import render_audit
 
             if self.audited < len(minimum.samples):
                 out().print(f"\nThe audit is of {self.audited} samples; --audit is of all.", highlight=False)

@@ -92,7 +92,7 @@ def rank(
     )  # fmt: skip
     for one in model:
         replace(request, model=one).check()
-    voters = None if by is None else [catalog.measure(n.strip()).name for n in by.split(",") if n.strip()]
+    voters = None if by is None else [catalog.measure_row(n.strip()).name for n in by.split(",") if n.strip()]
     _check(checkpoints, model, split, test_split, test_data, gaps)
     if voters is not None and not set(voters) <= set(request.names):
         raise UsageError(f"no measure to order by is measured: --by {by}, and --measures {measures or budget}")
@@ -196,9 +196,9 @@ def _save(document: dict[str, Any], output: Path) -> None:
 
 def _show(choice: Choice, scores: RankTable | None) -> None:
     from flatminima.ranking.render import render_choice
-    from flatminima.ranking.table import render
+    from flatminima.ranking.table import render_correlations
 
     render_choice(choice, out())
     if scores is not None:
         out().print("\nHow each measure orders the known gaps (Kendall's tau, bootstrap over networks):", markup=False)
-        render(scores, out())
+        render_correlations(scores, out())

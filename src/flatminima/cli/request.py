@@ -58,7 +58,7 @@ class Request:
         names = [n.strip() for n in self.measures.split(",") if n.strip()]
         if not names:
             raise UsageError(f"got --measures {self.measures!r}; name at least one, {MORE}")
-        return [catalog.measure(name).name for name in names]
+        return [catalog.measure_row(name).name for name in names]
 
     def check(self) -> None:
         """Refuse what can be refused without torch.
@@ -66,7 +66,7 @@ class Request:
         Raises:
             UsageError: naming the option.
         """
-        budgets.check(self.budget)
+        budgets.checked_budget(self.budget)
         _ = self.names
         check_network(self.model, list(self.model_arg), self.model_config, self.checkpoint, self.app_dir)
         if self.loss not in LOSSES:
@@ -157,7 +157,7 @@ def with_options(name: str, budget: str, subset: int | None, minimum: Minimum) -
     """The measure with the budget's counts, and with its Gram subset where that is given."""
     from flatminima.measuring import positions
 
-    function: MeasureFunction = catalog.measure(name).load()
+    function: MeasureFunction = catalog.measure_row(name).load()
     given = budgets.options(budget, name)
     options = budgets.for_sequences(given, function, positions(minimum), len(minimum.samples))
     if subset is not None and "subset" in signature(function).parameters:

@@ -34,7 +34,7 @@ class Threshold:
             name, found, value = text.partition(sign)
             if not found:
                 continue
-            name = catalog.measure(name.strip()).name
+            name = catalog.measure_row(name.strip()).name
             if name not in names:
                 raise UsageError(f"got --fail-if {text!r}, but {name} is not among the measures; add it to --measures")
             try:

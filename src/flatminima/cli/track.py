@@ -36,9 +36,9 @@ def track(
     if as_json:
         typer.echo(json_text({"schema": 1, "header": table.header, "rows": list(table)}, None))
     else:
-        from flatminima.track.page import sentences
+        from flatminima.track.page import summary_sentences
 
-        tell("\n".join(sentences(table)))
+        tell("\n".join(summary_sentences(table)))
     say(f"Page: {target}")
 
 

@@ -63,7 +63,7 @@ def table(model: nn.Module, names: list[str]) -> MeasureTable:
 
     began = time.perf_counter()
     weights: Any = _Weights(model)
-    estimates = {name: catalog.measure(name).load()(weights) for name in names}
+    estimates = {name: catalog.measure_row(name).load()(weights) for name in names}
     notes = ("no data: whether the network fits anything was not looked at",)
     seconds = time.perf_counter() - began
     return MeasureTable(estimates, 0, len(weights.parameters), 0.0, 0.0, seconds, "none", "", notes)
@@ -85,9 +85,9 @@ def measure_weights(request: Request, output: Path | None, thresholds: list[str]
     if as_json:
         typer.echo(json_text(document))
     else:
-        from flatminima.table import render
+        from flatminima.table import render_table
 
-        render(found, out())
+        render_table(found, out())
     if output is not None:
         save(document, {}, output)
     refuse_crossed(limits, found)

@@ -24,7 +24,7 @@ from flatminima.errors import UsageError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LOCK = RLock()  # around whatever reads or sets a switch of the process
+SWITCHES_LOCK = RLock()  # around whatever reads or sets a switch of the process
 _DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 _CPU = torch.device("cpu")
 _REFUSED = ("FakeTensorMode", "FunctionalTensorMode", "ProxyTorchDispatchMode")
@@ -50,12 +50,12 @@ _depth = 0  # of blocks, changed under the lock
 def _after_fork() -> None:
     """In a child made while another thread measured: that thread is not here to let go of the lock."""
     global _depth
-    if not LOCK.acquire(blocking=False):
-        LOCK._at_fork_reinit()  # type: ignore[attr-defined]
+    if not SWITCHES_LOCK.acquire(blocking=False):
+        SWITCHES_LOCK._at_fork_reinit()  # type: ignore[attr-defined]
         _depth = 0
         _outer.clear()
     else:
-        LOCK.release()
+        SWITCHES_LOCK.release()
 
 
 if hasattr(os, "register_at_fork"):
@@ -70,7 +70,7 @@ def neutral() -> Iterator[None]:
         UsageError: inside a mode whose tensors hold no values, or a functorch transform.
     """
     global _depth
-    with LOCK, ExitStack() as stack:
+    with SWITCHES_LOCK, ExitStack() as stack:
         if _depth:
             yield
             return

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeVar, overload
 
-from flatminima.core.ambient import LOCK, neutral
+from flatminima.core.ambient import SWITCHES_LOCK, neutral
 from flatminima.core.statistic import Fold, Statistic
 from flatminima.core.statistic_store import ABSENT, keeper, quietly
 from flatminima.core.sweep import shared_passes, sweep
@@ -80,15 +80,15 @@ class StatisticMapping(ABC):
         return values if isinstance(key, tuple) else values[0]
 
     def __contains__(self, key: object) -> bool:
-        with LOCK:
+        with SWITCHES_LOCK:
             return key in self._known
 
     def __iter__(self) -> Iterator[Statistic[Any]]:
-        with LOCK:
+        with SWITCHES_LOCK:
             return iter(list(self._known))
 
     def __len__(self) -> int:
-        with LOCK:
+        with SWITCHES_LOCK:
             return len(self._known)
 
     def compute(self, keys: Sequence[Statistic[Any]], *, tolerant: bool = False) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from flatminima.core.ambient import LOCK
+from flatminima.core.ambient import SWITCHES_LOCK
 from flatminima.errors import UsageError
 
 _moved: dict[int, tuple[int, str]] = {}  # id of a tensor -> the thread that moved it, and its name
@@ -23,7 +23,7 @@ def mark_moved(tensors: Iterable[Tensor]) -> list[int]:
     Raises:
         UsageError: another thread has moved one of them.
     """
-    with LOCK:
+    with SWITCHES_LOCK:
         tensors = list(tensors)
         refuse_moved(tensors)
         me = threading.current_thread()
@@ -34,7 +34,7 @@ def mark_moved(tensors: Iterable[Tensor]) -> list[int]:
 
 def put_back(marks: list[int]) -> None:
     """They are back where they were; harmless if they were."""
-    with LOCK:
+    with SWITCHES_LOCK:
         while marks:
             _moved.pop(marks.pop(), None)
 

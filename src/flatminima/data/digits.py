@@ -12,7 +12,7 @@ TEST_FRACTION = 0.3
 _SEED = 0
 
 
-def read() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (1797, 8, 8), holding 0 ... 16, and labels (1797,), in the order of scikit-learn's `load_digits`."""
     with files(__package__).joinpath("digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as found:
         return found["images"], found["labels"].astype(np.int64)

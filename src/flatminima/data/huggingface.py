@@ -39,7 +39,7 @@ _IMAGE_NAMES = ("image", "img")
 _Progress = Callable[[int, int, str], None]
 
 
-def read(
+def read_huggingface(
     source: str,
     split: str,
     reading: Reading,

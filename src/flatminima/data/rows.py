@@ -225,7 +225,7 @@ def chosen(columns: Columns, rows: NDArray[np.int64]) -> Columns:
     return Columns({name: take(values) for name, values in columns.values.items()}, columns.names)
 
 
-def join(parts: Sequence[Columns]) -> Columns:
+def concatenated(parts: Sequence[Columns]) -> Columns:
     """Splits after each other."""
     if len(parts) == 1:
         return parts[0]

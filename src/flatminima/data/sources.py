@@ -20,7 +20,7 @@ from flatminima.data.files import Columns
 from flatminima.data.labelled import LabelledData
 from flatminima.data.labels import as_targets
 from flatminima.data.reading import Reading, ReadingOptions
-from flatminima.data.rows import chosen, classes_of, join, labelled
+from flatminima.data.rows import chosen, classes_of, concatenated, labelled
 from flatminima.data.splits import rows_of
 from flatminima.errors import DataError
 
@@ -84,14 +84,14 @@ def load(
     if path.is_file() and path.suffix != ".parquet":
         kind = f"{path.suffix} file" if path.suffix else "file without an ending"
         raise DataError(f"{name} is a {kind}: data is read from {files.SUPPORTED} files, and from folders")
-    return huggingface.read(name, split, reading, choose=lambda n: subset(n, limit), progress=progress)
+    return huggingface.read_huggingface(name, split, reading, choose=lambda n: subset(n, limit), progress=progress)
 
 
 def _from_columns(
     splits: dict[str, Columns], source: str, split: str, limit: int | None, reading: Reading
 ) -> LabelledData:
     wanted = rows_of({name: np.arange(len(columns)) for name, columns in splits.items()}, split, source)
-    columns = join([chosen(splits[name], rows) for name, rows in wanted])
+    columns = concatenated([chosen(splits[name], rows) for name, rows in wanted])
     rows = np.concatenate([rows for _, rows in wanted])
     if len(rows) == 0:
         raise DataError(f"no samples in {source} {split}: check the split and the limit")
@@ -110,7 +110,7 @@ def subset(n: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def _digits(split: str, limit: int | None, reading: Reading) -> LabelledData:
-    images, labels = digits.read()
+    images, labels = digits.read_digits()
     splits = digits.splits(labels)
     kept = np.concatenate([rows for _, rows in rows_of(splits, split, _DIGITS)])
     kept = kept[subset(len(kept), limit)]

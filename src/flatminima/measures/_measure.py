@@ -19,9 +19,9 @@ P = ParamSpec("P")
 _Function = Callable[Concatenate[Statistics, P], Estimate]
 
 
-def measure(function: _Function[P]) -> _Function[P]:
+def catalogued_measure(function: _Function[P]) -> _Function[P]:
     """Stamp the catalogue's direction on the result; turn `Undefined`, and errors of torch, into an undefined one."""
-    direction = catalog.measure(function.__name__).direction
+    direction = catalog.measure_row(function.__name__).direction
     arguments = signature(function)
 
     @wraps(function)

@@ -9,7 +9,7 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._groups import of_rises, of_search
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until
 from flatminima.statistics import AdaptiveWorstLoss, PerturbedLoss
 
 Case = Literal["worst", "average"]
@@ -18,7 +18,7 @@ _EVERYTHING = 1 << 62  # samples: a block is at most the data
 _RADIUS = {("worst", "2"): 0.5, ("worst", "inf"): 0.002, ("average", "2"): 0.05}
 
 
-@measure
+@catalogued_measure
 def adaptive_sharpness(
     minimum: Statistics,
     *,

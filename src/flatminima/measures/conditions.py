@@ -15,7 +15,7 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._extremes import predicted_maximum
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until
 from flatminima.statistics import Conditions, SampleConditions, SampleCount
 
 _NAMES = ("inverse_mu", "c2", "c3", "active")
@@ -23,7 +23,7 @@ _SIGMAS = 1.96  # standard errors to the end of a 95% interval
 _SCALES = (-30.0, 10.0)  # ln gamma that is searched
 
 
-@measure
+@catalogued_measure
 def conditions(
     minimum: Statistics, *, samples: int | None = 10, rtol: float | None = None, seed: int | None = None
 ) -> Estimate:
@@ -71,7 +71,7 @@ def _mean(found: SampleConditions) -> Estimate:
     )
 
 
-@measure
+@catalogued_measure
 def perturbation_score(
     minimum: Statistics,
     *,

@@ -13,11 +13,11 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._initial import flat_initial
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import catalogued_measure
 from flatminima.statistics import FlatWeights, Weights
 
 
-@measure
+@catalogued_measure
 def distance_from_init(
     minimum: Statistics,
     *,
@@ -82,7 +82,7 @@ def _spectral(weights: FlatWeights, start: Tensor) -> Estimate:
     return Estimate(total, details={"layers": layers, "relative": total / math.sqrt(squares) if squares else None})
 
 
-@measure
+@catalogued_measure
 def parameter_norm(minimum: Statistics) -> Estimate:
     """``||w||_2`` of the trainable weights: their distance from the origin.
 

@@ -18,7 +18,7 @@ from flatminima.core.statistic import Statistic, Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._layers import of_moments, with_layers
-from flatminima.measures._measure import at_least_one, measure, seed_of, until, with_note
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until, with_note
 from flatminima.measures._subset import SUBSET, of_subset
 from flatminima.statistics import (
     FisherParts,
@@ -44,7 +44,7 @@ _GROUPS = 10  # of a draw for the full matrix, whose spread is the standard erro
 _ENTRIES = 50_000_000  # of their matrices together, 400 MB
 
 
-@measure
+@catalogued_measure
 def fisher_logdet(
     minimum: Statistics,
     *,
@@ -156,7 +156,7 @@ def _key(
     return key if logit_norm is None else RescaledLogits(key, logit_norm)
 
 
-@measure
+@catalogued_measure
 def fisher_logdet_full(
     minimum: Statistics, *, samples: int | None = None, pseudo: bool = False, seed: int | None = None
 ) -> Estimate:
@@ -247,7 +247,7 @@ def _jackknife(value: float, rank: int, parts: Tensor, sizes: Tensor, share: flo
     return value - (1 - share) * bias, error
 
 
-@measure
+@catalogued_measure
 def fisher_trace(
     minimum: Statistics,
     *,
@@ -290,7 +290,7 @@ def fisher_trace(
     return until(rtol, trials, estimate)
 
 
-@measure
+@catalogued_measure
 def fisher_frobenius(
     minimum: Statistics,
     *,
@@ -333,7 +333,7 @@ def fisher_frobenius(
     return until(rtol, trials, estimate)
 
 
-@measure
+@catalogued_measure
 def fisher_spectral_radius(
     minimum: Statistics,
     *,

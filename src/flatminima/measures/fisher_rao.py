@@ -10,11 +10,11 @@ from torch import Tensor
 from flatminima.core.statistic import Statistic, Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until
 from flatminima.statistics import RadialCurvature, RadialGradients
 
 
-@measure
+@catalogued_measure
 def fisher_rao_norm(
     minimum: Statistics,
     *,

@@ -9,14 +9,14 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined
 from flatminima.estimate import Estimate
 from flatminima.measures._layers import of_moments, with_layers
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until
 from flatminima.measures._subset import SUBSET, of_subset
 from flatminima.statistics import FisherDiagonal, Gram, GramMatrices, MeanGradient
 
 _ROUNDING = 1e-12  # of the second moment; a variance below it is what float64 and cancellation leave
 
 
-@measure
+@catalogued_measure
 def gradient_noise_scale(
     minimum: Statistics,
     *,
@@ -66,7 +66,7 @@ def gradient_noise_scale(
     return until(rtol, trials, estimate)
 
 
-@measure
+@catalogued_measure
 def gradient_variance(
     minimum: Statistics,
     *,
@@ -122,7 +122,7 @@ def _gradients(minimum: Statistics, subset: int | None, trials: int, seed: int |
     return gram, gradient
 
 
-@measure
+@catalogued_measure
 def gradient_signal_to_noise(minimum: Statistics) -> Estimate:
     """``mean_j G_j^2 / Var(g_j)``: signal over noise of the samples' gradients, averaged over parameters j.
 

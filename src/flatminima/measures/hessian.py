@@ -10,13 +10,13 @@ from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._groups import error_of, groups_of_layers, mean_of_groups, of_repeats, traces_of_layers
 from flatminima.measures._layers import with_layers, without_error
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until
 from flatminima.statistics import Curvature, ExactTraces, GroupTraces, HessianProbes, SketchedTraces, TopEigenvalues
 
 TraceEstimator = Literal["hutchinson", "hutch++", "xtrace", "exact"]
 
 
-@measure
+@catalogued_measure
 def hessian_trace(
     minimum: Statistics,
     *,
@@ -106,7 +106,7 @@ def _enlarged(k: int, probes: int, groups: int, samples: int | None, population:
     return math.ceil(probes * k / most), None, most
 
 
-@measure
+@catalogued_measure
 def hessian_top_eigenvalue(
     minimum: Statistics,
     *,

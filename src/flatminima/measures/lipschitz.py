@@ -9,7 +9,7 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._matrices import instead
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import catalogued_measure
 from flatminima.measures._over_margin import Normalise, check_options, with_margin
 from flatminima.statistics import FeedForward, OperatorNorms
 
@@ -19,7 +19,7 @@ _TRANSFORMER = (
 )
 
 
-@measure
+@catalogued_measure
 def lipschitz(
     minimum: Statistics,
     *,

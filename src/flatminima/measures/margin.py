@@ -7,12 +7,12 @@ import math
 from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import catalogued_measure
 from flatminima.measures._positions import mean_of_positions
 from flatminima.statistics import Margins, OutputEntropies, Outputs
 
 
-@measure
+@catalogued_measure
 def margin(minimum: Statistics, *, fraction: float = 0.05) -> Estimate:
     """The k-th smallest margin f[y] - max_{j != y} f[j], k = ceil(fraction n).
 
@@ -52,7 +52,7 @@ def margin(minimum: Statistics, *, fraction: float = 0.05) -> Estimate:
     )
 
 
-@measure
+@catalogued_measure
 def output_entropy(minimum: Statistics) -> Estimate:
     """Mean entropy ``-sum_c p_c ln p_c`` of the predicted class probabilities.
 

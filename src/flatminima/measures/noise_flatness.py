@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from flatminima.core.statistic import Statistics
 from flatminima.estimate import Estimate
 from flatminima.measures._initial import flat_initial
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until
 from flatminima.statistics import Level, NoiseLevel, SampleCount, Weights
 
 _EPSILON = 1e-3  # Jiang et al.: noise of weights that are 0
 _DIFFERENCE = 1e-4  # in ln sigma, of a derivative
 
 
-@measure
+@catalogued_measure
 def noise_flatness(
     minimum: Statistics,
     *,
@@ -72,7 +72,7 @@ def noise_flatness(
     return until(rtol, draws, estimate)
 
 
-@measure
+@catalogued_measure
 def noise_complexity(
     minimum: Statistics,
     *,

@@ -22,7 +22,7 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._matrices import instead, over_matrices
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import catalogued_measure
 from flatminima.measures._over_margin import (
     Normalise,
     Product,
@@ -34,7 +34,7 @@ from flatminima.measures._over_margin import (
 from flatminima.statistics import FeedForward, FeedForwardNetwork, OperatorNorms, ParameterCount, Weights
 
 
-@measure
+@catalogued_measure
 def parameter_count(minimum: Statistics) -> Estimate:
     """Number of trainable parameters, tied ones once, frozen ones left out.
 
@@ -51,7 +51,7 @@ def parameter_count(minimum: Statistics) -> Estimate:
     return Estimate(float(count), details={"frozen": weights.frozen})
 
 
-@measure
+@catalogued_measure
 def vc_dimension(minimum: Statistics) -> Estimate:
     """Order of the VC dimension, ``d dim(w)``: depth times trainable parameters, logarithms and constants dropped.
 
@@ -69,7 +69,7 @@ def vc_dimension(minimum: Statistics) -> Estimate:
     return Estimate(float(depth * count), details={"depth": depth, "parameters": count})
 
 
-@measure
+@catalogued_measure
 def frobenius_norm(
     minimum: Statistics, *, normalise: Product = "capacity", fraction: float = 0.05, over_margin: bool = True
 ) -> Estimate:
@@ -115,7 +115,7 @@ def frobenius_norm(
     return _product(factors, log_margin, network, normalise)
 
 
-@measure
+@catalogued_measure
 def group_norm(
     minimum: Statistics,
     *,
@@ -164,7 +164,7 @@ def group_norm(
     return _product(factors, log_margin, network).with_details(p=p, q=q)
 
 
-@measure
+@catalogued_measure
 def spectral_norm(
     minimum: Statistics,
     *,
@@ -230,7 +230,7 @@ def _spectral(
     return estimate.with_details(convolutions=convolutions, residual=residual, widths=widths)
 
 
-@measure
+@catalogued_measure
 def path_norm(
     minimum: Statistics,
     *,

@@ -15,7 +15,7 @@ from flatminima.core.perturbation import OneCoordinate, Perturbation, Relative, 
 from flatminima.core.statistic import Fold, Statistic, Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, output_size_of, seed_of, until, with_note
+from flatminima.measures._measure import at_least_one, catalogued_measure, output_size_of, seed_of, until, with_note
 from flatminima.statistics import (
     At,
     BatchGradientSquares,
@@ -46,7 +46,7 @@ _DRAWN = 4  # random combinations of them above
 _COORDINATES = 1_000  # parameters up to which rho is taken coordinate by coordinate
 
 
-@measure
+@catalogued_measure
 def pacgen(
     minimum: Statistics,
     *,
@@ -129,7 +129,7 @@ def pacgen(
     return until(rtol, draws, estimate)
 
 
-@measure
+@catalogued_measure
 def sharpness_divergence(
     minimum: Statistics,
     *,

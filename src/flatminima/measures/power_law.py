@@ -9,11 +9,11 @@ from torch import Tensor
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import catalogued_measure
 from flatminima.statistics import PowerLaw, WeightSpectra, fit_power_law
 
 
-@measure
+@catalogued_measure
 def power_law_exponent(minimum: Statistics, *, min_eigenvalues: int = 10, max_error: float = 1 / 3) -> Estimate:
     """Mean over layers of alpha, where the eigenvalues of W^T W above x_min have density ``~ x^-alpha``.
 

@@ -7,12 +7,12 @@ from typing import Literal
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of, until, with_note
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until, with_note
 from flatminima.measures._positions import mean_of_positions
 from flatminima.statistics import InputJacobian, PositionJacobian
 
 
-@measure
+@catalogued_measure
 def robustness(
     minimum: Statistics,
     *,

@@ -12,11 +12,11 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._groups import of_rises, of_search
-from flatminima.measures._measure import at_least_one, measure, seed_of, until
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of, until
 from flatminima.statistics import PerturbedLoss, SampleCount, Weights, WorstCaseLoss
 
 
-@measure
+@catalogued_measure
 def expected_sharpness(
     minimum: Statistics,
     *,
@@ -70,7 +70,7 @@ def expected_sharpness(
     return until(rtol, draws, estimate)
 
 
-@measure
+@catalogued_measure
 def bicriteria(
     minimum: Statistics,
     *,
@@ -127,7 +127,7 @@ def bicriteria(
     return Estimate(costs[best], curve[best]["stderr"], details)
 
 
-@measure
+@catalogued_measure
 def sharpness(
     minimum: Statistics,
     *,

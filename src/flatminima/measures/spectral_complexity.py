@@ -13,12 +13,12 @@ from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
 from flatminima.measures._matrices import complexity_of_matrices, instead
-from flatminima.measures._measure import measure
+from flatminima.measures._measure import catalogued_measure
 from flatminima.measures._over_margin import check_options, log_factors, with_margin
 from flatminima.statistics import FeedForward, LinearLayer, OperatorNorms
 
 
-@measure
+@catalogued_measure
 def spectral_complexity(
     minimum: Statistics,
     *,

@@ -11,14 +11,14 @@ from torch import Tensor
 from flatminima.core.statistic import Statistics
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
-from flatminima.measures._measure import at_least_one, measure, seed_of
+from flatminima.measures._measure import at_least_one, catalogued_measure, seed_of
 from flatminima.statistics import Curvature, SpectralDensity, Spectrum
 
 _POINTS = 201  # of the density's grid
 _WIDTH = 0.01  # of its Gaussians, relative to the spectrum's
 
 
-@measure
+@catalogued_measure
 def effective_dimension(
     minimum: Statistics,
     *,
@@ -69,7 +69,7 @@ def effective_dimension(
     return _estimate(found, float(found.trace(determined).mean()), found.variances(determined, slope))
 
 
-@measure
+@catalogued_measure
 def negative_curvature(
     minimum: Statistics,
     *,

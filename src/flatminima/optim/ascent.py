@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatminima.optim.shards import check_dense, gradient, is_sharded, local, spread, total
+from flatminima.optim.shards import check_dense, gradient, is_sharded, local, process_groups, total
 
 _SMALL = 1 << 18  # elements that are rather copied side by side than looked at one tensor after the other
 
@@ -60,7 +60,7 @@ def slopes(groups: list[dict[str, Any]], rho: Callable[[dict[str, Any]], float],
                 continue
             check_dense(g)
             whole = not is_sharded(p)
-            key = (p.device, p.dtype, () if whole else spread(p))
+            key = (p.device, p.dtype, () if whole else process_groups(p))
             slope = found.get(key)
             if slope is None:
                 slope = found[key] = Slope([], [], [], [], [])
@@ -75,7 +75,7 @@ def slopes(groups: list[dict[str, Any]], rho: Callable[[dict[str, Any]], float],
 def inverse_norm(held: list[Slope]) -> float | Tensor:
     """1 / ||T g||, or 0 where that is no number; a number where it costs no wait for an accelerator."""
     norms = [(slope, _norm(slope.scaled(1))) for slope in held]
-    if len(norms) == 1 and not spread(held[0].parameters[0]):
+    if len(norms) == 1 and not process_groups(held[0].parameters[0]):
         norm = norms[0][1]
     else:
         norm = total([(slope.parameters[0], n.double().square()) for slope, n in norms]).sqrt()
@@ -108,9 +108,9 @@ def product(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> float | Tensor:
     """sum <a, b> over (parameter, its local a, its local b), on all ranks; a number where the processor has it."""
     kinds: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
     for p, a, b in pairs:
-        kinds.setdefault((p.device, p.dtype, spread(p)), []).append((p, a, b))
+        kinds.setdefault((p.device, p.dtype, process_groups(p)), []).append((p, a, b))
     sums = [(held[0][0], _dot([a for _, a, _ in held], [b for _, _, b in held])) for held in kinds.values()]
-    found = sums[0][1] if len(sums) == 1 and not spread(sums[0][0]) else total(sums)
+    found = sums[0][1] if len(sums) == 1 and not process_groups(sums[0][0]) else total(sums)
     return float(found) if found.device.type == "cpu" else found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.optim.counts import Counts
-from flatminima.optim.difference import Gradients, Pass, Weights, norm, random_state, set_random_state
+from flatminima.optim.difference import GradientList, ModuleWeights, Pass, norm, random_state, set_random_state
 from flatminima.optim.sub_batches import join
 
 _APART = {torch.float64: 1e-6, torch.float32: 5e-3}  # relative: rounding, and kernels that choose by batch size
@@ -62,8 +62,8 @@ class Sums:
     weight: float = 0.0
     samples: int = 0
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    main: Gradients = field(default_factory=list)
-    product: Gradients = field(default_factory=list)
+    main: GradientList = field(default_factory=list)
+    product: GradientList = field(default_factory=list)
     squares: float = 0.0
     falls: float = 0.0
     norms: float = 0.0
@@ -89,8 +89,8 @@ class Sums:
             self.product = add(self.product, found.product, weight)
 
 
-def summed(
-    weights: Weights, loss_fn: LossFn, pieces: Sequence[Piece], run: Callable[[Piece], Pass], *, main: bool
+def summed_parts(
+    weights: ModuleWeights, loss_fn: LossFn, pieces: Sequence[Piece], run: Callable[[Piece], Pass], *, main: bool
 ) -> Sums:
     """Every part's pass, added up.
 
@@ -122,8 +122,8 @@ def summed(
 
 
 def compared(
-    weights: Weights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any
-) -> tuple[float, Tensor, Gradients]:
+    weights: ModuleWeights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any
+) -> tuple[float, Tensor, GradientList]:
     """Relative distance of the parts' mean gradient from the whole batch's; 0 within rounding; and the whole's.
 
     Args:
@@ -137,7 +137,7 @@ def compared(
             _, again = _gradient(weights, loss_fn, x, y)
             if _off(again, whole, sums) > 0:  # dropout and its kin: every pass differs, so look without it
                 with _in_eval_mode(weights.module):
-                    main: Gradients = [None] * len(weights.all)
+                    main: GradientList = [None] * len(weights.all)
                     for piece, weight in zip(pieces, sums.weights, strict=True):
                         if weight:
                             main = add(main, _gradient(weights, loss_fn, piece.x, piece.y)[1], weight / sums.weight)
@@ -151,7 +151,7 @@ def compared(
     return off, loss, whole
 
 
-def add(total: Gradients, more: Gradients, factor: float) -> Gradients:
+def add(total: GradientList, more: GradientList, factor: float) -> GradientList:
     """total + factor * more, in place where there is something; `more` is used up."""
     held = [(t, m) for t, m in zip(total, more, strict=True) if t is not None and m is not None]
     if held:
@@ -159,7 +159,7 @@ def add(total: Gradients, more: Gradients, factor: float) -> Gradients:
     return [m.mul_(factor) if t is None and m is not None else t for t, m in zip(total, more, strict=True)]
 
 
-def scale(gradient: Gradients, factor: float) -> Gradients:
+def scale(gradient: GradientList, factor: float) -> GradientList:
     """factor * gradient, in place."""
     held = [g for g in gradient if g is not None]
     if held and factor != 1.0:
@@ -167,13 +167,13 @@ def scale(gradient: Gradients, factor: float) -> Gradients:
     return gradient
 
 
-def _gradient(weights: Weights, loss_fn: LossFn, x: Any, y: Any) -> tuple[Tensor, Gradients]:
+def _gradient(weights: ModuleWeights, loss_fn: LossFn, x: Any, y: Any) -> tuple[Tensor, GradientList]:
     loss, found, _ = weights.gradient(loss_fn, x, y)
     weights.buffers.restore()
     return loss, found
 
 
-def _off(a: Gradients, b: Gradients, sums: Sums) -> float:
+def _off(a: GradientList, b: GradientList, sums: Sums) -> float:
     """||a - b|| / ||b||, 0 within rounding or where it is not finite."""
     apart = [y if x is None else x if y is None else x - y for x, y in zip(a, b, strict=True)]
     length = max(float(norm(b)), _CANCELLED * sums.norms / sums.weight)

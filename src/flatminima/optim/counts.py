@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flatminima.errors import UsageError
-from flatminima.optim.sub_batches import join, leaves, mapped
+from flatminima.optim.sub_batches import batch_tensors, join, mapped
 
 _LARGEST = 1 << 21  # entries of a part's outputs; beyond, the copies would cost more than a pass
 # relative, by the kind of number that the outputs are: how far from a weighted mean a loss may be by rounding
@@ -120,7 +120,7 @@ class Counts:
         try:
             with torch.enable_grad():
                 trees = [mapped(_leaf, part.outputs) for part in parts]
-                asked = [[t for t in leaves(tree) if t.requires_grad] for tree in trees]
+                asked = [[t for t in batch_tensors(tree) if t.requires_grad] for tree in trees]
                 loss = self._loss_fn(join(trees), join([part.targets for part in parts]))
                 found = torch.autograd.grad(loss, [t for some in asked for t in some], allow_unused=True)
         except Exception:  # the user's function may expect anything of its arguments
@@ -132,7 +132,7 @@ class Counts:
 def watched(outputs: Any) -> list[Tensor]:
     """The outputs whose gradients will tell, made to keep them; none where they are no tree of batches of samples."""
     try:
-        every = leaves(outputs)
+        every = batch_tensors(outputs)
     except UsageError:  # something else than tensors among them
         return []
     if any(t.dim() == 0 for t in every) or sum(t.numel() for t in every) > _LARGEST:

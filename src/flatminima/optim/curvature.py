@@ -42,7 +42,7 @@ class _Part:
     blocks: list[Block]
 
 
-class Curvature:
+class CurvatureState:
     """The tensors of all parameters that have had a gradient."""
 
     def __init__(self, base: Optimizer, backend: str | None) -> None:

@@ -21,7 +21,7 @@ def inner(model: nn.Module) -> nn.Module:
     return model if found is None else found.module
 
 
-def local(model: nn.Module, count: int, name: str) -> int:
+def local_count(model: nn.Module, count: int, name: str) -> int:
     """Number of `count` that are this rank's."""
     found = _wrapper(model)
     ranks = 1 if found is None else dist.get_world_size(found.process_group)

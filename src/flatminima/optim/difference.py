@@ -24,7 +24,7 @@ from flatminima.optim.running_statistics import Buffers
 from flatminima.optim.shards import check_dense, check_values
 from flatminima.optim.sub_batches import mapped
 
-Gradients = list[Tensor | None]
+GradientList = list[Tensor | None]
 Step = Literal["auto", "alpha"] | float
 
 SHARE = 0.1  # of L / ||g||: between kinks (below) and truncation (above); the table is in docs/optimizers.md
@@ -54,14 +54,14 @@ class Pass:
     """
 
     loss: Tensor
-    gradient: Gradients
+    gradient: GradientList
     norm: float
-    product: Gradients
+    product: GradientList
     fall: float
     part: Part
 
 
-class Weights:
+class ModuleWeights:
     """The trainable parameters of a module, with gradients taken off them.
 
     Args:
@@ -86,7 +86,7 @@ class Weights:
         self.originals = [p.detach().clone() for p in self.all]
         self.buffers = Buffers(self.module.modules())
 
-    def displace(self, direction: Gradients, by: float) -> None:
+    def displace(self, direction: GradientList, by: float) -> None:
         """w + by * direction."""
         pairs = [(p.detach(), g) for p, g in zip(self.all, direction, strict=True) if g is not None]
         self.guards.enter(list(self.all), self.module)
@@ -108,7 +108,7 @@ class Weights:
         finally:
             set_random_state(state)
 
-    def gradient(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> tuple[Tensor, Gradients, Part]:
+    def gradient(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> tuple[Tensor, GradientList, Part]:
         """(loss, gradient, what it was computed from) by backward(), which also works where activations are
         checkpointed; .grad must be None."""
         with torch.enable_grad():
@@ -141,7 +141,7 @@ def _mean_loss(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, y: Any) -> T
     return loss
 
 
-def norm(gradient: Gradients) -> Tensor:
+def norm(gradient: GradientList) -> Tensor:
     """2-norm over all parameters, () in float32 at least."""
     held = [g for g in gradient if g is not None]
     if not held:
@@ -153,7 +153,7 @@ def norm(gradient: Gradients) -> Tensor:
 
 
 def differenced(
-    weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any, step: Step, alpha: float
+    weights: ModuleWeights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any, step: Step, alpha: float
 ) -> Pass:
     """Two passes: at w and at w - d g, with the same random numbers. `weights.keep()` was called."""
     randomness = random_state(weights.all)
@@ -183,7 +183,7 @@ def _auto(loss: float, norm: float) -> float:
     return min(SHARE * loss / norm, LONGEST) if loss > 0 else LONGEST
 
 
-def exact(weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Pass:
+def exact(weights: ModuleWeights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Pass:
     """Double backward. Kinks have no curvature here; compiled modules and fused attention are bypassed."""
     module = getattr(weights.module, "_orig_mod", weights.module)
     with torch.enable_grad(), differentiable(module):
@@ -195,10 +195,10 @@ def exact(weights: Weights, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: An
         for t in g:
             check_dense(t)
         half = sum(((t * t).sum() for t in g if t is not None), torch.zeros(())) / 2
-        product: Gradients = [None] * len(g)
+        product: GradientList = [None] * len(g)
         if half.requires_grad:
             product = list(torch.autograd.grad(half, weights.all, allow_unused=True))
-    gradient: Gradients = [None if t is None else t.detach() for t in g]
+    gradient: GradientList = [None if t is None else t.detach() for t in g]
     weights.buffers.restore()
     part = _part(outputs, both[len(weights.all) :], y, loss.detach())
     return Pass(loss.detach(), gradient, float(norm(gradient)), product, 0.0, part)
@@ -218,7 +218,7 @@ def check_precision(parameters: Sequence[Tensor], step: Step, alpha: float) -> N
         )
 
 
-def compare(a: Gradients, b: Gradients) -> DifferenceError:
+def compare(a: GradientList, b: GradientList) -> DifferenceError:
     """a against b."""
     pairs = [(x.double(), y.double()) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     apart = sum(float((x - y).square().sum()) for x, y in pairs)

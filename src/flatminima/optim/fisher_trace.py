@@ -20,13 +20,13 @@ from flatminima.core.moved_weights import mark_moved, put_back
 from flatminima.core.perturbation import generator
 from flatminima.errors import UsageError
 from flatminima.optim import ddp
-from flatminima.optim.combination import Count, LossFn, Piece, Sums, add, compared, pieces_of, scale, summed
+from flatminima.optim.combination import Count, LossFn, Piece, Sums, add, compared, pieces_of, scale, summed_parts
 from flatminima.optim.difference import (
     DifferenceError,
-    Gradients,
+    GradientList,
+    ModuleWeights,
     Pass,
     Step,
-    Weights,
     check_precision,
     compare,
     differenced,
@@ -150,7 +150,7 @@ class FisherTrace:
             raise UsageError(f"got beta={self.beta!r}; the weight of the penalty is finite and >= 0")
         module = ddp.inner(self.model)
         ddp.refuse_shards(module)
-        weights = Weights(module, self._guards)
+        weights = ModuleWeights(module, self._guards)
         if self.mode == "difference" and self.beta > 0:
             check_precision(weights.all, self.step, self.alpha)
         ddp.share_buffers(self.model)
@@ -176,7 +176,7 @@ class FisherTrace:
     def error(self, loss_fn: LossFn, x: Any, y: Any) -> DifferenceError:
         """The difference against double backward on the first sub-batch; about four passes over it, nothing changes."""
         ddp.refuse_shards(ddp.inner(self.model))
-        weights = Weights(ddp.inner(self.model), self._guards)
+        weights = ModuleWeights(ddp.inner(self.model), self._guards)
         check_precision(weights.all, self.step, self.alpha)
         xi, yi, _ = cut(x, y, self.sub_batches)[0]
         before = [p.grad for p in weights.all]
@@ -206,19 +206,19 @@ class FisherTrace:
         self.main_gradient = state.get("main_gradient", self.main_gradient)
 
     def _combined(
-        self, weights: Weights, loss_fn: LossFn, x: Any, y: Any, count: Count | None
-    ) -> tuple[Tensor, Gradients]:
+        self, weights: ModuleWeights, loss_fn: LossFn, x: Any, y: Any, count: Count | None
+    ) -> tuple[Tensor, GradientList]:
         if self.beta == 0:
             self.last = None
             return weights.gradient(loss_fn, x, y)[:2]
-        parts = cut(x, y, ddp.local(self.model, self.sub_batches, "sub_batches"))
+        parts = cut(x, y, ddp.local_count(self.model, self.sub_batches, "sub_batches"))
         chosen = self._chosen(len(parts))
         whole = self.main_gradient == "batch" or couples_the_batch(weights.module)
         pieces, total = pieces_of(parts, chosen, whole, count)
         loss, main = weights.gradient(loss_fn, x, y)[:2] if whole else (torch.zeros(()), [])
         weights.keep()
         try:
-            sums = summed(weights, loss_fn, pieces, lambda p: self._pass(weights, loss_fn, p), main=not whole)
+            sums = summed_parts(weights, loss_fn, pieces, lambda p: self._pass(weights, loss_fn, p), main=not whole)
             if sums.weight == 0:  # nothing counts in the whole batch: what the loss itself says of that
                 self.last = Penalty(0.0, 0.0, math.nan)
                 return (loss, main) if whole else weights.gradient(loss_fn, x, y)[:2]
@@ -238,8 +238,8 @@ class FisherTrace:
         return loss, add(main, sums.product, self.beta * self.alpha * upscale)
 
     def _checked(
-        self, weights: Weights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any, loss: Tensor
-    ) -> tuple[Tensor, Gradients]:
+        self, weights: ModuleWeights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any, loss: Tensor
+    ) -> tuple[Tensor, GradientList]:
         """The parts' mean, or the whole batch's own where that is another: then from now on."""
         self.combined += 1
         due = self.combined == 1 or not (self._measured or self.combined & (self.combined - 1))
@@ -259,7 +259,7 @@ class FisherTrace:
         )
         return whole_loss, whole
 
-    def _pass(self, weights: Weights, loss_fn: LossFn, piece: Piece) -> Pass:
+    def _pass(self, weights: ModuleWeights, loss_fn: LossFn, piece: Piece) -> Pass:
         if not piece.penalised:
             found = weights.gradient(loss_fn, piece.x, piece.y)
             weights.buffers.restore()
@@ -271,10 +271,10 @@ class FisherTrace:
     def _chosen(self, count: int) -> list[int]:
         if self.active is None or self.active >= self.sub_batches:
             return list(range(count))
-        some = min(ddp.local(self.model, self.active, "active"), count)
+        some = min(ddp.local_count(self.model, self.active, "active"), count)
         return sorted(torch.randperm(count, generator=generator(self.seed, self.steps))[:some].tolist())
 
-    def _clip(self, total: Gradients) -> None:
+    def _clip(self, total: GradientList) -> None:
         length = float(norm(total)) if self.max_norm is not None or self.last is not None else math.nan
         if self.last is not None:
             self.last = Penalty(self.last.trace, self.last.value, length)

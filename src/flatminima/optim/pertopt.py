@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from flatminima.core.perturbation import mix
 from flatminima.errors import UsageError
 from flatminima.optim.blocks import walk
-from flatminima.optim.curvature import Curvature, Levels
+from flatminima.optim.curvature import CurvatureState, Levels
 from flatminima.optim.diagnostics import Census, Diagnostics, choose_eta, threshold, warn
 from flatminima.optim.displacement import Gradients, Shared
 from flatminima.optim.noise import NoiseStream
@@ -115,7 +115,7 @@ class PertOPT(Wrapper):
         self.clock = Clock(steps_per_epoch)
         self._warned: set[str] = set()
         backend = None if compile is False else ("inductor" if compile is True else compile)
-        self._curvature = Curvature(base, backend)
+        self._curvature = CurvatureState(base, backend)
         own = {"perturb": True, "pert_eta": eta, "pert_gamma": gamma, "pert_eps": eps}
         own |= {"pert_beta1": beta1, "pert_beta2": beta2}
         numbers = {"pert_step": 0, "pert_epoch": 1.0, "pert_seed": seed, "pert_ready": 0, "pert_squared_distance": -1.0}

@@ -43,7 +43,7 @@ def gradient(p: Tensor) -> Tensor:
     return local(g)
 
 
-def check(p: Tensor) -> None:
+def check_sharding(p: Tensor) -> None:
     """Refuse what is cut up in a manner that we do not know."""
     if getattr(p, "_fsdp_flattened", False):
         raise UsageError(
@@ -79,7 +79,7 @@ def check_values(parameters: Iterable[Tensor]) -> None:
         )
 
 
-def spread(p: Tensor) -> tuple[dist.ProcessGroup, ...]:
+def process_groups(p: Tensor) -> tuple[dist.ProcessGroup, ...]:
     """The process groups over which the parts of p add up to the whole."""
     if not is_sharded(p):
         return ()
@@ -95,7 +95,7 @@ def total(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """
     held: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for p, number in parts:
-        held.setdefault(spread(p), []).append(number)
+        held.setdefault(process_groups(p), []).append(number)
     sums: list[Tensor] = []
     for groups, numbers in held.items():
         home = numbers[0].device

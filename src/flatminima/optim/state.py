@@ -27,7 +27,7 @@ def merge(
     return {**packed, "state": state}
 
 
-def split(
+def split_state(
     packed: dict[str, Any], name: str, fresh: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[Any, dict[str, Tensor]], dict[str, Any]]:
     """(the base's state_dict, our tensors by parameter number, our numbers).

@@ -14,20 +14,20 @@ from flatminima.errors import UsageError
 
 def size(tree: Any) -> int:
     """Samples in a batch; every tensor must have as many."""
-    found = {len(t) for t in leaves(tree)}
+    found = {len(t) for t in batch_tensors(tree)}
     if len(found) != 1:
         raise UsageError(f"got tensors of {sorted(found)} samples in one batch; inputs and targets go together")
     return found.pop()
 
 
-def leaves(tree: Any) -> list[Tensor]:
+def batch_tensors(tree: Any) -> list[Tensor]:
     """The tensors of a tensor, list, tuple or dictionary."""
     if isinstance(tree, Tensor):
         return [tree]
     if isinstance(tree, dict):
-        return [t for value in tree.values() for t in leaves(value)]
+        return [t for value in tree.values() for t in batch_tensors(value)]
     if isinstance(tree, list | tuple):
-        return [t for value in tree for t in leaves(value)]
+        return [t for value in tree for t in batch_tensors(value)]
     raise UsageError(f"got a batch with a {type(tree).__name__}; give tensors, or lists or dictionaries of them")
 
 

@@ -19,13 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatminima.core.ambient import LOCK
+from flatminima.core.ambient import SWITCHES_LOCK
 from flatminima.core.moved_weights import mark_moved, put_back
 from flatminima.errors import UsageError
 from flatminima.optim.accelerate import adopt
 from flatminima.optim.displacement import Displacement, Gradients, Shared
-from flatminima.optim.shards import check, check_dense, check_values, gradient
-from flatminima.optim.state import hide, merge, own_copies, show, split
+from flatminima.optim.shards import check_dense, check_sharding, check_values, gradient
+from flatminima.optim.state import hide, merge, own_copies, show, split_state
 
 
 class Wrapper(Optimizer, ABC):
@@ -205,7 +205,7 @@ class Wrapper(Optimizer, ABC):
             )
         for p in self._parameters():
             check_dense(p.grad)
-        with LOCK, torch.no_grad():  # a measurement in another thread would put the weights back
+        with SWITCHES_LOCK, torch.no_grad():  # a measurement in another thread would put the weights back
             if at.blank:
                 hide(self.base)
             at.blank = False
@@ -225,7 +225,7 @@ class Wrapper(Optimizer, ABC):
         if at.complete is not None and (at.micro_batches or not at.complete()):
             return  # in the middle of a step of several micro-batches
         at.cleared = True
-        with LOCK:
+        with SWITCHES_LOCK:
             self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -252,7 +252,7 @@ class Wrapper(Optimizer, ABC):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        bare, own, numbers = split(state_dict, self.name, self._fresh_numbers)
+        bare, own, numbers = split_state(state_dict, self.name, self._fresh_numbers)
         keys = {**self._own, **self._fresh_numbers}
         kept = [{key: g[key] for key in keys if key in g} for g in self.param_groups]
         self._at.blank, self._at.mode = False, None
@@ -329,11 +329,11 @@ class Wrapper(Optimizer, ABC):
             for p in parameters:
                 if p.is_complex():  # integers have no gradient: a quantised layer is left alone
                     raise UsageError(f"got a parameter of dtype {p.dtype}; perturbations need real floating point")
-                check(p)
+                check_sharding(p)
             self._at.checked = ids
         elif dist.is_available() and dist.is_initialized():
             for p in parameters:
-                check(p)  # FSDP1 flattens the very parameters that it is given
+                check_sharding(p)  # FSDP1 flattens the very parameters that it is given
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -81,7 +81,7 @@ class RankTable:
 
             render_choice(self.choice, console)
         if self.correlations:
-            render(self, console)
+            render_correlations(self, console)
         return buffer.getvalue().rstrip()
 
 
@@ -216,7 +216,7 @@ def _pairs(name: str, tables: Sequence[MeasureTable], others: Sequence[T]) -> tu
     return values, kept
 
 
-def render(table: RankTable, console: Any) -> None:
+def render_correlations(table: RankTable, console: Any) -> None:
     """The table on a rich console, within 80 columns."""
     from rich import box
     from rich.table import Table

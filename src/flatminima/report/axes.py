@@ -39,7 +39,7 @@ def linear(axis: Axis, ticks: int = _TICKS, *, whole: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], integer=whole))
-    plain(axis)
+    plain_ticks(axis)
 
 
 def logarithmic(axis: Axis, low: float, high: float) -> None:
@@ -58,17 +58,17 @@ def logarithmic(axis: Axis, low: float, high: float) -> None:
     else:
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axis.set_minor_locator(NullLocator())
-    plain(axis)
+    plain_ticks(axis)
     axis.set_minor_formatter(NullFormatter())
 
 
-def spread(values: Iterable[float]) -> bool:
+def spans_decades(values: Iterable[float]) -> bool:
     """Whether values are all positive and so far apart that only a logarithmic axis shows them."""
     known = list(values)
     return bool(known) and min(known) > 0 and max(known) > _SPREAD * min(known)
 
 
-def plain(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Ticks as plain numbers, without a factor at the axis's end."""
     from matplotlib.ticker import FuncFormatter
 

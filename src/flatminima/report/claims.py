@@ -33,7 +33,7 @@ _OPEN = ("not informative", "premise not met")
 _TABLE = "| sentence | premise | the paper | here | verdict |\n|---|---|---|---|---|\n"
 
 
-def report(
+def claims_page(
     findings: Sequence[Mapping[str, Any]], documents: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
 ) -> str:
     """The page.

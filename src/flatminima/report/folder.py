@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flatminima.report.page import render, version_rows
+from flatminima.report.page import render_template, version_rows
 from flatminima.report.sections import condition_status, pictures
 from flatminima.untrusted import parsed, read_text
 
@@ -42,7 +42,7 @@ class Page:
     provenance: tuple[tuple[str, str], ...] = field(default=())
 
 
-def certificate(document: _Document, folder: Path) -> Page:
+def certificate_page(document: _Document, folder: Path) -> Page:
     """The statement, the bound's inputs and the conditions."""
     numbers = ("risk_bound", "empirical_risk", "monte_carlo_upper", "kl", "sigma", "n", "draws", "delta",
                "holdout_bound", "constant_error", "cross_entropy_bound")  # fmt: skip
@@ -60,7 +60,7 @@ def certificate(document: _Document, folder: Path) -> Page:
     )
 
 
-def landscape(document: _Document, folder: Path) -> Page:
+def landscape_page(document: _Document, folder: Path) -> Page:
     """The loss at the minimum and around it; the figure lies beside."""
     losses = [v for v in _flat(document["losses"]) if v is not None]
     rows = (
@@ -102,7 +102,7 @@ def training(document: _Document, folder: Path) -> Page:
     )
 
 
-def order(document: _Document, folder: Path) -> Page:
+def order_page(document: _Document, folder: Path) -> Page:
     """Networks in their order, with errors where they are known."""
     places = document["order"]["places"]
     heads = tuple(dict.fromkeys(key for place in places for key, value in place.items() if _is_plain(value)))
@@ -123,17 +123,17 @@ def order(document: _Document, folder: Path) -> Page:
 
 # the file that a command leaves, and its page
 PAGES: dict[str, Callable[[_Document, Path], Page]] = {
-    "certificate.json": certificate,
-    "landscape.json": landscape,
+    "certificate.json": certificate_page,
+    "landscape.json": landscape_page,
     "result.json": training,
-    "rank.json": order,
+    "rank.json": order_page,
 }
 
 
 def folder_page(name: str, document: _Document, folder: Path) -> str:
     """The page of the file called `name`, which held `document`, as HTML."""
     page = PAGES[name](document, folder)
-    return render(
+    return render_template(
         "folder.html.j2",
         title=page.title,
         subtitle=page.subtitle,

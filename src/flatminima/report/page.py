@@ -33,7 +33,7 @@ def write_report(results: dict[str, Any], path: str | Path) -> None:
     layers = (pacgen.get("details") or {}).get("layers") or {}
     noises = sorted({n["recipe"]["label_noise"] for n in networks})
     shown = plots.defined(results["ranking"])[: plots.SCATTERS]
-    page = render(
+    page = render_template(
         "demo.html.j2",
         title="Networks, measured and ranked",
         subtitle=f"{len(networks)} networks trained on {results['data']['name']}",
@@ -72,7 +72,7 @@ def measures_page(document: dict[str, Any], folder: Path | None = None) -> str:
         for name, e in document["measures"].items()
         if e["value"] is not None and isinstance(e["details"].get("layers"), dict) and e["details"]["layers"]
     ]
-    return render(
+    return render_template(
         "measure.html.j2",
         title="Measures of one minimum",
         subtitle=f"{document['parameters']:,} parameters, {document['samples']:,} samples",
@@ -226,7 +226,7 @@ def _command(options: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def render(template: str, **values: Any) -> str:
+def render_template(template: str, **values: Any) -> str:
     light, dark = Markup(variables()), Markup(variables(dark=True))
     return _environment().get_template(template).render(light=light, dark=dark, **values)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.catalog import MEASURES
 from flatminima.escaping import shown
-from flatminima.report.axes import legend_below, linear, logarithmic, plain, spread
+from flatminima.report.axes import legend_below, linear, logarithmic, plain_ticks, spans_decades
 from flatminima.report.theme import GREY, MARKERS, PALETTE, WIDTH, style, svg
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def scatter(networks: list[dict[str, Any]], name: str, groups: Iterable[float]) 
 
 
 def _scale(axes: Axes, values: list[float]) -> None:
-    if spread(values):
+    if spans_decades(values):
         axes.set_xscale("log")
         logarithmic(axes.xaxis, min(values), max(values))
     else:
@@ -224,7 +224,7 @@ def bicriteria_curve(curve: list[dict[str, Any]], best: float) -> str:
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set_ylim(bottom=min(0.0, *(p["sharpness"] - (p["stderr"] or 0) for p in curve)))
         logarithmic(axes.xaxis, min(p["kl"] for p in curve), max(p["kl"] for p in curve))
-        plain(axes.yaxis)
+        plain_ticks(axes.yaxis)
         axes.axhline(0, color=GREY, lw=0.8)
         axes.set_xlabel("divergence KL (nats)")
         axes.set_ylabel("expected sharpness (nats)")

@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from flatminima.escaping import shown
 from flatminima.io import write_whole
-from flatminima.report.page import render
+from flatminima.report.page import render_template
 
 _NAME = 18  # characters of a name in the figure
 _WIDTH, _ROW, _LEFT, _RIGHT = 440, 30, 140, 45  # of the figure, in its own units
@@ -27,7 +27,7 @@ def write_ranking(document: dict[str, Any], path: str | Path) -> None:
     """
     choice = document["choice"]
     names = [c["name"] for c in choice["candidates"]]
-    page = render(
+    page = render_template(
         "rank.html.j2",
         title="Which candidate to ship",
         subtitle=f"{len(names)} candidates"

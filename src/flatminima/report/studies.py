@@ -10,7 +10,7 @@ from typing import Any
 
 from flatminima.catalog import PAPERS
 from flatminima.io import write_whole
-from flatminima.report.page import render
+from flatminima.report.page import render_template
 from flatminima.untrusted import read_bytes
 
 _SHORT = 0.005  # hours of a core, below which a number says nothing
@@ -39,7 +39,7 @@ def write_studies(
         parts[part].append(_shown(document, folder))
     tried = dict.fromkeys(f["paper"] for f in findings)
     words, counted = overview(findings, {key: PAPERS[key].short for key in tried})
-    page = render(
+    page = render_template(
         "studies.html.j2",
         title="The papers' claims, tried again",
         subtitle=f"{len({d['id'] for d in documents})} studies",

@@ -16,7 +16,7 @@ from torch import Tensor
 from flatminima.core.perturbation import Relative, Uniform, generator
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistics.loss_ascent import Around, NearbyPoint, Worst, climb, cost_of, highest
+from flatminima.statistics.loss_ascent import Around, NearbyPoint, Worst, ascend, cost_of, highest
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -60,7 +60,7 @@ class AdaptiveWorstLoss(Statistic[Worst]):
             if not bool(gradient.any()):  # a minimum to the last bit points nowhere
                 gradient = torch.randn(len(size), generator=generator(self.seed, 0)).to(size)
             first = self._furthest(size, gradient)
-            return climb(around, first, lambda g: self._furthest(size, g), self.steps, "adaptive sharpness")
+            return ascend(around, first, lambda g: self._furthest(size, g), self.steps, "adaptive sharpness")
 
         return highest(minimum, self.samples, self.seed, search)
 

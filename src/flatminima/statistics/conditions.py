@@ -84,14 +84,14 @@ class Conditions(Statistic[SampleConditions]):
         lengths = x.norm(dim=1, keepdim=True)
         if not bool((lengths > 0).all()):
             raise Undefined("a sample is all zeros: the conditions are of inputs of length 1")
-        return conditions(weights, x / lengths)
+        return sample_conditions(weights, x / lengths)
 
     def cost(self, minimum: Minimum) -> Cost:
         looked = min(self.samples or len(minimum.samples), len(minimum.samples))
         return Cost(forward=looked / len(minimum.samples))
 
 
-def conditions(weights: Sequence[Tensor], x: Tensor) -> SampleConditions:
+def sample_conditions(weights: Sequence[Tensor], x: Tensor) -> SampleConditions:
     """The conditions of the chain of `weights` (h_i, h_{i-1}) at the rows of x (n, h_0), of length 1."""
     rows = [_at(weights, sample) for sample in x]
     inverse_mu, c2, c3, active, outputs = zip(*rows, strict=True)

@@ -16,13 +16,12 @@ from torch import Tensor
 from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.curvature import Curvature, check_curvature, products_of
-from flatminima.statistics.hessian import group_edges
+from flatminima.statistics.hessian import GROUPS, group_edges
 from flatminima.statistics.lanczos import BASIS, PRODUCTS, extreme_eigenvalues
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
-GROUPS = 20  # parts of the samples whose spread is the standard error
 _TYPICAL = 15  # products until the largest has converged, for the plan
 
 

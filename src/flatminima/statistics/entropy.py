@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatminima.core.batch import Batch
 from flatminima.core.statistic import Fold
-from flatminima.statistics.positions import PositionUnit, labelled, refuse_none
+from flatminima.statistics.positions import PositionUnit, labelled_positions, refuse_none
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -52,7 +52,7 @@ class OutputEntropies(Fold[_Sums, PositionSums]):
         return _Sums(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))
 
     def update(self, state: _Sums, batch: Batch) -> _Sums:
-        found = labelled(batch.minimum.loss, batch.outputs, batch.targets)
+        found = labelled_positions(batch.minimum.loss, batch.outputs, batch.targets)
         state.unit = found.unit
         state.counts[batch.indices] = found.counted.sum(1).double().cpu()
         for part, rows, _, samples in found.parts():

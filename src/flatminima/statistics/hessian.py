@@ -23,6 +23,7 @@ from flatminima.statistics.curvature import Curvature, Graph, check_curvature
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
+GROUPS = 20  # parts of the samples whose spread is the standard error
 _PRODUCT_COST = 2.0  # forward-backward passes of one product, its share of the graph included
 _EXACT_LIMIT = 3_000  # parameters up to which a product per coordinate is reasonable
 

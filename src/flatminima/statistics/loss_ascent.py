@@ -115,7 +115,7 @@ class Around:
         return loss - self.start + float(parameters.total(self.tilt @ moved))
 
 
-def climb(around: Around, first: Tensor, following: Callable[[Tensor], Tensor], steps: int, task: str) -> NearbyPoint:
+def ascend(around: Around, first: Tensor, following: Callable[[Tensor], Tensor], steps: int, task: str) -> NearbyPoint:
     """Go from point to point as each gradient says: the highest point seen, w itself where none is higher.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from flatminima.core.batch import Batch
 from flatminima.core.statistic import Fold, Needs
 from flatminima.statistics.outputs import margins
-from flatminima.statistics.positions import PositionUnit, labelled, refuse_none
+from flatminima.statistics.positions import PositionUnit, labelled_positions, refuse_none
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -57,7 +57,7 @@ class Margins(Fold[_Found, SortedMargins]):
         return _Found()
 
     def update(self, state: _Found, batch: Batch) -> _Found:
-        found = labelled(batch.minimum.loss, batch.outputs, batch.targets)
+        found = labelled_positions(batch.minimum.loss, batch.outputs, batch.targets)
         state.unit = found.unit
         state.parts += [margins(rows, labels).cpu() for _, rows, labels, _ in found.parts()]
         return state

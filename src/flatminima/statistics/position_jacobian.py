@@ -16,7 +16,7 @@ from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.embeddings import continuous_inputs, of_tokens, refuse_unopened
 from flatminima.statistics.entropy import PositionSums
 from flatminima.statistics.jacobian import MANY_CLASSES, PRODUCT_COST, USUAL_PRODUCTS, norms_of_logits, norms_of_softmax
-from flatminima.statistics.positions import Labelled, PositionUnit, labelled, refuse_none
+from flatminima.statistics.positions import Labelled, PositionUnit, labelled_positions, refuse_none
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -87,7 +87,7 @@ class PositionJacobian(Fold[_State, PositionSums]):
     def _labelled(self, batch: Batch) -> Labelled | None:
         """None: the whole output of a sample is looked at."""
         try:
-            return labelled(batch.minimum.loss, batch.outputs, batch.targets)
+            return labelled_positions(batch.minimum.loss, batch.outputs, batch.targets)
         except Undefined as reason:
             if self.of == "logits":
                 return None

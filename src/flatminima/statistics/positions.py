@@ -57,7 +57,7 @@ class Labelled:
             yield part, self.rows[part][counted].double(), self.labels[part][counted], counted.nonzero()[:, 0]
 
 
-def labelled(loss: Loss, outputs: Tensor, targets: Tensor) -> Labelled:
+def labelled_positions(loss: Loss, outputs: Tensor, targets: Tensor) -> Labelled:
     """The labelled positions of a batch.
 
     Raises:

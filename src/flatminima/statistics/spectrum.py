@@ -20,13 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 from flatminima.core.statistic import Cost, Statistic
 from flatminima.errors import UsageError
 from flatminima.statistics.curvature import Curvature, Products, check_curvature
-from flatminima.statistics.hessian import group_edges, rademacher
+from flatminima.statistics.hessian import GROUPS, group_edges, rademacher
 from flatminima.statistics.lanczos import lanczos
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
-GROUPS = 20  # parts of the samples whose spread is the standard error
 _Function = Callable[[Tensor], Tensor]
 
 

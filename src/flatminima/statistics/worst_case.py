@@ -19,7 +19,7 @@ from flatminima import progress
 from flatminima.core.perturbation import Relative, Uniform, generator
 from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import UsageError
-from flatminima.statistics.loss_ascent import Around, NearbyPoint, Worst, climb, cost_of, highest
+from flatminima.statistics.loss_ascent import Around, NearbyPoint, Worst, ascend, cost_of, highest
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -69,7 +69,7 @@ class WorstCaseLoss(Statistic[Worst]):
         def corner(gradient: Tensor) -> Tensor:
             return box * gradient.to(box.dtype).sign()
 
-        return climb(around, corner(gradient), corner, self.steps, "worst-case sharpness")
+        return ascend(around, corner(gradient), corner, self.steps, "worst-case sharpness")
 
     def _ascent(self, around: Around, box: Tensor) -> NearbyPoint:
         nu, velocity = torch.zeros_like(box), torch.zeros_like(box)

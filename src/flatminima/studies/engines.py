@@ -31,7 +31,7 @@ from flatminima.io import claimed, json_text, write_whole
 from flatminima.studies import resumable
 from flatminima.studies.images import on
 from flatminima.studies.networks import FOLDER
-from flatminima.studies.run_store import Run, read, succeeded, under_way
+from flatminima.studies.run_store import Run, read_run, succeeded, under_way
 from flatminima.studies.study import Config, Result, Sources, Study
 
 _TRIES = 3  # of a run whose worker dies
@@ -129,7 +129,7 @@ def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
     folder = under_way(work.file)
     try:
         with claimed(folder):
-            if succeeded(read(work.file)):
+            if succeeded(read_run(work.file)):
                 shutil.rmtree(folder, ignore_errors=True)
                 return None
             study = work.file.parent.parent

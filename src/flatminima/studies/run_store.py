@@ -70,11 +70,11 @@ class RunStore:
         known = self.committed(results)
         for config in configs:
             run = known(config)
-            if run is not None and read(self.file(config)) is None:
+            if run is not None and read_run(self.file(config)) is None:
                 self.put(config, run)
 
 
-def read(file: Path) -> Run | None:
+def read_run(file: Path) -> Run | None:
     """A run that was written down; None if there is none, or the file is damaged."""
     try:
         found: Run = read_json(file, finite=True)

@@ -19,7 +19,7 @@ from flatminima.studies.engines import Work, execute
 from flatminima.studies.images import find
 from flatminima.studies.result_files import RESULTS, set_aside
 from flatminima.studies.resumable import share
-from flatminima.studies.run_store import RunStore, read, succeeded, under_way
+from flatminima.studies.run_store import RunStore, read_run, succeeded, under_way
 from flatminima.studies.study import Config, Result, Study
 
 _SCHEMA = 2
@@ -69,7 +69,7 @@ def reproduce(
     todo = [
         Work(config, sources, file, device)
         for config, file in zip(configs[ours], files[ours], strict=True)
-        if not succeeded(read(file))
+        if not succeeded(read_run(file))
     ]
     _run(study, store, todo, jobs, engine, address)
     return collect(study, output, scale=scale, seed=seed)
@@ -82,7 +82,7 @@ def collect(study: Study, output: str | Path, *, scale: str = "smoke", seed: int
     """
     configs, folder = study.list_runs(scale, seed), Path(output) / study.id
     store = _opened(study, Path(output), configs)
-    runs = [run for config in configs if (run := read(store.file(config))) is not None]
+    runs = [run for config in configs if (run := read_run(store.file(config))) is not None]
     results = [run["result"] for run in runs if succeeded(run)]
     document: dict[str, Any] = {
         "schema": _SCHEMA,
@@ -138,7 +138,7 @@ def plan(
     store = RunStore(folder, study)
     places = [folder / study.id, *(folder / study.id / name for name in SCALES)]
     known = [store.committed(place / RESULTS) for place in places]
-    found = [read(store.file(c)) or next((run for of in known if (run := of(c))), None) for c in configs]
+    found = [read_run(store.file(c)) or next((run for of in known if (run := of(c))), None) for c in configs]
     seconds = [run["seconds"] for run in found if run is not None and succeeded(run)]
     left = len(configs) - len(seconds)
     each = median(seconds) if seconds else None

@@ -15,12 +15,12 @@ from flatminima.io import append_line, json_text, make_folder
 from flatminima.untrusted import Unreadable, parsed, read_bytes
 
 SCHEMA = 1
-Row = dict[str, Any]
+LogRow = dict[str, Any]
 Header = dict[str, Any]
 _SAME = ("parameters", "loss_function", "samples")  # of a header: another run's log has others
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Header, list[Row]]:
+def read_log(path: str | os.PathLike[str]) -> tuple[Header, list[LogRow]]:
     """The first header of a log and its rows, by rising step.
 
     Raises:
@@ -32,7 +32,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Header, list[Row]]:
     except Unreadable as error:
         raise UsageError(f"cannot read {file}: {error}; give the log=... of a tracker") from None
     header: Header | None = None
-    rows: list[Row] = []
+    rows: list[LogRow] = []
     for line in text.splitlines():
         try:
             found = parsed(line)
@@ -91,9 +91,9 @@ class Log:
         self.path = Path(path)
         self._lines = Lines(self.path)
         make_folder(self.path.parent)
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
         if self.path.exists() and self.path.stat().st_size:
-            before, self.rows = read(self.path)
+            before, self.rows = read_log(self.path)
             for key in _SAME:
                 if before.get(key) != header.get(key):
                     raise UsageError(
@@ -104,7 +104,7 @@ class Log:
                 append_line(self.path, "")  # ends half a line, which a reader drops
         append_line(self.path, json_text(header, None))
 
-    def write(self, row: Row) -> None:
+    def write(self, row: LogRow) -> None:
         """Append a row.
 
         Raises:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from flatminima.report.axes import legend_below, linear, logarithmic, spread
-from flatminima.report.page import render
+from flatminima.report.axes import legend_below, linear, logarithmic, spans_decades
+from flatminima.report.page import render_template
 from flatminima.report.theme import GREY, PALETTE, WIDTH, style, svg
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def page(table: TrackTable, *, refresh: int | None = None) -> str:
     Args:
         table: of a tracker or of a log. refresh: seconds after which a browser reads the file again; None: never.
     """
-    return render(
+    return render_template(
         "track.html.j2",
         title="Curvature while training",
         subtitle=_subtitle(table),
         refresh=refresh,
-        verdict=sentences(table),
+        verdict=summary_sentences(table),
         figures=figures(table),
         events=[(row["step"], event) for row in table for event in row["events"]],
         missing=_missing(table),
@@ -63,7 +63,7 @@ def page(table: TrackTable, *, refresh: int | None = None) -> str:
     )
 
 
-def sentences(table: TrackTable) -> list[str]:
+def summary_sentences(table: TrackTable) -> list[str]:
     """Sentences that a reader should know first."""
     if not len(table):
         return ["No check has been made yet."]
@@ -182,7 +182,7 @@ def _band(axes: Axes, table: TrackTable, name: str, colour: str) -> None:
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     linear(axes.xaxis, whole=True)
-    if spread(values):
+    if spans_decades(values):
         axes.set_yscale("log")
         axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
         logarithmic(axes.yaxis, min(values) / 1.5, max(values) * 1.5)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import MissingExtra, optional
 from flatminima.io import write_whole
-from flatminima.track.log import Header, Row, read
+from flatminima.track.log import Header, LogRow, read_log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ _WIDTH = 80  # characters of a line of the text
 
 
 @dataclass(frozen=True)
-class TrackTable(Sequence[Row]):
+class TrackTable(Sequence[LogRow]):
     """A row a check, in the order of the steps.
 
     Attributes:
@@ -30,7 +30,7 @@ class TrackTable(Sequence[Row]):
     """
 
     header: Header
-    rows: tuple[Row, ...]
+    rows: tuple[LogRow, ...]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TrackTable:
@@ -39,7 +39,7 @@ class TrackTable(Sequence[Row]):
         Raises:
             UsageError: no log of a tracker.
         """
-        header, rows = read(path)
+        header, rows = read_log(path)
         return cls(header, tuple(rows))
 
     def __getitem__(self, index: Any) -> Any:
@@ -48,7 +48,7 @@ class TrackTable(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[LogRow]:
         return iter(self.rows)
 
     def columns(self) -> list[str]:

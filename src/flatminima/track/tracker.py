@@ -28,7 +28,7 @@ from flatminima.io import versions, write_whole
 from flatminima.measuring import measure
 from flatminima.track.check import Check
 from flatminima.track.events import events
-from flatminima.track.log import SCHEMA, Header, Log, Row
+from flatminima.track.log import SCHEMA, Header, Log, LogRow
 from flatminima.track.quantities import QUANTITIES, intervals
 from flatminima.track.sinks import as_sinks
 from flatminima.track.table import TrackTable
@@ -105,7 +105,7 @@ class Tracker:
         self.memory = Memory()
         self.memory.follower("eigenvalue", self.options)  # refuses the options now
         self.sinks = as_sinks(sinks)
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
         self.seconds = 0.0  # spent in checks
         self.watched = Watched(model, probe, loss, self.options, self.intervals, self._fit)
         self._said: set[str] = set()
@@ -119,7 +119,7 @@ class Tracker:
         if not self.passive:
             self._begin(log)
 
-    def step(self, step: int, loss: Any = None) -> Row | None:
+    def step(self, step: int, loss: Any = None) -> LogRow | None:
         """Call after every step of the optimizer.
 
         Args:
@@ -191,7 +191,7 @@ class Tracker:
 
     # -- a check -----------------------------------------------------------------------------------------------------
 
-    def _step(self, step: int, loss: Any) -> Row | None:
+    def _step(self, step: int, loss: Any) -> LogRow | None:
         if loss is not None:
             self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         due = [name for name in self.intervals if self._is_due(name, step)]
@@ -208,9 +208,9 @@ class Tracker:
         interval, last = self.intervals[name], self._last.get(name)
         return last is None or step < last or step // interval > last // interval
 
-    def _check(self, step: int, due: list[str]) -> Row:
+    def _check(self, step: int, due: list[str]) -> LogRow:
         began = time.perf_counter()
-        row: Row = {"step": step, "values": {}, "stderr": {}, "undefined": {}, "details": {}, "events": []}
+        row: LogRow = {"step": step, "values": {}, "stderr": {}, "undefined": {}, "details": {}, "events": []}
         row |= self._loss() | {"lr": self._rate(), "threshold": None, "thresholds": None, "edge": None}
         self._last |= dict.fromkeys(due, step)
         row["products"] = 0
@@ -231,7 +231,7 @@ class Tracker:
         self.seconds += time.perf_counter() - began
         return row
 
-    def _look(self, row: Row, step: int, due: list[str]) -> None:
+    def _look(self, row: LogRow, step: int, due: list[str]) -> None:
         with self.watched.look() as network:
             check = Check(network, self.optimizer, self.memory, self.options, step)
             for name in _ordered(due):
@@ -249,7 +249,7 @@ class Tracker:
                 found = table[_AS_MEASURES.get(name, name)]
                 self._note(row, name, lambda found=found: found)  # type: ignore[misc]
 
-    def _note(self, row: Row, name: str, work: Callable[[], Estimate | dict[str, float]]) -> None:
+    def _note(self, row: LogRow, name: str, work: Callable[[], Estimate | dict[str, float]]) -> None:
         """A quantity's value, or why there is none."""
         try:
             found = work()
@@ -275,7 +275,7 @@ class Tracker:
         details = found.to_dict()["details"]
         row["details"][name] = {key: value for key, value in details.items() if not isinstance(value, dict | list)}
 
-    def _note_threshold(self, row: Row, check: Check) -> None:
+    def _note_threshold(self, row: LogRow, check: Check) -> None:
         try:
             stable = check.stability()
         except Undefined as error:
@@ -310,7 +310,7 @@ class Tracker:
         rates = [float(group["lr"]) for group in groups if "lr" in group]
         return max(rates) if rates else None
 
-    def _tell(self, row: Row) -> None:
+    def _tell(self, row: LogRow) -> None:
         if self._log is not None:
             log = self._log
             self._guarded("the log", lambda: log.write(row))

@@ -21,7 +21,7 @@ from flatminima.core.output import logits
 from flatminima.core.samples import Inputs, as_samples, call, map_tensors
 from flatminima.errors import UsageError
 
-QUANTITIES = (
+TRAIN_MODE_QUANTITIES = (
     "eigenvalue",
     "preconditioned",
     "trace",
@@ -101,7 +101,7 @@ def refuse(model: nn.Module, quantities: Any, alone: bool, sharded: bool) -> Non
         UsageError: naming it.
     """
     for name in quantities:
-        if name not in QUANTITIES:
+        if name not in TRAIN_MODE_QUANTITIES:
             raise UsageError(
                 f"got mode='train' and the quantity {name!r}, which looks at samples one by one: batch statistics tie "
                 "them together; follow it with a tracker of its own in eval mode"
@@ -121,4 +121,4 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-__all__ = ["QUANTITIES", "AsItTrains", "mean_loss", "one_sample", "refuse"]
+__all__ = ["TRAIN_MODE_QUANTITIES", "AsItTrains", "mean_loss", "one_sample", "refuse"]

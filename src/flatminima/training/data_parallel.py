@@ -34,7 +34,7 @@ def check_together(model: nn.Module, ranks: Ranks) -> None:
         )
 
 
-def summed(ranks: Ranks, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
+def summed_over_processes(ranks: Ranks, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
     """Sum gradients over processes, in place, and numbers; a gradient that no process has stays None."""
     import torch.distributed as dist
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flatminima.core.guard import evaluating
 from flatminima.errors import NumericalError
-from flatminima.training.objective import Objective, call, count, rows
+from flatminima.training.objective import Objective, count, logits_of, rows
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
@@ -92,7 +92,7 @@ def assess(
             if each_batch is not None:
                 each_batch()
             part = slice(start, min(start + batch_size, end))
-            outputs, y = call(model, rows(inputs, part)), targets[part]
+            outputs, y = logits_of(model, rows(inputs, part)), targets[part]
             sums[0] += objective.each(outputs, y).double().sum().cpu()
             sums[1] += objective.wrong(outputs, y) or 0.0
     if ranks is not None:

@@ -37,8 +37,8 @@ from flatminima.training.steps import (
     batch_sizes,
     check_images,
     make_optimizer,
-    mix,
     seed_dropout,
+    stream_seed,
     switch,
     take_step,
 )
@@ -240,8 +240,8 @@ class Training:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor()
         rank = 0 if self.ranks is None else self.ranks.rank
-        seed_dropout(mix(self.config.seed, self.epoch, DROPOUT, rank), self.targets.device)
-        self._noise.manual_seed(mix(self.config.seed, self.epoch, AUGMENT))
+        seed_dropout(stream_seed(self.config.seed, self.epoch, DROPOUT, rank), self.targets.device)
+        self._noise.manual_seed(stream_seed(self.config.seed, self.epoch, AUGMENT))
         return self._order()
 
     def _factor(self) -> float:
@@ -249,7 +249,7 @@ class Training:
         return self.config.factor(self.epoch) * self.config.gamma**drops
 
     def _order(self) -> list[Tensor]:
-        shuffle = torch.Generator().manual_seed(mix(self.config.seed, self.epoch, BATCHES))
+        shuffle = torch.Generator().manual_seed(stream_seed(self.config.seed, self.epoch, BATCHES))
         order = torch.randperm(count(self.inputs), generator=shuffle)
         return list(torch.split(order.to(self.targets.device), self._batches))
 
@@ -295,7 +295,7 @@ class Training:
 
     def _evaluate(self, inputs: Any, targets: Tensor) -> Evaluation | MeanLoss:
         """In eval mode; may stop for a signal where this process is alone, as nothing has changed yet."""
-        each = interrupts.check if self.ranks is None else None
+        each = interrupts.raise_if_interrupted if self.ranks is None else None
         return assess(self.model, inputs, targets, objective=self.objective, ranks=self.ranks, each_batch=each)
 
     def _end_epoch(self) -> None:
@@ -344,7 +344,7 @@ class Training:
         """Averaged weights into the model, where there are any; the evaluation of what it then holds."""
         if self.average is not None and self.average.count:
             with torch.random.fork_rng(devices=self._devices()):
-                seed_dropout(mix(self.config.seed, self.config.epochs, DROPOUT), self.targets.device)
+                seed_dropout(stream_seed(self.config.seed, self.config.epochs, DROPOUT), self.targets.device)
                 self.average.install(self.model, self.inputs, self.config.batch_size)
             self._final = None
         if self.best is not None and self.config.keep_best and self.best.epoch != len(self.epochs):

@@ -19,7 +19,7 @@ from flatminima.core.losses.cross_entropy import CrossEntropy
 from flatminima.core.losses.elementwise import BinaryCrossEntropy
 from flatminima.core.output import logits
 from flatminima.errors import DataError, ModelError
-from flatminima.optim.sub_batches import leaves, mapped
+from flatminima.optim.sub_batches import batch_tensors, mapped
 
 LABELS = "cross_entropy"
 
@@ -82,7 +82,7 @@ class Objective:
             if len(targets) != n:
                 raise DataError(f"got {n} inputs and {len(targets)} targets; one target a sample is needed")
             return
-        integers = [t.dtype for t in leaves(inputs) if not t.is_floating_point()]
+        integers = [t.dtype for t in batch_tensors(inputs) if not t.is_floating_point()]
         if isinstance(inputs, Tensor) and integers:
             raise DataError(f"inputs are {integers[0]}: scale them to floats first (flatminima.data.normalise)")
         if targets.shape != (n,) or targets.dtype != torch.int64:
@@ -110,10 +110,10 @@ class Called(nn.Module):
         self.model = model
 
     def forward(self, inputs: Any) -> Tensor:
-        return call(self.model, inputs)
+        return logits_of(self.model, inputs)
 
 
-def call(model: nn.Module, inputs: Any) -> Tensor:
+def logits_of(model: nn.Module, inputs: Any) -> Tensor:
     """The network's logits; several inputs are a tuple or, by name, a dictionary."""
     if isinstance(inputs, dict):
         return logits(model(**inputs))
@@ -127,19 +127,19 @@ def output_of_one(model: nn.Module, inputs: Any) -> Tensor:
         ModelError: the network does not take such inputs.
     """
     one = rows(inputs, slice(0, 1))
-    devices = [t.device for t in leaves(one) if t.is_cuda]
+    devices = [t.device for t in batch_tensors(one) if t.is_cuda]
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         try:
-            return call(model, one)
+            return logits_of(model, one)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            shapes = " and ".join(str(tuple(t.shape[1:])) for t in leaves(one))
+            shapes = " and ".join(str(tuple(t.shape[1:])) for t in batch_tensors(one))
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"the network does not take inputs of shape {shapes} a sample: {reason}") from None
 
 
 def count(inputs: Any) -> int:
     """Samples in a tensor, a tuple or a dictionary of them."""
-    return len(leaves(inputs)[0])
+    return len(batch_tensors(inputs)[0])
 
 
 def rows(inputs: Any, index: Tensor | slice) -> Any:

@@ -24,7 +24,7 @@ from flatminima.training.loop import Training
 from flatminima.untrusted import Unreadable, parsed, read_json, read_text, refuse_other_files
 
 CONFIGURATION, STATE, METRICS = "run.json", "state.pt", "metrics.jsonl"
-Row = dict[str, Any]
+EpochRow = dict[str, Any]
 
 
 class Session:
@@ -53,7 +53,7 @@ class Session:
         writes: bool = True,
     ) -> None:
         self.folder, self.save_every, self.fixed, self.writes = folder, save_every, fixed, writes
-        self.rows: list[Row] = []
+        self.rows: list[EpochRow] = []
         self._saved = time.monotonic()
         if not writes:
             return
@@ -70,8 +70,8 @@ class Session:
         self,
         training: Training,
         *,
-        measure: Callable[[Training], Row] | None = None,
-        on_row: Callable[[Row], None] | None = None,
+        measure: Callable[[Training], EpochRow] | None = None,
+        on_row: Callable[[EpochRow], None] | None = None,
         on_step: Callable[[Training], None] | None = None,
     ) -> History:
         """Train from the last checkpoint, or from the start, to the end.
@@ -109,7 +109,7 @@ class Session:
                 kept = f"step {training.steps} of {training.total} is kept; the same command goes on from there"
                 raise interrupts.Interrupted(stop.signum, kept) from None
 
-    def _claim(self, configuration: Row) -> None:
+    def _claim(self, configuration: EpochRow) -> None:
         """Of this folder for this configuration."""
         file = self.folder / CONFIGURATION
         if not os.path.lexists(file):
@@ -159,7 +159,7 @@ class Session:
         if self.writes:
             write_whole(metrics, "".join(json_text(row, None, finite=False) + "\n" for row in self.rows))
 
-    def _append(self, row: Row) -> None:
+    def _append(self, row: EpochRow) -> None:
         self.rows.append(row)
         if self.writes:
             append_line(self.folder / METRICS, json_text(row, None, finite=False))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from flatminima.errors import DataError
 from flatminima.training.config import TrainConfig
-from flatminima.training.data_parallel import part, summed
-from flatminima.training.objective import Objective, call
+from flatminima.training.data_parallel import part, summed_over_processes
+from flatminima.training.objective import Objective, logits_of
 
 if TYPE_CHECKING:
     from flatminima.core.distributed import Ranks
@@ -59,7 +59,7 @@ def take_step(
         sums = list(numbers)
         if ranks is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            total, errors, *sums = summed(ranks, parameters, [float(loss.detach()), errors, *numbers])
+            total, errors, *sums = summed_over_processes(ranks, parameters, [float(loss.detach()), errors, *numbers])
             loss = loss.new_tensor(total)
         seen.append((loss.detach(), errors, sums))
         return loss
@@ -82,7 +82,7 @@ def _gradient(
     if not len(y):  # more processes than samples
         return torch.zeros((), device=y.device), 0.0
     with torch.autocast(y.device.type, torch.bfloat16, enabled=half):
-        outputs = call(model, x)
+        outputs = logits_of(model, x)
     loss = objective.mean(outputs.float() if half else outputs, y)
     if share != 1.0:
         loss = loss * share
@@ -121,7 +121,7 @@ def batch_sizes(n: int, batch_size: int) -> list[int]:
     return sizes
 
 
-def mix(seed: int, epoch: int, stream: int, rank: int = 0) -> int:
+def stream_seed(seed: int, epoch: int, stream: int, rank: int = 0) -> int:
     """A seed of one stream in one epoch on one process."""
     # torch's CPU generator keeps only the low 32 bits of a seed, so the parts are hashed into them
     parts = (seed, epoch, stream, rank) if rank else (seed, epoch, stream)
