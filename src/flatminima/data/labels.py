@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatminima.data.precision import as_float32, as_int64
 from flatminima.data.reading import Targets
 from flatminima.errors import DataError
 
@@ -61,7 +62,7 @@ def as_targets(
             raise DataError(f"row {rows[bad[0]]} of {where} has no label ({column!r} is {array[bad[0]]}): drop it")
         if (array != np.round(array)).any() or (targets == "numbers" and classes is None):
             return _numbers(array, rows, column, where, targets), None
-        array = array.astype(np.int64)
+        array = as_int64(array, column, where, rows)
     if classes is not None:
         return _named(array, rows, classes, names, column, where), classes
     if array.dtype.kind == "b":
@@ -75,7 +76,7 @@ def as_targets(
     if low < 0:  # the hub's convention for a hidden test label
         row = rows[int(np.flatnonzero(array == low)[0])]
         raise DataError(f"row {row} of {where} has no label ({column!r} is {low}): use a labelled split")
-    return torch.from_numpy(array.astype(np.int64)), names
+    return torch.from_numpy(as_int64(array, column, where, rows)), names
 
 
 def in_order(values: Iterable[str]) -> tuple[str, ...]:
@@ -123,7 +124,7 @@ def _rows_of_numbers(
         and bool((((array == 0) | (array == 1)).all(1) & (array.sum(1) == 1)).all())
     )
     if targets == "numbers":
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), None
+        return torch.from_numpy(as_float32(array, column, where, rows)), None
     if not hot:
         kind = "soft or several labels a sample" if array.ndim == 2 else f"the shape {array.shape}"
         raise DataError(
@@ -136,7 +137,7 @@ def _rows_of_numbers(
 
 def _numbers(array: NDArray[Any], rows: Any, column: str, where: str, targets: Targets) -> Tensor:
     if targets == "numbers":
-        return torch.from_numpy(array.astype(np.float32))
+        return torch.from_numpy(as_float32(array, column, where, rows))
     bad = int(np.flatnonzero(array != np.round(array))[0])
     raise DataError(
         f"row {rows[bad]} of {where} has the label {array[bad]:g} ({column!r}), a fraction and no class: pass "

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatminima.data.precision import as_float32, as_int64
 from flatminima.errors import DataError
 
 _CHANNELS = (1, 3, 4)
@@ -48,7 +49,7 @@ def as_inputs(values: Any, column: str, where: str, layout: str | None = None) -
     image = array.ndim >= 3 and array.dtype.name in _FULL_SCALES
     scale = _FULL_SCALES.get(array.dtype.name, 1.0) if array.ndim >= 2 and array.shape[1:] != (1,) else 1.0
     if column in TOKENS:
-        return torch.from_numpy(array.astype(np.int64)), 1.0
+        return torch.from_numpy(as_int64(array, column, where)), 1.0
     if array.ndim == 3 and (image or min(array.shape[1:]) > 1):
         array = array[:, None]
     elif array.ndim == 4 and _last(array.shape, column, where, layout):
@@ -57,7 +58,7 @@ def as_inputs(values: Any, column: str, where: str, layout: str | None = None) -
         return torch.from_numpy(np.ascontiguousarray(array)), scale
     if array.dtype.name == "uint16":
         return torch.from_numpy(array.astype(np.int32)), scale
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), 1.0
+    return torch.from_numpy(as_float32(array, column, where)), 1.0
 
 
 def _last(shape: tuple[int, ...], column: str, where: str, layout: str | None) -> bool:

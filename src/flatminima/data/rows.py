@@ -15,6 +15,7 @@ from flatminima.data.files import Columns
 from flatminima.data.labelled import LabelledData
 from flatminima.data.labels import as_targets, in_order
 from flatminima.data.layout import TOKENS, as_inputs
+from flatminima.data.precision import as_float32
 from flatminima.data.reading import Reading
 from flatminima.errors import DataError, UnknownName
 
@@ -205,7 +206,9 @@ def _numbers(name: str, values: Any, rows: NDArray[np.int64], where: str) -> NDA
                 f"row {row} of {where} has {value[:40]!r} in {name!r}, not a number: encode it, or leave it out"
             )
     try:
-        array = np.asarray(values, dtype=np.float32)
+        array = as_float32(values, name, where, rows.tolist())
+    except DataError:
+        raise
     except (TypeError, ValueError):
         raise DataError(f"column {name!r} of {where} holds no numbers: leave it out, columns='a,b'") from None
     bad = np.flatnonzero(~np.isfinite(array))
