@@ -38,12 +38,12 @@ def _mutations(count: int, *formats: str) -> Part:
     return Part(f"{count:,} damaged files of each format", chosen, {"FLATMINIMA_MUTATIONS": str(count)})
 
 
+DATA = tuple(f"data.{kind}" for kind in ("json", "jsonl", "csv", "npz", "pt"))
+CONFIGURATIONS = tuple(f"config.{kind}" for kind in ("json", "yaml", "toml"))
 PARTS = {
-    "mutations": _mutations(10_000, "weights.safetensors", "weights.pt", "gaps.csv", "ledger.json", "ranked table"),
-    "mutations by commands": _mutations(  # 10 to 20 ms each
-        1000, "certificate.json", "run.json", "metrics.jsonl", "state.pt", "results.json"
+    "mutations": _mutations(
+        10_000, "weights.safetensors", "weights.pt", "gaps.csv", "ledger.json", "ranked table", *DATA, *CONFIGURATIONS
     ),
-    "mutations by pages": _mutations(500, "measures.json", "a study's run"),  # 50 to 100 ms each
     "threads": Part(
         "100 trials of each pairing in two threads", (f"{FAULTS}test_threads.py",), {"FLATMINIMA_TRIALS": "100"}
     ),
@@ -56,6 +56,20 @@ PARTS = {
         "a crash, a full disk and a failing one at every write",
         (f"{FAULTS}test_crash.py", "-k", "not reproduce and not demo"),
         {"FLATMINIMA_POINTS": "all"},
+    ),
+    "mutations by commands": _mutations(  # 10 to 30 ms each
+        10_000,
+        "results.json",
+        "state.pt",
+        "metrics.jsonl",
+        "run.json",
+        "certificate.json",
+        "track.jsonl",
+        "measures.json",
+        "result.json",
+        "rank.json",
+        "landscape.json",
+        "a study's run",
     ),
     "kills": Part(
         "20 kills of each command at random moments",

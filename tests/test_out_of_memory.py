@@ -99,3 +99,21 @@ def test_other_errors_are_not_memory() -> None:
         torch.empty(10**15)
     except RuntimeError as error:
         assert out_of_memory(error)
+
+
+def test_a_check_of_second_derivatives_that_ran_out_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was remembered as passed from its first moment on."""
+    from flatminima.statistics import second_derivatives
+
+    real, calls = second_derivatives._examine, list[str]()
+
+    def failing(minimum: Minimum, curvature: str) -> object:
+        calls.append(curvature)
+        if len(calls) == 1:
+            raise cpu()
+        return real(minimum, curvature)
+
+    monkeypatch.setattr(second_derivatives, "_examine", failing)
+    x, y = torch.randn(20, 3, dtype=torch.float64), torch.arange(20) % 2
+    value = measure(Minimum(Room(20).eval(), (x, y)), ["hessian_trace"])["hessian_trace"].value
+    assert value is not None and calls == ["hessian", "hessian"]

@@ -93,6 +93,15 @@ def deferred() -> Iterator[None]:
         _deferring -= 1
 
 
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Within the block, which is short, a signal waits for its end, or for a `check` of the block around it."""
+    with deferred():
+        yield
+    if not _deferring:
+        check()
+
+
 def requested() -> bool:
     """Whether a signal is waiting."""
     return _pending is not None

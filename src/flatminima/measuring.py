@@ -181,7 +181,7 @@ def measure(
         parameters=len(minimum.parameters),
         forward_passes=(minimum.passes.forward - before.forward) / n,
         backward_passes=(minimum.passes.backward - before.backward) / n,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started + minimum.passes.earlier - before.earlier,
         loss=minimum.loss.name,
         data=minimum.samples.fingerprint,
         notes=notes(minimum),

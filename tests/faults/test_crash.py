@@ -28,7 +28,6 @@ KINDS = ("crash", "ENOSPC", "EIO")
 TIMES = ("seconds", "cpu_seconds", "core_seconds")
 # a certificate that went on from state in its folder is conditional on that being its own; its numbers are the same
 STANDING = ("standing", "is_certificate", "statement", "assumptions")
-PASSES = ("forward_passes", "backward_passes", "notes")  # a second run of `measure` need not repeat them
 
 
 class Crash(BaseException):
@@ -111,7 +110,7 @@ NAMES = ("train", "certify", "rank", "study", "measure", "landscape", *LONG)
 
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in (*TIMES, "output", *PASSES, *STANDING)}
+        return {k: without_times(v) for k, v in value.items() if k not in (*TIMES, "output", *STANDING)}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 

@@ -21,10 +21,11 @@ from flatminima.core.admission import refuse_training_mode
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.identity import sample_bytes
-from flatminima.core.network import Network, Passes
+from flatminima.core.network import Network
 from flatminima.core.samples import Inputs, Samples, as_samples, leaves, map_tensors
 from flatminima.core.sharded_parameters import ShardedParameters
 from flatminima.core.space import Space
+from flatminima.core.spent import Passes
 from flatminima.core.statistic import Fold, Needs, Reads, Statistic
 from flatminima.errors import ModelError, NumericalError, StaleMinimum, Undefined
 

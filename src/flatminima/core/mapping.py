@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 from flatminima.core.ambient import SWITCHES_LOCK, neutral
+from flatminima.core.spent import Lesson, Passes
 from flatminima.core.statistic import Fold, Statistic
-from flatminima.core.statistic_store import ABSENT, keeper, quietly
+from flatminima.core.statistic_store import ABSENT, keeper
 from flatminima.core.sweep import shared_passes, sweep
 from flatminima.errors import Absent, Undefined
 
@@ -35,6 +36,8 @@ class StatisticMapping(ABC):
 
     def __init__(self) -> None:
         self._layers: list[dict[Statistic[Any], Any]] = [{}]
+
+    passes: Passes
 
     @property
     @abstractmethod
@@ -107,12 +110,12 @@ class StatisticMapping(ABC):
                 self._known[key] = absent
         self._take_kept([k for k in missing if k not in self._known])
         folds = [k for k in missing if isinstance(k, Fold) and k not in self._known and self.can_sweep(k)]
-        self._known.update(self.sweep(folds, tolerant=tolerant))
-        self._keep(folds)
+        with self._kept(folds):
+            self._known.update(self.sweep(folds, tolerant=tolerant))
         for key in missing:
             if key not in self._known:
-                self._known[key] = self._value(key, tolerant)
-                self._keep([key])
+                with self._kept([key]):
+                    self._known[key] = self._value(key, tolerant)
 
     def _value(self, key: Statistic[Any], tolerant: bool) -> Any:
         work = key.without_sweep if isinstance(key, Fold) else key.compute
@@ -138,28 +141,43 @@ class StatisticMapping(ABC):
             for known in self._layers:  # made in a way that turned out to be wrong
                 known.clear()
             if (kept := keeper()) is not None:
-                kept.clear()
+                kept.lose(self.passes)
 
     def _take_kept(self, keys: Sequence[Statistic[Any]]) -> None:
         """Know what an earlier run of the same command has kept."""
         kept, content = keeper(), self._content(keys)
         if kept is not None and content is not None:
             for key in keys:
-                value = kept.get(f"{content} {key!r}") if _lasting(key) else ABSENT
+                value = kept.take(f"{content} {key!r}", self) if _lasting(key) else ABSENT
                 if value is not ABSENT:
                     self._known[key] = value
 
-    def _keep(self, keys: Sequence[Statistic[Any]]) -> None:
-        """Keep what is known of `keys`, where a command keeps what it has finished."""
+    @contextmanager
+    def _kept(self, keys: Sequence[Statistic[Any]]) -> Iterator[None]:
+        """What the block makes known of `keys` is kept, where a command keeps what it has finished."""
         kept, content = keeper(), self._content(keys)
-        if kept is not None and content is not None:
-            for key in keys:
-                if _lasting(key) and key in self._known and not isinstance(self._known[key], Absent):
-                    quietly(partial(kept.put, f"{content} {key!r}", self._known[key]))
+        if kept is None or content is None:
+            yield
+            return
+        with kept.accounts.work(self.passes, [f"{content} {key!r}" for key in keys]) as work:
+            yield
+        content = self._content(keys)  # smaller batches, where memory ran out, are others
+        named = {f"{content} {key!r}": key for key in keys}
+        known = {name: self._known[key] for name, key in named.items() if key in self._known and _lasting(key)}
+        values = {name: value for name, value in known.items() if not isinstance(value, Absent)}
+        kept.finish(self, work, values, [name for name in named if name not in values])
 
     def _content(self, keys: Sequence[Statistic[Any]]) -> str | None:
         """What values depend on; None: they are not to be kept."""
         return self.content() if keys and keeper() is not None and len(self._layers) == 1 else None
+
+    @abstractmethod
+    def learnt(self) -> Lesson:
+        """What was seen of the network so far and is not looked at again."""
+
+    @abstractmethod
+    def learn(self, lesson: Lesson) -> None:
+        """Take what an earlier run of the same command saw of the same network."""
 
     @abstractmethod
     def content(self) -> str | None:

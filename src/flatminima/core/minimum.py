@@ -25,7 +25,7 @@ from flatminima.core.layer_gradient import Unit
 from flatminima.core.layers import units_of
 from flatminima.core.losses import Loss
 from flatminima.core.moved_weights import refuse_moved
-from flatminima.core.network import Network, Passes
+from flatminima.core.network import Network
 from flatminima.core.parameters import Parameters, copied, unwrap
 from flatminima.core.samples import (
     Inputs,
@@ -37,6 +37,7 @@ from flatminima.core.samples import (
     refuse_extra_entries,
 )
 from flatminima.core.sharing import aliases, tied
+from flatminima.core.spent import Passes
 from flatminima.core.statistic import Fold, Needs, Reads, Statistic
 from flatminima.core.statistic_store import content_of
 from flatminima.errors import DataError, ModelError, StaleMinimum, Undefined, UsageError

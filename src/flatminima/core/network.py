@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -23,19 +22,11 @@ from flatminima.core.output import logits
 from flatminima.core.parameters import Parameters
 from flatminima.core.perturbation import Perturbation, generator, resolved
 from flatminima.core.samples import Inputs, Samples, call
+from flatminima.core.spent import Lesson, Passes
 from flatminima.core.statistic import Needs, Statistic
 from flatminima.errors import Absent, NumericalError, UsageError
 
 T = TypeVar("T")
-
-
-@dataclass
-class Passes:
-    """Samples that went forward and backward so far; `checks` of them only to check others (either way)."""
-
-    forward: int = 0
-    backward: int = 0
-    checks: int = 0
 
 
 class Network(StatisticMapping):
@@ -78,6 +69,21 @@ class Network(StatisticMapping):
     @property
     def generation(self) -> int:
         return self.following.generation
+
+    def learnt(self) -> Lesson:
+        """What was seen of the network so far and is not looked at again."""
+        following = self.following
+        return Lesson(tuple(self.remarks), dict(self.examined), following.tried, following.level, following.reason)
+
+    def learn(self, lesson: Lesson) -> None:
+        """Take what an earlier run of the same command saw of the same network."""
+        for remark in lesson.remarks:
+            self.remarks.setdefault(remark, None)
+        for name, absent in lesson.examined.items():
+            self.examined.setdefault(name, absent)
+        if lesson.tried and not self.following.tried:
+            self.following.tried, self.following.level = True, lesson.level
+            self.following.reason = lesson.reason
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Tensor:

@@ -1,19 +1,22 @@
 """Finished statistics on disk, so that a command that was stopped goes on where it was.
 
-A file each, named by the hash of the network's content, the data and the statistic's whole configuration. What is read
-is data: tensors, numbers and text, put into those of our dataclasses that are already known.
+A file each, named by the hash of the network's content, the data and the statistic's whole configuration, and after
+the values of one piece of work a file of what that cost (see `spent`), without which none of them is taken. What is
+read is data: tensors, numbers and text, put into those of our dataclasses that are already known.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ import torch
 from torch import Tensor
 
 from flatminima import interrupts
-from flatminima.errors import FlatMinimaError
+from flatminima.core.spent import Accounts, Learns, Lesson, Passes, Work
+from flatminima.errors import Absent, FlatMinimaError
 from flatminima.io import make_folder, versions, write_whole
 from flatminima.untrusted import refuse_other_files
 
@@ -45,41 +49,87 @@ class Keeper:
 
     def __init__(self, folder: Path, asked: str = "") -> None:
         self.folder, self.asked, self.count = folder / FOLDER, asked, 0
+        self.accounts = Accounts()
 
     def get(self, name: str) -> Any:
         """The value, or ABSENT: none, one that is damaged, or of other versions."""
-        path, name = self._path(name), f"{self.asked} {name}"
-        if not path.exists():
+        value, _ = self._read(name)
+        self.count += value is not ABSENT
+        return value
+
+    def take(self, name: str, network: Learns) -> Any:
+        """As `get`; the network counts the work behind the value, and knows what was learnt by it."""
+        value, work = self._read(name)
+        record: Any = self._read(work)[0] if work else None
+        if value is ABSENT or not _sound(record):
             return ABSENT
-        try:
-            refuse_other_files(path)
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            if found["name"] != name or found["versions"] != versions():
-                return ABSENT
-            value = _decoded(found["value"])
-        except Exception:  # a damaged file may raise anything; the work is then done again
-            return ABSENT
+        entries, lesson = record
+        network.learn(lesson)
+        self.accounts.pay(network.passes, entries)
         self.count += 1
         return value
 
-    def put(self, name: str, value: Any) -> None:
-        """Keep a value, unless it is of a kind that is not kept.
+    def put(self, name: str, value: Any, work: str = "") -> bool:
+        """Keep a value; False where it is of a kind that is not kept.
+
+        Args:
+            name: of the value. value: of numbers, tensors, text and our dataclasses. work: that made it, and is not
+                over; what is made with no `work` can be taken at once.
 
         Raises:
             WriteFailed, UsageError: it cannot be written.
         """
-        try:
-            document = {"name": f"{self.asked} {name}", "versions": versions(), "value": _encoded(value)}
-        except _Foreign:
-            return
-        make_folder(self.folder)
-        write_whole(self._path(name), lambda file: torch.save(document, file))
-        self.count += 1
+        kept = self._write(name, value, work)
+        self.count += kept and not work
+        return kept
+
+    def finish(self, network: Learns, work: Work, values: Mapping[str, Any], lacking: Iterable[str]) -> None:
+        """Keep values by name and what it cost to make them, all or none: a part of a sweep rounds otherwise.
+
+        Args:
+            network: that made them. work: in which they were made. lacking: names of others that it made, and of no
+                kind that is kept.
+        """
+        name = "work " + hashlib.blake2b(repr((sorted(values), sorted(lacking))).encode(), digest_size=16).hexdigest()
+
+        with interrupts.unbroken():
+            kept = {key: quietly(partial(self.put, key, value, name)) for key, value in values.items()}
+            entries = self.accounts.done(work, name, [*lacking, *(key for key in kept if not kept[key])])
+            if any(kept.values()) and None not in kept.values():
+                written = quietly(partial(self._write, name, (entries, network.learnt()), ""))
+                self.count += sum(map(bool, kept.values())) if written else 0
+
+    def lose(self, passes: Passes) -> None:
+        """Forget all, since it turned out to be wrong."""
+        self.clear()
+        self.accounts.lose(passes)
 
     def clear(self) -> None:
-        """Forget all, since the results are written or turned out to be wrong."""
+        """Delete all."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.count = 0
+
+    def _write(self, name: str, value: Any, work: str) -> bool:
+        try:
+            document = {"name": f"{self.asked} {name}", "versions": versions(), "value": _encoded(value), "work": work}
+        except _Foreign:
+            return False
+        make_folder(self.folder)
+        write_whole(self._path(name), lambda file: torch.save(document, file))
+        return True
+
+    def _read(self, name: str) -> tuple[Any, str]:
+        path, name = self._path(name), f"{self.asked} {name}"
+        if not path.exists():
+            return ABSENT, ""
+        try:
+            refuse_other_files(path)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            if found["name"] != name or found["versions"] != versions():
+                return ABSENT, ""
+            return _decoded(found["value"]), str(found["work"])
+        except Exception:  # a damaged file may raise anything; the work is then done again
+            return ABSENT, ""
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{hashlib.blake2b(f'{self.asked} {name}'.encode(), digest_size=12).hexdigest()}.pt"
@@ -187,7 +237,26 @@ def _refuse(value: Any) -> Any:
     raise _Foreign(type(value).__name__)
 
 
-def quietly(put: Callable[[], None]) -> None:
-    """A value that cannot be kept (a full disk) stops nothing: it is only not kept."""
+def _sound(record: Any) -> bool:
+    """Whether it has the form of what `Keeper.finish` writes."""
+    try:
+        entries, lesson = record
+        counts = [(e.passes.forward, e.passes.backward, e.passes.checks, e.passes.earlier) for e in entries]
+        texts = [*(e.name for e in entries), *(n for e in entries for n in e.lacking), *lesson.remarks, lesson.reason]
+        return (
+            all(isinstance(n, int) for count in counts for n in count[:3])
+            and all(isinstance(count[3], int | float) and math.isfinite(count[3]) for count in counts)
+            and all(isinstance(text, str) for text in (*texts, *lesson.examined))
+            and all(isinstance(absent, Absent | None) for absent in lesson.examined.values())
+            and isinstance(lesson, Lesson)
+            and isinstance(lesson.level, int)
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def quietly(put: Callable[[], bool]) -> bool | None:
+    """What `put` says; None where it cannot be kept (a full disk), which stops nothing."""
     with contextlib.suppress(FlatMinimaError):
-        put()
+        return put()
+    return None

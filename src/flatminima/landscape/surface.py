@@ -161,7 +161,7 @@ def landscape(
         weights = minimum.parameters.flat()
         centre, _ = _means(minimum, indices)
         with _kept(
-            minimum, values, f"landscape {content_of({'': vectors})} {radius} {steps} {samples} {seed}"
+            minimum, values, len(indices), f"landscape {content_of({'': vectors})} {radius} {steps} {samples} {seed}"
         ) as begun:
             for i in range(begun.count, len(grid)):
                 shift = torch.from_numpy(grid[i]).to(vectors) @ vectors
@@ -194,7 +194,7 @@ class _Begun:
 
 
 @contextmanager
-def _kept(minimum: Minimum, values: np.ndarray[Any, np.dtype[np.float64]], name: str) -> Iterator[_Begun]:
+def _kept(minimum: Minimum, values: np.ndarray[Any, np.dtype[np.float64]], samples: int, name: str) -> Iterator[_Begun]:
     """The points that an earlier run of the same command found; those of this one are kept where it is stopped."""
     kept, content, begun = keeper(), None, _Begun()
     if kept is not None:
@@ -202,6 +202,7 @@ def _kept(minimum: Minimum, values: np.ndarray[Any, np.dtype[np.float64]], name:
         found = ABSENT if content is None else kept.get(f"{content} {name}")
         if isinstance(found, np.ndarray) and found.shape[1:] == values.shape[1:] and len(found) <= len(values):
             values[: len(found)], begun.count = found, len(found)
+            minimum.passes.forward += len(found) * samples
     try:
         yield begun
     except BaseException:

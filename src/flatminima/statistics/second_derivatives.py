@@ -52,6 +52,9 @@ def refuse_wrong(minimum: Minimum, curvature: str) -> None:
         passes = replace(minimum.passes)
         try:
             minimum.examined[curvature] = _examine(minimum, curvature)
+        except BaseException:  # memory ran out, or somebody stops: the next one looks again
+            del minimum.examined[curvature]
+            raise
         finally:
             spent = minimum.passes.forward - passes.forward + minimum.passes.backward - passes.backward
             minimum.passes.forward, minimum.passes.backward = passes.forward, passes.backward
