@@ -95,11 +95,11 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def unbroken() -> Iterator[None]:
-    """Within the block, which is short, a signal waits for its end, or for a `check` of the block around it."""
+    """Within the block, which is short, a signal waits for its end, or for a check in the block around it."""
     with deferred():
         yield
     if not _deferring:
-        check()
+        raise_if_interrupted()
 
 
 def requested() -> bool:
