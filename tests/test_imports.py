@@ -25,6 +25,7 @@ LAYERS = [
         "sharing",
         "space",
         "activation_pattern",
+        "spent",
         "catalog",
     ),
     ("guard", "untrusted", "moved_weights", "statistic_store"),

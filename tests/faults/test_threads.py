@@ -76,10 +76,9 @@ def perturbed(kind: Any) -> Act:
 
 
 def fisher(model: nn.Module) -> Any:
+    """Gradients add up: a thread that cleared them would take them from another one's backward()."""
     method, seen = FisherTrace(model), []
     for _ in range(3):
-        for p in model.parameters():
-            p.grad = None
         method.backward(F.cross_entropy, X, Y)
         seen.append(_gradients(model))
     return seen
@@ -248,3 +247,24 @@ def test_a_counter_of_another_thread_goes_on_counting_during_a_measurement() -> 
         measuring.set()
         beside.join()
     assert found[0] == found[1] and "Sequential.0" in found[1]
+
+
+def test_no_backward_begins_while_another_thread_writes_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights were back, and its gradients not yet written: the other one took them for those of a sub-batch."""
+    model, said = network(), list[str]()
+    clip = FisherTrace._clip
+
+    def clipping(self: FisherTrace, total: Any) -> None:
+        def other() -> None:
+            with pytest.raises(FlatMinimaError, match="perturbed"):
+                FisherTrace(model).backward(F.cross_entropy, X, Y)
+            said.append("refused")
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(60)
+        clip(self, total)
+
+    monkeypatch.setattr(FisherTrace, "_clip", clipping)
+    FisherTrace(model).backward(F.cross_entropy, X, Y)
+    assert said == ["refused"]

@@ -154,7 +154,7 @@ class StatisticMapping(ABC):
 
     @contextmanager
     def _kept(self, keys: Sequence[Statistic[Any]]) -> Iterator[None]:
-        """What the block makes known of `keys` is kept, where a command keeps what it has finished."""
+        """Keep the values of `keys` that the block makes, where a command keeps what it has finished."""
         kept, content = keeper(), self._content(keys)
         if kept is None or content is None:
             yield
@@ -173,7 +173,7 @@ class StatisticMapping(ABC):
 
     @abstractmethod
     def learnt(self) -> Lesson:
-        """What was seen of the network so far and is not looked at again."""
+        """Observations of the network that are not repeated."""
 
     @abstractmethod
     def learn(self, lesson: Lesson) -> None:

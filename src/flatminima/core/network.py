@@ -71,7 +71,7 @@ class Network(StatisticMapping):
         return self.following.generation
 
     def learnt(self) -> Lesson:
-        """What was seen of the network so far and is not looked at again."""
+        """Observations of the network that are not repeated."""
         following = self.following
         return Lesson(tuple(self.remarks), dict(self.examined), following.tried, following.level, following.reason)
 

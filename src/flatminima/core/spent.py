@@ -1,6 +1,6 @@
-"""What the values that a command keeps cost, so that one that goes on counts what one without a stop counts.
+"""Costs of the values that a command keeps, so that one that goes on counts what one without a stop counts.
 
-The work of a sweep, or of one statistic, is an `Entry`: its passes without those of the work within it, which is an
+The work of a sweep, or of one statistic, is a `Charge`: its passes without those of the work within it, which is an
 entry of its own. Whoever takes a kept value pays for its entry and for those within, each once in a command.
 """
 
@@ -39,7 +39,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What was seen of the network on the way, and is not looked at again: as `Network` names it."""
+    """Observations of a network that are not repeated, as `Network` names them."""
 
     remarks: tuple[str, ...] = ()
     examined: dict[str, Absent | None] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Charge:
     """One piece of work.
 
     Attributes:
@@ -76,8 +76,8 @@ class Work:
 
     passes: Passes
     before: Passes
-    within: list[Entry] = field(default_factory=list)
-    lost: list[Entry] = field(default_factory=list)
+    within: list[Charge] = field(default_factory=list)
+    lost: list[Charge] = field(default_factory=list)
     own: Passes = field(default_factory=Passes)
 
 
@@ -91,10 +91,10 @@ class Learns(Protocol):
 
 
 class Accounts:
-    """Which work a command has paid for."""
+    """The work that a command has paid for."""
 
     def __init__(self) -> None:
-        self._paid: dict[str, tuple[Passes, Entry]] = {}
+        self._paid: dict[str, tuple[Passes, Charge]] = {}
         self._owed: set[str] = set()  # names of values whose making is paid for already
         self._open: list[Work] = []
         self._losses = 0
@@ -118,14 +118,14 @@ class Accounts:
             passes.add(replace(found.own, earlier=0.0), -1)
             found.own = Passes()
 
-    def done(self, found: Work, name: str, lacking: Iterable[str]) -> list[Entry]:
+    def done(self, found: Work, name: str, lacking: Iterable[str]) -> list[Charge]:
         """Entries of a piece of work that is over, its own at the end; the work around it has them within it."""
-        entry = Entry(name, found.own, tuple(lacking))
+        entry = Charge(name, found.own, tuple(lacking))
         self._paid[name] = found.passes, entry
         self._hand_on(found.passes, [*found.within, entry], found.lost)
         return [*found.lost, *found.within, entry]
 
-    def pay(self, passes: Passes, entries: Iterable[Entry]) -> None:
+    def pay(self, passes: Passes, entries: Iterable[Charge]) -> None:
         """Count the work behind a value that was taken, unless it is counted already."""
         new = [entry for entry in entries if entry.name not in self._paid]
         for entry in new:
@@ -135,7 +135,7 @@ class Accounts:
         self._hand_on(passes, new)
 
     def lose(self, passes: Passes) -> None:
-        """What was made so far turned out to be wrong, and is made anew: the work under way is charged with it."""
+        """Charge the work under way with all earlier work, whose values turned out to be wrong and are made anew."""
         self._losses += 1
         self._owed.clear()
         within = {entry.name for work in self._open for entry in (*work.within, *work.lost)}
@@ -147,10 +147,10 @@ class Accounts:
         if self._open and self._open[-1].passes is passes:
             self._open[-1].lost += before
 
-    def _lost(self, entry: Entry) -> Entry:
+    def _lost(self, entry: Charge) -> Charge:
         return replace(entry, name=f"lost {self._losses}: {entry.name}", lacking=())
 
-    def _hand_on(self, passes: Passes, within: Iterable[Entry], lost: Iterable[Entry] = ()) -> None:
+    def _hand_on(self, passes: Passes, within: Iterable[Charge], lost: Iterable[Charge] = ()) -> None:
         if self._open and self._open[-1].passes is passes:
             self._open[-1].within.extend(within)
             self._open[-1].lost.extend(lost)

@@ -58,7 +58,7 @@ class Keeper:
         return value
 
     def take(self, name: str, network: Learns) -> Any:
-        """As `get`; the network counts the work behind the value, and knows what was learnt by it."""
+        """The value as `get` finds it; the network counts the work behind it, and knows what was learnt by it."""
         value, work = self._read(name)
         record: Any = self._read(work)[0] if work else None
         if value is ABSENT or not _sound(record):
@@ -238,7 +238,7 @@ def _refuse(value: Any) -> Any:
 
 
 def _sound(record: Any) -> bool:
-    """Whether it has the form of what `Keeper.finish` writes."""
+    """Whether a record has the form that `Keeper.finish` writes."""
     try:
         entries, lesson = record
         counts = [(e.passes.forward, e.passes.backward, e.passes.checks, e.passes.earlier) for e in entries]
@@ -256,7 +256,7 @@ def _sound(record: Any) -> bool:
 
 
 def quietly(put: Callable[[], bool]) -> bool | None:
-    """What `put` says; None where it cannot be kept (a full disk), which stops nothing."""
+    """Result of `put`; None where nothing can be written (a full disk), which stops nothing."""
     with contextlib.suppress(FlatMinimaError):
         return put()
     return None

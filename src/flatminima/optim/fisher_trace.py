@@ -157,19 +157,21 @@ class FisherTrace:
         marks = mark_moved(weights.all)  # waits for a measurement, and none begins in another thread
         accumulated = [p.grad for p in weights.all]
         try:
-            for p in weights.all:
-                p.grad = None
-            loss, total = self._combined(weights, loss_fn, x, y, count)
-        finally:
-            for p, before in zip(weights.all, accumulated, strict=True):
-                p.grad = before
+            try:
+                for p in weights.all:
+                    p.grad = None
+                loss, total = self._combined(weights, loss_fn, x, y, count)
+            finally:
+                for p, before in zip(weights.all, accumulated, strict=True):
+                    p.grad = before
+            total = ddp.mean(self.model, total, weights.all)
+            self._clip(total)
+            for p, g in zip(weights.all, total, strict=True):
+                if g is not None:
+                    g = g if scale == 1.0 else g.mul_(scale)
+                    p.grad = g if p.grad is None else p.grad.add_(g)
+        finally:  # another thread's backward would take these gradients for its own
             put_back(marks)
-        total = ddp.mean(self.model, total, weights.all)
-        self._clip(total)
-        for p, g in zip(weights.all, total, strict=True):
-            if g is not None:
-                g = g if scale == 1.0 else g.mul_(scale)
-                p.grad = g if p.grad is None else p.grad.add_(g)
         self.steps += 1
         return loss
 
