@@ -6,11 +6,14 @@ import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from flatminima import certification
+from flatminima.cli import verify as verify_command
 from flatminima.cli.app import app
+from flatminima.cli.sample_options import Reading
 from flatminima.data import load_tensors
 from flatminima.errors import FlatMinimaError
 from flatminima.models import build
@@ -237,6 +240,32 @@ def test_mean_and_deviation_are_taken_from_the_record_where_none_is_typed(own: P
         document["source"]["mean"] = forged
         record.write_text(json.dumps(document))
         assert run(*verify)[0] == 2
+
+
+def test_names_of_columns_are_taken_from_the_record_and_the_label_is_not(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They choose among the inputs of the file that is typed; what the labels are is what the bound is about."""
+    rng = np.random.default_rng(0)
+    rows = [f"{a},{b},word,{int(a > 0)},{int(b > 0)}" for a, b in rng.normal(size=(200, 2))]
+    Path("table.csv").write_text("\n".join(["a,b,name,outcome,label", *rows]))
+    model = ["--model", "flatminima.models:mlp", "--model-arg", "widths=(2,4,2)", "--data", "table.csv"]
+    columns, label = ["--columns", "b,a"], ["--label-column", "outcome"]
+    done = run("certify", *model, *columns, *label, "--prior-epochs", "1", "--passes", "1", "--output", "table")
+    assert done[0] == 0, done[2]
+    record = Path("table/certificate.json")
+    verify = ["certify", "--verify", str(record), "--data", "table.csv"]
+    code, _, err = run(*verify, *label)
+    assert code == 0 and "from the record, where none is typed: --columns b,a" in err, err
+    code, _, err = run(*verify)
+    assert code == 2 and "fingerprint" in err
+    assert verify_command._recorded_reading({"label_column": "outcome"}, Reading()) == {}
+    assert "the record was made with --label-column outcome; type it if" in capsys.readouterr().err
+    for forged in (["a"], "a\nb", "", 3, "a" * 20_000):
+        document = json.loads(record.read_text())
+        document["source"]["columns"] = forged
+        record.write_text(json.dumps(document))
+        assert run(*verify, *label)[0] == 2
 
 
 def test_a_record_that_contradicts_itself_is_seen_without_network_and_data(own: Path) -> None:

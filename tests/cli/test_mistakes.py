@@ -37,6 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (12, 2, 2, 3), dtype=np.uint8), np.arange(12) % 3
     np.savez("good.npz", x=images, y=labels)
+    np.savez("several.npz", picture=images, age=np.arange(12.0), label=labels)
     np.savez("short.npz", x=images, y=labels[:5])
     np.savez("open.npz", x=rng.integers(0, 256, (12, 3, 4, 1), dtype=np.uint8), y=labels)
     np.savez("counted.npz", x=images, y=labels + 1)
@@ -88,6 +89,10 @@ MISTAKES = [
     ("labels that are hidden", [*NET, "--data", "hidden.npz"], "row 0 of hidden.npz train has no label"),
     ("missing pixels", [*NET, "--data", "nan.npz"], "row 0 of nan.npz train has NaN or Inf in 'x'"),
     ("a column of text", [*NET, "--data", "named.csv"], "leave it out: pass --columns x1"),
+    ("a column of text that is asked for", [*NET, "--data", "named.csv", "--columns", "name,x1"], "not a number: encode it, or leave it out: pass --columns x1"),
+    ("only a column of text", [*NET, "--data", "named.csv", "--columns", "name"], "not a number: encode it as numbers"),
+    ("an image among the columns of a table", [*NET, "--data", "several.npz", "--columns", "age,picture"], "by a semicolon: pass --columns 'picture;age'"),
+    ("a column that is not there", [*NET, "--data", "good.csv", "--columns", "x1,x3"], "unknown column 'x3'"),
     ("an empty cell", [*NET, "--data", "gap.csv"], "row 3 of gap.csv train has no value in 'x1'"),
     ("no column called label", [*NET, "--data", "lost.csv"], "(columns x1, x2, outcome): pass --label-column"),
     ("a label column misspelt", [*NET, "--data", "lost.csv", "--label-column", "outcom"], "did you mean 'outcome'"),

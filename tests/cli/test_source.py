@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -56,6 +57,23 @@ def loader(split): return DataLoader(TensorDataset(X, Y), batch_size=7)
 def several(split): return (X, T), Y
 def named(split): return {"image": X, "table": T}, Y
 ready = TensorDataset(X, Y)
+class Own(Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, i): return X[i], int(Y[i])
+class Named(Own):
+    def __getitem__(self, i): return {"x": X[i], "label": int(Y[i])}
+def texts(split): return X, ["no" if y == 0 else "yes" for y in Y] if split == "train" else ["yes"] * 40
+def arrow(split):
+    import datasets
+    return datasets.Dataset.from_dict({"x": X.tolist(), "label": texts(split)[1]})
+def wide():
+    import datasets
+    return datasets.DatasetDict(train=arrow("train"), test=arrow("test"))
+def frame():
+    import pandas
+    return pandas.DataFrame({f"p{i}": X.flatten(1)[:, i].numpy() for i in range(75)} | {"label": Y.numpy()})
+def prices(): return X, X.flatten(1)[:, :2]
+def shifted(split): return (X, Y) if split == "train" else (X + 3, Y)
 """
 
 
@@ -111,6 +129,127 @@ def test_a_function_gives_samples_of_any_kind(cli, target: str, rows: int, said:
     assert said in err
 
 
+@pytest.mark.parametrize("target", ["Own", "Named", "texts", "arrow", "wide", "frame"])
+def test_samples_of_every_type_give_one_number(cli, target: str) -> None:  # type: ignore[no-untyped-def]
+    """A class of the user's (which `_is_data` took for data), labels that are text, data sets and frames of others."""
+    value, _ = measured(cli, "--data", f"own:{target}")
+    import own  # type: ignore[import-not-found]
+
+    assert value == pytest.approx(truth("single", (own.X, own.Y)), rel=1e-5)
+
+
+@pytest.mark.parametrize("target", ["texts", "arrow", "wide"])
+def test_a_label_is_the_same_class_in_every_split_of_a_function(cli, target: str) -> None:  # type: ignore[no-untyped-def]
+    """Its test split holds one of the two names, which sorted by itself would be class 0."""
+    value, _ = measured(cli, "--data", f"own:{target}", "--split", "test")
+    import own  # type: ignore[import-not-found]
+
+    assert value == pytest.approx(truth("single", (own.X, torch.ones_like(own.Y))), rel=1e-5)
+
+
+def test_numbers_of_a_function_are_predicted(cli) -> None:  # type: ignore[no-untyped-def]
+    value, err = measured(cli, "--data", "own:prices", "--loss", "mse")
+    import own  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    minimum = Minimum(own.single().eval(), (own.X, own.X.flatten(1)[:, :2]), "mse")
+    assert value == pytest.approx(float(measures.fisher_trace(minimum)), rel=1e-5) and "numbers to predict" in err
+
+
+def test_a_slice_is_of_the_split_that_the_function_gives(cli) -> None:  # type: ignore[no-untyped-def]
+    """The function is asked for train, and would have given its other split for 'train[:50%]'."""
+    value, _ = measured(cli, "--data", "own:shifted", "--split", "train[:50%]")
+    import own  # type: ignore[import-not-found]
+
+    assert value == pytest.approx(truth("single", (own.X[:20], own.Y[:20])), rel=1e-5)
+
+
+def test_standard_scaling_of_a_function_is_by_its_train_split(cli) -> None:  # type: ignore[no-untyped-def]
+    value, _ = measured(cli, "--data", "own:shifted", "--split", "test", "--scaling", "standard")
+    import own  # type: ignore[import-not-found]
+
+    std, mean = torch.std_mean(own.X.double(), (0, 2, 3), correction=0, keepdim=True)
+    x = ((own.X + 3 - mean) / std).float()
+    assert value == pytest.approx(truth("single", (x, own.Y)), rel=1e-4)
+
+
+def test_standard_scaling_of_another_file_is_by_the_training_data(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    """`--test-data` has a train split of its own by name, and other statistics: all its samples would be right."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 75)).astype(np.float32)
+    np.savez(tmp_path / "train.npz", x=x, y=(x[:, 0] > 0).astype(int))
+    np.savez(tmp_path / "held.npz", x=x + 9, y=(x[:, 0] > 0).astype(int))
+    (tmp_path / "first.py").write_text(
+        "import torch\ndef net():\n    layer = torch.nn.Linear(75, 2)\n    torch.nn.init.zeros_(layer.weight)\n"
+        "    torch.nn.init.zeros_(layer.bias)\n    layer.weight.data[1, 0] = 9.0\n    return layer\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    first = importlib.import_module("first")
+
+    for k in (1, 2):
+        torch.save({n: t * k for n, t in first.net().state_dict().items()}, tmp_path / f"{k}.pt")
+    asked = ["rank", "1.pt", "2.pt", "--model", "first:net", "--app-dir", ".", "--measures", "none", "--json"]
+    code, out, err = cli(*asked, "--data", "train.npz", "--test-data", "held.npz", "--scaling", "standard")
+    assert code == 0, err
+    errors = [one["test_error"] for one in json.loads(out)["choice"]["candidates"]]
+    assert errors == pytest.approx([float((x[:, 0] <= 0).mean())] * 2)  # all are far on the right: class 1
+
+
+def test_two_images_are_scaled_alike(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    left, right = (rng.integers(0, 256, (20, 5, 5, 3), dtype=np.uint8) for _ in range(2))
+    np.savez(tmp_path / "pairs.npz", left=left, right=right, label=np.arange(20) % 2)
+    (tmp_path / "pairs.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        torch.manual_seed(0)\n        self.layer = torch.nn.Linear(150, 2)\n"
+        "    def forward(self, a, b): return self.layer(torch.cat([a.flatten(1), b.flatten(1)], 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pairs = importlib.import_module("pairs")
+
+    x = [torch.from_numpy(v.transpose(0, 3, 1, 2).astype(np.float32) / 255) for v in (left, right)]
+    for options, seen in (([], x), (["--mean", "0.5", "--std", "0.25"], [(t - 0.5) / 0.25 for t in x])):
+        value, err = measured(cli, "--data", "pairs.npz", "--columns", "left;right", *options, model="pairs:Net")
+        found = measures.fisher_trace(Minimum(pairs.Net().eval(), (tuple(seen), torch.arange(20) % 2)))
+        assert value == pytest.approx(float(found), rel=1e-5) and "with right: images 5x5x3" in err
+
+
+@pytest.mark.parametrize("model", ["own:Two", "own:Batch"])
+@pytest.mark.parametrize("data", ["own:several", "own:named"])
+def test_training_calls_a_network_as_measuring_does(cli, tmp_path: Path, model: str, data: str) -> None:  # type: ignore[no-untyped-def]
+    asked = ["train", "--model", model, "--app-dir", ".", "--data", data, "--epochs", "1", "--output", "run", "--json"]
+    code, out, err = cli(*asked)
+    assert code == 0, err
+    assert json.loads(out)["train"]["n"] == 40
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["measure", "--measures", "margin"],
+        ["rank", "a.pt", "b.pt", "--measures", "none"],
+        ["landscape", "--dimensions", "1", "--steps", "3", "--output", "drawn"],
+        ["train", "--epochs", "1", "--output", "trained"],
+        ["certify", "--dry-run"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_was_understood_is_one_line_and_the_same_in_every_command(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "i.npz", x=rng.integers(0, 256, (20, 5, 5, 3), dtype=np.uint8), y=np.arange(20) % 2)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own")
+    for k in "ab":
+        torch.save(own.single().state_dict(), tmp_path / f"{k}.pt")
+    code, _, err = cli(*command, "--model", "own:single", "--app-dir", ".", "--data", "i.npz")
+    assert code == 0, err
+    assert "Note: data: 20 images 5x5x3, 2 classes, scaled by 1/255" in err.splitlines()
+
+
 def test_bytes_of_a_function_are_scaled_as_a_files(cli) -> None:  # type: ignore[no-untyped-def]
     value, err = measured(cli, "--data", "own:bytes_last", "--data-arg", "n=16")
     import own  # type: ignore[import-not-found]
@@ -142,7 +281,7 @@ def test_an_image_and_columns_from_one_file(cli, tmp_path: Path) -> None:  # typ
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     table = torch.from_numpy(np.stack([ages, sizes], 1).astype(np.float32))
     own_truth = truth("Two", ((x, table), torch.from_numpy(labels)))
-    assert value == pytest.approx(own_truth, rel=1e-5) and "with age+size: (2,)" in err
+    assert value == pytest.approx(own_truth, rel=1e-5) and "with age+size: rows of 2 numbers" in err
     by_name, _ = measured(cli, "--data", "two.npz", "--columns", "image=picture;table=age,size", model="own:Batch")
     assert by_name == pytest.approx(own_truth, rel=1e-5)
 

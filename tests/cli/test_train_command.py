@@ -195,7 +195,7 @@ def test_another_loss_from_the_command_line(cli, tmp_path, monkeypatch):
     history = train(model, *one_hot("train", 120), config=config, loss="mse")
     assert result["train"]["loss"] == pytest.approx(history.final.loss, rel=1e-6)
     code, _, err = cli(*start, "--loss", "binary_cross_entropy")
-    assert code == 2 and "holds a training with loss='mse'" in err
+    assert code == 2 and "holds a training with --loss mse, not" in err
 
 
 SEVERAL = """

@@ -25,9 +25,11 @@ from flatminima.cli.card import card
 from flatminima.cli.certify import certify
 from flatminima.cli.demo import demo
 from flatminima.cli.doctor import doctor
+from flatminima.cli.factory import FactoryFailed
 from flatminima.cli.landscape import landscape
 from flatminima.cli.listing import listing
 from flatminima.cli.measure import measure
+from flatminima.cli.messages import own_words
 from flatminima.cli.panels import paneled
 from flatminima.cli.rank import rank
 from flatminima.cli.report import report
@@ -149,7 +151,7 @@ def _explain(error: Exception) -> int:
         _complain(f"{found.format_message()} (see {command} --help)", command)
         return BAD_USAGE
     if isinstance(error, FlatMinimaError):
-        _complain(str(error))
+        _complain(str(error) if isinstance(error, FactoryFailed) else own_words(str(error)))
         return BAD_USAGE if isinstance(error, UsageError) else FAILED
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate" in str(error):
         _complain(f"out of memory ({error}); try a smaller --batch-size, --subset or --limit")

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima import budgets
 from flatminima.cli.device import take_threads
+from flatminima.cli.load_samples import samples_of
 from flatminima.cli.request import Request, load_network, make_minimum, with_options
 from flatminima.cli.scaling_hint import other_scaling
-from flatminima.cli.source import samples_of
-from flatminima.cli.terminal import say
+from flatminima.cli.terminal import say_notes
 from flatminima.errors import CheckpointError, DataError, ModelError, NumericalError, UnknownName, UsageError
 from flatminima.io import json_text
 from flatminima.untrusted import read_json
 
 if TYPE_CHECKING:
-    from flatminima.cli.source import Given
+    from flatminima.cli.load_samples import Given
     from flatminima.core.minimum import Minimum
     from flatminima.ranking import Look
     from flatminima.table import MeasureTable
@@ -47,6 +47,7 @@ def held_out(
         classes = train.classes if test_data is not None else None
         source, asked = test_data or str(request.data), test_split or "test"
         options: dict[str, Any] = {"app_dir": request.app_dir, "loss": request.loss, "classes": classes}
+        options["trained_on"] = str(request.data)
         try:
             found = samples_of(request.model, source, asked, whole, **options)
         except DataError as error:
@@ -56,7 +57,7 @@ def held_out(
         from flatminima.core.samples import as_samples
 
         test = as_samples(found.data)
-        notes.append(f"test data: {found.said}")
+        notes.extend(found.notes("test data"))
         seen = int(np.isin(test.input_hashes, as_samples(train.data).input_hashes).sum())
         if seen:
             notes.append(f"{seen:,} of {len(test):,} test samples are training samples too: errors on them are too low")
@@ -64,9 +65,8 @@ def held_out(
         free_of: dict[str, Any] = {"app_dir": request.app_dir, "loss": request.loss, "unlabelled": True}
         found = samples_of(request.model, str(request.data), unlabelled_split, whole, **free_of)
         free = found.data
-        notes.append(f"samples without labels: {found.said}")
-    for note in notes:
-        say(f"Note: {note}")
+        notes.extend(found.notes("data without labels"))
+    say_notes(notes)
     return Held(test, free), [n for n in notes if "too low" in n]
 
 
@@ -107,10 +107,8 @@ def _look(request: Request, data: Any, held: Held, seen: set[str]) -> tuple[Look
         minimum = make_minimum(request, network, data)
     except (CheckpointError, DataError, ModelError, NumericalError) as error:
         return Look(failed(name, error)), None
-    for note in notes:
-        if note not in seen:
-            say(f"Note: {note}")
-            seen.add(note)
+    say_notes(note for note in notes if note not in seen)
+    seen.update(notes)
     return look(name, minimum, held.test, held.unlabelled), minimum
 
 

@@ -30,7 +30,7 @@ from flatminima.cli.options import (
 from flatminima.cli.output import forget, kept_for, writable
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.source import Source
-from flatminima.cli.terminal import bars, say, tell
+from flatminima.cli.terminal import bars, say, say_notes, tell
 from flatminima.errors import UnknownName, UsageError
 from flatminima.io import json_text
 
@@ -111,13 +111,13 @@ def _check(source: Source, along: str, radius: float, alpha: float, loss: str) -
 def _minimum(source: Source, loss: str, batch_size: int, device: str | None) -> Minimum:
     from flatminima.core.minimum import Minimum
 
-    network = source.network()
-    if source.checkpoint is None:
-        say("Note: no --checkpoint, so these are the weights that the factory gave")
+    network, hub = source.network(), language.is_language(source.model)
+    if source.checkpoint is None and not hub:
+        say_notes(["no --checkpoint, so these are the weights that the factory gave"])
     given = source.given(source.split)
-    say(f"Data: {given.said}")
-    if language.is_language(source.model):
-        loss = language.loss(source.model, loss)
+    say_notes(given.notes())
+    if hub:
+        loss, batch_size = language.loss(source.model, loss), language.batch_size(batch_size, given.data[1])
     return Minimum(network.eval(), given.data, loss, batch_size=batch_size, device=device, seed=source.seed)
 
 

@@ -35,7 +35,7 @@ from flatminima.cli.options import (
 from flatminima.cli.output import forget, kept_for, writable
 from flatminima.cli.request import MORE, Request, minimum_of, with_options
 from flatminima.cli.sample_options import Reading
-from flatminima.cli.terminal import bars, say, tell
+from flatminima.cli.terminal import bars, say, say_notes, tell
 from flatminima.cli.threshold import Threshold, refuse_crossed
 from flatminima.cli.torchrun import first
 from flatminima.errors import UsageError
@@ -134,8 +134,7 @@ def measure(
 def _prepared(request: Request, names: list[str]) -> tuple[Minimum, list[MeasureFunction]]:
     """The network on its data, and the measures with their options."""
     minimum, notes = minimum_of(request)
-    for note in notes if first() else ():  # only now: where something was refused, that line is all there is
-        say(f"Note: {note}")
+    say_notes(notes if first() else ())  # only now: where something was refused, that line is all there is
     subset = request.subset
     if subset is not None and subset > len(minimum.samples):
         raise UsageError(f"got --subset {subset} of {len(minimum.samples)} samples; leave it out to take what there is")

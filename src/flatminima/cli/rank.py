@@ -39,7 +39,7 @@ from flatminima.cli.options import (
 from flatminima.cli.output import writable
 from flatminima.cli.request import MORE, Request, load_data
 from flatminima.cli.sample_options import Reading
-from flatminima.cli.terminal import bars, out, say
+from flatminima.cli.terminal import bars, out, say, say_notes
 from flatminima.errors import CheckpointError, DataError, UsageError
 from flatminima.io import json_text
 
@@ -101,7 +101,7 @@ def rank(
         writable(output, (_RESULT, _PAGE))
     with bars(), contextlib.redirect_stdout(sys.stderr):
         given = load_data(request, request.split)
-        say(f"Note: data: {given.said}")
+        say_notes(given.notes())
         held, notes = held_out(request, given, test_split, test_data, unlabelled_split)
         requests = [
             replace(request, checkpoint=path, model=model[i % len(model)]) for i, path in enumerate(checkpoints)

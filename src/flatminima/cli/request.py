@@ -13,8 +13,8 @@ from flatminima.catalog.choices import LOSSES
 from flatminima.cli import factory, language
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.early_checks import check_network, check_samples
+from flatminima.cli.load_samples import Given, samples_of
 from flatminima.cli.sample_options import Reading
-from flatminima.cli.source import Given, samples_of
 from flatminima.cli.torchrun import ranks
 from flatminima.errors import UnknownName, UsageError
 
@@ -94,7 +94,7 @@ def minimum_of(request: Request) -> tuple[Minimum, list[str]]:
     given = load_data(request, request.split)
     minimum = make_minimum(request, network, given.data, ranks())
     losses = language.said_of_losses(minimum) if language.is_language(request.model) else None
-    return minimum, [*notes, *given.notes, *([] if losses is None else [losses])]
+    return minimum, [*notes, *given.notes(), *([] if losses is None else [losses])]
 
 
 def load_network(request: Request) -> tuple[nn.Module, list[str]]:

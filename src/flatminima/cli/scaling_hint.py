@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatminima.cli.source import read
+from flatminima.cli.load_samples import read
 from flatminima.errors import FlatMinimaError
 
 if TYPE_CHECKING:

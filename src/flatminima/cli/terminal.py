@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,12 @@ def out() -> Console:
 def say(*lines: str) -> None:
     """A note on stderr, in lines; a name in one of them breaks none. An empty first line sets it apart."""
     print("\n".join(map(shown, lines)), file=sys.stderr, flush=True)
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Print notes on stderr, a line each: a user should know them before the result."""
+    for note in notes:
+        say(f"Note: {note}")
 
 
 def tell(text: str) -> None:

@@ -13,8 +13,8 @@ from flatminima import progress
 from flatminima.cli import factory, language
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.epoch_lines import EpochLines, tensorboard_rows
-from flatminima.cli.source import samples_of
-from flatminima.cli.terminal import say
+from flatminima.cli.load_samples import samples_of
+from flatminima.cli.terminal import say_notes
 from flatminima.cli.torchrun import first, own_device, ranks
 from flatminima.cli.train_options import KeepingOptions, TrainRequest
 from flatminima.cli.train_track import follow
@@ -68,8 +68,7 @@ def run(request: TrainRequest, keeping: KeepingOptions) -> dict[str, Any]:
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         session = _session(stack, request, keeping, shared)
-        for note in notes if first() else ():  # only now: where something was refused, that one line is all there is
-            say(f"Note: {note}")
+        say_notes(notes if first() else ())  # only now: where something was refused, that one line is all there is
         write = stack.enter_context(tensorboard_rows(keeping.output, keeping.tensorboard and first()))
         followed = follow(stack, training, keeping.output, keeping.track, keeping.fresh)
 
@@ -165,22 +164,21 @@ def _samples(request: TrainRequest, loss: str, device: str, notes: list[str]) ->
     """Training samples, with the noise asked for, and those to evaluate on."""
     options = request.samples
 
-    def load(split: str, limit: int | None) -> Tensors:
+    def load(split: str, limit: int | None, what: str) -> Tensors:
         reading, own = replace(request.reading, limit=limit), request.network
         found = samples_of(own.model, options.data, split, reading, app_dir=own.app_dir, loss=loss)
-        notes.append(f"{split}: {found.said}")
-        notes.extend(found.more)
+        notes.extend(found.notes(what))
         x, y = found.in_memory()
         return mapped(lambda t: t.to(device), x), y.to(device)
 
-    x, y = load(options.split, request.reading.limit)
+    x, y = load(options.split, request.reading.limit, "data")
     if options.label_noise:
         noisy = corrupt_labels(y, options.label_noise, int(y.max()) + 1, request.machine.seed)
         changed = int((noisy != y).sum())
         notes.append(f"{changed} of {len(y)} training labels are now wrong; a measure on the true labels sees others")
         y = noisy
     named = ((VALIDATION, options.validation_split), ("test", options.test_split))
-    return (x, y), {name: load(split, None) for name, split in named if split is not None}
+    return (x, y), {n: load(split, None, f"{n} data") for n, split in named if split is not None}
 
 
 def _method(request: TrainRequest, network: nn.Module, steps_per_epoch: int, shared: Ranks | None) -> Method:

@@ -1,7 +1,7 @@
 """`flatminima certify --verify`: the numbers of a record again, from a network and data that are typed here.
 
 A record is compared and never obeyed. All that is taken from it without being typed is one of the library's own
-networks with plain numbers, and how the data was cut: split, scaling and limit.
+networks with plain numbers, and how the inputs were read: split, scaling, limit, names of columns.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import contextlib
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flatminima.catalog.choices import SCALINGS
+from flatminima.catalog.choices import LAYOUTS, SCALINGS
 from flatminima.cli import factory
 from flatminima.cli.around import maker
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.source import Source
-from flatminima.cli.terminal import bars, say, tell
+from flatminima.cli.terminal import bars, say_notes, tell
 from flatminima.errors import CheckpointError, FlatMinimaError, UsageError
 from flatminima.io import json_text
 
@@ -36,6 +36,7 @@ _OURS = "flatminima.models:"
 _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}(\[[0-9%:]{0,20}\])?")
 _DECIMALS = re.compile(r"[-+0-9.eE]+(, ?[-+0-9.eE]+)*")
 _LONGEST = 200  # characters of them
+_LONGEST_NAMES = 10_000  # characters of the names of columns
 _LARGEST = 1 << 20  # of a number that a record gives to a network
 
 
@@ -133,30 +134,53 @@ def recorded_source(values: Any, typed: Typed) -> Source:
     if scaling not in SCALINGS or not (limit is None or (isinstance(limit, int) and limit > 0)):
         raise CheckpointError("the record's scaling or limit is none that flatminima writes: it was edited")
     assert typed.data is not None
-    reading = replace(typed.reading, scaling=scaling, limit=limit, **_numbers(values, typed.reading))
+    own = _recorded_reading(values, typed.reading)
+    reading = replace(typed.reading, scaling=scaling, limit=limit, **own)
     return Source(model, typed.data, split, None, reading, arguments, None, None, typed.app_dir, 0)
 
 
-def _numbers(values: Mapping[str, Any], typed: Reading) -> dict[str, Any]:
-    """Mean, deviation and image size of the record where none is typed: plain numbers, which run and open nothing.
+def _recorded_reading(values: Mapping[str, Any], typed: Reading) -> dict[str, Any]:
+    """How the inputs are read, of the record where none is typed: numbers, and names of columns of the typed data.
+
+    They run and open nothing. What the labels are is never taken: it is what the bound is about.
 
     Raises:
-        CheckpointError: something else than numbers there.
+        CheckpointError: something else there than what flatminima writes.
     """
-    found: dict[str, Any] = {}
-    if typed.mean is None and typed.std is None:
-        found = {name: values[name] for name in ("mean", "std") if values.get(name) is not None}
-    size = values.get("image_size")
-    if typed.image_size is None and size is not None:
-        found["image_size"] = size
+    found = {name: values[name] for name in _READING if values.get(name) is not None and getattr(typed, name) is None}
+    if typed.mean is not None or typed.std is not None:
+        found = {name: value for name, value in found.items() if name not in ("mean", "std")}
     for name, value in found.items():
-        good = isinstance(value, str) and len(value) <= _LONGEST and _DECIMALS.fullmatch(value)
-        if not (type(value) is int and 0 < value <= _LARGEST if name == "image_size" else good):
+        if not _READING[name](value):
             raise CheckpointError(f"the record's {name} is none that flatminima writes: it was edited")
     if found:
         said = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items())
-        say(f"Note: from the record, where none is typed: {said}")
+        say_notes([f"from the record, where none is typed: {said}"])
+    for name in ("label_column", "classes"):
+        recorded = values.get(name)
+        if getattr(typed, name) is None and isinstance(recorded, str) and _is_names(recorded):
+            option = f"--{name.replace('_', '-')} {recorded}"
+            say_notes([f"the record was made with {option}; type it if that is what the bound is to be about"])
     return found
+
+
+def _is_decimals(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST and _DECIMALS.fullmatch(value) is not None
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAMES and value.isprintable()
+
+
+_READING: Mapping[str, Callable[[Any], bool]] = {
+    "mean": _is_decimals,
+    "std": _is_decimals,
+    "image_size": lambda value: type(value) is int and 0 < value <= _LARGEST,
+    "columns": _is_names,
+    "image_column": _is_names,
+    "layout": lambda value: value in LAYOUTS,
+    "mode": lambda value: value in ("L", "RGB"),
+}
 
 
 def _own_model(values: Mapping[str, Any]) -> str:

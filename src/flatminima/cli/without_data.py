@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flatminima.cli.terminal import out, say
+from flatminima.cli.terminal import out, say_notes
 from flatminima.cli.threshold import Threshold, refuse_crossed
 from flatminima.errors import UsageError
 from flatminima.io import json_text
@@ -78,8 +78,7 @@ def measure_weights(request: Request, output: Path | None, thresholds: list[str]
     limits = [Threshold.of(text, names) for text in thresholds or ()]
     with contextlib.redirect_stdout(sys.stderr):
         network, notes = load_network(request)
-        for note in notes:
-            say(f"Note: {note}")
+        say_notes(notes)
         found = table(network, names)
     document = found.to_dict() | {"command": request.document(), "diagnosis": []}
     if as_json:

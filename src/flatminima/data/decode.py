@@ -63,7 +63,7 @@ class ImageStack:
             raise MissingExtra("pillow", "data", f"decoding the images of {where}") from None
         self._pillow: Any = Image
         self._n, self._where, self._mode, self._size = n, where, mode, size
-        self._roots = tuple(os.path.abspath(root) + os.sep for root in roots)
+        self._roots = tuple(os.path.join(os.path.abspath(root), "") for root in roots)
         self._most_pixels = most_pixels
         self._stack: NDArray[Any] | None = None  # allocated by the first image
         self._first_row = 0

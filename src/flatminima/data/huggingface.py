@@ -54,6 +54,53 @@ def read_huggingface(
         dataset, roots = _open(source, split, reading.config)
     else:
         dataset = saved[0]
+
+    def classes(label: str) -> tuple[str, ...]:
+        return _all_classes(source, label, reading.config, dataset, saved)
+
+    return _rows(dataset, source, split, reading, choose, classes, roots=roots, progress=progress)
+
+
+def read_made(
+    parts: dict[str, Any],
+    source: str,
+    split: str,
+    reading: Reading,
+    *,
+    choose: Callable[[int], NDArray[np.int64]],
+    every: Callable[[], Sequence[Any]],
+) -> LabelledData:
+    """One split of data sets that the caller's own code has made; their cells may be paths, as for `datasets`.
+
+    Args:
+        parts: a `Dataset` a split. every: those whose labels, where they are text, name the classes.
+        source, split, reading, choose: as for `read`.
+    """
+
+    def classes(label: str) -> tuple[str, ...]:
+        return _every_class(every(), label)
+
+    return _rows(_part_of(parts, split, source), source, split, reading, choose, classes, roots=[os.sep])
+
+
+def is_made(found: Any) -> bool:
+    """Whether it is a `Dataset` whose rows are as stored: no transform of the caller's makes them."""
+    ours = type(found).__module__.startswith("datasets.") and hasattr(found, "select") and hasattr(found, "features")
+    return ours and found.format["type"] != "custom"
+
+
+def _rows(
+    dataset: Any,
+    source: str,
+    split: str,
+    reading: Reading,
+    choose: Callable[[int], NDArray[np.int64]],
+    classes_of: Callable[[str], tuple[str, ...]],
+    *,
+    roots: list[str],
+    progress: _Progress | None = None,
+) -> LabelledData:
+    """Rows that are kept of a data set, as inputs and labels; `classes_of` gives all the texts of a label column."""
     where = f"{source} {split}"
     label = label_of(list(dataset.features), reading, source)
     rows = choose(len(dataset))
@@ -69,9 +116,8 @@ def read_huggingface(
         elif name == label or not pictures or name in {n for _, group in reading.inputs for n in group}:
             values[name] = array_of(dataset.with_format(None)[name][:])
     names = {n: tuple(f.names) for n, f in dataset.features.items() if getattr(f, "names", None)}
-    classes = None
-    if reading.classes is None and reading.targets != "none" and isinstance(next(iter(values[label]), None), str):
-        classes = _all_classes(source, label, reading.config, dataset, saved)
+    known = reading.classes is not None or reading.targets == "none"
+    classes = None if known or not isinstance(next(iter(values[label]), None), str) else classes_of(label)
     return labelled(Columns(values, names), reading, rows, where, classes)
 
 
@@ -131,6 +177,10 @@ def _all_classes(source: str, label: str, config: str | None, dataset: Any, save
         parts = list(saved[1].values())
     else:
         parts = [_open(source, name, config)[0] for name in _known_splits(source, config)] or [dataset]
+    return _every_class(parts, label)
+
+
+def _every_class(parts: Sequence[Any], label: str) -> tuple[str, ...]:
     found = {value for part in parts if label in part.features for value in part.unique(label)}
     return in_order(v for v in found if isinstance(v, str) and v)
 
@@ -154,9 +204,16 @@ def _saved(folder: Path, split: str) -> tuple[Any, dict[str, Any]] | None:
             said = " ".join(str(error).split())[:300]
             raise DataError(f"cannot load {str(folder)!r}: {said or type(error).__name__}") from error
     parts = {str(k): v for k, v in found.items()} if several else {"train": found}
-    indices = rows_of({name: np.arange(len(part)) for name, part in parts.items()}, split, str(folder))
+    return _part_of(parts, split, str(folder)), parts
+
+
+def _part_of(parts: dict[str, Any], split: str, source: str) -> Any:
+    """The rows that a split asks for."""
+    import datasets
+
+    indices = rows_of({name: np.arange(len(part)) for name, part in parts.items()}, split, source)
     chosen = [parts[name].select(rows) for name, rows in indices]
-    return (chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)), parts
+    return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
 
 def _known_splits(source: str, config: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class LabelledData:
         others: further inputs of the network by name, each (n, ...), in the order of its arguments.
         key: name of the first input where the network takes its inputs by name; None: by position.
         unused: columns of the source that are neither input nor label.
+        scales: the stored value that means 1.0 in each of `others` where it is not 1.
 
     Raises:
         DataError: no samples, lengths that differ, or labels outside the classes.
@@ -43,6 +44,7 @@ class LabelledData:
     others: Mapping[str, Tensor] = field(default_factory=dict)
     key: str | None = None
     unused: tuple[str, ...] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.inputs) == 0:
@@ -74,6 +76,11 @@ class LabelledData:
         if self.key is not None:
             return {self.key: first, **self.others}
         return (first, *self.others.values()) if self.others else first
+
+    def parts(self) -> list[LabelledData]:
+        """Each input on its own, in the order of the network's arguments."""
+        first = replace(self, others={}, scales={}, key=None)
+        return [first, *(replace(first, inputs=t, full_scale=self.scales.get(n, 1.0)) for n, t in self.others.items())]
 
     @property
     def n_classes(self) -> int:

@@ -74,8 +74,8 @@ def _last(shape: tuple[int, ...], column: str, where: str, layout: str | None) -
 
 
 _REMEDY = {
-    "U": "name the other columns (columns='a,b'), or encode it as numbers",
-    "O": "name the other columns (columns='a,b'), or pad its rows to one shape",
+    "U": "encode it as numbers, or leave it out (pass columns with the names of the others)",
+    "O": "pad its rows to one shape, or leave it out (pass columns with the names of the others)",
 }
 _SHAPES = "give an array of numbers"
 

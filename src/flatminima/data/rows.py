@@ -114,6 +114,7 @@ def labelled(
         others={name: tensor for name, (tensor, _) in others},
         key=key if own or tokens else None,
         unused=tuple(n for n in columns.values if n not in used),
+        scales={name: scale for name, (_, scale) in others if scale != 1},
     )
 
 
@@ -158,10 +159,8 @@ def _groups(columns: Columns, label: str, reading: Reading, where: str) -> list[
     if text:
         numbers = [n for n in flat if n not in text]
         one = len(text) == 1
-        raise DataError(
-            f"column{'' if one else 's'} {listed(text)} of {where} hold{'s' if one else ''} text: encode it, or "
-            f"leave it out: pass columns={','.join(numbers[:_SHOWN]) or 'a,b'!r}"
-        )
+        many = "" if one else "s"
+        raise DataError(f"column{many} {listed(text)} of {where} hold{'s' if one else ''} text: {_without(numbers)}")
     if not flat:
         raise DataError(f"no inputs found in {where} (columns {listed(list(columns.values))}): only labels are there")
     return [(_TABLE, flat)]
@@ -187,34 +186,42 @@ def _input(
     parts = []
     for name, column in zip(group, values, strict=True):
         if isinstance(column, Pixels) or np.ndim(column) != 1:
+            own = f"{name};{','.join(n for n in group if n != name)}"
             raise DataError(
-                f"column {name!r} of {where} holds arrays: give it an input of its own, separated by a semicolon "
-                "(columns='image;age,income')"
+                f"column {name!r} of {where} holds arrays: give it an input of its own, by a semicolon: "
+                f"pass columns={own!r}"
             )
-        parts.append(_numbers(name, column, rows, where))
+        parts.append(_numbers(name, column, rows, where, [n for n in group if n != name]))
     return torch.from_numpy(np.stack(parts, axis=1)), 1.0
 
 
-def _numbers(name: str, values: Any, rows: NDArray[np.int64], where: str) -> NDArray[np.float32]:
+def _numbers(name: str, values: Any, rows: NDArray[np.int64], where: str, others: list[str]) -> NDArray[np.float32]:
     if isinstance(values, Tensor):
         values = values.numpy()
     for row, value in zip(rows, values, strict=True) if isinstance(values, list) else ():
         if value is None:
             raise DataError(f"row {row} of {where} has no value in {name!r}: fill it in, or drop the row")
         if isinstance(value, str):
-            raise DataError(
-                f"row {row} of {where} has {value[:40]!r} in {name!r}, not a number: encode it, or leave it out"
-            )
+            raise DataError(f"row {row} of {where} has {value[:40]!r} in {name!r}, not a number: {_without(others)}")
     try:
         array = as_float32(values, name, where, rows.tolist())
     except DataError:
         raise
     except (TypeError, ValueError):
-        raise DataError(f"column {name!r} of {where} holds no numbers: leave it out, columns='a,b'") from None
+        raise DataError(f"column {name!r} of {where} holds no numbers: {_without(others)}") from None
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
         raise DataError(f"row {rows[bad[0]]} of {where} has no value in {name!r}: fill it in, or drop the row")
     return array
+
+
+def _without(others: Sequence[str]) -> str:
+    """What to do about a column that is no input, where others would be left."""
+    if not others:
+        return "encode it as numbers"
+    if len(others) > _SHOWN:
+        return f"encode it, or leave it out: pass columns with the names of the others ({listed(others)})"
+    return f"encode it, or leave it out: pass columns={','.join(others)!r}"
 
 
 def chosen(columns: Columns, rows: NDArray[np.int64]) -> Columns:

@@ -9,7 +9,7 @@ with the weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -180,49 +180,56 @@ def scaled(data: LabelledData, train: LabelledData, scaling: str | Normalisation
     Args:
         data: as stored.
         train: whose mean and deviation "standard" takes.
-        scaling: a name of `SCALINGS`, or statistics.
+        scaling: a name of `SCALINGS`, or statistics: of every input of images, or of the first input where none is one.
     """
-    others = {name: tensor if tensor.dtype == torch.int64 else tensor.float() for name, tensor in data.others.items()}
-    how = scaling
+    parts, sources = data.parts(), train.parts() if scaling == "standard" else data.parts()
+    pictures = _pictures(parts)
+    first, *others = (
+        _part(part, source, scaling if i in pictures or scaling in ("standard", "none") else "unit", i)
+        for i, (part, source) in enumerate(zip(parts, sources, strict=True))
+    )
+    named = dict(zip(data.others, others, strict=True))
+    return Prepared(
+        replace(data, others=named).together(first), data.targets, data.classes, _describe(data, parts, scaling)
+    )
+
+
+def _pictures(parts: Sequence[LabelledData]) -> list[int]:
+    """Places of the inputs that a mean and deviation of channels are of."""
+    return [i for i, part in enumerate(parts) if part.inputs.ndim == 4] or [0]
+
+
+def _part(part: LabelledData, train: LabelledData, scaling: str | Normalisation, place: int) -> Tensor:
+    """One input, scaled; further inputs of tokens stay as they are."""
+    tokens = part.inputs.dtype == torch.int64
+    if tokens and (place or scaling == "none"):
+        return part.inputs
     if scaling == "standard":
-        how = Normalisation.of(train)
-        others = {name: _standard(tensor, train.others[name]) for name, tensor in others.items()}
-    elif scaling == "imagenet":
-        how = IMAGENET
-    if isinstance(how, Normalisation):
-        first = how.over(data.inputs.shape[1])(data)
-    elif how == "none":
-        first = data.inputs if data.inputs.dtype == torch.int64 else data.inputs.to(torch.float32, copy=True)
-    else:
-        first = _unit(data)
-    return Prepared(replace(data, others=others).together(first), data.targets, data.classes, _describe(data, scaling))
+        return Normalisation.of(train)(part)
+    if scaling == "imagenet":
+        return IMAGENET(part)
+    if isinstance(scaling, Normalisation):
+        return scaling.over(part.inputs.shape[1])(part)
+    return part.inputs.to(torch.float32, copy=True) if scaling == "none" else _unit(part)
 
 
-def _standard(tensor: Tensor, train: Tensor) -> Tensor:
-    """By column over the train split; tokens stay as they are."""
-    if tensor.dtype == torch.int64:
-        return tensor
-    rows = train.double()
-    std, mean = torch.std_mean(rows, 0, correction=0)
-    return ((tensor.double() - mean) / torch.where(std == 0, torch.ones_like(std), std)).float()
-
-
-def _describe(data: LabelledData, scaling: str | Normalisation) -> str:
+def _describe(data: LabelledData, inputs: Sequence[LabelledData], scaling: str | Normalisation) -> str:
     """One line: how many samples of which shape, which labels, how they are scaled.
 
     Examples:
-        >>> _describe(load("digits", "test"), "none")
+        >>> digits = load("digits", "test")
+        >>> _describe(digits, digits.parts(), "none")
         '539 images 8x8x1, 10 classes, as stored (0 to 16)'
     """
     parts = [f"{len(data):,} {_shaped(data.inputs)}"]
-    parts += [f"with {name}: {tuple(tensor.shape[1:])}" for name, tensor in data.others.items()]
+    parts += [f"with {name}: {_shaped(tensor)}" for name, tensor in data.others.items()]
     if data.n_classes == 0:
         parts.append("numbers to predict")
     else:
         named = data.classes is not None and data.classes != tuple(map(str, range(data.n_classes)))
         few = named and data.classes is not None and len(data.classes) <= _FEW_CLASSES
         parts.append(f"{data.n_classes} classes" + (f" ({', '.join(data.classes or ())})" if few else ""))
-    parts.append(_scaled(data, scaling))
+    parts.append(_scaled(inputs[_pictures(inputs)[0]], scaling))
     aside = f" (not used: {', '.join(data.unused[:_FEW_CLASSES])})" if data.unused else ""
     return ", ".join(parts) + aside
 

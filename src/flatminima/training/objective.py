@@ -18,6 +18,7 @@ from flatminima.core.losses import Loss, PerSample
 from flatminima.core.losses.cross_entropy import CrossEntropy
 from flatminima.core.losses.elementwise import BinaryCrossEntropy
 from flatminima.core.output import logits
+from flatminima.core.samples import call
 from flatminima.errors import DataError, ModelError
 from flatminima.optim.sub_batches import batch_tensors, mapped
 
@@ -114,10 +115,8 @@ class Called(nn.Module):
 
 
 def logits_of(model: nn.Module, inputs: Any) -> Tensor:
-    """The network's logits; several inputs are a tuple or, by name, a dictionary."""
-    if isinstance(inputs, dict):
-        return logits(model(**inputs))
-    return logits(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
+    """The network's logits; several inputs are a tuple or, by name, a dictionary, or all its one argument."""
+    return logits(call(model, inputs))
 
 
 def output_of_one(model: nn.Module, inputs: Any) -> Tensor:

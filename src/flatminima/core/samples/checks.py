@@ -62,6 +62,8 @@ def call(model: Any, inputs: Inputs) -> Any:
     if isinstance(inputs, Tensor):
         return model(inputs)
     if takes_batch(model, inputs):
+        if isinstance(inputs, dict) and len(inputs) == 1 and type(model).__module__.startswith("torch.nn."):
+            return model(*inputs.values())  # whose argument is a tensor, whatever the data calls it
         return model(inputs)
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
