@@ -10,6 +10,8 @@ import pytest
 
 from flatminima.cli import main
 from flatminima.report.card import card, put
+from flatminima.report.folder import folder_page
+from flatminima.report.ranking import _labels
 
 MEASURES = {
     "schema": 1, "samples": 1200, "parameters": 7, "forward_passes": 1.0, "backward_passes": 1.0, "seconds": 0.1,
@@ -122,3 +124,17 @@ def test_a_folder_of_studies_has_its_page_again(cli, tmp_path):
     code, err = cli("report", str(tmp_path))
     assert code == 0, err
     assert "wang-toy" in (tmp_path / "index.html").read_text() and "index.html" in err
+
+
+def test_numbers_and_their_head_are_set_to_the_right():
+    """A head on the left of a wide column of numbers seems to be another column's; a gap is no text."""
+    page = folder_page("landscape.json", LANDSCAPE, Path("."))
+    assert '<th>axis</th><th class="n">curvature</th><th class="n">length</th>' in page
+    assert '<td class="n">–</td>' in page
+
+
+def test_names_of_candidates_fit_beside_the_figure():
+    assert _labels(["runs/a/best.pt", "runs/b/best.pt"]) == ["runs/a", "runs/b"]
+    assert _labels(["a/best.pt", "b/last.pt"]) == ["a/best.pt", "b/last.pt"]
+    (long,) = _labels(["a" * 30 + "1"])
+    assert len(long) == 16 and long.endswith("1") and "…" in long

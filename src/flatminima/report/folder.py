@@ -93,9 +93,10 @@ def training(document: _Document, folder: Path) -> Page:
         epochs = [parsed(line) for line in read_text(metrics).splitlines() if line.strip()]
     heads = tuple(dict.fromkeys(key for row in epochs for key, value in row.items() if isinstance(value, int | float)))
     rows = tuple(tuple(row.get(key) for key in heads) for row in epochs)
+    seconds = f"{document['seconds']:.3g} s"
     return Page(
-        f"Training with {document['method']}",
-        f"{document['optimizer']}, {document['epochs']} epochs, {document['steps']} steps, {document['seconds']:.0f} s",
+        f"Training with {document['optimizer'] if document['method'] == 'plain' else document['method']}",
+        f"{document['optimizer']}, {document['epochs']} epochs, {document['steps']:,} steps, {seconds}",
         (*said, f"Stopped because: {document['stopped_because']}."),
         (Section("Epochs", heads, rows),) if rows else (),
         _command(document),
@@ -142,7 +143,8 @@ def folder_page(name: str, document: _Document, folder: Path) -> str:
             {
                 "title": s.title,
                 "heads": s.heads,
-                "rows": [[_cell(v) for v in row] for row in s.rows],
+                "rows": [[_text(v) for v in row] for row in s.rows],
+                "numeric": [_numeric([row[i] for row in s.rows]) for i in range(len(s.heads))],
                 "rows_apart": any(len(str(v)) > _LONG for row in s.rows for v in row if isinstance(v, str)),
             }
             for s in page.sections
@@ -152,13 +154,18 @@ def folder_page(name: str, document: _Document, folder: Path) -> str:
     )
 
 
-def _cell(value: Any) -> dict[str, Any]:
-    """Text and whether it is a number."""
-    if isinstance(value, bool) or value is None:
-        return {"text": "–" if value is None else str(value), "number": False}
-    if isinstance(value, int | float):
-        return {"text": f"{value:,}" if isinstance(value, int) else f"{value:.5g}", "number": True}
-    return {"text": str(value), "number": False}
+def _text(value: Any) -> str:
+    """A cell as it is shown."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _numeric(column: list[Any]) -> bool:
+    """Whether a column holds numbers, perhaps with gaps: it and its head are set to the right."""
+    return all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in column)
 
 
 def _is_plain(value: Any) -> bool:

@@ -11,7 +11,7 @@ from flatminima.escaping import shown
 from flatminima.io import write_whole
 from flatminima.report.page import render_template
 
-_NAME = 18  # characters of a name in the figure
+_NAME = 16  # characters of a name in the figure, bold ones too
 _WIDTH, _ROW, _LEFT, _RIGHT = 440, 30, 140, 45  # of the figure, in its own units
 
 
@@ -41,7 +41,11 @@ def write_ranking(document: dict[str, Any], path: str | Path) -> None:
         figure=errors_figure(choice["candidates"], choice["ship"]),
         order=choice["order"],
         measures=document.get("measures"),
-        provenance=[(k.replace("_", " "), str(v)) for k, v in document.get("command", {}).items()],
+        provenance=[
+            (k.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, list) else str(v))
+            for k, v in document.get("command", {}).items()
+            if v not in (None, [], "")
+        ],
     )
     write_whole(path, page)
 
@@ -53,7 +57,7 @@ def errors_figure(candidates: list[dict[str, Any]], ship: list[str]) -> Markup |
         return None
     top = max(100 * e for c in rows for e in (c["train_error"], c["test_error"]) if e is not None)
     limit = float(max(1.1 * top, 1.0))
-    height = _ROW * len(rows) + 44
+    height, names = _ROW * len(rows) + 44, _labels([c["name"] for c in rows])
 
     def x(value: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * value / limit
@@ -72,9 +76,8 @@ def errors_figure(candidates: list[dict[str, Any]], ship: list[str]) -> Markup |
     for i, c in enumerate(rows):
         y = 20 + _ROW * i
         weight = ' font-weight="650"' if c["name"] in ship else ""
-        name = shown(c["name"])
-        name = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
-        parts.append(f'<g><text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end"{weight}>{escape(name)}</text>')
+        name = escape(names[i])
+        parts.append(f'<g><text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end"{weight}>{name}</text>')
         train = x(100 * c["train_error"])
         if c["test_error"] is not None:
             test = x(100 * c["test_error"])
@@ -87,3 +90,12 @@ def errors_figure(candidates: list[dict[str, Any]], ship: list[str]) -> Markup |
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle">error, %</text></svg>')
     return Markup("".join(parts))
+
+
+def _labels(names: list[str]) -> list[str]:
+    """Names that fit beside the figure: without a file name that all end in, cut in the middle where too long."""
+    tail = names[0].rpartition("/")[2]
+    if len(names) > 1 and all(name.endswith(f"/{tail}") for name in names):
+        names = [name[: -len(tail) - 1] for name in names]
+    half = _NAME // 2
+    return [n if len(n) <= _NAME else f"{n[: half - 1]}…{n[len(n) - half :]}" for n in map(shown, names)]
