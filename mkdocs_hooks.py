@@ -1,4 +1,4 @@
-"""What the documents' site takes from the catalogue: the pages of the measures, their index, and the reference's names.
+"""What the documents' site takes from the catalogue: the measures' pages, two indices, and the reference's names.
 
 `mkdocs.yml` names this file; the catalogue imports no torch, so that the site is built without one.
 """
@@ -15,8 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from flatminima import catalog
 from flatminima.catalog.bounds import PARTS
+from flatminima.catalog.uses import used_by
 
 INDEX = "<!-- the catalogue's measures -->"
+STATISTICS = "<!-- the catalogue's statistics -->"
 _NAMED = {
     "measures": {name: row.module for name, row in catalog.MEASURES.items()},
     "bounds": {name: row.module for name, row in catalog.BOUNDS.items()}
@@ -38,6 +40,8 @@ def on_page_markdown(markdown: str, page: Any = None, **_: Any) -> str:
     path in place of a link to what the site does not hold: results, benchmarks, examples."""
     if INDEX in markdown:
         markdown = markdown.replace(INDEX, index())
+    if STATISTICS in markdown:
+        markdown = markdown.replace(STATISTICS, index_of_statistics())
     for package, homes in _NAMED.items():
         names = "\n".join(f"::: flatminima.{package}.{homes[name]}.{name}" for name in sorted(homes))
         markdown = markdown.replace(f"::: flatminima.{package}\n", names + "\n")
@@ -62,4 +66,13 @@ def index() -> str:
             f"| [{name}]({name}.md) | {row.summary} ({row.paper}, {row.equation}) | {row.direction} | {row.needs} | "
             f"{row.undefined or 'nothing'} |"
         )
+    return "\n".join(lines)
+
+
+def index_of_statistics() -> str:
+    """A table of the statistics: what each is, what it costs, where it is from, which measures use it."""
+    lines = ["| statistic | what it is | cost | source | used by |", "|---|---|---|---|---|"]
+    for name, row in catalog.STATISTICS.items():
+        users = ", ".join(used_by()[name]) or "its reader: no measure"
+        lines.append(f"| `{name}` | {row.summary} | {row.cost} | {row.source or 'common'} | {users} |")
     return "\n".join(lines)

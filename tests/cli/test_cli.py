@@ -111,11 +111,20 @@ def test_list_shows_every_measure_within_80_columns(cli) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_list_shows_every_statistic_and_who_uses_it(cli) -> None:
+    code, out, err = cli("list", "--statistics")
+    assert (code, err) == (0, "")
+    assert all(f"{name}\n    " in out for name in catalog.STATISTICS)
+    assert "used by: power_law_exponent" in out.split("WeightSpectra", 1)[1].split("Weights\n", 1)[0]
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_list_json_carries_what_a_reader_asks_for(cli) -> None:
     _, out, _ = cli("list", "--json")
     document = json.loads(out)
     assert document["schema"] == 1
     assert {m["name"] for m in document["measures"]} == set(catalog.MEASURES)
+    assert {s["name"] for s in document["statistics"]} == set(catalog.STATISTICS)
     assert set(document["measures"][0]) >= {"paper", "equation", "direction", "needs", "invariant"}
 
 

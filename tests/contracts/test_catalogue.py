@@ -17,7 +17,7 @@ from flatminima.core.losses.recognise import BUILT_IN
 from flatminima.errors import UnknownName
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
-KINDS = (catalog.MEASURES, catalog.BOUNDS, catalog.OPTIMIZERS, catalog.NETWORKS)
+KINDS = (catalog.MEASURES, catalog.STATISTICS, catalog.BOUNDS, catalog.OPTIMIZERS, catalog.NETWORKS)
 
 
 def test_what_may_be_chosen_is_what_the_library_has() -> None:
@@ -29,7 +29,7 @@ def test_what_may_be_chosen_is_what_the_library_has() -> None:
     assert studies.SCALES is choices.SCALES
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["measures", "bounds", "optimizers", "networks"])
+@pytest.mark.parametrize("kind", KINDS, ids=["measures", "statistics", "bounds", "optimizers", "networks"])
 def test_rows_are_sorted_and_of_known_papers(kind) -> None:  # type: ignore[no-untyped-def]
     assert list(kind) == sorted(kind)
     for name, row in kind.items():
@@ -97,6 +97,9 @@ def test_the_site_has_a_page_and_a_row_for_each_measure() -> None:
     page = (REFERENCE.parent / "measures" / "index.md").read_text(encoding="utf-8")
     table = hooks.on_page_markdown(page)
     assert all(f"[{name}]({name}.md)" in table for name in catalog.MEASURES)
+    page = (REFERENCE.parent / "statistics.md").read_text(encoding="utf-8")
+    table = hooks.on_page_markdown(page)
+    assert all(f"| `{name}` | {row.summary} | {row.cost} |" in table for name, row in catalog.STATISTICS.items())
     named = hooks.on_page_markdown("::: flatminima.bounds\n::: flatminima.optim\n").split("\n")
     assert "::: flatminima.bounds.kl.kl_inverse" in named and "::: flatminima.optim" in named
     assert len(named) == len(bounds.__all__) + 2

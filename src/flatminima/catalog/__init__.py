@@ -1,4 +1,4 @@
-"""The catalogue: every measure, bound, optimizer, network, study, choice and paper, once. Imports no torch.
+"""The catalogue: every measure, statistic, bound, optimizer, network, study, choice and paper, once. Imports no torch.
 
 Names, `flatminima list`, the contract tests' options, the units of figures and the index of pages are read from it. To
 add a measure: a function in `measures/`, a row in `catalog/measures.py`, a test, a page (docs/how-to/add-a-measure.md).
@@ -19,7 +19,9 @@ from flatminima.catalog.rows import (
     Measure,
     Model,
     Optimizer,
+    StatisticRow,
 )
+from flatminima.catalog.statistics import STATISTICS
 from flatminima.catalog.studies import STUDY_FILES
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "NETWORKS",
     "OPTIMIZERS",
     "PAPERS",
+    "STATISTICS",
     "STUDY_FILES",
     "UNITWISE",
     "Bound",
@@ -39,6 +42,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Paper",
+    "StatisticRow",
     "measure_row",
     "paper",
 ]

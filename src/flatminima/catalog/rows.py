@@ -1,4 +1,4 @@
-"""Rows of the catalogue: of a measure, a bound, an optimizer, a network."""
+"""Rows of the catalogue: of a measure, a statistic, a bound, an optimizer, a network."""
 
 from __future__ import annotations
 
@@ -77,6 +77,35 @@ class Measure:
         if LAYERWISE in self.invariant:
             return "invariant where whole layers are rescaled, not where units are"
         return "not rescaling-invariant: compare networks of one parameterisation"
+
+
+@dataclass(frozen=True)
+class StatisticRow:
+    """A statistic as `flatminima list --statistics` shows it.
+
+    Attributes:
+        name: of the class in `flatminima.statistics`.
+        module: file in `flatminima/statistics`.
+        summary: one line.
+        cost: passes over all the data at its defaults, C outputs and W weights; a test compares them with its `cost`.
+        paper, equation: where it is defined; None where it is common property.
+    """
+
+    name: str
+    module: str
+    summary: str
+    cost: str
+    paper: Paper | None = None
+    equation: str = ""
+
+    def load(self) -> Any:
+        """The class."""
+        return getattr(import_module(f"flatminima.statistics.{self.module}"), self.name)
+
+    @property
+    def source(self) -> str:
+        """The paper and its equation; empty where there is none."""
+        return f"{self.paper}, {self.equation}" if self.paper else ""
 
 
 @dataclass(frozen=True)

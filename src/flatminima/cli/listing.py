@@ -1,32 +1,42 @@
-"""`flatminima list`: every measure and bound; reads the catalogue only."""
+"""`flatminima list`: every measure, bound and statistic; reads the catalogue only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from flatminima import catalog
+from flatminima.catalog.uses import used_by
 from flatminima.cli.options import AsJson
 from flatminima.cli.terminal import out
 from flatminima.io import json_text
 
+Statistics = Annotated[
+    bool, typer.Option("--statistics", help="The statistics that measures are made of, in place of the measures.")
+]
+
 
 def listing(
+    statistics: Statistics = False,
     as_json: AsJson = False,
 ) -> None:
     """List every measure and bound: paper, equation, what it needs, what it is invariant to, what it proves."""
     if as_json:
         kinds: dict[str, Mapping[str, Any]] = {
             "measures": catalog.MEASURES,
+            "statistics": catalog.STATISTICS,
             "bounds": catalog.BOUNDS,
             "optimizers": catalog.OPTIMIZERS,
             "networks": catalog.NETWORKS,
         }
         rows = {kind: [_document(row) for row in table.values()] for kind, table in kinds.items()}
         typer.echo(json_text({"schema": 1, **rows, "studies": list(catalog.STUDY_FILES)}))
+        return
+    if statistics:
+        _list_statistics()
         return
     console = out()
     console.print("Look at these first\n", markup=False)
@@ -62,6 +72,22 @@ def listing(
     console.print(f"    {', '.join(catalog.STUDY_FILES)}", markup=False)
     counts = f"{len(catalog.MEASURES)} measures, {len(catalog.BOUNDS)} bounds"
     console.print(f"\n{counts}. Next: flatminima measure --help, certify --help", markup=False)
+    console.print(f"{len(catalog.STATISTICS)} statistics: flatminima list --statistics", markup=False)
+
+
+def _list_statistics() -> None:
+    """What a `Minimum` can be asked for by value."""
+    users, console = used_by(), out()
+    console.print("Statistics: minimum[flatminima.statistics.NAME(...)], each computed once\n", markup=False)
+    for s in catalog.STATISTICS.values():
+        console.print(f"[bold]{s.name}[/bold]")
+        console.print(f"    {s.summary}" + (f" ({s.source})" if s.source else ""), markup=False)
+        console.print(f"    cost: {s.cost}", markup=False)
+        if users[s.name]:
+            console.print(f"    used by: {', '.join(users[s.name])}", markup=False)
+    console.print(
+        "\nW: weights, C: outputs; passes over all the data at the defaults, where no samples are said.", markup=False
+    )
 
 
 def _document(row: Any) -> dict[str, Any]:
