@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from flatminima import progress
+from flatminima.core.ambient import in_neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import copied
 from flatminima.display import html
@@ -123,6 +124,7 @@ class Audit:
         return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
 
 
+@in_neutral
 def audit(
     minimum: Minimum,
     measures: Iterable[str | MeasureFunction] | None = None,
@@ -176,6 +178,7 @@ def audit(
     return Audit(tuple(factors), values)
 
 
+@in_neutral
 def rescalings(minimum: Minimum, factors: Sequence[float] = FACTORS) -> list[Rescaling]:
     """The first rescaling of each kind that leaves the outputs unchanged at all factors."""
     order = _order(minimum)

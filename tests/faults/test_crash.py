@@ -3,7 +3,8 @@
 Every write is counted: the opening of a new file, its flush to the disk, its renaming, the flush of the folder, and a
 line that is added. At the n-th the process "dies" (from there on it can change nothing, not even clear up), or the
 system refuses once. Three points of each command are tried here, drawn by a fixed seed; with FLATMINIMA_POINTS=all
-every one in every way, of `reproduce` and `demo` too, and with FLATMINIMA_POINTS=each every one in one of the ways.
+every one in every way, of `reproduce` and `demo` too, and with FLATMINIMA_POINTS=12 twelve at equal distances, one way
+each in turn.
 """
 
 from __future__ import annotations
@@ -146,8 +147,9 @@ def points(name: str, total: int) -> list[tuple[int, str]]:
     every = [(n, kind) for n in range(1, total + 1) for kind in KINDS]
     if POINTS == "all":
         return every
-    if POINTS == "each":
-        return [(n, KINDS[n % len(KINDS)]) for n in range(1, total + 1)]
+    if POINTS != "some":
+        count = min(int(POINTS), total)
+        return [(1 + i * (total - 1) // max(count - 1, 1), KINDS[i % len(KINDS)]) for i in range(count)]
     draw = random.Random(name)
     return [(draw.randint(1, total), kind) for kind in KINDS]
 

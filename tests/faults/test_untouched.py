@@ -16,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatminima import Minimum, audit, catalog
+from flatminima import Minimum, Recipe, audit, catalog, certify, plan, rank
 from flatminima.certification import certify_around
+from flatminima.diagnosis import diagnose
 from flatminima.errors import UsageError
 from flatminima.landscape import directions, landscape
 from flatminima.optim import SAM, FisherTrace, PertOPT
+from flatminima.rescaling import rescalings
 from flatminima.testing import ITEMS, MODES, NotUntouched, check_untouched
+from flatminima.training import TrainConfig, train
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(40, 5, generator=GENERATOR), torch.arange(40) % 3
@@ -67,7 +70,21 @@ OTHERS: dict[str, Callable[[nn.Module], Any]] = {
     "landscape": lambda m: _drawn(Minimum(m, (X, Y))).losses,
     "audit": lambda m: [[e.value for e in row] for rows in audit(Minimum(m, (X, Y)), ["fisher_trace"]).values.values()
                         for row in rows.values()],
+    "plan": lambda m: plan(Minimum(m, (X, Y)), ["fisher_trace", "margin"]).cost.forward,
+    "rank by errors": lambda m: rank([Minimum(m, (X, Y))] * 2, test=(X, Y), measures=["margin"]).choice.answer,
+    "rank by gaps": lambda m: str(rank([Minimum(m, (X, Y))] * 3, [0.1, 0.2, 0.3], ["margin"]).correlations),
+    "rescalings": lambda m: [str(r) for r in rescalings(Minimum(m, (X, Y)), (1.0, 2.0))],
+    "diagnose": lambda m: [str(f) for f in diagnose({}, Minimum(m, (X, Y)))],
+    "losses": lambda m: Minimum(m, (X, Y)).losses(torch.arange(9, device="cpu")),
+    "certify": lambda m: certify(small, (X, Y), recipe=QUICK, ledger=False).risk_bound,
 }  # fmt: skip
+
+
+QUICK = Recipe(prior_fraction=0.0, epochs=1, passes=1, sigma=0.1)
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
 def _drawn(minimum: Minimum) -> Any:
@@ -169,3 +186,16 @@ def test_unknown_names_are_refused() -> None:
         check_untouched(lambda m: 0, network(), modes=["night"])
     with pytest.raises(UsageError, match="unknown item"):
         check_untouched(lambda m: 0, network(), moves=["weights"])
+
+
+@pytest.mark.parametrize("mode", ["inference_mode", "FakeTensorMode", "torch.func transform"])
+def test_training_is_refused_where_nothing_has_a_gradient(mode: str) -> None:
+    def act(_: nn.Module) -> Any:
+        torch.manual_seed(0)
+        fitted = small()
+        train(fitted, X, Y, config=TrainConfig(epochs=1, batch_size=16))
+        return [p.detach().clone() for p in fitted.parameters()]
+
+    act(network())  # what is imported the first time
+    found = check_untouched(act, network(), modes=[mode], threads=(1,), moves=("random state of torch",))
+    assert set(found.refused) == {(mode, 1)}

@@ -31,6 +31,7 @@ from flatminima.certification.provenance import Factory, Start
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
 from flatminima.certification.train import make_problem, tensors_at
+from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.minimum import Minimum
 from flatminima.core.samples import Samples, as_samples
@@ -130,6 +131,7 @@ def _timed(step: Callable[[], None]) -> float:
 PLAN = "recipe.json"
 
 
+@neutral()
 def certify(
     model: nn.Module | Factory | None = None,
     train_data: Any = None,

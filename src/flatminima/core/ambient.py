@@ -162,6 +162,17 @@ def in_neutral(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def refuse_without_gradients() -> None:
+    """Refuse the modes in which nothing can be trained.
+
+    Raises:
+        UsageError: inference mode, a mode whose tensors hold no values, a functorch transform.
+    """
+    _refuse_modes()
+    if torch.is_inference_mode_enabled():
+        raise UsageError("got called inside torch.inference_mode, where nothing has a gradient; leave it first")
+
+
 def _refuse_modes() -> bool:
     """Whether there are dispatch modes, none of which has to be refused."""
     modes: list[Any] = _get_current_dispatch_mode_stack()

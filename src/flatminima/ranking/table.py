@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flatminima import budgets
+from flatminima.core.ambient import in_neutral
 from flatminima.core.minimum import Minimum
 from flatminima.display import html
 from flatminima.errors import UsageError, optional
@@ -85,6 +86,7 @@ class RankTable:
         return buffer.getvalue().rstrip()
 
 
+@in_neutral
 def rank(
     minima: Sequence[Minimum | MeasureTable],
     gaps: Sequence[float] | None = None,

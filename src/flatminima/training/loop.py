@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import interrupts
+from flatminima.core.ambient import refuse_without_gradients
 from flatminima.errors import DataError, NumericalError, UsageError
 from flatminima.training.averaging import Average
 from flatminima.training.best import Best
@@ -91,6 +92,7 @@ class Training:
         held_out: Mapping[str, Tensors] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        refuse_without_gradients()
         self.config, self.held_out, self.ranks = config or TrainConfig(), dict(held_out or {}), ranks
         self.objective = Objective(loss)
         self.objective.check_samples(inputs, targets)
