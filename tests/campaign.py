@@ -83,7 +83,7 @@ PARTS = {
         "measures.json",
         "certificate.json",
         "a study's run",
-    ),  # fmt: skip
+    ),
 }
 
 
