@@ -3,10 +3,12 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import flatminima
 from flatminima import catalog, measures
 
 PACKAGE = Path(flatminima.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "scipy", "pandas", "matplotlib", "sklearn", "rich")
 
 
@@ -100,6 +103,23 @@ def test_a_packages_names_are_its_public_ones(package):
         value = None if package == "integrations" else getattr(module, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert inspect.getdoc(value), f"help({package}.{name}) says nothing"
+
+
+USERS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "measures").glob("*.md"),
+         *(ROOT / "examples").rglob("*.py"), *(ROOT / "examples").rglob("*.ipynb")]  # fmt: skip
+CONTRIBUTORS = {"architecture.md"}  # and docs/how-to, which name private modules
+
+
+def test_users_are_shown_public_modules_only():
+    """A page or example that imports from a private module makes it public, whatever the reference says."""
+    public = {f"flatminima.{name}" for name in (*catalog.surface.PACKAGES, *catalog.surface.MODULES)} | {"flatminima"}
+    imports = re.compile(r"(?:from|import) (flatminima[a-z_.]*)")
+    shown = {m for f in USERS if f.name not in CONTRIBUTORS for m in imports.findall(f.read_text(encoding="utf-8"))}
+    assert shown <= public, f"private, or a row of surface.MODULES: {shown - public}"
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for name in catalog.surface.MODULES:
+        assert importlib.util.find_spec(f"flatminima.{name}") is not None
+        assert name.startswith("integrations.") or f"`{name}`" in reference
 
 
 def test_no_module_takes_a_lazy_functions_name():

@@ -1,4 +1,7 @@
-"""The surface of `import flatminima`: public names and where they are, and the public packages."""
+"""The surface of `import flatminima`: public names and where they are, the public packages and modules.
+
+Everything else is private, whether or not its name begins with an underscore.
+"""
 
 from __future__ import annotations
 
@@ -48,4 +51,19 @@ PACKAGES = (
     "testing",
     "track",
     "training",
+)
+
+# modules of packages whose names are imported from the module itself: what not everybody needs, and integrations
+MODULES = (
+    "core.perturbation",
+    "core.samples",
+    "data.sentences",
+    "data.text",
+    "integrations.huggingface",
+    "integrations.huggingface_track",
+    "integrations.lightning",
+    "integrations.lightning_track",
+    "models.hf",
+    "studies.images",
+    "studies.plot",
 )
