@@ -64,6 +64,7 @@ FRAME = """<!doctype html><html><body><iframe id=f style="width:360px;height:800
 PROBE = "<script>parent.postMessage(document.documentElement.scrollWidth + ' ' + innerWidth, '*')</script>"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_phone_scrolls_down_only(broken, tmp_path):

@@ -129,6 +129,7 @@ def test_wrappers_are_looked_into():
     assert stability(SAM(base), [w]).threshold == pytest.approx(8.0)
 
 
+@pytest.mark.slow
 def test_sams_threshold_is_the_fixed_length_cycle_of_sam_itself():
     """On c w^2 / 2 SAM settles into a cycle w -> -w, whose gradient has the length at which c is the threshold."""
     curvature, rate, rho = 8.0, 0.2, 0.1

@@ -123,6 +123,7 @@ def test_under_autocast_accumulation_and_within_the_blocks_of_a_loop():
     assert _same(*runs)
 
 
+@pytest.mark.slow
 def test_a_compiled_model():
     runs, graphs = [], []
 
@@ -225,6 +226,7 @@ def _dense(model, data):
     return torch.autograd.functional.hessian(loss, flat), torch.autograd.functional.jacobian(loss, flat)
 
 
+@pytest.mark.slow
 def test_traces_are_unbiased_and_their_errors_are_honest():
     """Twenty looks at the same weights: the mean is the trace, and the spread is what is said."""
     model, data = _net(), _data()

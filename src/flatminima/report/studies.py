@@ -64,7 +64,7 @@ def write_studies(
 def overview(
     findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
 ) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """How many claims of each document came to what: the verdicts that occur, and a row a document."""
+    """The number of claims of each document by what came of them: the verdicts that occur, and a row a document."""
     words = [word for word in (*_WORDS, "not tried", "stated") if any(f["verdict"] == word for f in findings)]
     counted = Counter((f["paper"], f["verdict"]) for f in findings)
     rows = [(title, [counted[key, word] for word in words]) for key, title in titles.items()]
