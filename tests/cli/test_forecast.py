@@ -102,11 +102,11 @@ class Slow(Statistic[float]):
 
 
 def test_seconds_are_those_of_a_few_samples_scaled_by_passes():
-    """40 draws over 300 samples at 1 ms: 12 s, whatever the first run pays for; the trial has 2 draws, 64 samples."""
+    """40 draws over 300 samples at 1 ms: 12 s, whatever the first run pays for; the trial has 2 draws."""
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     minimum = Minimum(net, (torch.randn(300, 3), torch.arange(300) % 2), batch_size=64)
     trials = Trials.of(minimum, CLOCK)
-    assert len(trials.few.samples) == 64 and trials.few.passes is not minimum.passes
+    assert len(trials.few.samples) == 300 and trials.few.passes is not minimum.passes
     assert trials.statistics([Slow()]) == pytest.approx(12.0)
     assert trials.scaled(lambda few: None, Cost()) == 0.0
 

@@ -17,6 +17,9 @@ from flatminima.cli.app import main
 from flatminima.cli.configuration import Configuration, arguments_of
 from flatminima.cli.messages import own_words
 from flatminima.errors import UsageError
+from flatminima.models import resnet20
+
+SHAPES = ("3,32,32", "3x8x8")
 
 CODE = """
 import torch
@@ -332,19 +335,65 @@ def test_mean_and_deviation_are_those_of_torchvision(cli, tmp_path: Path) -> Non
 
 
 def test_no_data_measures_the_weights(cli) -> None:  # type: ignore[no-untyped-def]
-    code, out, err = cli("measure", "--model", "own:single", "--app-dir", ".", "--no-data", "--json")
+    """Every measure that a network with data would give the same value of, whatever the data."""
+    start = ["measure", "--model", "own:single", "--app-dir", ".", "--no-data"]
+    code, out, err = cli(*start, "--initial", "factory", "--json")
     assert code == 0, err
-    document = json.loads(out)
+    found = json.loads(out)["measures"]
     import own  # type: ignore[import-not-found]
 
     torch.manual_seed(0)
-    weights = torch.cat([p.detach().double().flatten() for p in own.single().parameters()])
-    assert document["measures"]["parameter_norm"]["value"] == pytest.approx(float(weights.norm()))
-    assert set(document["measures"]) == {"parameter_count", "parameter_norm", "power_law_exponent"}
-    code, _, _ = cli(
-        "measure", "--model", "own:single", "--app-dir", ".", "--no-data", "--fail-if", "parameter_count>1"
-    )
-    assert code == 3
+    minimum = Minimum(own.single().eval(), (own.X, own.Y))
+    margin = ("frobenius_norm", "group_norm", "spectral_norm", "path_norm", "lipschitz")
+    expected = {name: float(getattr(measures, name)(minimum, over_margin=False)) for name in margin}
+    expected |= {n: float(getattr(measures, n)(minimum)) for n in ("parameter_count", "parameter_norm", "vc_dimension")}
+    expected["distance_from_init"] = 0.0
+    assert {n: e["value"] for n, e in found.items() if e["value"] is not None} == pytest.approx(expected)
+    assert "not over the margin" in found["path_norm"]["details"]["note"]
+    assert "at its initial weights" in found["spectral_complexity"]["undefined"]
+    assert found.keys() - expected == {"power_law_exponent", "spectral_complexity"}  # the matrices are too small
+    assert cli(*start, "--fail-if", "parameter_count>1")[0] == 3
+    code, _, err = cli(*start, "--fail-if", "margin>1")
+    assert code == 2 and "not among the measures without data" in err
+    code, _, err = cli(*start, "--measures", "parameter_norm,hessian_trace,fisher_trace")
+    assert code == 2 and "hessian_trace, fisher_trace cannot be measured with --no-data: it reads the samples" in err
+
+
+def test_a_convolution_needs_the_shape_of_an_input(cli) -> None:  # type: ignore[no-untyped-def]
+    start = ["measure", "--model", "flatminima.models:resnet20", "--model-arg", "depth=8", "--no-data", "--json"]
+    start += ["--measures", "path_norm,parameter_norm"]
+    code, out, err = cli(*start)
+    assert code == 0, err
+    assert "give --input-shape 3,32,32" in json.loads(out)["measures"]["path_norm"]["undefined"]
+    values = [json.loads(cli(*start, "--input-shape", shape)[1])["measures"]["path_norm"]["value"] for shape in SHAPES]
+    torch.manual_seed(0)
+    model = resnet20(depth=8).eval()
+    for shape, value in zip(((3, 32, 32), (3, 8, 8)), values, strict=True):
+        minimum = Minimum(model, (torch.randn(4, *shape), torch.arange(4)))
+        assert value == pytest.approx(float(measures.path_norm(minimum, over_margin=False)))
+    for wrong in (["--input-shape", "3,a"], ["--initial", "none.pt"]):
+        assert cli(*start, *wrong)[0] == 2
+    code, _, err = cli("measure", "--model", "own:single", "--app-dir", ".", "--data", "own:pair", "--input-shape", "3")
+    assert code == 2 and "--input-shape goes with --no-data" in err
+
+
+def test_initial_weights_are_given_to_the_measures_that_take_them(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own")
+    before = {n: t + 0.5 for n, t in own.single().state_dict().items()}
+    torch.save(before, tmp_path / "before.pt")
+    start = ["measure", "--model", "own:single", "--app-dir", ".", "--json", "--initial", "before.pt"]
+    code, out, err = cli(*start, "--data", "own:pair", "--measures", "distance_from_init")
+    assert code == 0, err
+    count = sum(t.numel() for t in before.values())
+    assert json.loads(out)["measures"]["distance_from_init"]["value"] == pytest.approx(0.5 * count**0.5, rel=1e-6)
+    code, out, err = cli(*start, "--no-data", "--measures", "spectral_complexity")
+    assert code == 0, err
+    minimum = Minimum(own.single().eval(), (own.X, own.Y))
+    expected = float(measures.spectral_complexity(minimum, over_margin=False, initial=before))
+    assert json.loads(out)["measures"]["spectral_complexity"]["value"] == pytest.approx(expected)
 
 
 def test_messages_name_options() -> None:

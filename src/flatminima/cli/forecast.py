@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from flatminima.measuring import MeasureFunction
 
 _PRODUCTS = 12  # until two eigenvectors have converged, typically
-_STEPS = 3  # of a landscape that is tried
+_STEPS = (3, 23)  # points of two lines that are tried: their difference is the price of a point
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,17 @@ def _landscapes(trials: Trials) -> Part:
 
     cost, drawn = explain.cost(trials.minimum, _PRODUCTS), list[Landscape]()
 
-    def points(few: Minimum) -> None:
-        drawn.append(landscape(few, directions(few, "filter", 1), steps=_STEPS, samples=None))
+    def points(few: Minimum, steps: int) -> None:
+        drawn.append(landscape(few, directions(few, "filter", 1), steps=steps, samples=None))
 
     def product(few: Minimum) -> None:
         products = Products(few, torch.arange(len(few.samples)))
         products(torch.ones(products.size))
 
-    seconds = trials.scaled(points, Cost(cost.forward)) + trials.scaled(product, Cost(0.0, cost.backward))
+    # a line's beginning costs what many of its points do, and is made once a picture
+    short, long = (trials.scaled(partial(points, steps=k), Cost()) for k in _STEPS)
+    share = cost.forward * len(trials.minimum.samples) / len(trials.few.samples) / (_STEPS[1] - _STEPS[0])
+    seconds = max(long - short, 0.0) * share + trials.scaled(product, Cost(0.0, cost.backward))
     if drawn:
         with tempfile.TemporaryDirectory() as folder:
             figures: dict[str, Any] = {"landscape-trial": drawn[-1]}

@@ -33,11 +33,12 @@ from flatminima.cli.options import (
     Threads,
 )
 from flatminima.cli.output import forget, kept_for, writable
-from flatminima.cli.request import MORE, Request, minimum_of, with_options
+from flatminima.cli.request import MORE, Request, initial_network, minimum_of, with_options
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import bars, say, say_notes, tell
 from flatminima.cli.threshold import Threshold, refuse_crossed
 from flatminima.cli.torchrun import first
+from flatminima.cli.without_data import WeightsOptions, measure_weights
 from flatminima.errors import UsageError
 from flatminima.io import json_text
 
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
 @grouped
 def measure(
     reading: Reading,
+    weights: WeightsOptions,
     model: Model,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    no_data: Annotated[bool, typer.Option("--no-data", help="Only measures that read the weights alone.")] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights: .safetensors, or .pt read with weights_only=True.")
     ] = None,
@@ -89,13 +90,12 @@ def measure(
     """Measure a trained network: its weights, on the data it was trained on."""
     request = Request(
         model, data, checkpoint, split, measures, reading, loss, subset, budget, tuple(model_arg or ()), app_dir,
-        batch_size, seed, device, threads, model_config, no_data,
+        batch_size, seed, device, threads, model_config, weights.no_data, weights.initial,
     )  # fmt: skip
     request.check()
-    if no_data:
-        from flatminima.cli.without_data import measure_weights
-
-        measure_weights(request, output, fail_if, as_json)
+    weights.check()
+    if weights.no_data:
+        measure_weights(request, weights, output, fail_if, as_json)
         return
     names = explain.with_more(request.names) if explained else request.names
     thresholds = [Threshold.of(text, names) for text in fail_if or ()]
@@ -138,7 +138,8 @@ def _prepared(request: Request, names: list[str]) -> tuple[Minimum, list[Measure
     subset = request.subset
     if subset is not None and subset > len(minimum.samples):
         raise UsageError(f"got --subset {subset} of {len(minimum.samples)} samples; leave it out to take what there is")
-    return minimum, [with_options(name, request.budget, subset, minimum) for name in names]
+    initial = initial_network(request)
+    return minimum, [with_options(name, request.budget, subset, minimum, initial) for name in names]
 
 
 def _measured(

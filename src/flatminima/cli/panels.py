@@ -11,11 +11,11 @@ from typer.models import OptionInfo
 
 NETWORK, DATA, WHAT, OUTPUT = PANELS = ("Network", "Data", "What", "Output")
 
-_OF_NETWORK = "model model_arg model_config app_dir checkpoint init dropout prior_checkpoint stated"
+_OF_NETWORK = "model model_arg model_config app_dir checkpoint init initial dropout prior_checkpoint stated"
 _OF_DATA = (
-    "data no_data data_config data_arg split test_split test_data unlabelled_split validation_split prior_split "
-    "label_noise augment limit scaling mean std classes columns label_column image_column mode image_size max_pixels "
-    "layout text_column length packing gaps batch_size"
+    "data no_data input_shape data_config data_arg split test_split test_data unlabelled_split validation_split "
+    "prior_split label_noise augment limit scaling mean std classes columns label_column image_column mode "
+    "image_size max_pixels layout text_column length packing gaps batch_size"
 )
 _OF_OUTPUT = (
     "output as_json dry_run seed device threads fresh save_every tensorboard watch fail_if fail_on_claims show "

@@ -49,6 +49,7 @@ class Request:
     threads: int | None
     model_config: Path | None = None
     no_data: bool = False
+    initial: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -153,8 +154,33 @@ def make_minimum(request: Request, network: nn.Module, data: Any, shared: Ranks 
     )
 
 
-def with_options(name: str, budget: str, subset: int | None, minimum: Minimum) -> MeasureFunction:
-    """The measure with the budget's counts, and with its Gram subset where that is given."""
+def initial_network(request: Request) -> nn.Module | None:
+    """The network before training, where --initial says which: of a file, or as the factory makes it."""
+    import copy
+
+    import torch
+
+    from flatminima.training import load_checkpoint
+
+    if request.initial is None:
+        return None
+    if language.is_language(request.model):
+        if request.initial == "factory":
+            raise UsageError(f"{request.model} has no factory: give --initial the file of the weights before training")
+        made = copy.deepcopy(language.load(request.model).model)
+    else:
+        torch.manual_seed(request.seed)
+        arguments = factory.arguments(list(request.model_arg))
+        made = factory.build(request.model, arguments, request.app_dir, request.model_config)
+    if request.initial != "factory":
+        load_checkpoint(made, request.initial)
+    return made
+
+
+def with_options(
+    name: str, budget: str, subset: int | None, minimum: Minimum, initial: nn.Module | None = None
+) -> MeasureFunction:
+    """The measure with the budget's counts, and with its Gram subset and the initial weights where these are given."""
     from flatminima.measuring import positions
 
     function: MeasureFunction = catalog.measure_row(name).load()
@@ -162,4 +188,6 @@ def with_options(name: str, budget: str, subset: int | None, minimum: Minimum) -
     options = budgets.for_sequences(given, function, positions(minimum), len(minimum.samples))
     if subset is not None and "subset" in signature(function).parameters:
         options["subset"] = subset
+    if initial is not None and "initial" in signature(function).parameters:
+        options["initial"] = initial
     return update_wrapper(partial(function, **options), function) if options else function

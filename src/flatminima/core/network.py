@@ -138,6 +138,10 @@ class Network(StatisticMapping):
         """Logits of a batch, by the model as it is; not counted."""
         return logits(call(self.model, inputs), self.output)
 
+    def one_input(self) -> Inputs:
+        """Inputs of the first sample, for what depends on their shape alone."""
+        return self.samples.take(torch.arange(1))[0]
+
     def batch(self, indices: Tensor, start: int = 0) -> Batch:
         """The samples at `indices`, on the device."""
         return Batch(self, indices, start)  # type: ignore[arg-type]

@@ -54,7 +54,9 @@ def distance_from_init(
     """
     weights = minimum[Weights()]
     if initial is None:
-        raise Undefined("the initial weights are not known: pass initial=, the untrained model or its state dict")
+        raise Undefined(
+            "the initial weights are not known: give initial=, the untrained model or its state dict (--initial)"
+        )
     start = flat_initial(initial, weights.names, weights.sizes)
     if not bool(torch.isfinite(start).all()):
         raise UsageError("got initial weights with NaN or Inf; they must be finite")

@@ -40,16 +40,16 @@ class FeedForward(Statistic[FeedForwardNetwork]):
     """
 
     def compute(self, minimum: Minimum) -> FeedForwardNetwork:
-        inputs, _ = minimum.samples.take(torch.arange(1))
-        strange = next((t for t in leaves(inputs) if not t.is_floating_point()), None)
-        if strange is not None:
-            kind = str(strange.dtype).removeprefix("torch.")
-            raise Undefined(f"an input is not a tensor of real numbers ({kind}: token ids, categories, a mask)")
         recurrent = next((type(m).__name__ for m in minimum.model.modules() if isinstance(m, nn.RNNBase)), None)
         if recurrent is not None:
             raise Undefined(f"{recurrent!r} is not a layer of a ReLU network")
         if any(isinstance(m, torch.jit.ScriptModule) for m in minimum.model.modules()):
             raise Undefined("TorchScript's operations cannot be followed: measure the module that it was made of")
+        inputs = minimum.one_input()
+        strange = next((t for t in leaves(inputs) if not t.is_floating_point()), None)
+        if strange is not None:
+            kind = str(strange.dtype).removeprefix("torch.")
+            raise Undefined(f"an input is not a tensor of real numbers ({kind}: token ids, categories, a mask)")
         ones = map_tensors(lambda t: torch.ones_like(t, dtype=torch.float64, device=minimum.device), inputs)
         with minimum.open(), torch.no_grad():
             first, one = _run(minimum, ones, 1.0)
