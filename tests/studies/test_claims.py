@@ -176,6 +176,9 @@ def test_a_premise_that_is_not_met_leaves_no_verdict():
     assert found.verdict == "premise not met" and "0 of 20" in found.note and found.statistic is None
     apart = [row | {"train_loss": float(row["x"])} for row in _drawn(1.0)]
     assert judge(_claims_of(_trial(), premise=("train losses within 0.1",)), {"s": apart}).verdict == "premise not met"
+    long = _claims_of(_trial(), premise=("epochs at least 200",))
+    verdicts = [judge(long, {"s": [r | {"epochs": n} for r in _drawn(1.0)]}).verdict for n in (80, 200, 250)]
+    assert verdicts == ["premise not met", "reproduced", "reproduced"]
 
 
 def test_a_comparison_with_runs_of_one_side_only_is_not_tried():
@@ -328,7 +331,7 @@ def test_the_committed_results_are_readable_and_judged():
     words = {f.claim.id: f.word for f in found}
     assert words["n-conf-sharp-poor"] == "reproduced"  # that sharpness does not predict
     assert words["n-always-higher"] == "reproduced" and words["w1-same-as-keskar"] == "contradicted"
-    assert words["n-width-v"] == "reproduced" and words["j-perfect-accuracy"] == "contradicted"
+    assert words["n-width-v"] == "reproduced" and words["w1-union-bound"] == "contradicted"
     assert words["j-fig2-ours"] == "premise not met" and words["n-path-sgd"] == "not tried"
     for finding in found:
         for verdict in finding.verdicts.values():

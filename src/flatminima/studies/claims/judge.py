@@ -143,8 +143,10 @@ def _premises(premises: Sequence[str], rows: Sequence[Row]) -> tuple[list[Row], 
             if max(losses) - min(losses) > bound:
                 return [], f"training losses from {min(losses):.3g} to {max(losses):.3g}: not within {number}"
             continue
-        column = {"outputs equal to": "outputs"}.get(kind, kind.removesuffix(" at most").replace(" ", "_"))
-        met = [r for r in own if r.get(column) is not None and r[column] <= bound]
+        sign = -1 if kind.endswith(" at least") else 1
+        words = kind.removesuffix(" at most").removesuffix(" at least").replace(" ", "_")
+        column = {"outputs equal to": "outputs"}.get(kind, words)
+        met = [r for r in own if r.get(column) is not None and sign * r[column] <= sign * bound]
         if len(met) < _MOST * len(own):
             return [], f"{premise}: {len(met)} of {len(own)} runs"
         own = met
