@@ -99,7 +99,7 @@ def svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> 
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text).replace(_TEXT, "currentColor")
     for i, colour in enumerate(PALETTE):
         text = text.replace(colour, f"var(--c{i})")
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(shown(label), quote=True)}" ', text, count=1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(shown(label), quote=True)}" ', 1)
 
 
 def standalone(element: str) -> str:
