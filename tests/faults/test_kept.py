@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import Minimum, catalog, measure
+from flatminima.cli.output import in_place_of_kept
 from flatminima.core import statistic_store
 from flatminima.core.statistic_store import ABSENT, FOLDER, Keeper
+from flatminima.errors import WriteFailed
+from flatminima.io import cannot_write
 from flatminima.testing.state import bits
 from hostile import MLP, spoken
 
@@ -226,3 +230,25 @@ def test_damaged_files_are_not_used(tmp_path: Path) -> None:
             file.write_bytes(damage(whole))
         with statistic_store.keeping(tmp_path, "asked"):
             assert measure(Minimum(model, (x, y)), ["margin"])["margin"].value == truth
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_results_are_written_in_place_of_what_was_kept_for_them(number: int, tmp_path: Path) -> None:
+    """On a full disk the statistics that were kept took the room of the results that they were kept for."""
+    Keeper(tmp_path).put("a statistic", torch.zeros(1000))
+
+    def write() -> str:
+        try:
+            if (tmp_path / FOLDER).exists():
+                raise OSError(number, os.strerror(number))
+        except OSError as error:
+            raise cannot_write(tmp_path / "measures.json", error) from None
+        return "written"
+
+    if number == errno.EIO:
+        with pytest.raises(WriteFailed):
+            in_place_of_kept(tmp_path, write)
+        assert (tmp_path / FOLDER).exists()
+    else:
+        assert in_place_of_kept(tmp_path, write) == "written"
+        assert not (tmp_path / FOLDER).exists()

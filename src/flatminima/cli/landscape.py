@@ -27,7 +27,7 @@ from flatminima.cli.options import (
     ModelConfig,
     Threads,
 )
-from flatminima.cli.output import forget, kept_for, writable
+from flatminima.cli.output import in_place_of_kept, kept_for, writable
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.source import Source
 from flatminima.cli.terminal import bars, say, say_notes, tell
@@ -86,8 +86,7 @@ def landscape(
         typer.echo(json_text(planned) if as_json else _words(planned))
         return
     document = found.to_dict() | {"source": source.document(), "along": along, "seed": seed}
-    paths = _save(found, document, output)
-    forget(kept)
+    paths = in_place_of_kept(kept, lambda: _save(found, document, output))
     if as_json:
         typer.echo(json_text(document))
     else:

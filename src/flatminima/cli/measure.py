@@ -32,7 +32,7 @@ from flatminima.cli.options import (
     Subset,
     Threads,
 )
-from flatminima.cli.output import forget, kept_for, writable
+from flatminima.cli.output import in_place_of_kept, kept_for, writable
 from flatminima.cli.request import MORE, Request, initial_network, minimum_of, with_options
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.terminal import bars, say, say_notes, tell
@@ -126,8 +126,7 @@ def measure(
     if output is None:
         say("", "Next: the same with --output FOLDER writes measures.json and report.html")
     else:
-        save(document, found.pictures, output)
-    forget(kept)
+        in_place_of_kept(kept, lambda: save(document, found.pictures, output))
     refuse_crossed(thresholds, found.table)
 
 

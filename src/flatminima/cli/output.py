@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from flatminima.errors import UsageError
+from flatminima.errors import UsageError, WriteFailed
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -30,6 +33,24 @@ def forget(output: Path | None) -> None:
         from flatminima.core.statistic_store import done
 
         done(output)
+
+
+def in_place_of_kept(output: Path | None, write: Callable[[], T]) -> T:
+    """Write results, and delete the statistics that were kept for them: before, where both do not fit on the disk.
+
+    Raises:
+        WriteFailed: they do not fit without these either.
+    """
+    try:
+        written = write()
+    except WriteFailed as error:
+        number = getattr(error.__context__, "errno", None)
+        if output is None or number not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise
+        forget(output)
+        written = write()
+    forget(output)
+    return written
 
 
 def writable(output: Path, files: tuple[str, ...]) -> None:
