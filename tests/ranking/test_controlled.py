@@ -1,5 +1,6 @@
 """Granulated tau, conditional information and the worst environment against definitions written out by brute force."""
 
+import io
 import itertools
 import math
 
@@ -9,6 +10,7 @@ import pytest
 from flatminima.errors import UsageError
 from flatminima.estimate import Estimate
 from flatminima.ranking import controlled, order, probabilities, rank
+from flatminima.ranking.table import render_correlations
 from flatminima.table import MeasureTable
 
 GRID = [{"width": w, "lr": r, "wd": d} for w in (1, 2, 3) for r in (0.1, 0.2) for d in (0, 1)]
@@ -185,3 +187,16 @@ def test_the_order_fits_a_terminal():
     text = str(found)
     assert max(map(len, text.splitlines())) <= 80 and "W = " in text
     assert found.to_dict()["places"][0]["name"] == found.places[0].name
+
+
+def test_the_table_by_hyperparameters_breaks_no_word():
+    """Two columns more had left "undecided" so little room that it was cut in the middle."""
+    from rich.console import Console
+
+    values, gaps = random_zoo(3)
+    console = Console(width=80, record=True, file=io.StringIO())
+    render_correlations(rank(tables(hessian_top_eigenvalue=values), gaps, hyperparameters=GRID), console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line for line in lines if "hessian_top_eigenvalue" in line)
+    assert row.split()[-1] in ("undecided", "yes", "no")

@@ -223,22 +223,22 @@ def render_correlations(table: RankTable, console: Any) -> None:
     from rich import box
     from rich.table import Table
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     grid.add_column("measure", no_wrap=True)
     grid.add_column("tau", justify="right", no_wrap=True)
     grid.add_column("interval", justify="right", no_wrap=True)
     grid.add_column("n", justify="right", no_wrap=True)
     if table.controlled:
         grid.add_column("granulated", justify="right", no_wrap=True)
-        grid.add_column("worst", justify="right", no_wrap=True)
-    grid.add_column("agrees", overflow="fold", ratio=1)
+        grid.add_column("worst", justify="right", no_wrap=True)  # share of pairs in the wrong order
+    grid.add_column("agrees", overflow="fold", ratio=1, min_width=len("undecided"))
     for name, c in table.correlations.items():
         if c.tau is None or c.low is None or c.high is None:
             blank = ["-", "-"] if table.controlled else []
             grid.add_row(name, "-", "-", str(c.networks), *blank, f"undefined: {c.undefined}")
         else:
             sure = "yes" if c.low > 0 else "no" if c.high < 0 else "undecided"
-            interval = f"[{c.low:+.2f}, {c.high:+.2f}]".replace("[", r"\[")
+            interval = f"{c.low:+.2f} to {c.high:+.2f}"
             grid.add_row(name, f"{c.tau:+.2f}", interval, str(c.networks), *_controls(table, name), sure)
     console.print(grid)
 
@@ -250,4 +250,4 @@ def _controls(table: RankTable, name: str) -> list[str]:
     found = table.controlled.get(name)
     if found is None or found.granulated is None or found.worst is None:
         return ["-", "-"]
-    return [f"{found.granulated:+.2f}", f"{found.worst:.0%} wrong"]
+    return [f"{found.granulated:+.2f}", f"{found.worst:.0%}"]
