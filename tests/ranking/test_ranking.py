@@ -69,7 +69,7 @@ def test_a_reproducible_interval() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "why"),
     [
-        ([1, 2], [1, 2], "only 2 of 3 networks"),
+        ([1, 2], [1, 2], "2 networks have a value, 3 are needed"),
         ([1, 1, 1], [1, 2, 3], "all values"),
         ([1, 2, 3], [5, 5, 5], "all gaps"),
     ],

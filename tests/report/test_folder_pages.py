@@ -11,7 +11,7 @@ import pytest
 from flatminima.cli import main
 from flatminima.report.card import card, put
 from flatminima.report.folder import folder_page
-from flatminima.report.ranking import _labels
+from flatminima.report.ranking import _held_out, _labels
 
 MEASURES = {
     "schema": 1, "samples": 1200, "parameters": 7, "forward_passes": 1.0, "backward_passes": 1.0, "seconds": 0.1,
@@ -124,6 +124,23 @@ def test_a_folder_of_studies_has_its_page_again(cli, tmp_path):
     code, err = cli("report", str(tmp_path))
     assert code == 0, err
     assert "wang-toy" in (tmp_path / "index.html").read_text() and "index.html" in err
+
+
+def test_the_folder_of_one_study_has_the_page_of_its_folder(cli, tmp_path):
+    """results.json is a name of the demo's too, and the page of that failed on a study's."""
+    study = Path(__file__).parents[2] / "results" / "studies" / "wang-toy"
+    (tmp_path / "wang-toy").mkdir()
+    for name in ("results.json", "figure.png"):
+        (tmp_path / "wang-toy" / name).write_bytes((study / name).read_bytes())
+    code, err = cli("report", str(tmp_path / "wang-toy"))
+    assert code == 0, err
+    assert "wang-toy" in (tmp_path / "index.html").read_text()
+
+
+def test_a_ranking_of_broken_networks_does_not_deny_its_held_out_labels(tmp_path):
+    candidate = {"train_error": 0.9, "test_error": 0.9, "left_out": "untrained"}
+    assert _held_out({"test_samples": 0, "candidates": [candidate]}) == ""
+    assert _held_out({"test_samples": 0, "candidates": [candidate | {"test_error": None}]}) == ", no held-out labels"
 
 
 def test_numbers_and_their_head_are_set_to_the_right():

@@ -22,11 +22,14 @@ def report(
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}; give the --output of an earlier command")
     found = next((folder / name for name in _NUMBERS if (folder / name).is_file()), None)
-    if found is None and _studies(folder):
+    if found is None and (_studies(folder) or _tracked(folder)):
         return
     if found is None:
         raise UsageError(f"{folder} holds none of {', '.join(_NUMBERS)}; give the --output of an earlier command")
     document = read(found)
+    if found.name == "results.json" and "claims" in document:  # of one study, whose page is that of its folder
+        _studies(folder.resolve().parent)
+        return
     page = folder / "report.html"
     try:
         with claimed(folder, wait=PATIENCE):
@@ -47,6 +50,16 @@ def _studies(folder: Path) -> bool:
     if not documents(folder):
         return False
     show_again(folder)
+    return True
+
+
+def _tracked(folder: Path) -> bool:
+    """The page of a Tracker's log, where that is all that lies there."""
+    from flatminima.cli.track import LOG, track
+
+    if not (folder / LOG).is_file():
+        return False
+    track(folder)
     return True
 
 

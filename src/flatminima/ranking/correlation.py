@@ -65,7 +65,7 @@ def kendall(values: Sequence[float], gaps: Sequence[float], *, seed: int = 0, co
         raise UsageError(f"got confidence={confidence!r}; it must lie in (0, 1)")
     n = len(x)
     if n < _FEWEST:
-        return Correlation(None, None, None, n, confidence, f"only {n} of {_FEWEST} networks needed")
+        return Correlation(None, None, None, n, confidence, f"{n} networks have a value, {_FEWEST} are needed")
     for name, side in (("values", x), ("gaps", y)):
         if (side == side[0]).all():
             return Correlation(None, None, None, n, confidence, f"all {name} are equal")

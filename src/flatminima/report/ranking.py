@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ def write_ranking(document: dict[str, Any], path: str | Path) -> None:
     page = render_template(
         "rank.html.j2",
         title="Which candidate to ship",
-        subtitle=f"{len(names)} candidates"
-        + (f", {choice['test_samples']:,} held-out samples" if choice["test_samples"] else ", no held-out labels"),
+        subtitle=f"{len(names)} candidates{_held_out(choice)}",
         verdict=[choice["answer"] + "."],
         notes=choice["notes"],
         candidates=choice["candidates"],
@@ -48,6 +48,14 @@ def write_ranking(document: dict[str, Any], path: str | Path) -> None:
         ],
     )
     write_whole(path, page)
+
+
+def _held_out(choice: Mapping[str, Any]) -> str:
+    """How many held-out samples decided, or that there were none."""
+    if choice["test_samples"]:
+        return f", {choice['test_samples']:,} held-out samples"
+    known = any(c["test_error"] is not None for c in choice["candidates"])  # of candidates that are all left out
+    return "" if known else ", no held-out labels"
 
 
 def errors_figure(candidates: list[dict[str, Any]], ship: list[str]) -> Markup | None:
