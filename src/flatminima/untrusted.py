@@ -19,6 +19,7 @@ from flatminima.io import NOT_USAGE
 MOST_BYTES = 1 << 28  # bytes of a document
 EXPANDED = 1 << 20  # entries of a YAML text, its references written out
 _DEEPEST = 200  # levels of a YAML text
+_BEGINNING = 4096  # bytes
 _SHOWN = 100  # characters of a name in a message
 
 
@@ -40,6 +41,28 @@ def refuse_other_files(path: str | os.PathLike[str]) -> int:
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
         raise Unreadable(f"it is {kind}")
     return found.st_size
+
+
+def refuse_no_text(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that holds no text in UTF-8, as its beginning shows, or more than this machine's memory holds.
+
+    Raises:
+        Unreadable, ReadFailed: as `refuse_other_files`.
+    """
+    size, memory = refuse_other_files(path), _memory()
+    if size > memory:
+        raise Unreadable(f"it has {size:,} bytes, more than this machine's memory of {memory:,}: give a part of it")
+    with open(path, "rb") as file:
+        if b"\0" in file.read(_BEGINNING):
+            raise Unreadable("it is no text in UTF-8: there are zero bytes at its beginning")
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; where the system does not say, more than any file has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 1 << 62
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:

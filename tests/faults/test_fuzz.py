@@ -104,6 +104,12 @@ def test_epochs_that_are_no_number(epochs: Any, made: Made, tmp_path: Path) -> N
     one_line(call(*command), 2)
 
 
+@pytest.mark.parametrize("number", [27, 144, 212, 263])
+def test_rows_of_a_log_that_lack_something(number: int, made: Made, tmp_path: Path) -> None:
+    """Mutations of track.jsonl that ended in a KeyError."""
+    tried("track.jsonl", number, made, tmp_path)
+
+
 ODD = (
     "", " ", "-1", "0", "nan", "inf", "1e999", "9" * 30, "abc", "\x1b[2J", "\u202e", "../..", "/dev/null", "a=b", ",",
     ":", "margin,margin", "os:system", "--", "-", "x" * 5000, "\udcff", "train[:5]", "[", "{}", "true",

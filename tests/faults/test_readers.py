@@ -27,6 +27,7 @@ CALLS |= {"load_dataset", "load_dataset_builder", "unsafe_load", "safe_load", "r
 # Where a file of the user's is opened or parsed, and which reader's test that is. What is absent here fails.
 OPENED = {
     "untrusted.py": {"read_bytes": "every JSON reader", "parsed": "every JSON reader",
+                   "refuse_no_text": "tests/faults/test_sizes.py: a file of zeros",
                    "parsed_yaml": "tests/cli/test_source.py: a configuration runs no code"},
     "io.py": {"write_whole": "writes", "append_line": "writes", "run_key": "ranked table: bytes of a checkpoint",
               "sync_folder": "a folder", "_opened_without_links": "writes"},
@@ -49,7 +50,8 @@ OPENED = {
     "data/huggingface.py": {"_open": "test_a_path_in_a_table_is_not_opened",
                             "_known_splits": "the same folder once more",
                             "_saved": "tests/data/test_files.py: a saved data set names no place outside"},
-    "core/statistic_store.py": {"get": "test_damaged_files_are_not_used"},
+    "core/statistic_store.py": {"_read": "test_damaged_files_are_not_used"},
+    "catalog/uses.py": {"used_by": "files of the package"},
     "core/distributed.py": {"_sendable": "an error of its own, there and back"},
     "studies/claims/registry.py": {"_read": "files of the package"},
     "studies/wang_toy.py": {"pages": "a file of the package"},

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flatminima import Minimum, measure
-from flatminima.errors import CheckpointError, FlatMinimaError
+from flatminima.data import prepare
+from flatminima.errors import CheckpointError, DataError, FlatMinimaError
 from flatminima.models import mlp
 from flatminima.training import load_checkpoint, read_weights
 from flatminima.untrusted import Unreadable, parsed
@@ -221,3 +222,30 @@ def test_a_record_is_verified_with_the_limit_of_pixels_that_is_typed(made: Made)
     record = str(made.folder / "certified" / "certificate.json")
     code, said = call("certify", "--verify", record, "--data", "digits", "--max-pixels", "5")
     assert code == 2 and "max-pixels" in said.replace("max_pixels", "max-pixels"), said
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="files with holes")
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv", "pt", "npz", "safetensors"])
+def test_a_file_of_zeros_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    """64 GB that take no room: text was read until memory ran out; torch advised to let the file run code."""
+    path = tmp_path / f"x.{kind}"
+    with open(path, "wb") as file:
+        file.truncate(1 << 36)
+    with pytest.raises(DataError) as caught:
+        prepare(str(path), "train")
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+    if kind in ("pt", "safetensors"):
+        with pytest.raises(CheckpointError) as refused:
+            load_checkpoint(nn.Linear(2, 2), path)
+        assert "weights_only" not in str(refused.value)
+
+
+def test_text_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flatminima import untrusted
+
+    path = tmp_path / "x.csv"
+    path.write_text("x,label\n1,0\n2,1\n")
+    assert len(prepare(str(path), "train").targets) == 2
+    monkeypatch.setattr(untrusted, "_memory", lambda: 10)
+    with pytest.raises(DataError, match="more than this machine's memory of 10: give a part of it"):
+        prepare(str(path), "train")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flatminima.cli.terminal import say, tell
-from flatminima.errors import UsageError
+from flatminima.errors import FlatMinimaError, UsageError
 from flatminima.io import json_text, write_whole
 
 
@@ -29,26 +29,32 @@ def track(
         raise UsageError(f"no file {file}; give the log=... of a Tracker, or the --output of flatminima train --track")
     target = output or file.with_suffix(".html")
     while True:
-        table = _write(file, target, watch)
+        table, sentences = _write(file, target, watch)
         if watch is None:
             break
         time.sleep(watch)
     if as_json:
         typer.echo(json_text({"schema": 1, "header": table.header, "rows": list(table)}, None))
     else:
-        from flatminima.track.page import summary_sentences
-
-        tell("\n".join(summary_sentences(table)))
+        tell("\n".join(sentences))
     say(f"Page: {target}")
 
 
 LOG = "track.jsonl"  # in the folder of `flatminima train`
 
 
-def _write(file: Path, target: Path, watch: int | None) -> Any:
-    from flatminima.track.page import page
+def _write(file: Path, target: Path, watch: int | None) -> tuple[Any, list[str]]:
+    """Write the page; the table, and its summary in sentences."""
+    from flatminima.track.page import page, summary_sentences
     from flatminima.track.table import TrackTable
 
     table = TrackTable.read(file)
-    write_whole(target, page(table, refresh=watch))
-    return table
+    try:
+        text, sentences = page(table, refresh=watch), list(summary_sentences(table))
+    except FlatMinimaError:
+        raise
+    except Exception as error:  # an edited log may break any part of the page
+        reason = str(error) or type(error).__name__
+        raise UsageError(f"{file} has rows that this version does not write ({reason}); track the run again") from None
+    write_whole(target, text)
+    return table, sentences

@@ -18,6 +18,7 @@ import numpy as np
 
 from flatminima.data.delimited import read_columns
 from flatminima.errors import DataError
+from flatminima.untrusted import refuse_no_text
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _SPLIT_NAMES = {"training": "train", "testing": "test", "eval": "validation", "tr": "train", "te": "test"}
@@ -142,6 +143,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise
     except FileNotFoundError:
         raise DataError(f"no file {path}; check the path") from None
+    except MemoryError:
+        raise DataError(f"{path} does not fit into memory: give a part of it") from None
     except Exception as error:  # each format has its own
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} cannot be read as {path.suffix}: {said}") from error
@@ -170,6 +173,7 @@ def _npy(path: Path) -> dict[str, Any]:
 
 
 def _csv(path: Path) -> dict[str, Any]:
+    refuse_no_text(path)
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: its first line names the columns")
     found = read_columns(path, "\t" if path.suffix.lower() == ".tsv" else ",")
@@ -182,6 +186,7 @@ def _csv(path: Path) -> dict[str, Any]:
 
 
 def _jsonl(path: Path) -> dict[str, Any]:
+    refuse_no_text(path)
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -195,6 +200,7 @@ def _jsonl(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    refuse_no_text(path)
     text = path.read_text(encoding="utf-8")
     try:
         found = json.loads(text)
@@ -243,6 +249,13 @@ def _pt(path: Path) -> dict[str, Any]:
             f"{path} holds {held}, and loading it could run code: save tensors, torch.save((x, y), path), or give "
             "--data package.module:function"
         ) from None
+    except RuntimeError as error:
+        if "legacy .tar format" in str(error):
+            raise DataError(
+                f"{path} is damaged, or was written by PyTorch before 0.1.10, whose files are not read since they "
+                "could run code"
+            ) from None
+        raise
     if isinstance(found, torch.Tensor):
         raise DataError(f"{path} holds one tensor: save inputs and labels together, torch.save((x, y), path)")
     return _columns(found, path)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flatminima.data.sources import subset
 from flatminima.errors import DataError, MissingExtra, UnknownName, UsageError
+from flatminima.untrusted import Unreadable, refuse_no_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".txt")
 _IGNORED = -100
@@ -253,7 +254,10 @@ def _read(path: Path) -> list[_Row]:
     try:
         if suffix == ".parquet":
             return _parquet(path)
+        refuse_no_text(path)
         text = path.read_text(encoding="utf-8-sig")
+    except Unreadable as reason:
+        raise DataError(f"{path} cannot be read as text: {reason}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except OSError as error:

@@ -128,6 +128,11 @@ def _torch(file: Path) -> object:
             "torch.save(model.state_dict(), 'weights.pt')"
         ) from error
     except Exception as error:  # EOFError, IndexError, RuntimeError, ...: damaged files fail anywhere
+        if "legacy .tar format" in str(error):  # torch's own advice is to let it run code
+            raise CheckpointError(
+                f"{file} is damaged, or was written by PyTorch before 0.1.10, whose files are not read since "
+                "they could run code"
+            ) from None
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{file} is a TorchScript program, not weights: save model.state_dict() instead"
