@@ -45,7 +45,26 @@ def bert() -> tuple[Any, Any, str]:
     return transformers.BertForSequenceClassification(config), (tokens(8), torch.arange(N) % 3), "cross_entropy"
 
 
-MODELS = {"gpt2": lambda: (gpt2(8), (tokens(8), tokens(8)), "causal_lm"), "bert": bert, "lora": lora}
+def llama() -> tuple[Any, Any, str]:
+    """RMSNorm, SiLU, rotary positions, keys shared by queries."""
+    config = transformers.LlamaConfig(
+        vocab_size=WORDS, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=8, use_cache=False,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config), (tokens(8), tokens(8)), "causal_lm"
+
+
+def vit() -> tuple[Any, Any, str]:
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_labels=3,
+    )  # fmt: skip
+    images = torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return transformers.ViTForImageClassification(config), (images, torch.arange(N) % 3), "cross_entropy"
+
+
+GPT2 = lambda: (gpt2(8), (tokens(8), tokens(8)), "causal_lm")  # noqa: E731
+MODELS = {"gpt2": GPT2, "bert": bert, "lora": lora, "llama": llama, "vit": vit}
 
 
 @pytest.mark.parametrize("key", MODELS)

@@ -166,7 +166,8 @@ def _measured(name: str, weights: Any, initial: nn.Module | None) -> Estimate:
     if "over_margin" not in options:
         return function(weights)  # type: ignore[no-any-return]
     found: Estimate = function(weights, over_margin=False)
-    return found if found.value is None else with_note(found, _NO_MARGIN)
+    told = found.value is None or "margin" in str(found.details.get("note", ""))  # of a transformer, which has none
+    return found if told else with_note(found, _NO_MARGIN)
 
 
 def measure_weights(
