@@ -42,7 +42,7 @@ LAYERS = [
     ("network",),
     ("minimum", "fsdp"),
     ("statistics",),
-    ("measures", "optim", "measuring"),  # never each other
+    ("measures", "optim", "measuring", "sharded"),  # never each other
     ("training",),
     ("diagnosis",),
     (

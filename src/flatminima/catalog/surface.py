@@ -64,6 +64,7 @@ MODULES = (
     "integrations.lightning",
     "integrations.lightning_track",
     "models.hf",
+    "sharded",
     "studies.images",
     "studies.plot",
 )

@@ -1,0 +1,5 @@
+"""`ShardedMinimum` under its public name; it lives in `flatminima.core.fsdp`."""
+
+from flatminima.core.fsdp import ShardedMinimum
+
+__all__ = ["ShardedMinimum"]
