@@ -313,6 +313,11 @@ def test_the_regularizer_is_chosen_by_validation_among_all_its_settings():
     assert [r["clipped"] for r in found[:5]] == [True] * 4 + [False]
     ours, plain = _jia_table.regularized([r["result"] | r["config"] | {"beta": 0.0} for r in runs[:1]] + found)
     assert [r["sub_batches"] for r in ours] == [4] and len(plain) == 1
+    older = {"config": {"data": "d", "name": "CNN", "seed": 2, "beta": 10.0}, "result": {"validation_error": 0.2}}
+    newer = [run | {"result": run["result"] | {"sub_batches": 8, "max_norm": 5.0}} for run in runs[:1]]
+    assert [r["chosen"] for r in rows({"runs": [older | {"seconds": 1.0}, *newer]})] == [True, True], "one setting"
+    both = [run["result"] | run["config"] | {"beta": 10.0} for run in (older, *newer)]
+    assert len(_jia_table.regularized([*both, *(r | {"beta": 0.0} for r in both)])[0]) == 2
 
 
 def test_bicriteria_curves_are_read_without_points_within_their_noise():

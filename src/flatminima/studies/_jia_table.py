@@ -5,6 +5,7 @@ Both tables are of the same minima, so each run yields the numbers of both; the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -162,12 +163,17 @@ def run(config: Config, sources: Sources) -> Result:
     }
 
 
+def settings(row: Mapping[str, Any]) -> tuple[int, float | None]:
+    """M and the threshold of a run; runs of older versions had one of each, and do not say them."""
+    return row.get("sub_batches", SUB_BATCHES), row.get("max_norm", MAX_NORM)
+
+
 def regularized(results: list[Result]) -> tuple[list[Result], list[Result]]:
     """Runs of the regularizer that was best on held-out images, and their plain partners, by seed."""
     kinds: dict[tuple[Any, ...], list[Result]] = {}
     for r in results:
         if r["beta"] and r.get("max_norm", 0.0) is not None:  # without clipping: beside the choice
-            kinds.setdefault(tuple(r.get(key) for key in ("beta", "sub_batches", "max_norm")), []).append(r)
+            kinds.setdefault((r["beta"], *settings(r)), []).append(r)
     if not kinds:
         return [], []
     best = min(kinds.values(), key=lambda own: sum(r["validation_error"] for r in own) / len(own))

@@ -12,6 +12,7 @@ from typing import Any
 
 from flatminima.errors import UsageError
 from flatminima.ranking import kendall
+from flatminima.studies._jia_table import settings
 
 Row = dict[str, Any]
 READ_AT = 0.05  # expected sharpness at which N17 reads its bi-criteria plots
@@ -159,7 +160,7 @@ def _chosen(found: list[Row]) -> None:
         unclipped = row.get("max_norm", 0.0) is None  # a comparison, of which the papers do not choose
         if strength and "validation_error" in row and not unclipped:
             kind = (row.get("data"), row.get("name"), row.get("method"))
-            setting = (strength, row.get("sub_batches"), row.get("max_norm"))
+            setting = (strength, *settings(row))
             groups.setdefault(kind, {}).setdefault(setting, []).append(row)
     for by_strength in groups.values():
         best = min(by_strength.values(), key=lambda own: sum(r["validation_error"] for r in own) / len(own))
