@@ -14,7 +14,7 @@ from flatminima.estimate import ERRORS
 # reasons that have nothing to do with how many samples there are
 OTHERWISE = {
     "conditions": "no biases",
-    "distance_from_init": "pass initial=",
+    "distance_from_init": "give initial=",
     "fisher_logdet_full": "is singular",
     "perturbation_score": "no biases",
     "power_law_exponent": "no spectrum to fit",
