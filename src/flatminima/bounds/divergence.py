@@ -64,11 +64,24 @@ def kl_diag_gaussian(mu: ArrayLike, sigma: ArrayLike, mu0: ArrayLike, sigma0: Ar
     """
     mu, sigma, mu0, sigma0 = vectors(mu=mu, sigma=sigma, mu0=mu0, sigma0=sigma0)
     # ln(s0/s) + s^2/(2 s0^2) - 1/2 = (x - ln(1+x))/2 with 1 + x = (s/s0)^2
-    x = (sigma - sigma0) * (sigma + sigma0) / sigma0**2
-    near = np.abs(x) < 0.5
-    far = (x - 2 * np.log(sigma / sigma0)) / 2
-    shape = np.where(near, log1p_gap(np.where(near, x, 0.0)) / 2, far)
-    return plain((shape + ((mu - mu0) / sigma0) ** 2 / 2).sum(axis=-1))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):  # beyond float64 it is inf
+        squares = (sigma - sigma0) * (sigma + sigma0) / sigma0**2
+        ratio = ((sigma - sigma0) / sigma0) * (sigma / sigma0 + 1)
+        plain_range = np.maximum(_span(sigma), _span(sigma0)) < _SQUARED
+        x = np.where(plain_range, squares, ratio)
+        log = np.log(sigma / sigma0)
+        log = np.where(np.isfinite(log), log, np.log(sigma) - np.log(sigma0))
+        near = np.abs(x) < 0.5
+        far = (x - 2 * log) / 2
+        shape = np.where(near, log1p_gap(np.where(near, x, 0.0)) / 2, far)
+        return plain((shape + ((mu - mu0) / sigma0) ** 2 / 2).sum(axis=-1))
+
+
+_SQUARED = 340.0  # |ln s| up to which s^2 is neither inf nor subnormal, with room
+
+
+def _span(scale: FloatArray) -> FloatArray:
+    return np.abs(np.log(scale))
 
 
 def kl_scaled_noise_fixed_prior(weights: ArrayLike, sigma: ArrayLike, prior_sigma: ArrayLike) -> Result:
