@@ -40,9 +40,27 @@ def _mutations(count: int, *formats: str) -> Part:
 
 DATA = tuple(f"data.{kind}" for kind in ("json", "jsonl", "csv", "npz", "pt"))
 CONFIGURATIONS = tuple(f"config.{kind}" for kind in ("json", "yaml", "toml"))
+RUNS = (
+    "results.json",
+    "metrics.jsonl",
+    "run.json",
+    "rank.json",
+    "landscape.json",
+    "result.json",
+    "certificate.json",
+    "a study's run",
+)
 PARTS = {
     "mutations": _mutations(
-        10_000, "weights.safetensors", "weights.pt", "gaps.csv", "ledger.json", "ranked table", *DATA, *CONFIGURATIONS
+        10_000,
+        "weights.safetensors",
+        "weights.pt",
+        "gaps.csv",
+        "ledger.json",
+        "ranked table",
+        *DATA,
+        *CONFIGURATIONS,
+        *RUNS,
     ),
     "threads": Part(
         "100 trials of each pairing in two threads", (f"{FAULTS}test_threads.py",), {"FLATMINIMA_TRIALS": "100"}
@@ -70,19 +88,11 @@ PARTS = {
     "readers": Part(
         "every attack on every text of every document", (f"{FAULTS}test_readers.py",), {"FLATMINIMA_HOSTILE": "1"}
     ),
-    "mutations by commands": _mutations(  # 20 to 100 ms each, since a whole command runs
+    "mutations by commands": _mutations(  # 30 to 200 ms of a core each
         500,
-        "results.json",
         "state.pt",
-        "metrics.jsonl",
-        "run.json",
         "track.jsonl",
-        "rank.json",
-        "landscape.json",
-        "result.json",
         "measures.json",
-        "certificate.json",
-        "a study's run",
     ),
 }
 
