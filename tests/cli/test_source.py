@@ -399,4 +399,24 @@ def test_initial_weights_are_given_to_the_measures_that_take_them(
 def test_messages_name_options() -> None:
     assert own_words("pass label_column") == "pass --label-column"
     assert own_words("pass layout='chw' or layout='hwc'") == "pass --layout chw or --layout hwc"
-    assert own_words("column 'label_column' of x") == "column 'label_column' of x"
+    assert (
+        own_words("give more samples or a smaller prior_fraction") == "give more samples or a smaller --prior-fraction"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "column 'label_column' of x",
+        "cannot read /data/batch_size/net.pt: there is no such file",
+        "no file batch_size.pt",
+        "/runs/seed=1,subset=100/limit=5/w.pt: not a checkpoint",
+        "/runs/mode='RGB'/w.pt is a folder",
+        "layers=3.pt: there is no such file",
+        r"C:\runs\layers=3\loss='a'.pt",
+        "no column 'y' (columns a, image_size, label_column)",
+    ],
+)
+def test_paths_and_names_of_columns_are_no_options(text: str) -> None:
+    """The user's own words stay: a path that a message changed is a file that is not there."""
+    assert own_words(text) == text

@@ -38,7 +38,7 @@ from flatminima.cli.terminal import say
 from flatminima.cli.torchrun import first, leave_together
 from flatminima.cli.track import track
 from flatminima.cli.train import train
-from flatminima.errors import FlatMinimaError, UsageError
+from flatminima.errors import FlatMinimaError, ModelError, UsageError
 from flatminima.escaping import shown
 
 FAILED, BAD_USAGE, _SIGNALLED = 1, 2, 128
@@ -151,7 +151,8 @@ def _explain(error: Exception) -> int:
         _complain(f"{found.format_message()} (see {command} --help)", command)
         return BAD_USAGE
     if isinstance(error, FlatMinimaError):
-        _complain(str(error) if isinstance(error, FactoryFailed) else own_words(str(error)))
+        whose = (FactoryFailed, ModelError)  # of the user's code, or of a network's arguments, which --model-arg gives
+        _complain(str(error) if isinstance(error, whose) else own_words(str(error)))
         return BAD_USAGE if isinstance(error, UsageError) else FAILED
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate" in str(error):
         _complain(f"out of memory ({error}); try a smaller --batch-size, --subset or --limit")

@@ -166,7 +166,7 @@ class SweepRun:
         lost: dict[Fold[Any, Any], Absent] = {}
         raised: list[Exception] = []
 
-        def hearer(fold: Fold[Any, Any]) -> Callable[[LayerGradient], None]:
+        def listener(fold: Fold[Any, Any]) -> Callable[[LayerGradient], None]:
             def receive(layer: LayerGradient) -> None:
                 if fold in lost or raised:
                     return
@@ -181,13 +181,13 @@ class SweepRun:
             return receive
 
         def listeners(flag: Reads) -> list[Callable[[LayerGradient], None]]:
-            return [hearer(fold) for fold in folds if reads_of[fold] & flag]
+            return [listener(fold) for fold in folds if reads_of[fold] & flag]
 
         reads = reduce(or_, reads_of.values(), Reads(0))
         drawn: dict[tuple[int, int], list[Callable[[LayerGradient], None]]] = {}
         for fold in folds:
             if reads_of[fold] & Reads.DRAWN and fold.drawn is not None:
-                drawn.setdefault(fold.drawn, []).append(hearer(fold))
+                drawn.setdefault(fold.drawn, []).append(listener(fold))
         read = partial(batch.read, layers=listeners(Reads.LAYERS), columns=listeners(Reads.COLUMNS), drawn=drawn)
         missing = self._read(reads, read)
         if raised:
