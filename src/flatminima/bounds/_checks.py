@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flatminima.errors import UsageError
+from flatminima.errors import NumericalError, UsageError
 
 FloatArray: TypeAlias = NDArray[np.float64]
 # float for plain numbers, float64 array for arrays; numpy's own stubs say Any for such functions
@@ -54,6 +54,8 @@ _POSITIVE, _FINITE, _NOT_NEGATIVE = "a positive finite number", "a finite number
 _FIXED = "choose it before seeing the data"
 _CLAMP = "bounded_cross_entropy maps the cross-entropy into it"
 
+_PARAMETERS = 1e13  # of a network, at most: what jia_su_kl sums has 9 sqrt(W) terms, 230 MB of them there
+
 SYMBOLS: dict[str, _Rule] = {
     "active_frobenius": _Rule(_positive, _POSITIVE, "drop dead layers, or leave it out"),
     "alpha": _Rule(_positive, _POSITIVE, "N17 uses 5e-4"),
@@ -83,7 +85,11 @@ SYMBOLS: dict[str, _Rule] = {
     "mu": _Rule(np.isfinite, _FINITE, "pass the means of the Gaussians"),
     "mu0": _Rule(np.isfinite, _FINITE, "pass the means of the Gaussians"),
     "n": _count(1, "pass the number of samples"),
-    "n_params": _count(1, "pass the number of parameters"),
+    "n_params": _Rule(
+        lambda x: np.asarray((x >= 1) & (x <= _PARAMETERS) & (x == np.floor(x))),
+        f"a whole number from 1 to {_PARAMETERS:g}",
+        "pass the number of parameters",
+    ),
     "norm_squared": _Rule(_not_negative, _NOT_NEGATIVE, "pass ||w||^2"),
     "output_norm": _Rule(_not_negative, _NOT_NEGATIVE, "pass the mean of ||f_w(x)||"),
     "p": _Rule(_unit, "a number in [0, 1]", "pass a probability"),
@@ -165,5 +171,11 @@ def choice(name: str, value: str, known: tuple[str, ...]) -> str:
 
 
 def plain(value: FloatArray | np.floating[Any]) -> Result:
-    """A Python float for a number, the array otherwise."""
+    """A Python float for a number, the array otherwise.
+
+    Raises:
+        NumericalError: the arguments, finite each, lead to no number: a NaN compares as neither too large nor small.
+    """
+    if np.isnan(value).any():
+        raise NumericalError("got arguments whose squares or ratios float64 does not hold; rescale them, or the model")
     return float(value) if np.ndim(value) == 0 else np.asarray(value, dtype=np.float64)

@@ -39,7 +39,7 @@ def kl_uniform(tau: ArrayLike, sigma: ArrayLike, distance: ArrayLike = 0.0) -> R
 def uniform(tau: FloatArray, sigma: FloatArray, distance: FloatArray) -> FloatArray:
     """kl_uniform of arrays that have been checked."""
     fits = np.all(np.abs(distance) + sigma <= tau, axis=-1)
-    return np.where(fits, np.log(tau / sigma).sum(axis=-1), np.inf)
+    return np.where(fits, _log_ratio(tau, sigma).sum(axis=-1), np.inf)
 
 
 def kl_diag_gaussian(mu: ArrayLike, sigma: ArrayLike, mu0: ArrayLike, sigma0: ArrayLike) -> Result:
@@ -69,15 +69,20 @@ def kl_diag_gaussian(mu: ArrayLike, sigma: ArrayLike, mu0: ArrayLike, sigma0: Ar
         ratio = ((sigma - sigma0) / sigma0) * (sigma / sigma0 + 1)
         plain_range = np.maximum(_span(sigma), _span(sigma0)) < _SQUARED
         x = np.where(plain_range, squares, ratio)
-        log = np.log(sigma / sigma0)
-        log = np.where(np.isfinite(log), log, np.log(sigma) - np.log(sigma0))
         near = np.abs(x) < 0.5
-        far = (x - 2 * log) / 2
+        far = (x - 2 * _log_ratio(sigma, sigma0)) / 2
         shape = np.where(near, log1p_gap(np.where(near, x, 0.0)) / 2, far)
         return plain((shape + ((mu - mu0) / sigma0) ** 2 / 2).sum(axis=-1))
 
 
 _SQUARED = 340.0  # |ln s| up to which s^2 is neither inf nor subnormal, with room
+
+
+def _log_ratio(a: FloatArray, b: FloatArray) -> FloatArray:
+    """ln(a / b) of positive numbers, also where float64 does not hold their ratio."""
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        log = np.log(a / b)
+    return np.where(np.isfinite(log), log, np.log(a) - np.log(b))
 
 
 def _span(scale: FloatArray) -> FloatArray:
