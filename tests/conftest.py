@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +18,7 @@ from torch import nn
 from mutation import Untouched, snapshot
 
 torch.set_num_threads(1)
+_SEED = int(os.environ.get("FLATMINIMA_TEST_SEED", "0"))  # another one shows which tests rest on their draws
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -37,6 +41,14 @@ def pytest_collection_finish() -> None:
     """What was imported stays: later collections of garbage need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of a module draw
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test draws the same numbers whatever ran before it, so that one which rests on them fails everywhere."""
+    torch.manual_seed(_SEED)
+    random.seed(_SEED)
+    np.random.seed(_SEED)
 
 
 def _group(item: pytest.Item) -> str:

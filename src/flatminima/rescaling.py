@@ -149,6 +149,7 @@ def audit(
         Dinh et al. 2017, arXiv 1703.04933; Wang et al., arXiv 1809.07402, sec. 5.
 
     Examples:
+        >>> _ = torch.manual_seed(0)  # of four units all may be dead, and a dead network is flat at every scale
         >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).double()
         >>> m = Minimum(net, (torch.eye(2).double(), torch.tensor([0, 1])))
         >>> found = audit(m, ["parameter_count", "hessian_trace"])
