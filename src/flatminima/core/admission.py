@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from flatminima.core.batch import Batch
 from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import random_marks, same_randomness
-from flatminima.core.identity import settings
+from flatminima.core.identity import differing, settings
+from flatminima.core.kept_values import refuse_kept_values
 from flatminima.core.samples import check_every_target, leaves
 from flatminima.errors import DataError, FlatMinimaError, ModelError
 
@@ -28,6 +29,7 @@ _SAMPLES = 8  # random ones, as many as are there
 _DRAWS = 8  # random numbers of a forward pass, each of which is tried at both ends of its range
 _EXTREME = 0.004  # a branch that is taken less often than this may be missed
 _ORDINARY = 16  # passes with ordinary random numbers
+_LOOKED_AT = 2  # samples whose outputs are compared at other weights
 _MIXING = {torch.float64: 1e-6, torch.float32: 1e-2}  # between batches of several and of one, relative
 _MIXING_HALF = 0.2
 
@@ -57,8 +59,7 @@ def _admit(minimum: Minimum) -> int:
         versions = [t._version for t in leaves(batch.inputs)]
         before = random_marks(minimum.device)
         output = _first(minimum, batch)
-        after_settings = settings(minimum.model)
-        minimum.forget({k for k, v in after_settings.items() if before_settings.get(k) != v})
+        minimum.forget(differing(before_settings, settings(minimum.model)))  # a cache, empty until the first pass, too
         minimum.loss = minimum.loss.fitted(output, batch.targets)
         batch._receive(output)
         draws = random_marks(minimum.device) != before
@@ -67,6 +68,13 @@ def _admit(minimum: Minimum) -> int:
     check_every_target(minimum.samples, minimum.loss, batch.outputs)
     _refuse_memory(minimum, batch)
     _refuse_mixing(minimum, batch)
+    with minimum.open():
+        rows, weights = batch.indices[:_LOOKED_AT], minimum.parameters.tensors
+        minimum.trainable = refuse_kept_values(
+            lambda: minimum.forward(minimum.batch(rows).inputs), weights, minimum.written
+        )
+        if not minimum.trainable:
+            minimum.remarks.setdefault("the outputs depend on no trainable parameter (merged adapters? unmerge them)")
     return batch.outputs[0].numel()
 
 

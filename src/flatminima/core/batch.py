@@ -170,7 +170,7 @@ class Batch:
             with nullcontext() if check else frozen(minimum.parameters), following_errors():
                 with tape.recording(), watching(watch):
                     output = minimum.forward(self.inputs)
-                if check and not output.requires_grad:
+                if check and not (output.requires_grad and minimum.trainable):
                     raise Undefined("the network's output does not depend on a trainable parameter")
             if watch is not None and watch.behind:
                 name, function = next(iter(watch.behind.items()))

@@ -17,14 +17,49 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatminima.core.identity import content_version, dense_parts, same_content
+from flatminima.errors import ModelError
+from flatminima.escaping import shown
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TABLES = ("_parameters", "_buffers", *_HOOKS)
+_OWN = (*_TABLES, "_modules", "forward")  # attributes that no forward pass writes
 _COLLECTIONS = (list, dict, set, deque, OrderedDict, defaultdict)
 
 
+class Written:
+    """Attributes of a model's modules and what their collections hold, as they are when this is made."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._attributes = [(m, dict(vars(m))) for m in modules]
+        self._buffers = [(m._buffers, dict(m._buffers)) for m in modules]
+        self._collections = [c for _, kept in self._attributes for c in _collections(kept)]
+
+    def put_back(self) -> None:
+        """All attributes, also those that are gone; new ones go."""
+        for m, kept in self._attributes:
+            vars(m).clear()
+            vars(m).update(kept)
+        self._refill()
+
+    def take_away(self) -> None:
+        """What forward passes wrote since (counters, caches), within a block that may have changed the modules."""
+        for m, kept in self._attributes:
+            now = vars(m)
+            for name in [k for k, v in now.items() if k not in _OWN and (k not in kept or kept[k] is not v)]:
+                del now[name]
+            now.update((k, v) for k, v in kept.items() if k not in _OWN)
+        for table, entries in self._buffers:  # a forward pass may replace a buffer instead of writing into it
+            if [*map(id, table.values())] != [*map(id, entries.values())]:
+                table.update(entries)
+        self._refill()
+
+    def _refill(self) -> None:
+        for collection, held in self._collections:
+            _refill(collection, held)
+
+
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[Written]:
     """Run the block in eval mode and restore everything afterwards."""
     modules, weights = list(model.modules()), list(model.parameters())
     state = [(t, t.detach().clone(), content_version(t)) for t in (*weights, *model.buffers())]
@@ -36,18 +71,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     buffers = [(m, name, b) for m in compiled for name, b in m.named_buffers(recurse=False)]
     modes = [(m, m.training) for m in modules if hasattr(m, "training")]
-    attributes = [(m, dict(vars(m))) for m in modules if m not in compiled]
-    collections = [c for _, kept in attributes for c in _collections(kept)]
+    written = Written([m for m in modules if m not in compiled])
     try:
         with same_randomness():
-            model.eval()
-            yield
+            _evaluate(model)
+            yield written
     finally:
-        for m, kept in attributes:  # counters, caches
-            vars(m).clear()
-            vars(m).update(kept)
-        for collection, held in collections:
-            _refill(collection, held)
+        written.put_back()
         for m, training in modes:
             m.training = training
         for table, entries in tables:  # a forward pass may replace a buffer instead of writing into it
@@ -69,6 +99,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for p, grad, requires_grad in parameters:
             p.grad = grad
             p.requires_grad_(requires_grad)
+
+
+def _evaluate(model: nn.Module) -> None:
+    """Put every module into eval mode.
+
+    Raises:
+        ModelError: it has none.
+    """
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{shown(type(model).__name__)} has no eval mode: measure the module it was made of"
+        ) from error
 
 
 def _collections(attributes: dict[str, Any]) -> Iterator[tuple[Any, list[Any]]]:

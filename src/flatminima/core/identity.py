@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 _SAMPLE = 4096  # entries of a tensor that are compared
 _UNDONE: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> (its version now, the version with the same content)
+_LAYER = ""  # of `structure`: the module itself
 _SKIPPED = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 
 
@@ -84,21 +85,22 @@ def sample_bytes(tensor: Tensor) -> Tensor:
     return entries.contiguous().view(-1).view(torch.uint8)
 
 
-def structure(model: nn.Module, state: frozenset[tuple[str, str]] = frozenset()) -> tuple[Any, ...]:
-    """Changes where a layer, a forward function or a plain setting of a module (an active adapter) is another.
-
-    Args:
-        state: (module, attribute) of what forward passes write (counters, logs), which are no settings.
-    """
-    out: list[tuple[Any, ...]] = []
+def structure(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """Of each module: its layer, its forward function and its plain settings (an active adapter), by (module, name)."""
+    out: dict[tuple[str, str], Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # compiled: its forward and settings are what they are
-            out.append((name, id(module), 0, ()))
+            out[name, _LAYER] = (id(module), 0, ())
             continue
         forward = vars(module).get("forward", type(module).forward)
-        settings = tuple((k, v) for k, v in settings_of(vars(module)) if (name, k) not in state)
-        out.append((name, id(module), id(getattr(forward, "__func__", forward)), settings))
-    return tuple(out)
+        out[name, _LAYER] = (id(module), id(getattr(forward, "__func__", forward)), tuple(module._modules))
+        out.update(((name, k), v) for k, v in settings_of(vars(module)))
+    return out
+
+
+def differing(before: dict[tuple[str, str], Any], now: dict[tuple[str, str], Any]) -> set[tuple[str, str]]:
+    """Entries that one has and the other lacks or has otherwise."""
+    return {k for k in before.keys() | now.keys() if k not in before or k not in now or before[k] != now[k]}
 
 
 def settings(model: nn.Module) -> dict[tuple[str, str], str]:

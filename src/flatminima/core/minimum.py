@@ -20,7 +20,7 @@ from flatminima.core.ambient import neutral, the_models_own
 from flatminima.core.distributed import Ranks
 from flatminima.core.gradient_check import LayerComparison, LayersDisagree, RowSums, row_weights, watchable
 from flatminima.core.guard import differentiable, same_randomness, untouched
-from flatminima.core.identity import fingerprint, marks_of, structure
+from flatminima.core.identity import differing, fingerprint, marks_of, structure
 from flatminima.core.layer_gradient import Unit
 from flatminima.core.layers import units_of
 from flatminima.core.losses import Loss
@@ -130,10 +130,10 @@ class Minimum(Network):
             self._shared = aliases(model)
             self.parameters = Parameters.of(model, self._shared)
         self.model = model
-        self.writes_inputs = False
+        self.writes_inputs, self.trainable = False, True
         self._mark = fingerprint(self._source)
         self._hashed: tuple[tuple[Any, ...], str] | None = None  # hash of the weights, of this mark
-        self._state: frozenset[tuple[str, str]] = frozenset()
+        self._state: set[tuple[str, str]] = set()  # what forward passes write
         self._structure = structure(self._source)
         self._data_mark = marks_of(self._held())
 
@@ -169,7 +169,7 @@ class Minimum(Network):
     def _opened(self) -> Iterator[None]:
         self._depth += 1
         try:
-            with untouched(self.model), tied(self.model, self._shared), differentiable(self.model):
+            with untouched(self.model) as self.written, tied(self.model, self._shared), differentiable(self.model):
                 yield
         finally:
             self._depth -= 1
@@ -198,6 +198,8 @@ class Minimum(Network):
             batch = self.batch(part)
             losses = self.loss(self.forward(batch.inputs), batch.targets)
             refuse_overflow(losses)
+            if not losses.requires_grad:
+                raise Undefined("the network's output does not depend on a trainable parameter")
             tensors = self.parameters.tensors
             grads = torch.autograd.grad(losses.sum(), tensors, allow_unused=True, materialize_grads=True)
             self.passes.backward += len(part)
@@ -312,7 +314,6 @@ class Minimum(Network):
     def forget(self, written: set[tuple[str, str]]) -> None:
         """Attributes (module, name) that a forward pass writes are state, not settings of the network."""
         self._state |= written
-        self._structure = structure(self._source, self._state)
 
     def _held(self) -> list[Tensor]:
         """Tensors of the data, where it is held as tensors."""
@@ -356,7 +357,7 @@ class Minimum(Network):
         refuse_moved(self.parameters.tensors)
         if fingerprint(self._source) != self._mark:
             raise StaleMinimum("the model's weights or buffers changed since this Minimum was made; make a new Minimum")
-        if structure(self._source, self._state) != self._structure:
+        if differing(self._structure, structure(self._source)) - self._state:
             raise StaleMinimum(
                 "the model's layers, forward functions or settings (an active adapter?) changed since this Minimum was "
                 "made; make a new Minimum"

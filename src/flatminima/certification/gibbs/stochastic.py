@@ -18,6 +18,8 @@ from torch.func import functional_call
 
 from flatminima import bounds
 from flatminima.certification.gibbs.per_example import PerExample, SharedWeights
+from flatminima.core.guard import Written
+from flatminima.core.kept_values import refuse_kept_values
 from flatminima.core.parameters import Parameters
 from flatminima.errors import ModelError, UsageError
 
@@ -105,9 +107,10 @@ class StochasticNetwork(nn.Module):
         """Find out whether weights can be drawn by the example, and refuse networks that are random by themselves.
 
         Raises:
-            ModelError: a forward pass that is random, or that mixes the examples of a batch.
+            ModelError: a forward pass that is random, mixes the examples of a batch or keeps values of its weights.
         """
         few, fewer = x[:_PROBE], x[: _PROBE - 1]
+        written = Written(list(self.network.modules()))
         first, again, part = self.network(few), self.network(few), self.network(fewer)
         if not torch.equal(first, again):
             raise ModelError("two forward passes differ: dropout or other noise is left on; make the network's own off")
@@ -119,6 +122,7 @@ class StochasticNetwork(nn.Module):
         pairs = ((first[: len(part)], part), (whole, turned), (whole[: len(first)], first))
         if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs):
             raise ModelError("an example's output depends on the others of its batch; freeze the network's statistics")
+        refuse_kept_values(lambda: self.network(few), self.means, written)
         try:
             large = [
                 n for n, p in zip(self.names, self.means, strict=True) if p.dim() > 2 and p.numel() > _LARGEST_KERNEL

@@ -1,0 +1,101 @@
+"""Whether a network computes with the weights that it has: some keep what they made of them (a cache, merged weights).
+
+Such a network gives the outputs of other weights after a move, or of those before a checkpoint was loaded. It shows
+where gradients are on, as most caches are for inference alone, and where what the forward passes keep is taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from flatminima.core.gradient_check import out_of_memory
+from flatminima.core.guard import Written
+from flatminima.errors import ModelError
+
+_SHARE = 0.01  # of what a move changes: kernels differ by less
+_ROUNDINGS = 64.0  # of the largest output
+_VISIBLE = 1000.0  # roundings of the largest output that a move changes, where it shows anything
+
+
+def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> bool:
+    """Refuse a network whose outputs are those of other weights, at its weights or where they move.
+
+    Args:
+        forward: outputs of a few samples, the network's weights being what they are.
+        weights: trainable ones, each once. written: attributes of the network's modules before any forward pass.
+
+    Returns:
+        Whether the outputs depend on one of the weights, as far as can be seen.
+
+    Raises:
+        ModelError: the outputs differ with and without gradients, or with and without what was kept.
+    """
+    here = _outputs(forward)
+    if here is None:
+        return True
+    graded = _outputs(forward, graded=True)
+    follows = graded is None or graded.requires_grad
+    if graded is not None and _largest(graded - here) > _allowed(here, float(here.std(correction=0))):
+        raise ModelError(
+            "the outputs with gradients are others than without: the network keeps values for inference that are not "
+            "those of its weights (a cache from before a checkpoint was loaded?): empty it"
+        )
+    with _reversed([p for p in weights if p.layout == torch.strided]):
+        there = [_outputs(forward), _outputs(forward, graded=True)]
+        written.take_away()
+        there.append(_outputs(forward))
+    moved = [t for t in there if t is not None]
+    change = max((_largest(t - here) for t in moved), default=0.0)
+    if not _VISIBLE * _rounding(here) < change < float("inf"):  # too little to tell, or not finite
+        return follows or change != 0
+    if any(_largest(t - moved[0]) > _allowed(here, change) for t in moved[1:]):
+        raise ModelError(
+            "the network keeps values that it computed from its weights (a cache, merged weights?): at other weights "
+            "it does not give their outputs; switch that off"
+        )
+    return True
+
+
+@contextmanager
+def _reversed(weights: list[Tensor]) -> Iterator[None]:
+    """Entries of each weight in reverse order within the block: a move that needs no memory and keeps their range."""
+    _reverse(weights)
+    try:
+        yield
+    finally:
+        _reverse(weights)
+
+
+@torch.no_grad()
+def _reverse(weights: list[Tensor]) -> None:
+    for p in weights:
+        p.copy_(p.flip(tuple(range(p.dim()))))
+
+
+def _outputs(forward: Callable[[], Tensor], *, graded: bool = False) -> Tensor | None:
+    """Outputs; None: they cannot be computed so, and who needs them will say why."""
+    try:
+        with torch.set_grad_enabled(graded):
+            out = forward()
+    except (RuntimeError, ValueError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        return None
+    return out if isinstance(out, Tensor) and out.is_floating_point() else None
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.detach().abs().max())
+
+
+def _allowed(outputs: Tensor, change: float) -> float:
+    return max(_SHARE * change, _ROUNDINGS * _rounding(outputs))
+
+
+def _rounding(outputs: Tensor) -> float:
+    """Spacing of the largest output."""
+    return _largest(outputs) * torch.finfo(outputs.dtype).eps

@@ -1,0 +1,229 @@
+"""What a network keeps from one forward pass to the next: caches of shapes pass, values of its weights are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flatminima import Minimum, certify, measure
+from flatminima.errors import ModelError
+
+X, Y = torch.randn(24, 5, 3, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
+MEASURES = ["fisher_trace", "hessian_trace", "expected_sharpness"]
+
+
+class Positions(nn.Module):
+    """Multiplies each position by a number that a subclass makes or keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def numbers(self, x: Tensor) -> Tensor:
+        return torch.arange(x.shape[1], dtype=x.dtype).cos()[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) * self.numbers(x)).tanh().mean(1))
+
+
+class InAnAttribute(Positions):
+    kept: Any = None
+
+    def numbers(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = super().numbers(x)
+        return self.kept
+
+
+class InAnAttributeOfItsOwn(InAnAttribute):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = None
+
+
+class InADictionary(Positions):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[Any, Tensor] = {}
+
+    def numbers(self, x: Tensor) -> Tensor:
+        key = (x.shape[1], x.dtype)
+        if key not in self.kept:
+            self.kept[key] = super().numbers(x)
+        return self.kept[key]
+
+
+class InABuffer(Positions):
+    kept: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", None, persistent=False)
+
+    def numbers(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = super().numbers(x)
+        return self.kept
+
+
+class Features(Positions):
+    """Keeps features and an auxiliary loss for whoever asks afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Any = None
+        self.auxiliary: Any = 0.0
+
+    def numbers(self, x: Tensor) -> Tensor:
+        self.last = self.a(x)
+        self.auxiliary = self.last.square().mean()
+        return super().numbers(x)
+
+
+CACHES = [InAnAttribute, InAnAttributeOfItsOwn, InADictionary, InABuffer, Features]
+
+
+def made(kind: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(3)
+    return kind().eval()
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_cache_that_is_empty_until_the_first_pass_is_no_change(kind: type[Positions]) -> None:
+    """A checkpoint that was loaded and never run is measured, twice, and comes back as it was."""
+    net = made(kind)
+    before = {k: v for k, v in vars(net).items() if not k.startswith("_")}
+    minimum = Minimum(net, (X, Y))
+    found, expected = measure(minimum, MEASURES), measure(Minimum(made(Positions), (X, Y)), MEASURES)
+    assert [found[name].value for name in MEASURES] == [expected[name].value for name in MEASURES]
+    assert {k: v for k, v in vars(net).items() if not k.startswith("_")} == before
+    assert list(net.buffers()) == []
+    if kind is not InABuffer:  # a buffer that the caller's own pass makes is a change
+        with torch.no_grad():
+            net(X)
+        minimum.refuse_stale()
+
+
+class Weights(nn.Module):
+    """Computes with tanh of its first weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.kept: Any = None
+
+    def weight(self) -> Tensor:
+        return 2 * self.a.weight.tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((x @ self.weight().T + self.a.bias).tanh())
+
+
+class KeptForInference(Weights):
+    def weight(self) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().weight()
+        if self.kept is None:
+            self.kept = super().weight()
+        return self.kept
+
+
+class KeptDetached(Weights):
+    def weight(self) -> Tensor:
+        if self.kept is None:
+            self.kept = super().weight().detach()
+        return self.kept
+
+
+class KeptInABuffer(Weights):
+    merged: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("merged", torch.zeros(4, 3))
+
+    def weight(self) -> Tensor:
+        if not self.kept:
+            self.kept = True
+            self.merged.copy_(super().weight().detach())
+        return self.merged
+
+
+class MergesInEval(nn.Linear):
+    """Low-rank changes, added to the weights on `eval()`, as adapters often do."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(into, out)
+        self.weight.requires_grad_(False)
+        self.down, self.up, self.merged = nn.Parameter(torch.randn(2, into)), nn.Parameter(torch.randn(out, 2)), False
+
+    def train(self, mode: bool = True) -> MergesInEval:
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.up.detach() @ self.down.detach()
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out if self.merged else out + x @ self.down.T @ self.up.T
+
+
+X2 = X[:, 0]
+
+
+@pytest.mark.parametrize("kind", [KeptForInference, KeptDetached, KeptInABuffer])
+def test_values_kept_of_the_weights_are_refused(kind: type[Weights]) -> None:
+    assert measure(Minimum(made(Weights), (X2, Y)), ["expected_sharpness"])["expected_sharpness"].value is not None
+    with pytest.raises(ModelError, match="keeps values that it computed from its weights"):
+        Minimum(made(kind), (X2, Y))
+
+
+def test_values_kept_from_before_a_checkpoint_was_loaded_are_refused() -> None:
+    net, other = made(KeptForInference), Weights()
+    with torch.no_grad():
+        net(X2)
+    net.load_state_dict(other.state_dict())
+    with pytest.raises(ModelError, match="outputs with gradients are others than without"):
+        Minimum(net, (X2, Y))
+
+
+def merging(training: bool) -> nn.Module:
+    net = made(lambda: nn.Sequential(MergesInEval(3, 4), nn.Tanh())).train(training)
+    net[0].bias.requires_grad_(False)
+    return net
+
+
+def test_weights_that_eval_mode_merges_are_refused_and_come_back() -> None:
+    net = merging(training=True)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(ModelError, match="merged weights"):
+        Minimum(net, (X2, torch.arange(24) % 4))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training and not net[0].merged
+
+
+def test_merged_weights_are_said_and_give_no_number_that_needs_a_gradient() -> None:
+    """Losses and outputs are what they are; a sharpness of 0 is none of the merged weights."""
+    table = measure(
+        Minimum(merging(training=False), (X2, torch.arange(24) % 4)), ["sharpness", "fisher_trace", "margin"]
+    )
+    for name in ("sharpness", "fisher_trace"):
+        assert table[name].value is None and "does not depend on a trainable parameter" in str(table[name])
+    assert table["margin"].value is not None
+    assert any("no trainable parameter (merged adapters?" in remark for remark in table.notes)
+
+
+def test_no_certificate_of_a_network_that_keeps_values_of_its_weights() -> None:
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ModelError, match=r"keeps values|without"):
+        certify(KeptForInference, (x, x.argmax(1)))
+
+
+def test_an_exported_program_has_no_eval_mode() -> None:
+    program = torch.export.export(nn.Linear(3, 3), (X2,)).module()
+    with pytest.raises(ModelError, match="no eval mode"):
+        Minimum(program, (X2, Y))
