@@ -84,7 +84,22 @@ class Features(Positions):
         return super().numbers(x)
 
 
-CACHES = [InAnAttribute, InAnAttributeOfItsOwn, InADictionary, InABuffer, Features]
+class ChoosesALayer(Positions):
+    """Replaces a layer by another with the same weights in its first pass, as some do where sentences are short."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.a) is nn.Linear:
+            chosen = ShortLinear(3, 4)
+            chosen.weight, chosen.bias = self.a.weight, self.a.bias
+            self.a = chosen
+        return super().forward(x)
+
+
+class ShortLinear(nn.Linear):
+    pass
+
+
+CACHES = [InAnAttribute, InAnAttributeOfItsOwn, InADictionary, InABuffer, Features, ChoosesALayer]
 
 
 def made(kind: Callable[[], nn.Module]) -> nn.Module:
@@ -99,10 +114,13 @@ def test_a_cache_that_is_empty_until_the_first_pass_is_no_change(kind: type[Posi
     before = {k: v for k, v in vars(net).items() if not k.startswith("_")}
     minimum = Minimum(net, (X, Y))
     found, expected = measure(minimum, MEASURES), measure(Minimum(made(Positions), (X, Y)), MEASURES)
-    assert [found[name].value for name in MEASURES] == [expected[name].value for name in MEASURES]
+    for name in MEASURES:  # a layer of another class has gradients of another rounding
+        assert found[name].value == pytest.approx(expected[name].value, rel=1e-5 if kind is ChoosesALayer else 0)
     assert {k: v for k, v in vars(net).items() if not k.startswith("_")} == before
     assert list(net.buffers()) == []
-    if kind is not InABuffer:  # a buffer that the caller's own pass makes is a change
+    if kind is ChoosesALayer:
+        assert type(net.a) is nn.Linear
+    elif kind is not InABuffer:  # a buffer that the caller's own pass makes is a change
         with torch.no_grad():
             net(X)
         minimum.refuse_stale()

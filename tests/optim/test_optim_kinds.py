@@ -291,3 +291,15 @@ def test_fisher_trace_refuses_weights_without_a_difference(make, x, says, mode):
         FisherTrace(model, sub_batches=2, mode=mode).backward(cross_entropy, x, (torch.arange(8) % 3).to(x.device))
     assert all(p.grad is None for p in model.parameters())
     assert all(value.is_meta or torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@both
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_networks_train_as_the_others(kind):
+    """TorchScript's modules take no hooks of state_dict(), which the guards would set."""
+    plain = network().eval()  # its dropout draws in an order of its own when compiled
+    scripted = torch.jit.script(copy.deepcopy(plain))
+    for net in (plain, scripted):
+        train(net, WRAPPERS[kind](torch.optim.SGD(net.parameters(), 0.1)), range(3))
+    assert torch.allclose(weights(scripted), weights(plain), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(weights(plain), weights(network()))

@@ -21,8 +21,8 @@ from flatminima.errors import ModelError
 from flatminima.escaping import shown
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_TABLES = ("_parameters", "_buffers", *_HOOKS)
-_OWN = (*_TABLES, "_modules", "forward")  # attributes that no forward pass writes
+_TABLES = ("_parameters", "_buffers", "_modules", *_HOOKS)
+_OWN = (*_TABLES, "forward")  # attributes that no forward pass writes
 _COLLECTIONS = (list, dict, set, deque, OrderedDict, defaultdict)
 
 
@@ -117,7 +117,7 @@ def _evaluate(model: nn.Module) -> None:
 
 def _collections(attributes: dict[str, Any]) -> Iterator[tuple[Any, list[Any]]]:
     """Lists, dicts and sets of a module (logs, caches) and those within them, with the entries that they hold."""
-    stack = [value for name, value in attributes.items() if name not in (*_TABLES, "_modules")]
+    stack = [value for name, value in attributes.items() if name not in _TABLES]
     seen: set[int] = set()
     while stack:
         value = stack.pop()

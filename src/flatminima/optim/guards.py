@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -134,13 +135,13 @@ class Guards:
     def _meet(self, module: nn.Module) -> list[nn.Module]:
         """Its modules that own parameters of ours, unless they are known."""
         ids = set(self._key[1:])
-        parts = list(module.modules())
+        parts = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]  # which take no such hooks
         owners = [m for m in parts if any(id(p) in ids for p in m._parameters.values())]
         if not owners:
             return []
         self._unknown -= {id(p) for m in owners for p in m._parameters.values()}
         known = {id(m) for m in _alive(self._owners)}
-        new = [m for m in (module, *owners) if id(m) not in known]
+        new = [m for m in (*parts[:1], *owners) if id(m) not in known]
         self._owners += [weakref.ref(m) for m in dict.fromkeys(new)]
         whole = [m for m in parts if m is module or ids <= {id(p) for p in m.parameters()}]
         self._whole += [weakref.ref(m) for m in whole]
