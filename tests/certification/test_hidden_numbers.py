@@ -111,6 +111,23 @@ class Words(Plain):
         return self.head(x)
 
 
+head, reading = TABLE, TABLE  # variables of the caller's with the names of attributes
+
+
+class NamesOfItsOwn(Plain):
+    """Has attributes and methods that the caller has variables of the same name as."""
+
+    def reading(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reading(x)
+
+
+def test_an_attribute_is_not_the_variable_of_the_same_name() -> None:
+    assert numbers_held(NamesOfItsOwn()) == []
+
+
 HOLD = [WithGlobal, WithGlobalNetwork, ThroughAHelper, WithDefault, WithClassAttribute, WithAttribute, WithIntegers,
         Inherits, closed, hooked, patched, written_out]  # fmt: skip
 

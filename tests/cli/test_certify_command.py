@@ -268,6 +268,52 @@ def test_names_of_columns_are_taken_from_the_record_and_the_label_is_not(
         assert run(*verify, *label)[0] == 2
 
 
+TWO_INPUTS = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, pixels, table):
+        return self.head(torch.relu(self.left(pixels) + self.right(table)))
+
+class One(Two):
+    def forward(self, batch):
+        return super().forward(batch["pixels"], batch["table"])
+"""
+
+
+@pytest.mark.parametrize(("name", "columns"), [("Two", "pixels;table"), ("One", "pixels=pixels;table=table")])
+def test_several_inputs_a_sample(name: str, columns: str, tmp_path: Path) -> None:
+    """The numbers are those of the library's own call; others verify them; a network that does not fit is named."""
+    rng = np.random.default_rng(0)
+    pixels, table = rng.normal(size=(120, 3)).astype("f4"), rng.normal(size=(120, 2)).astype("f4")
+    np.savez(tmp_path / "data.npz", pixels=pixels, table=table, label=(pixels[:, 0] > table[:, 0]).astype("i8"))
+    (tmp_path / "nets_of_two.py").write_text(TWO_INPUTS)
+    of = [
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--columns",
+        columns,
+        "--model",
+        f"{tmp_path / 'nets_of_two.py'}:{name}",
+    ]
+    code, out, err = run(
+        "certify", *of, "--prior-epochs", "1", "--passes", "1", "--json", "--output", str(tmp_path / "c")
+    )
+    assert code == 0 and "120 rows of 3 numbers, with table: rows of 2 numbers" in err, err
+    assert json.loads(out)["n"] == 60
+    code, out, _ = run("certify", "--verify", str(tmp_path / "c" / "certificate.json"), *of)
+    assert code == 0 and "every number agrees" in out
+    for more in ([], ["--dry-run"]):
+        code, _, err = run("certify", *of[:2], "--columns", "table", *of[4:], *more)
+        assert code == 2 and "the network cannot take the inputs (2, 2) float32" in err
+
+
 def test_a_record_that_contradicts_itself_is_seen_without_network_and_data(own: Path) -> None:
     code, out, err = run("certify", "--verify", str(own))
     assert (code, out) == (2, "") and "--verify needs --data" in err

@@ -133,3 +133,13 @@ def test_mistakes_are_answered_in_one_line(cli, folder, options, message):
     found = cli("measure", *(word for pair in given.items() for word in pair), *rest, "--measures", "margin")
     assert found.exit_code == 2
     assert message in found.stderr and len(found.stderr.strip().splitlines()) == 1
+
+
+def test_a_classifier_of_texts_is_certified(cli, folder):
+    texts, stated = ["--data", str(folder / "texts.jsonl")], ["--stated", "random weights, seen no text"]
+    quick = ["--prior-epochs", "1", "--passes", "1", "--json"]
+    found = cli("certify", "--model", f"hf:{folder / 'classes'}", *texts, *stated, *quick)
+    assert found.exit_code == 0, found.stderr
+    assert json.loads(found.stdout)["n"] > 0 and "24 texts" in found.stderr
+    found = cli("certify", "--model", f"hf:{folder / 'lm'}", *texts, *stated, *quick)
+    assert found.exit_code == 2 and "one a sample, as classifiers have" in found.stderr

@@ -24,7 +24,7 @@ from flatminima.certification.certificate import Certificate
 from flatminima.certification.division.reading import read_samples
 from flatminima.certification.division.split import Drawn, Groups, Repetition, fair_draw
 from flatminima.certification.from_recipe import certify_recipe
-from flatminima.certification.gibbs.outputs import Packing
+from flatminima.certification.gibbs.outputs import Logits, Packing
 from flatminima.certification.ledger import Account
 from flatminima.certification.pipeline import Union
 from flatminima.certification.provenance import Factory, Start
@@ -72,8 +72,8 @@ def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> St
     """
     samples = as_samples(train_data)
     division = fair_draw(samples, recipe.prior_fraction, seed)
-    base = copy.deepcopy(model)
     with same_randomness():
+        base = Logits.needed(copy.deepcopy(model), tensors_at(samples, division.bound[:2], model)[0])
         prior = 0.0
         if len(division.prior):
             x, y = tensors_at(samples, division.prior[: recipe.prior.batch_size], base)

@@ -7,6 +7,7 @@ packages and the files that a function reads are not.
 
 from __future__ import annotations
 
+import dis
 import functools
 import itertools
 import sys
@@ -128,8 +129,8 @@ def _of_function(function: Any, seen: set[int], own: set[int]) -> Iterator[str]:
         return
     seen.add(id(function))
     where = function.__qualname__
-    names = set(_names(code))
-    reach: list[tuple[str, Any]] = [(n, function.__globals__[n]) for n in names if n in function.__globals__]
+    names, held = set(_names(code)), function.__globals__
+    reach: list[tuple[str, Any]] = [(n, held[n]) for n in _global_names(code) if n in held]
     reach += [(n, getattr(m, n)) for _, m in list(reach) if _own_module(m) for n in names if hasattr(m, n)]
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
         try:
@@ -171,11 +172,27 @@ def _installed(module: Any) -> bool:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Names that code uses, in functions within it too."""
-    yield from code.co_names
+    """Names that code uses, those of attributes too, in functions within it too."""
+    for part in _codes(code):
+        yield from part.co_names
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    """Names that code reads from its globals; `self.table` is not the caller's variable `table`."""
+    return {
+        str(instruction.argval)
+        for part in _codes(code)
+        for instruction in dis.get_instructions(part)
+        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME"
+    }
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Code and that of functions within it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from _codes(constant)
 
 
 def _constants(code: types.CodeType) -> Iterator[Any]:

@@ -113,7 +113,10 @@ def tensors_at(samples: Samples, rows: Tensor, model: nn.Module) -> tuple[Tensor
     packing = Packing.of(samples)
     x = x if packing is None else packing.pack(x)
     if y.dim() != 1 or y.is_floating_point():
-        raise DataError(f"got labels of dtype {y.dtype} and shape {tuple(y.shape)}; expected class indices (n,)")
+        raise DataError(
+            f"got labels of dtype {y.dtype} and shape {tuple(y.shape)}; expected class indices (n,), one a sample, as "
+            "classifiers have"
+        )
     if bool((y.long() == -100).any()):
         check_labels(y.long(), 1 << 62)
     device = next((p.device for p in model.parameters()), x.device)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flatminima.certification import Certificate, Recipe
+    from flatminima.core.samples import Inputs
 
 
 @grouped
@@ -180,8 +181,8 @@ def _around(
 class _Prepared:
     source: Source
     model: nn.Module | Callable[[], nn.Module]
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor] | None
+    train: tuple[Inputs, Tensor]
+    test: tuple[Inputs, Tensor] | None
     recipe: Recipe
 
 
@@ -221,9 +222,12 @@ def _run(p: _Prepared, minutes: float | None, options: dict[str, Any]) -> Certif
 
 def _plan(p: _Prepared, minutes: float | None, as_json: bool) -> str:
     from flatminima.certification.certifying import cost, in_time
+    from flatminima.certification.gibbs.outputs import Packing
     from flatminima.certification.provenance import Start
+    from flatminima.core.samples import as_samples
 
-    found = cost(Start.of(p.model, p.source.seed).network, p.train, p.recipe, p.source.seed)
+    packing = Packing.of(as_samples(p.train))
+    found = cost(Start.of(p.model, p.source.seed, packing).network, p.train, p.recipe, p.source.seed)
     recipe = p.recipe if minutes is None else in_time(p.recipe, found, 60 * minutes)
     prior_epochs = recipe.prior.epochs if recipe.prior_fraction else 0
     seconds = found.total(recipe)

@@ -54,21 +54,6 @@ class Given:
         x, y = samples.take(torch.arange(len(samples)))
         return x, y
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """All samples as two tensors.
-
-        Raises:
-            DataError: several inputs.
-        """
-        from torch import Tensor
-
-        x, y = self.in_memory()
-        if isinstance(x, dict) and len(x) == 1:  # one input under a name
-            (x,) = x.values()
-        if not isinstance(x, Tensor):
-            raise DataError("this command takes networks of one input, and the data has several: name one, --columns")
-        return x, y
-
 
 def samples_of(
     model: str,

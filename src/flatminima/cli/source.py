@@ -19,6 +19,8 @@ from flatminima.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flatminima.core.samples import Inputs
+
 
 @dataclass(frozen=True)
 class Source:
@@ -84,9 +86,13 @@ class Source:
         reading = replace(self.reading, limit=limit)
         return samples_of(self.model, self.data, split, reading, app_dir=self.app_dir, loss=self.loss)
 
-    def samples(self, split: str, device: str | None) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of a split, for what takes one tensor a sample."""
+    def samples(self, split: str, device: str | None) -> tuple[Inputs, Tensor]:
+        """Inputs, of several a tuple or a dictionary by name, and labels of a split, in memory."""
+        from flatminima.core.samples import map_tensors
+
         found = self.given(split)
         say_notes(found.notes("data" if split == self.split else "test data" if split == self.test_split else split))
-        x, y = found.tensors()
-        return (x, y) if device is None else (x.to(device), y.to(device))
+        x, y = found.in_memory()
+        if isinstance(x, dict) and len(x) == 1:  # one input under a name
+            (x,) = x.values()
+        return (x, y) if device is None else (map_tensors(lambda t: t.to(device), x), y.to(device))

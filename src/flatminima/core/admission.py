@@ -19,7 +19,7 @@ from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import random_marks, same_randomness
 from flatminima.core.identity import differing, settings
 from flatminima.core.kept_values import refuse_kept_values
-from flatminima.core.samples import check_every_target, leaves
+from flatminima.core.samples import Inputs, check_every_target, leaves
 from flatminima.errors import DataError, FlatMinimaError, ModelError
 
 if TYPE_CHECKING:
@@ -118,14 +118,19 @@ def _first(minimum: Minimum, batch: Batch) -> Tensor:
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if out_of_memory(error):
             raise
-        seen = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in leaves(batch.inputs))
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if "more than 1 value per channel" in reason:  # BatchNorm in eval mode without running statistics
+        if "more than 1 value per channel" in str(error):  # BatchNorm in eval mode without running statistics
             raise ModelError(_MIXES) from None
-        raise DataError(
-            f"the network cannot take the inputs {seen} (of {len(batch)} samples): {reason}; check their shape "
-            "and dtype"
-        ) from error
+        raise unfit(batch.inputs, error) from error
+
+
+def unfit(inputs: Inputs, error: Exception) -> DataError:
+    """The error of a network that cannot take inputs (k, ...), from its own."""
+    parts = leaves(inputs)
+    seen = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in parts)
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(
+        f"the network cannot take the inputs {seen} (of {len(parts[0])} samples): {reason}; check their shape and dtype"
+    )
 
 
 _MIXES = (

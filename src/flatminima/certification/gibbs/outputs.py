@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from flatminima import progress
 from flatminima.certification.division.reading import plain_samples
-from flatminima.core.guard import same_randomness
+from flatminima.core.admission import unfit
+from flatminima.core.gradient_check import out_of_memory
+from flatminima.core.guard import evaluating, same_randomness
 from flatminima.core.losses import Loss
 from flatminima.core.output import logits
-from flatminima.core.samples import Inputs, Samples, leaves, map_tensors
-from flatminima.errors import DataError, ModelError, UsageError
+from flatminima.core.samples import Inputs, Samples, call, leaves, map_tensors
+from flatminima.errors import DataError, FlatMinimaError, ModelError, UsageError
 
 _IGNORED = -100  # torch's ignore_index
 
@@ -44,12 +46,18 @@ class Logits(nn.Module):
     @classmethod
     @torch.no_grad()
     def needed(cls, network: nn.Module, x: Any, which: Any = None) -> nn.Module:
-        """The network itself where it returns a tensor for `x`, else wrapped, so that names of weights stay short."""
-        modes = [(m, m.training) for m in network.modules()]
-        with same_randomness():
-            output = network.eval()(x)
-        for module, training in modes:
-            module.training = training
+        """The network itself where it returns a tensor for `x`, else wrapped, so that names of weights stay short.
+
+        Raises:
+            DataError: it cannot take `x`.
+        """
+        with same_randomness(), evaluating(network):
+            try:
+                output = network(x)
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+                if isinstance(error, FlatMinimaError) or out_of_memory(error):
+                    raise
+                raise unfit(x if not isinstance(network, Packed) else network.packing.unpack(x), error) from error
         return network if which is None and type(output) is Tensor else cls(network, which)
 
 
@@ -90,7 +98,7 @@ class Packed(nn.Module):
     """A network over packed rows.
 
     Args:
-        network: that takes the inputs as they are: one tensor, keywords of a mapping, or the entries of a tuple.
+        network: that takes the inputs as they are (see `core.samples.call`).
     """
 
     def __init__(self, network: nn.Module, packing: Packing) -> None:
@@ -98,10 +106,7 @@ class Packed(nn.Module):
         self.network, self.packing = network, packing
 
     def forward(self, rows: Tensor) -> Any:
-        inputs = self.packing.unpack(rows)
-        if isinstance(inputs, dict):
-            return self.network(**inputs)
-        return self.network(inputs) if isinstance(inputs, Tensor) else self.network(*inputs)
+        return call(self.network, self.packing.unpack(rows))
 
 
 def two_class(output: Tensor) -> Tensor:
