@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima import Minimum, certify, measure
+from flatminima.core.parameters import copied
 from flatminima.errors import ModelError
 
 X, Y = torch.randn(24, 5, 3, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
@@ -245,3 +248,48 @@ def test_an_exported_program_has_no_eval_mode() -> None:
     program = torch.export.export(nn.Linear(3, 3), (X2,)).module()
     with pytest.raises(ModelError, match="no eval mode"):
         Minimum(program, (X2, Y))
+
+
+class KeepsItsGraph(Weights):
+    """Keeps features and a loss with the graph of the pass that made them, in a list that holds itself too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[Any] = []
+        self.log.append(self.log)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = super().forward(x)
+        self.log[1:] = [{"loss": self.kept.square().mean()}]
+        return self.kept
+
+
+def test_a_network_that_keeps_a_graph_is_copied() -> None:
+    """Trained weights come with it: the last pass was one with gradients."""
+    net = made(KeepsItsGraph)
+    net(X2)
+    assert not net.kept.is_leaf
+    other = copied(net)
+    assert other.log[0] is other.log and torch.equal(other.log[1]["loss"], net.log[1]["loss"])
+    assert torch.equal(other(X2), net(X2)) and other.a.weight is not net.a.weight
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    assert certify(net, (x, x.argmax(1)), stated="random weights").risk_bound < 1
+
+
+def test_second_derivatives_of_a_network_that_keeps_a_graph_are_compared() -> None:
+    """`torch.nn.utils.weight_norm` keeps the product, and torch's second derivative of it is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it is deprecated, and in many networks
+        net = made(lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 3))).double()
+    net(X2.double())
+    assert not net[0].weight.is_leaf
+    table = measure(Minimum(net, (X2.double(), Y)), ["hessian_trace"])
+    assert "second derivative of this network is not" in (table["hessian_trace"].undefined or "")
+
+
+def test_what_cannot_be_copied_is_one_line() -> None:
+    net = made(Weights)
+    net.lock = threading.Lock()
+    assert measure(Minimum(net, (X2, Y)), ["hessian_trace"])["hessian_trace"].value is not None
+    with pytest.raises(ModelError, match="Weights cannot be copied: cannot pickle"):
+        certify(net, (X.reshape(-1, 3), torch.arange(120) % 3), stated="random weights")

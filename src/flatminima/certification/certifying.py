@@ -6,7 +6,6 @@ What a recipe costs on this machine is measured by a few timed steps of each sta
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import time
@@ -34,6 +33,7 @@ from flatminima.certification.train import make_problem, tensors_at
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import copied
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import UsageError
 from flatminima.io import claimed, json_text, write_whole
@@ -73,7 +73,7 @@ def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> St
     samples = as_samples(train_data)
     division = fair_draw(samples, recipe.prior_fraction, seed)
     with same_randomness():
-        base = Logits.needed(copy.deepcopy(model), tensors_at(samples, division.bound[:2], model)[0])
+        base = Logits.needed(copied(model), tensors_at(samples, division.bound[:2], model)[0])
         prior = 0.0
         if len(division.prior):
             x, y = tensors_at(samples, division.prior[: recipe.prior.batch_size], base)

@@ -6,7 +6,6 @@ one pipeline of two kl inverses makes the certificate, the hold-out bound of the
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -55,6 +54,7 @@ from flatminima.certification.train import (
 )
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
+from flatminima.core.parameters import copied
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import UsageError
 from flatminima.io import run_key
@@ -196,7 +196,7 @@ class _Run:
     def _prior_network(self, model: nn.Module) -> tuple[nn.Module, bool]:
         """The prior's network, and whether a part of its training was read from a file."""
         recipe, resumed = self.recipe, False
-        base = Logits.needed(copy.deepcopy(model), tensors_at(self.samples, self.division.bound[:2], model)[0])
+        base = Logits.needed(copied(model), tensors_at(self.samples, self.division.bound[:2], model)[0])
         if len(self.division.prior):
             x, y = tensors_at(self.samples, self.division.prior, model)
             config = replace(recipe.prior, seed=stage_seed(self.seed, 0) % (1 << 32))

@@ -7,7 +7,6 @@ that the statement is false: it errs less than a constant answer does, or its fe
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import random
@@ -25,7 +24,7 @@ from flatminima.certification.conditions import Condition, prior_condition
 from flatminima.certification.gibbs.outputs import Logits, Packed, Packing, find_head, two_class, watched_outputs
 from flatminima.certification.hidden_numbers import numbers_held
 from flatminima.core.guard import same_randomness
-from flatminima.core.parameters import unwrap
+from flatminima.core.parameters import copied, unwrap
 from flatminima.core.perturbation import mix
 from flatminima.errors import FlatMinimaError, ModelError, UsageError
 
@@ -323,7 +322,7 @@ def _examine(network: nn.Module, x: Tensor, y: Tensor) -> Signs:
 
 @torch.no_grad()
 def _errors(network: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> Tensor:
-    at = Logits(copy.deepcopy(network).eval())
+    at = Logits(copied(network).eval())
     with same_randomness():
         return torch.cat([two_class(at(a)).argmax(1) != b for a, b in zip(x.split(batch), y.split(batch), strict=True)])
 
@@ -354,7 +353,7 @@ def _features_know(network: nn.Module, x: Tensor, y: Tensor) -> str:
 
 def _again(network: nn.Module, seed: int) -> nn.Module:
     """The network with every layer that can be re-initialised so."""
-    other = copy.deepcopy(network)
+    other = copied(network)
     with seeded(seed), torch.no_grad():
         for module in other.modules():
             reset: Any = getattr(module, "reset_parameters", None)
@@ -366,7 +365,7 @@ def _again(network: nn.Module, seed: int) -> nn.Module:
 @torch.no_grad()
 def _probe(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Errors (n,) of a cross-fitted linear probe of the last linear layer's inputs."""
-    at = Logits(copy.deepcopy(network).eval())
+    at = Logits(copied(network).eval())
     name = find_head(at, x)
     with same_randomness():
         features = torch.cat([watched_outputs(at, name, part)[0] for part in x.split(500)]).double().cpu()

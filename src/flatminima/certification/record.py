@@ -5,7 +5,6 @@ A record is compared and never obeyed: the network and the data come from whoeve
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Mapping
@@ -38,6 +37,7 @@ from flatminima.certification.train import Problem, make_problem, offsets, round
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import copied
 from flatminima.core.perturbation import Relative
 from flatminima.core.samples import Samples, as_samples
 from flatminima.errors import CheckpointError, UsageError
@@ -271,10 +271,10 @@ def _around_again(
         options |= {"kappa": None if kappa is None else Relative(**kappa), "box": math.inf if box is None else box}
         seed = int(recorded.details["seed"])
         start = Start.of(model, int(options["prior_seed"]))
-        network = _loaded(copy.deepcopy(start.network), weights, "minimum.")
+        network = _loaded(copied(start.network), weights, "minimum.")
         prior: Any = model if kind == "function" else "zero"
         if kind == "network":
-            prior = _loaded(copy.deepcopy(network), weights, "prior.", strict=False)
+            prior = _loaded(copied(network), weights, "prior.", strict=False)
             options["prior_data"] = prior_data
             options["stated"] = "" if prior_data is not None else f"what the record says, {recorded.prior}"
         return certify_around(
@@ -340,7 +340,7 @@ def _rebuilt(
     """The problem and its prior from kept weights, and whether the prior's were made again here."""
     rows = division.bound
     start = Start.of(model, seed, Packing.of(samples))
-    base = Logits.needed(copy.deepcopy(start.network), tensors_at(samples, rows[:2], start.network)[0]).eval()
+    base = Logits.needed(copied(start.network), tensors_at(samples, rows[:2], start.network)[0]).eval()
     state = {name.removeprefix("base."): t for name, t in weights.items() if name.startswith("base.")}
     if state:
         _loaded(base, weights, "base.")

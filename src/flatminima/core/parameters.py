@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.errors import ModelError, NumericalError
+from flatminima.escaping import shown
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,38 @@ class Parameters:
 def copied(model: nn.Module) -> nn.Module:
     """A copy with parameters of its own: TorchScript's deepcopy would leave them hanging on the original's graph.
 
-    Compressed sparse tensors, which have no deepcopy, are cloned.
+    Tensors that have no deepcopy are cloned: compressed sparse ones, and those that a forward pass kept with their
+    graph (features, an auxiliary loss, the weight of `torch.nn.utils.weight_norm`).
+
+    Raises:
+        ModelError: an attribute that cannot be copied.
     """
-    held = [*model.buffers(), *(v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))]
-    with torch.no_grad():
-        clones = {id(t): t.detach().clone() for t in held if t.layout not in (torch.strided, torch.sparse_coo)}
+    held = [*model.buffers(), *(t for m in model.modules() for t in _tensors_in(vars(m)))]
+    clones = {
+        id(t): t.detach().clone() for t in held if not t.is_leaf or t.layout not in (torch.strided, torch.sparse_coo)
+    }
+    try:
         other = copy.deepcopy(model, clones)
+    except TypeError as error:  # of a lock, a file, a generator
+        raise ModelError(f"{shown(type(model).__name__)} cannot be copied: {str(error).splitlines()[0]}") from error
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         theirs.requires_grad_(ours.requires_grad)
     return other
+
+
+def _tensors_in(attributes: dict[str, Any]) -> Iterator[Tensor]:
+    """Tensors in attributes, and in lists, tuples and dictionaries in these."""
+    stack, seen = [attributes], set()
+    while stack:
+        held: Any = stack.pop()
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        for value in held.values() if isinstance(held, dict) else held:
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, list | tuple | dict):
+                stack.append(value)  # type: ignore[arg-type]
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -78,9 +78,10 @@ def _examine(minimum: Minimum, curvature: str) -> Absent | None:
             raise
         copied = None  # a network that insists on a precision of its own
     if copied is None:
-        copied, precision = minimum.replace(data=minimum.samples.take(rows)), torch.float32
-        if any(p.dtype not in _LENGTHS for p in minimum.parameters.tensors):
+        copied, dtypes = minimum.replace(data=minimum.samples.take(rows)), {p.dtype for p in minimum.parameters.tensors}
+        if not dtypes <= set(_LENGTHS):
             return None
+        precision = torch.float64 if dtypes == {torch.float64} else torch.float32
     copied.examined[curvature] = None
     with copied.open(), _generic(copied):
         return _compare(copied, curvature, precision)

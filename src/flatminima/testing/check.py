@@ -5,7 +5,6 @@ In the spirit of scikit-learn's `check_estimator`: one call for a measure, an op
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from flatminima.core.parameters import copied
 from flatminima.errors import FlatMinimaError, UsageError
 from flatminima.testing.modes import MODES, Mode
 from flatminima.testing.state import ITEMS, OF_PROCESS, bits, changed, snapshot
@@ -95,7 +95,7 @@ def check_untouched(
     for name in MODES if modes is None else modes:
         with MODES[name].enter():  # what torch imports and sets for one the first time is not `act`'s doing
             pass
-    plain = _tried(act, [copy.deepcopy(model)], None)[0]
+    plain = _tried(act, [copied(model)], None)[0]
     if plain.moved:
         raise NotUntouched(f"in {_PLAIN}: {', '.join(plain.moved)} changed")
     if plain.error is not None:
@@ -104,7 +104,7 @@ def check_untouched(
     for mode in (_PLAIN, *(MODES if modes is None else modes)):
         expected = truth
         if own_forward and mode != _PLAIN:
-            alone = _tried(act, [copy.deepcopy(model)], MODES[mode])[0]
+            alone = _tried(act, [copied(model)], MODES[mode])[0]
             expected = None if alone.error is not None else bits(alone.value)
         for count in threads:
             outcomes[mode, count] = _outcome(act, model, mode, count, expected, moves, refusals, own_forward)
@@ -123,7 +123,7 @@ def _outcome(
 ) -> str:
     """ "same" or the refusal of `count` calls at once in a mode; raises `NotUntouched` for anything else."""
     where = f"in {mode}, {count} at once" if count > 1 else f"in {mode}"
-    models = [copy.deepcopy(model) for _ in range(count)]
+    models = [copied(model) for _ in range(count)]
     before = [snapshot(m) for m in models]
     tries = _tried(act, models, MODES.get(mode))
     for m, was in zip(models, before, strict=True):

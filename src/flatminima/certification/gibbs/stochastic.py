@@ -6,7 +6,6 @@ nothing to KL(Q || P). Norm layers run in eval mode: their statistics are frozen
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from flatminima import bounds
 from flatminima.certification.gibbs.per_example import PerExample, SharedWeights
 from flatminima.core.guard import Written
 from flatminima.core.kept_values import refuse_kept_values
-from flatminima.core.parameters import Parameters
+from flatminima.core.parameters import Parameters, copied
 from flatminima.errors import ModelError, UsageError
 
 _PROBE, _BATCH = 3, 64  # examples of a probing pass, and of one that looks for what they do to each other
@@ -63,7 +62,7 @@ class StochasticNetwork(nn.Module):
         if not (math.isfinite(sigma) and sigma > 0):
             raise UsageError(f"got sigma={sigma!r}; the standard deviation of the weights must be positive")
         _refuse_batch_statistics(model)
-        self.network = copy.deepcopy(model).eval()
+        self.network = copied(model).eval()
         available = dict(Parameters.of(self.network))
         self.names = tuple(available) if layers == "all" else tuple(layers)
         unknown = [name for name in self.names if name not in available]
