@@ -145,9 +145,10 @@ def test_the_model_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("boom")
         return real(self, inputs)
 
+    minimum = Minimum(model, blobs(32, 0))
     monkeypatch.setattr(Minimum, "forward", failing)
     with pytest.raises(RuntimeError, match="boom"):
-        risk_by_batch(Minimum(model, blobs(32, 0)), 0.5, 100, 4, 0)
+        risk_by_batch(minimum, 0.5, 100, 4, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

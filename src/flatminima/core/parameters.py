@@ -119,7 +119,8 @@ def copied(model: nn.Module) -> nn.Module:
         id(t): t.detach().clone() for t in held if not t.is_leaf or t.layout not in (torch.strided, torch.sparse_coo)
     }
     try:
-        other = copy.deepcopy(model, clones)
+        with torch.no_grad():
+            other = copy.deepcopy(model, clones)
     except TypeError as error:  # of a lock, a file, a generator
         raise ModelError(f"{shown(type(model).__name__)} cannot be copied: {str(error).splitlines()[0]}") from error
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
