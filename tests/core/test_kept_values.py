@@ -293,3 +293,20 @@ def test_what_cannot_be_copied_is_one_line() -> None:
     assert measure(Minimum(net, (X2, Y)), ["hessian_trace"])["hessian_trace"].value is not None
     with pytest.raises(ModelError, match="Weights cannot be copied: cannot pickle"):
         certify(net, (X.reshape(-1, 3), torch.arange(120) % 3), stated="random weights")
+
+
+class Unreached(Weights):
+    """Has a layer that it does not use, and one that it detaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.cut = nn.Linear(2, 2), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.cut(x).detach())
+
+
+def test_weights_that_no_gradient_reaches_are_said() -> None:
+    notes = measure(Minimum(made(Unreached), (X2, Y)), ["margin"]).notes
+    assert any("no gradient reaches spare.weight, spare.bias, cut.weight and 1 more" in note for note in notes)
+    assert not any("reaches" in note for note in measure(Minimum(made(Weights), (X2, Y)), ["margin"]).notes)

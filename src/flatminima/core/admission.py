@@ -21,6 +21,7 @@ from flatminima.core.identity import differing, settings
 from flatminima.core.kept_values import refuse_kept_values
 from flatminima.core.samples import Inputs, check_every_target, leaves
 from flatminima.errors import DataError, FlatMinimaError, ModelError
+from flatminima.escaping import shown
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -29,6 +30,7 @@ _SAMPLES = 8  # random ones, as many as are there
 _DRAWS = 8  # random numbers of a forward pass, each of which is tried at both ends of its range
 _EXTREME = 0.004  # a branch that is taken less often than this may be missed
 _ORDINARY = 16  # passes with ordinary random numbers
+_NAMED = 3  # parameters
 _LOOKED_AT = 2  # samples whose outputs are compared at other weights
 _MIXING = {torch.float64: 1e-6, torch.float32: 1e-2}  # between batches of several and of one, relative
 _MIXING_HALF = 0.2
@@ -70,11 +72,14 @@ def _admit(minimum: Minimum) -> int:
     _refuse_mixing(minimum, batch)
     with minimum.open():
         rows, weights = batch.indices[:_LOOKED_AT], minimum.parameters.tensors
-        minimum.trainable = refuse_kept_values(
-            lambda: minimum.forward(minimum.batch(rows).inputs), weights, minimum.written
-        )
-        if not minimum.trainable:
-            minimum.remarks.setdefault("the outputs depend on no trainable parameter (merged adapters? unmerge them)")
+        missed = refuse_kept_values(lambda: minimum.forward(minimum.batch(rows).inputs), weights, minimum.written)
+    minimum.trainable = missed is not None
+    if missed is None:
+        minimum.remarks.setdefault("the outputs depend on no trainable parameter (merged adapters? unmerge them)")
+    elif missed:
+        names = [shown(minimum.parameters.names[i]) for i in missed]
+        few = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        minimum.remarks.setdefault(f"no gradient reaches {few} in the samples looked at: unused, detached or cached?")
     return batch.outputs[0].numel()
 
 

@@ -1,8 +1,8 @@
 """torch's ambient modes, which no measurement may depend on.
 
 Autocast, inference mode, another default dtype or device are inputs that nobody lists: inside `torch.autocast` the
-cache of cast weights makes every perturbation invisible, and an expected sharpness comes out as exactly 0. They are
-switched off around everything that the library computes, and are again as they were afterwards.
+cache of cast weights makes every perturbation invisible, and an expected sharpness comes out as exactly 0. With TF32 it
+is rounding. They are switched off around everything that the library computes, and are again as they were afterwards.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch.nn.modules import module as _modules
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
+from flatminima.core.full_precision import full_precision
 from flatminima.errors import UsageError
 
 P = ParamSpec("P")
@@ -64,7 +65,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """No autocast, no inference mode, gradients on, float32 and the CPU as defaults; nested, it does nothing.
+    """No autocast, no inference mode, no TF32, gradients on, float32 and the CPU as defaults; nested, it does nothing.
 
     Raises:
         UsageError: inside a mode whose tensors hold no values, or a functorch transform.
@@ -77,6 +78,7 @@ def neutral() -> Iterator[None]:
         if _refuse_modes():  # a counter of operations takes some of them apart, which is another rounding
             stack.enter_context(_disable_current_modes())
         stack.enter_context(_without_trackers())
+        stack.enter_context(full_precision())
         for kind in _DEVICE_TYPES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

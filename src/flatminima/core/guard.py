@@ -42,7 +42,7 @@ class Written:
         self._refill()
 
     def take_away(self) -> None:
-        """What forward passes wrote since (counters, caches), within a block that may have changed the modules."""
+        """Undo what forward passes wrote since (counters, caches), within a block that may have changed the modules."""
         for m, kept in self._attributes:
             now = vars(m)
             for name in [k for k, v in now.items() if k not in _OWN and (k not in kept or kept[k] is not v)]:

@@ -86,7 +86,7 @@ def sample_bytes(tensor: Tensor) -> Tensor:
 
 
 def structure(model: nn.Module) -> dict[tuple[str, str], Any]:
-    """Of each module: its layer, its forward function and its plain settings (an active adapter), by (module, name)."""
+    """Layer, forward function and plain settings (an active adapter) of each module, by (module, name)."""
     out: dict[tuple[str, str], Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # compiled: its forward and settings are what they are

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import Written
@@ -21,7 +23,7 @@ _ROUNDINGS = 64.0  # of the largest output
 _VISIBLE = 1000.0  # roundings of the largest output that a move changes, where it shows anything
 
 
-def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> bool:
+def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> list[int] | None:
     """Refuse a network whose outputs are those of other weights, at its weights or where they move.
 
     Args:
@@ -29,16 +31,18 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
         weights: trainable ones, each once. written: attributes of the network's modules before any forward pass.
 
     Returns:
-        Whether the outputs depend on one of the weights, as far as can be seen.
+        Positions of the weights that no gradient of the outputs reaches; None: the outputs depend on no weight.
 
     Raises:
         ModelError: the outputs differ with and without gradients, or with and without what was kept.
     """
+    weights = list(weights)
     here = _outputs(forward)
     if here is None:
-        return True
+        return []
     graded = _outputs(forward, graded=True)
     follows = graded is None or graded.requires_grad
+    missed = [] if graded is None or not follows else _not_reached(graded, weights)
     if graded is not None and _largest(graded - here) > _allowed(here, float(here.std(correction=0))):
         raise ModelError(
             "the outputs with gradients are others than without: the network keeps values for inference that are not "
@@ -51,13 +55,29 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
     moved = [t for t in there if t is not None]
     change = max((_largest(t - here) for t in moved), default=0.0)
     if not _VISIBLE * _rounding(here) < change < float("inf"):  # too little to tell, or not finite
-        return follows or change != 0
+        return missed if follows or change != 0 else None
     if any(_largest(t - moved[0]) > _allowed(here, change) for t in moved[1:]):
         raise ModelError(
             "the network keeps values that it computed from its weights (a cache, merged weights?): at other weights "
             "it does not give their outputs; switch that off"
         )
-    return True
+    return missed
+
+
+def _not_reached(outputs: Tensor, weights: list[Tensor]) -> list[int]:
+    """Positions of the weights that are not in the graph of the outputs; none where a node may hide some of it."""
+    stack: list[Any] = [outputs.grad_fn]
+    seen, reached = set(), set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction):  # a checkpoint, an operation of the caller's
+            return []
+        seen.add(node)
+        reached.add(id(getattr(node, "variable", None)))
+        stack += [following for following, _ in node.next_functions]
+    return [i for i, weight in enumerate(weights) if id(weight) not in reached]
 
 
 @contextmanager
@@ -81,11 +101,13 @@ def _outputs(forward: Callable[[], Tensor], *, graded: bool = False) -> Tensor |
     try:
         with torch.set_grad_enabled(graded):
             out = forward()
+            if not isinstance(out, Tensor) or not out.is_floating_point():
+                return None
+            return out.clone()  # of a weight that is moved, where the output is a part of it
     except (RuntimeError, ValueError, IndexError) as error:
         if out_of_memory(error):
             raise
         return None
-    return out if isinstance(out, Tensor) and out.is_floating_point() else None
 
 
 def _largest(difference: Tensor) -> float:

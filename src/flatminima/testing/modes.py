@@ -48,7 +48,7 @@ def _deterministic() -> Iterator[None]:
 @contextmanager
 def _fast_matmul() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:

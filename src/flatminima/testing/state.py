@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _global_hooks
 
 from flatminima.core.identity import dense_parts
+from flatminima.core.full_precision import switches
 
 Item = Callable[[nn.Module], Any]
 
@@ -125,7 +126,7 @@ OF_PROCESS: dict[str, Item] = {
     "cudnn": lambda _: (
         torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     ),
-    "matmul precision": lambda _: torch.get_float32_matmul_precision(),
+    "matmul precision": lambda _: switches(),
     "mkldnn": lambda _: torch._C._get_mkldnn_enabled(),
     "dispatch modes": lambda _: torch._C._len_torch_dispatch_stack(),
     "function modes": lambda _: torch._C._len_torch_function_stack(),
