@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _global_hooks
 
-from flatminima.core.identity import dense_parts
 from flatminima.core.full_precision import switches
+from flatminima.core.identity import dense_parts
 
 Item = Callable[[nn.Module], Any]
 
