@@ -169,6 +169,7 @@ class ShardedMinimum(Network):
             with same_randomness():
                 self.samples: Samples = as_samples(data)
             self.device = self.parameters.local[0].device
+            self.eps = max(torch.finfo(p.dtype).eps for p in self.parameters.local)
             self._rank, self._size = (f(self.parameters.group) for f in (dist.get_rank, dist.get_world_size))
             self._mark = self._marks()
             self.output_size = self._probe()

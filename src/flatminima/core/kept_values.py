@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,15 +24,25 @@ _ROUNDINGS = 64.0  # of the largest output
 _VISIBLE = 1000.0  # roundings of the largest output that a move changes, where it shows anything
 
 
-def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> list[int] | None:
+@dataclass(frozen=True)
+class Look:
+    """How the outputs of a few samples are made.
+
+    Attributes:
+        missed: positions of the weights that no gradient reaches; None: the outputs depend on no weight.
+        coarsest: dtype of the lowest precision on the way to them, where it was seen.
+    """
+
+    missed: tuple[int, ...] | None = ()
+    coarsest: torch.dtype | None = None
+
+
+def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> Look:
     """Refuse a network whose outputs are those of other weights, at its weights or where they move.
 
     Args:
         forward: outputs of a few samples, the network's weights being what they are.
         weights: trainable ones, each once. written: attributes of the network's modules before any forward pass.
-
-    Returns:
-        Positions of the weights that no gradient of the outputs reaches; None: the outputs depend on no weight.
 
     Raises:
         ModelError: the outputs differ with and without gradients, or with and without what was kept.
@@ -39,10 +50,10 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
     weights = list(weights)
     here = _outputs(forward)
     if here is None:
-        return []
+        return Look()
     graded = _outputs(forward, graded=True)
     follows = graded is None or graded.requires_grad
-    missed = [] if graded is None or not follows else _not_reached(graded, weights)
+    look = Look() if graded is None or not follows else _look(graded, weights)
     if graded is not None and _largest(graded - here) > _allowed(here, float(here.std(correction=0))):
         raise ModelError(
             "the outputs with gradients are others than without: the network keeps values for inference that are not "
@@ -55,29 +66,30 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
     moved = [t for t in there if t is not None]
     change = max((_largest(t - here) for t in moved), default=0.0)
     if not _VISIBLE * _rounding(here) < change < float("inf"):  # too little to tell, or not finite
-        return missed if follows or change != 0 else None
+        return look if follows or change != 0 else Look(None)
     if any(_largest(t - moved[0]) > _allowed(here, change) for t in moved[1:]):
         raise ModelError(
             "the network keeps values that it computed from its weights (a cache, merged weights?): at other weights "
             "it does not give their outputs; switch that off"
         )
-    return missed
+    return look
 
 
-def _not_reached(outputs: Tensor, weights: list[Tensor]) -> list[int]:
-    """Positions of the weights that are not in the graph of the outputs; none where a node may hide some of it."""
+def _look(outputs: Tensor, weights: list[Tensor]) -> Look:
+    """A walk through the graph of the outputs; where a node may hide some of it, no weight counts as missed."""
     stack: list[Any] = [outputs.grad_fn]
-    seen, reached = set(), set()
+    seen, reached, dtypes, hidden = set(), set(), {outputs.dtype}, False
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
-        if isinstance(node, BackwardCFunction):  # a checkpoint, an operation of the caller's
-            return []
         seen.add(node)
+        hidden |= isinstance(node, BackwardCFunction)  # a checkpoint, an operation of the caller's
         reached.add(id(getattr(node, "variable", None)))
+        dtypes |= {made.dtype for made in getattr(node, "_input_metadata", ())}
         stack += [following for following, _ in node.next_functions]
-    return [i for i, weight in enumerate(weights) if id(weight) not in reached]
+    missed = () if hidden else tuple(i for i, weight in enumerate(weights) if id(weight) not in reached)
+    return Look(missed, max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps))
 
 
 @contextmanager

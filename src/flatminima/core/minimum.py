@@ -131,6 +131,7 @@ class Minimum(Network):
             self.parameters = Parameters.of(model, self._shared)
         self.model = model
         self.writes_inputs, self.trainable = False, True
+        self.eps = max(torch.finfo(p.dtype).eps for p in self.parameters.tensors)  # of the coarsest dtype computed in
         self._mark = fingerprint(self._source)
         self._hashed: tuple[tuple[Any, ...], str] | None = None  # hash of the weights, of this mark
         self._state: set[tuple[str, str]] = set()  # what forward passes write

@@ -43,6 +43,7 @@ class Network(StatisticMapping):
         examined: what was checked once for the network, by name, and what is wrong with it.
         output: which entry of what the model returns is the logits; None: the only tensor.
         output_size: entries of one sample's output.
+        eps: of the coarsest dtype that is computed in, as far as it was seen.
     """
 
     offers: ClassVar[Needs]
@@ -51,6 +52,7 @@ class Network(StatisticMapping):
     samples: Samples
     device: torch.device
     output_size: int
+    eps: float
 
     def __init__(self, loss: str | Callable[[Any, Tensor], Tensor], batch_size: int, seed: int, output: Any) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:

@@ -49,7 +49,7 @@ class Worst:
             data was searched.
         sizes (2, parts): samples of each part.
         population: samples there are.
-        resolution: of a mean loss, eps of the weights' dtype times `loss`.
+        resolution: of the mean losses, eps of the coarsest dtype times the larger.
     """
 
     loss: float
@@ -150,7 +150,7 @@ def highest(minimum: Minimum, samples: int | None, seed: int, search: Search) ->
                 point = search(around)
                 loss = around.start
                 total = loss + point.rise
-                return Worst(loss, total, point.gradients, None, None, n, resolution_of(minimum, loss))
+                return Worst(loss, total, point.gradients, None, None, n, resolution_of(minimum, loss, total))
             return _of_halves(minimum, everything, max(samples, 2), search)
         finally:
             minimum.parameters.assign(weights)
@@ -175,9 +175,8 @@ def _of_halves(minimum: Minimum, everything: Tensor, samples: int, search: Searc
     shares = torch.tensor(sizes).view(2, -1)
     mean = float((found.mean(0) * shares).sum()) / samples
     spent = sum(point.gradients for point in points)
-    return Worst(
-        loss, loss + max(mean, 0.0), spent, found, shares, len(everything), resolution_of(minimum, loss)
-    )  # fmt: skip
+    total = loss + max(mean, 0.0)
+    return Worst(loss, total, spent, found, shares, len(everything), resolution_of(minimum, loss, total))
 
 
 def at_the_weights(minimum: Minimum, everything: Tensor) -> tuple[float, Tensor]:
@@ -197,10 +196,9 @@ def cost_of(share: float, gradients: float, parameters: int) -> Cost:
     return Cost(1 + 3 * share + gradients + judged, 1 + 2 * share + gradients, 32 * parameters)
 
 
-def resolution_of(minimum: Minimum, loss: float) -> float:
-    """Rounding error of a mean loss: eps |loss|."""
-    eps = max(torch.finfo(p.dtype).eps for p in minimum.parameters.tensors)
-    return eps * abs(loss)
+def resolution_of(minimum: Minimum, *losses: float) -> float:
+    """Rounding error of mean losses: eps times the largest, eps that of the coarsest dtype that is computed in."""
+    return minimum.eps * max(abs(loss) for loss in losses)
 
 
 def _mean_loss(minimum: Minimum, indices: Tensor) -> float:

@@ -29,7 +29,7 @@ class LossRises:
 
     Attributes:
         values (draws,) float64.
-        resolution: what rounding leaves of such a difference, eps of the weights' dtype times the mean loss at w.
+        resolution: what rounding leaves of such a difference, eps of the coarsest dtype times the mean loss at w.
         whole: whether each draw saw all the data.
     """
 
