@@ -99,7 +99,13 @@ RIGHT = {
     "custom": lambda: Net(Sine.apply),
     "spectral norm": lambda: Net(torch.tanh, nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8))),
     "float32 inside": lambda: Net(lambda h: h.float().softmax(1).to(h)),
+    "a weight without entries": lambda: _with_none(Net(torch.tanh)),
 }
+
+
+def _with_none(net: Net) -> Net:
+    net.register_parameter("none", nn.Parameter(torch.zeros(0, 4)))
+    return net
 
 
 def _zero_biases(net: Net) -> Net:

@@ -154,8 +154,8 @@ def _difference(
 
 
 def _size(tensor: Tensor) -> float:
-    """Root mean square of a parameter; 1 where it is zero."""
-    return float(tensor.detach().double().square().mean().sqrt()) or 1.0
+    """Root mean square of a parameter; 1 where it is zero or has no entries."""
+    return float(tensor.detach().double().square().mean().sqrt()) or 1.0 if tensor.numel() else 1.0
 
 
 def _gradient(minimum: Minimum, indices: Tensor) -> Tensor:
