@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from cases import Net
 from flatminima import Minimum
+from flatminima.core.minimum import Converted
 from flatminima.core.samples import Samples, as_samples, hash_bytes
 from flatminima.core.samples.content import splitmix
 from flatminima.errors import DataError
@@ -193,6 +194,38 @@ def test_copies_fall_where_chance_puts_them() -> None:
     missing = math.prod((400 - i) / (500 - i) for i in range(10))
     error = float(np.std(found)) / math.sqrt(len(found))
     assert abs(float(np.mean(found)) - 50 * (1 - missing)) < 4 * error
+
+
+class Later(Dataset[Any]):
+    """Reads as it is until all of it was read `calm` times, then one sample in four differs."""
+
+    def __init__(self, calm: int) -> None:
+        self.left = calm * 40
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        self.left -= 1
+        return torch.full((3,), float(i) + (self.left < 0 and i % 4 == 0)), i % 3
+
+
+def test_data_that_differs_in_a_later_pass_is_refused() -> None:
+    """Rare augmentation, a cache that turns over, a file that is written: no few samples show it at the start."""
+    samples = as_samples(DataLoader(Later(calm=4), batch_size=8))
+    assert len(samples.hashes) == 40
+    with pytest.raises(DataError, match=r"sample \d+ is not what it was when it was read before"):
+        for _ in range(8):
+            for rows in torch.arange(40).split(8):
+                samples.take(rows)
+
+
+def test_samples_in_a_coarser_dtype_keep_their_order() -> None:
+    samples = as_samples((X.double() / 3, Y))
+    assert np.array_equal(Converted(samples, torch.float64).hashes, samples.hashes)
+    coarse = Converted(samples, torch.bfloat16)
+    assert np.array_equal(coarse.hashes, samples.hashes) and torch.equal(coarse.order(1), samples.order(1))
+    assert coarse.take(torch.arange(2))[0].dtype == torch.bfloat16
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -372,8 +372,9 @@ class Converted(Samples):
 
     def __init__(self, samples: Samples, dtype: torch.dtype) -> None:
         self._samples, self._dtype = samples, dtype
-        if "hashes" in vars(samples):  # contents are hashed in one precision, whatever they are kept in
-            vars(self)["hashes"] = samples.hashes
+        if "_contents" in vars(samples):  # hashed in one precision, whatever they are kept in
+            hashes, targets = samples._contents
+            vars(self)["_contents"] = hashes, [self._convert(t) for t in targets]
 
     def __len__(self) -> int:
         return len(self._samples)

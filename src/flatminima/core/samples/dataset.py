@@ -45,6 +45,7 @@ class DatasetSamples(Samples):
         own = collate is not default_collate
         self._collate = collate if own else partial(collate_entries, length=longest_mask(self._item, len(dataset)))
         self._rulers: list[Any] = []  # the longest samples
+        self._compared = 0  # batches
         self.flat_entries = self._entries()
         self._refuse_changing()
         if own:
@@ -56,9 +57,10 @@ class DatasetSamples(Samples):
     def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         items = [self._item(i) for i in indices.tolist()]
         inputs, targets = split_batch(self._collated(items + self._rulers))
-        if not self._rulers:
-            return inputs, targets
-        return map_tensors(lambda t: t[: len(items)], inputs), targets[: len(items)]
+        if self._rulers:
+            inputs, targets = map_tensors(lambda t: t[: len(items)], inputs), targets[: len(items)]
+        self._refuse_changed(indices, inputs, targets)
+        return inputs, targets
 
     def _item(self, index: int) -> Any:
         try:
@@ -95,6 +97,24 @@ class DatasetSamples(Samples):
                 raise DataError(
                     f"sample {i} differs when read twice: the data is augmented or random; pass it without augmentation"
                 )
+
+    def _refuse_changed(self, indices: Tensor, inputs: Inputs, targets: Tensor) -> None:
+        """Compare one sample of each batch with what it was when all were read: one in twenty may be augmented.
+
+        Raises:
+            DataError: it differs.
+        """
+        contents = vars(self).get("_contents")
+        if contents is None or len(targets) != len(indices) or not len(indices):
+            return
+        self._compared += 1
+        row = self._compared % len(indices)
+        one = slice(row, row + 1)
+        if content_hashes(map_tensors(lambda t: t[one], inputs), targets[one])[0] != contents[0][int(indices[row])]:
+            raise DataError(
+                f"sample {int(indices[row])} is not what it was when it was read before: the data is augmented, random "
+                "or changed; pass it as it is, without augmentation"
+            )
 
     def _longest(self) -> list[int]:
         """For every dimension of every tensor whose length differs between samples, one that is longest there."""
