@@ -18,9 +18,16 @@ _PLACES = (  # from the general to the particular, which take what they are not 
     *((backend, "all") for backend in ("cuda", "mkldnn")),
     *((backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")),
 )
-_NEWER = hasattr(torch._C, "_set_fp32_precision_setter")  # since torch 2.9
-_get: Callable[[str, str], str] = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "none")
+_getter: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)  # since torch 2.9
 _set: Callable[[str, str, str], Any] = getattr(torch._C, "_set_fp32_precision_setter", lambda *_: None)
+
+
+def _get(backend: str, operation: str) -> str:
+    """A newer switch; "none" where this torch has none of this name."""
+    try:
+        return "none" if _getter is None else _getter(backend, operation)
+    except RuntimeError:
+        return "none"
 
 
 @contextmanager
@@ -37,7 +44,7 @@ def full_precision() -> Iterator[None]:
 
 def switches() -> dict[str, Any]:
     """Every switch by name; None: torch does not say, because others contradict it."""
-    found: dict[str, Any] = {" ".join(place): _get(*place) for place in _PLACES if _NEWER}
+    found: dict[str, Any] = {" ".join(place): _get(*place) for place in _PLACES}
     for name, read in (
         ("float32_matmul_precision", torch.get_float32_matmul_precision),
         ("cuda.matmul.allow_tf32", lambda: torch.backends.cuda.matmul.allow_tf32),
