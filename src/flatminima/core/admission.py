@@ -71,7 +71,7 @@ def _admit(minimum: Minimum) -> int:
     _refuse_memory(minimum, batch)
     _refuse_mixing(minimum, batch)
     with minimum.open():
-        rows, weights = batch.indices[:_LOOKED_AT], minimum.parameters.tensors
+        rows, weights = batch.indices[: min(_LOOKED_AT, minimum.batch_size)], minimum.parameters.tensors
         look = refuse_kept_values(lambda: minimum.forward(minimum.batch(rows).inputs), weights, minimum.written)
     _remember(minimum, look)
     return batch.outputs[0].numel()

@@ -6,6 +6,7 @@ where gradients are on, as most caches are for inference alone, and where what t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,20 +55,26 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
     graded = _outputs(forward, graded=True)
     follows = graded is None or graded.requires_grad
     look = Look() if graded is None or not follows else _look(graded, weights)
+    graded = None if graded is None else graded.detach()  # its graph holds every activation
     if graded is not None and _largest(graded - here) > _allowed(here, float(here.std(correction=0))):
         raise ModelError(
             "the outputs with gradients are others than without: the network keeps values for inference that are not "
             "those of its weights (a cache from before a checkpoint was loaded?): empty it"
         )
+    changes, apart = [], [0.0]
     with _reversed([p for p in weights if p.layout == torch.strided]):
-        there = [_outputs(forward), _outputs(forward, graded=True)]
-        written.take_away()
-        there.append(_outputs(forward))
-    moved = [t for t in there if t is not None]
-    change = max((_largest(t - here) for t in moved), default=0.0)
-    if not _VISIBLE * _rounding(here) < change < float("inf"):  # too little to tell, or not finite
+        kept = _outputs(forward)
+        for with_gradients in (True, False):
+            if not with_gradients:
+                written.take_away()
+            other = _outputs(forward, graded=with_gradients)
+            other = None if other is None else other.detach()
+            changes += [_largest(t - here) for t in (kept, other) if t is not None]
+            apart += [_largest(other - kept)] if kept is not None and other is not None else []
+    change = max(changes, default=0.0)
+    if not all(map(math.isfinite, changes)) or change <= _VISIBLE * _rounding(here):  # too little to tell
         return look if follows or change != 0 else Look(None)
-    if any(_largest(t - moved[0]) > _allowed(here, change) for t in moved[1:]):
+    if max(apart) > _allowed(here, change):
         raise ModelError(
             "the network keeps values that it computed from its weights (a cache, merged weights?): at other weights "
             "it does not give their outputs; switch that off"
@@ -109,7 +116,10 @@ def _reverse(weights: list[Tensor]) -> None:
 
 
 def _outputs(forward: Callable[[], Tensor], *, graded: bool = False) -> Tensor | None:
-    """Outputs; None: they cannot be computed so, and who needs them will say why."""
+    """Outputs; None: they cannot be computed so, and who needs them will say why.
+
+    Memory that runs out is raised where no gradients are asked for: less of the data may fit.
+    """
     try:
         with torch.set_grad_enabled(graded):
             out = forward()
@@ -117,13 +127,13 @@ def _outputs(forward: Callable[[], Tensor], *, graded: bool = False) -> Tensor |
                 return None
             return out.clone()  # of a weight that is moved, where the output is a part of it
     except (RuntimeError, ValueError, IndexError) as error:
-        if out_of_memory(error):
+        if out_of_memory(error) and not graded:
             raise
         return None
 
 
 def _largest(difference: Tensor) -> float:
-    return float(difference.detach().abs().max())
+    return float(difference.abs().max())
 
 
 def _allowed(outputs: Tensor, change: float) -> float:
