@@ -189,6 +189,14 @@ def test_a_comparison_with_runs_of_one_side_only_is_not_tried():
         assert judge(_claims_of(trial), {"s": own}) is None
 
 
+def test_generally_is_a_share_of_the_runs():
+    runs = [r | {"y": 0.0 if i else 0.01} for i, r in enumerate(_drawn(1.0, seeds=2))]  # one of ten is not at 0
+    verdicts = [judge(_claims_of(_trial("at_most", bound=0.0, **of)), {"s": runs}) for of in ({}, {"share": 0.9})]
+    assert [v.verdict for v in verdicts] == ["contradicted", "reproduced"]
+    assert all(v.statistic == 0.01 and v.note.startswith("9 of 10 runs") for v in verdicts)
+    assert judge(_claims_of(_trial("at_most", bound=0.0, share=0.95)), {"s": runs}).verdict == "contradicted"
+
+
 def test_pairs_are_of_one_seed_and_setting():
     own = [r | {"on": True, "y": r["y"] + 1.0} for r in _drawn(1.0)] + [
         r | {"on": False} for r in _drawn(1.0, noise=0.2)

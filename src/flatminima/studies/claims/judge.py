@@ -262,7 +262,7 @@ def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
     note = f"{sum(hits)} of {len(hits)} runs (share {low:.2f} to {high:.2f}); the interval is the range of the runs"
     return replace(
         blank,
-        verdict=REPRODUCED if all(hits) else CONTRADICTED,
+        verdict=REPRODUCED if sum(hits) >= trial.share * len(hits) else CONTRADICTED,
         statistic=worst,
         low=min(values),
         high=max(values),

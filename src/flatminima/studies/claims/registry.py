@@ -38,8 +38,8 @@ _SHAPES: Mapping[str, str] = MappingProxyType(
         "smaller": "y is smaller in the first group of a pair than in the second",
         "similar": "y differs between the groups of a pair by less than the margin",
         "not_larger": "y is not larger in the first group: by less than the margin, if at all",
-        "at_least": "y is at least the bound, in every run",
-        "at_most": "y is at most the bound, in every run",
+        "at_least": "y is at least the bound, in every run or a share of them",
+        "at_most": "y is at most the bound, in every run or a share of them",
     }
 )
 ALONG = ("rises", "falls", "not_rises", "not_falls", "flat", "v")
@@ -66,6 +66,7 @@ class Trial:
         where: columns and their values: the runs it is about. first, second: the same for the two groups of a pair.
         pair: columns in which partners agree. effect: the paper's, in units of y per unit of x, where it has a number.
         margin: the smallest effect that counts, same units. bound: of y, for "at_least" and "at_most".
+        share: of the runs that have to be within it, where the sentence says "generally".
         vertex: the paper's, on the scale of x. said: the quantity in words.
     """
 
@@ -80,6 +81,7 @@ class Trial:
     effect: float | None = None
     margin: float | None = None
     bound: float | None = None
+    share: float = 1.0
     vertex: float | None = None
     said: str = ""
 
