@@ -27,7 +27,7 @@ _VISIBLE = 1000.0  # roundings of the largest output that a move changes, where 
 
 @dataclass(frozen=True)
 class Look:
-    """How the outputs of a few samples are made.
+    """Way in which the outputs of a few samples are made.
 
     Attributes:
         missed: positions of the weights that no gradient reaches; None: the outputs depend on no weight.
