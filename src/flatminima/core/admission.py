@@ -18,7 +18,7 @@ from flatminima.core.batch import Batch
 from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import random_marks, same_randomness
 from flatminima.core.identity import differing, settings
-from flatminima.core.kept_values import Look, refuse_kept_values
+from flatminima.core.kept_values import Reach, refuse_kept_values
 from flatminima.core.samples import Inputs, check_every_target, leaves
 from flatminima.errors import DataError, FlatMinimaError, ModelError
 from flatminima.escaping import shown
@@ -37,7 +37,7 @@ _MIXING_HALF = 0.2
 
 
 def admit(minimum: Minimum) -> int:
-    """Look at small forward passes: shapes, labels, finiteness, determinism, memory, independence of samples.
+    """Reach at small forward passes: shapes, labels, finiteness, determinism, memory, independence of samples.
 
     Returns:
         Entries of one sample's output.
@@ -72,24 +72,24 @@ def _admit(minimum: Minimum) -> int:
     _refuse_mixing(minimum, batch)
     with minimum.open():
         rows, weights = batch.indices[: min(_LOOKED_AT, minimum.batch_size)], minimum.parameters.tensors
-        look = refuse_kept_values(lambda: minimum.forward(minimum.batch(rows).inputs), weights, minimum.written)
-    _remember(minimum, look)
+        reach = refuse_kept_values(lambda: minimum.forward(minimum.batch(rows).inputs), weights, minimum.written)
+    _remember(minimum, reach)
     return batch.outputs[0].numel()
 
 
-def _remember(minimum: Minimum, look: Look) -> None:
+def _remember(minimum: Minimum, reach: Reach) -> None:
     """Note how the outputs are made: what the numbers' reader must know, and what they are rounded to."""
-    minimum.trainable = look.missed is not None
+    minimum.trainable = reach.missed is not None
     remarks = []
-    if look.missed is None:
+    if reach.missed is None:
         remarks = ["the outputs depend on no trainable parameter (merged adapters? unmerge them)"]
-    elif look.missed:
-        names = [shown(minimum.parameters.names[i]) for i in look.missed]
+    elif reach.missed:
+        names = [shown(minimum.parameters.names[i]) for i in reach.missed]
         few = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
         remarks = [f"no gradient reaches {few} in the samples looked at: unused, detached or cached?"]
-    if look.coarsest is not None and torch.finfo(look.coarsest).eps > minimum.eps:
-        minimum.eps = torch.finfo(look.coarsest).eps
-        name = str(look.coarsest).removeprefix("torch.")
+    if reach.coarsest is not None and torch.finfo(reach.coarsest).eps > minimum.eps:
+        minimum.eps = torch.finfo(reach.coarsest).eps
+        name = str(reach.coarsest).removeprefix("torch.")
         remarks.append(f"computed in {name} in part (autocast in its forward?): small rises of the loss are rounding")
     minimum.remarks.update(dict.fromkeys(remarks))
 

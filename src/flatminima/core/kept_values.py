@@ -26,7 +26,7 @@ _VISIBLE = 1000.0  # roundings of the largest output that a move changes, where 
 
 
 @dataclass(frozen=True)
-class Look:
+class Reach:
     """Way in which the outputs of a few samples are made.
 
     Attributes:
@@ -38,7 +38,7 @@ class Look:
     coarsest: torch.dtype | None = None
 
 
-def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> Look:
+def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> Reach:
     """Refuse a network whose outputs are those of other weights, at its weights or where they move.
 
     Args:
@@ -51,10 +51,10 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
     weights = list(weights)
     here = _outputs(forward)
     if here is None:
-        return Look()
+        return Reach()
     graded = _outputs(forward, graded=True)
     follows = graded is None or graded.requires_grad
-    look = Look() if graded is None or not follows else _look(graded, weights)
+    reach = Reach() if graded is None or not follows else _reach(graded, weights)
     graded = None if graded is None else graded.detach()  # its graph holds every activation
     if graded is not None and _largest(graded - here) > _allowed(here, float(here.std(correction=0))):
         raise ModelError(
@@ -73,16 +73,16 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
             apart += [_largest(other - kept)] if kept is not None and other is not None else []
     change = max(changes, default=0.0)
     if not all(map(math.isfinite, changes)) or change <= _VISIBLE * _rounding(here):  # too little to tell
-        return look if follows or change != 0 else Look(None)
+        return reach if follows or change != 0 else Reach(None)
     if max(apart) > _allowed(here, change):
         raise ModelError(
             "the network keeps values that it computed from its weights (a cache, merged weights?): at other weights "
             "it does not give their outputs; switch that off"
         )
-    return look
+    return reach
 
 
-def _look(outputs: Tensor, weights: list[Tensor]) -> Look:
+def _reach(outputs: Tensor, weights: list[Tensor]) -> Reach:
     """A walk through the graph of the outputs; where a node may hide some of it, no weight counts as missed."""
     stack: list[Any] = [outputs.grad_fn]
     seen, reached, dtypes, hidden = set(), set(), {outputs.dtype}, False
@@ -96,7 +96,7 @@ def _look(outputs: Tensor, weights: list[Tensor]) -> Look:
         dtypes |= {made.dtype for made in getattr(node, "_input_metadata", ())}
         stack += [following for following, _ in node.next_functions]
     missed = () if hidden else tuple(i for i, weight in enumerate(weights) if id(weight) not in reached)
-    return Look(missed, max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps))
+    return Reach(missed, max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps))
 
 
 @contextmanager
