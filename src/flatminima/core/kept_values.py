@@ -21,8 +21,8 @@ from flatminima.core.guard import Written
 from flatminima.errors import ModelError
 
 _SHARE = 0.01  # of what a move changes: kernels differ by less
-_ROUNDINGS = 64.0  # of the largest output
-_VISIBLE = 1000.0  # roundings of the largest output that a move changes, where it shows anything
+_ROUNDINGS, _MOST = 64.0, 0.03  # of the largest output that passes may differ by; in half precision so much of it
+_VISIBLE, _LEAST = 1000.0, 0.1  # the same of what a move has to change to show anything
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
             changes += [_largest(t - here) for t in (kept, other) if t is not None]
             apart += [_largest(other - kept)] if kept is not None and other is not None else []
     change = max(changes, default=0.0)
-    if not all(map(math.isfinite, changes)) or change <= _VISIBLE * _rounding(here):  # too little to tell
+    if not all(map(math.isfinite, changes)) or change <= _rounding(here, _VISIBLE, _LEAST):  # too little to tell
         return reach if follows or change != 0 else Reach(None)
     if max(apart) > _allowed(here, change):
         raise ModelError(
@@ -137,9 +137,9 @@ def _largest(difference: Tensor) -> float:
 
 
 def _allowed(outputs: Tensor, change: float) -> float:
-    return max(_SHARE * change, _ROUNDINGS * _rounding(outputs))
+    return max(_SHARE * change, _rounding(outputs, _ROUNDINGS, _MOST))
 
 
-def _rounding(outputs: Tensor) -> float:
-    """Spacing of the largest output."""
-    return _largest(outputs) * torch.finfo(outputs.dtype).eps
+def _rounding(outputs: Tensor, count: float, most: float) -> float:
+    """Roundings of the largest output, `count` of them, or the share `most` of it where that is less."""
+    return _largest(outputs) * min(count * torch.finfo(outputs.dtype).eps, most)
