@@ -309,6 +309,8 @@ def test_several_inputs_a_sample(name: str, columns: str, tmp_path: Path) -> Non
     assert json.loads(out)["n"] == 60
     code, out, _ = run("certify", "--verify", str(tmp_path / "c" / "certificate.json"), *of)
     assert code == 0 and "every number agrees" in out
+    code, out, _ = run("certify", *of, "--dry-run")
+    assert code == 0 and "on 120 samples; nothing was trained" in out
     for more in ([], ["--dry-run"]):
         code, _, err = run("certify", *of[:2], "--columns", "table", *of[4:], *more)
         assert code == 2 and "the network cannot take the inputs (2, 2) float32" in err

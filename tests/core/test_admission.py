@@ -152,9 +152,17 @@ def test_the_moves_of_one_minimum_do_not_make_another_stale() -> None:
         lambda net: net.__setitem__(1, nn.ReLU()),
         lambda net: setattr(net[1], "forward", torch.relu),
         lambda net: setattr(net[0], "_active_adapter", "other"),
+        lambda net: delattr(net[0], "in_features"),
         lambda net: X.data.add_(1.0),
     ],
-    ids=["rows change places", "a layer replaced", "forward replaced", "an adapter switched", "data in place"],
+    ids=[
+        "rows change places",
+        "a layer replaced",
+        "forward replaced",
+        "an adapter switched",
+        "a setting gone",
+        "data in place",
+    ],
 )
 def test_a_network_that_is_another_is_noticed(change: Any) -> None:
     net = plain()

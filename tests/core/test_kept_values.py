@@ -246,6 +246,13 @@ def test_no_certificate_of_a_network_that_keeps_values_of_its_weights() -> None:
         certify(KeptForInference, (x, x.argmax(1)))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_certificate_of_torchscript_alone() -> None:
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ModelError, match="got TorchScript"):
+        certify(torch.jit.script(nn.Linear(3, 3)), (x, x.argmax(1)), stated="random weights")
+
+
 def test_an_exported_program_has_no_eval_mode() -> None:
     program = torch.export.export(nn.Linear(3, 3), (X2,)).module()
     with pytest.raises(ModelError, match="no eval mode"):

@@ -130,6 +130,7 @@ class _Run:
         start = Start.of(model, self.seed, Packing.of(self.samples))
         if start.packing is not None and recipe.augment != "none":
             raise UsageError(f"got augment={recipe.augment!r} for inputs that are no images; use augment='none'")
+        # a network that cannot take the samples is refused here, before its code is looked through
         Logits.needed(start.network, tensors_at(self.samples, self.division.bound[:2], start.network)[0])
         found = self._findings(start, model, stated)
         enforce(conditions_of(found, Confidence(0.05)), score)  # what can be refused is, before anything is trained

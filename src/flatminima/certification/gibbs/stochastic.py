@@ -61,6 +61,8 @@ class StochasticNetwork(nn.Module):
         super().__init__()
         if not (math.isfinite(sigma) and sigma > 0):
             raise UsageError(f"got sigma={sigma!r}; the standard deviation of the weights must be positive")
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ModelError("got TorchScript, whose weights take no draw: certify the network that it was made of")
         _refuse_batch_statistics(model)
         self.network = copied(model).eval()
         available = dict(Parameters.of(self.network))
