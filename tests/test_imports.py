@@ -17,6 +17,7 @@ LAYERS = [
         "display",
         "output",
         "full_precision",
+        "output_graph",
         "distributed",
         "io",
         "escaping",

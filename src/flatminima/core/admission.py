@@ -18,7 +18,8 @@ from flatminima.core.batch import Batch
 from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import random_marks, same_randomness
 from flatminima.core.identity import differing, settings
-from flatminima.core.kept_values import Reach, refuse_kept_values
+from flatminima.core.kept_values import refuse_kept_values
+from flatminima.core.output_graph import Reach
 from flatminima.core.samples import Inputs, check_every_target, leaves
 from flatminima.errors import DataError, FlatMinimaError, ModelError
 from flatminima.escaping import shown

@@ -9,33 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import Written
+from flatminima.core.output_graph import Reach, reach_of
 from flatminima.errors import ModelError
 
 _SHARE = 0.01  # of what a move changes: kernels differ by less
 _ROUNDINGS, _MOST = 64.0, 0.03  # of the largest output that passes may differ by; in half precision so much of it
 _VISIBLE, _LEAST = 1000.0, 0.1  # the same of what a move has to change to show anything
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Way in which the outputs of a few samples are made.
-
-    Attributes:
-        missed: positions of the weights that no gradient reaches; None: the outputs depend on no weight.
-        coarsest: dtype of the lowest precision on the way to them, where it was seen.
-    """
-
-    missed: tuple[int, ...] | None = ()
-    coarsest: torch.dtype | None = None
 
 
 def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor], written: Written) -> Reach:
@@ -54,7 +39,7 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
         return Reach()
     graded = _outputs(forward, graded=True)
     follows = graded is None or graded.requires_grad
-    reach = Reach() if graded is None or not follows else _reach(graded, weights)
+    reach = Reach() if graded is None or not follows else reach_of(graded, weights)
     graded = None if graded is None else graded.detach()  # its graph holds every activation
     if graded is not None and _largest(graded - here) > _allowed(here, float(here.std(correction=0))):
         raise ModelError(
@@ -80,23 +65,6 @@ def refuse_kept_values(forward: Callable[[], Tensor], weights: Iterable[Tensor],
             "it does not give their outputs; switch that off"
         )
     return reach
-
-
-def _reach(outputs: Tensor, weights: list[Tensor]) -> Reach:
-    """A walk through the graph of the outputs; where a node may hide some of it, no weight counts as missed."""
-    stack: list[Any] = [outputs.grad_fn]
-    seen, reached, dtypes, hidden = set(), set(), {outputs.dtype}, False
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        hidden |= isinstance(node, BackwardCFunction)  # a checkpoint, an operation of the caller's
-        reached.add(id(getattr(node, "variable", None)))
-        dtypes |= {made.dtype for made in getattr(node, "_input_metadata", ())}
-        stack += [following for following, _ in node.next_functions]
-    missed = () if hidden else tuple(i for i, weight in enumerate(weights) if id(weight) not in reached)
-    return Reach(missed, max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps))
 
 
 @contextmanager
