@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cases import BY_NAME, LAYERS, Net
+from case_networks import Net
+from cases import BY_NAME, LAYERS
 from flatminima import Minimum
 from flatminima.core.perturbation import Gaussian, Relative
 from flatminima.core.statistic import Statistic

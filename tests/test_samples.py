@@ -23,7 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from cases import Net
+from case_networks import Net
 from flatminima import Minimum
 from flatminima.core.minimum import Converted
 from flatminima.core.samples import Samples, as_samples, hash_bytes

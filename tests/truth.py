@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cases import Case
+from case_networks import Case
 
 
 def pick(inputs: Any, i: int) -> Any:

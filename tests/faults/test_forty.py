@@ -30,7 +30,7 @@ ELSEWHERE = {
     18: ("training/test_checkpoint.py", "test_nothing_in_a_file_is_executed"),
     19: ("training/test_checkpoint.py", "test_truncated_files"),
     20: ("training/test_checkpoint.py", "test_files_of_another_kind"),
-    21: ("cli/test_cli.py", "test_bad_models_are_one_line"),
+    21: ("cli/test_cli_errors.py", "test_bad_models_are_one_line"),
     22: ("data/test_sources.py", "test_offline_a_hub_name_fails_at_once"),
     35: ("statistics/test_lanczos.py", "test_a_triple_eigenvalue_and_no_ghosts"),
     37: ("test_out_of_memory.py", "test_the_same_numbers_in_smaller_batches"),

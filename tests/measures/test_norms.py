@@ -10,7 +10,7 @@ from measure_oracle import blobs, cnn, fitted, generator, mlp, randomise
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from cases import Net
+from case_networks import Net
 from flatminima import Minimum
 from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from measure_oracle import blobs, generator, mlp, randomise
 from torch import nn
 
-from cases import Net
+from case_networks import Net
 from flatminima import Minimum
 from flatminima.core.statistic import Fixed
 from flatminima.errors import UsageError

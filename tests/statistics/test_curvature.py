@@ -8,7 +8,8 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
-from cases import BY_NAME, CASES, Case, N, numbers
+from case_networks import Case, N, numbers
+from cases import BY_NAME, CASES
 from flatminima import Minimum
 from flatminima.core.perturbation import Gaussian, Relative
 from flatminima.errors import Undefined

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cases import BY_NAME, N
+from case_networks import N
+from cases import BY_NAME
 from flatminima import Minimum
 from flatminima.errors import DataError, UsageError
 from flatminima.statistics import FisherFactor, FisherMatrix, GaussNewtonFactor, Gram, factor

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cases import Attention, Net, _scatter
+from case_networks import Attention, Net, _scatter
 from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.statistics import FeedForward, FeedForwardNetwork

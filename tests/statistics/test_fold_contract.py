@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import BY_NAME, CASES, Case, N, cast
+from case_networks import Case, N, cast
+from cases import BY_NAME, CASES
 from flatminima import Minimum, statistics
 from flatminima.core.batch import Batch
 from flatminima.core.perturbation import Gaussian, Relative, TruncatedGaussian, Uniform

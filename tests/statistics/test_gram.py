@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from cases import BY_NAME, CASES, Case, N, Net, conv_net, numbers
+from case_networks import Case, N, Net, conv_net, numbers
+from cases import BY_NAME, CASES
 from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.statistics import FisherDiagonal, Gram, Outputs

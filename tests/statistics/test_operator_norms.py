@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cases import Net, _scatter
+from case_networks import Net, _scatter
 from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.models import resnet20

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from cases import Net
+from case_networks import Net
 from flatminima import Minimum
 from flatminima.errors import Undefined
 from flatminima.statistics import PiecewiseLinearDiagonal

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cases import BY_NAME, CASES, Case
+from case_networks import Case
+from cases import BY_NAME, CASES
 from flatminima import Minimum
 from flatminima.core.losses import Loss
 from flatminima.errors import NumericalError, Undefined, UsageError

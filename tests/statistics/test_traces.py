@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cases import BY_NAME, CASES, Case, L, Net, numbers
+from case_networks import Case, Net, numbers
+from cases import BY_NAME, CASES, L
 from flatminima import Minimum, measures
 from flatminima.errors import Undefined, UsageError
 from flatminima.models import resnet20
