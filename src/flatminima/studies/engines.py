@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from flatminima.io import claimed, json_text, write_whole
 from flatminima.studies import resumable
 from flatminima.studies.images import on
 from flatminima.studies.networks import FOLDER
-from flatminima.studies.run_store import Run, read_run, succeeded, under_way
+from flatminima.studies.run_store import Run, read_run, result_beside, succeeded, under_way
 from flatminima.studies.study import Config, Result, Sources, Study
 
 _TRIES = 3  # of a run whose worker dies
@@ -134,7 +135,8 @@ def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
                 return None
             study = work.file.parent.parent
             own = {"study": study.name, "config": work.config}
-            with resumable.keeping(folder, told, networks=study.parent / FOLDER, own=own) as kept:
+            place, others = study.parent / FOLDER, partial(result_beside, work.file)
+            with resumable.keeping(folder, told, networks=place, own=own, others=others) as kept:
                 outcome, of_use = _attempt(run, work)
             for clock in ("seconds", "core_seconds"):
                 outcome[clock] += kept.before

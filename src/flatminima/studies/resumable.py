@@ -35,6 +35,7 @@ class _Kept:
     names: list[str] = field(default_factory=list)  # of the networks' files, one a training
     trainings: int = 0  # begun so far; a run may have several
     before: float = 0.0  # seconds of the epochs that an earlier process did
+    others: Callable[[Mapping[str, Any]], Any] = lambda _: None  # the result of another run of the study
 
 
 _kept: ContextVar[_Kept | None] = ContextVar("flatminima_kept", default=None)
@@ -47,19 +48,27 @@ def keeping(
     *,
     networks: Path | None = None,
     own: Mapping[str, Any] | None = None,
+    others: Callable[[Mapping[str, Any]], Any] = lambda _: None,
 ) -> Iterator[_Kept]:
     """Within the block `train` keeps its state in the folder, and calls `told` after each epoch.
 
     Args:
+        others: what `result_of` returns.
         networks: folder in which it looks for the network first, and keeps it when it is trained.
         own: what decides a training that `networks.name_of` cannot compare: the run's study and configuration.
     """
-    kept = _Kept(folder, told, networks, own or {})
+    kept = _Kept(folder, told, networks, own or {}, others=others)
     token = _kept.set(kept)
     try:
         yield kept
     finally:
         _kept.reset(token)
+
+
+def result_of(config: Mapping[str, Any]) -> Any:
+    """The result of another run of the study, for a run that builds on it; None if it is not done, or out of a run."""
+    kept = _kept.get()
+    return None if kept is None else kept.others(config)
 
 
 def train(

@@ -45,8 +45,7 @@ class RunStore:
 
     def file(self, config: Config) -> Path:
         """Named by the hash of the study, the configuration and the versions that compute it."""
-        key = run_key({"study": self._name, "config": config, "versions": computed_by()})
-        return self.folder / f"{key}.json"
+        return _file(self.folder, self._name, config)
 
     def put(self, config: Config, run: Run) -> None:
         """Write a run down; if it has a result, clear away what it kept while it was under way."""
@@ -72,6 +71,17 @@ class RunStore:
             run = known(config)
             if run is not None and read_run(self.file(config)) is None:
                 self.put(config, run)
+
+
+def result_beside(file: Path, config: Config) -> Any:
+    """The result of another run of the study whose run lies in `file`; None if it is not done."""
+    run = read_run(_file(file.parent, file.parent.parent.name, config))
+    return run["result"] if run is not None and succeeded(run) else None
+
+
+def _file(folder: Path, study: str, config: Config) -> Path:
+    key = run_key({"study": study, "config": config, "versions": computed_by()})
+    return folder / f"{key}.json"
 
 
 def read_run(file: Path) -> Run | None:

@@ -36,6 +36,7 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 _ALL = "all"  # of a data set's samples
+_CHOSEN = ("beta", "sub_batches", "max_norm")  # that a run takes from what another run tried
 
 
 def printed(study: Study) -> list[Setting]:
@@ -52,7 +53,7 @@ def deviations(study: Study, scale: str) -> list[str]:
     """
     configs, name, found = study.list_runs(scale), study.runs_of or study.id, []
     for setting in printed(study):
-        about = [c for c in configs if _about(c, setting.only, name)]
+        about = [c for c in configs if _about(c, setting.only, name) and not ("choice" in c and setting.key in _CHOSEN)]
         ours = {_hashable(_lookup(c, setting.key, name)) for c in about}
         wanted = {_hashable(v) for v in (setting.value if isinstance(setting.value, tuple) else (setting.value,))}
         if about and ours != wanted:

@@ -50,7 +50,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         c = self.claim
-        told = ("id", "paper", "where", "quote", "kind", "figure", "effect", "why", "note", "own_numbers")
+        told = ("id", "paper", "where", "quote", "kind", "figure", "effect", "why", "reads", "note", "own_numbers")
         entry = {k: getattr(c, k) for k in told}
         more = {
             "premise": list(c.premise),

@@ -115,6 +115,7 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
         id=claim.id,
         where=claim.where,
         premise="; ".join(claim.premise),
+        study=trial.study,
         measured=_measured(trial),
         effect=trial.effect if trial.effect is not None else trial.margin,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from flatminima.errors import UsageError
 from flatminima.ranking import kendall
-from flatminima.studies._jia_table import settings
+from flatminima.studies._jia_table import best_held_out, settings
 
 Row = dict[str, Any]
 READ_AT = 0.05  # expected sharpness at which N17 reads its bi-criteria plots
@@ -163,7 +163,7 @@ def _chosen(found: list[Row]) -> None:
             setting = (strength, *settings(row))
             groups.setdefault(kind, {}).setdefault(setting, []).append(row)
     for by_strength in groups.values():
-        best = min(by_strength.values(), key=lambda own: sum(r["validation_error"] for r in own) / len(own))
+        best = best_held_out(list(by_strength.values()))
         for own in by_strength.values():
             for row in own:
                 row["chosen"] = own is best

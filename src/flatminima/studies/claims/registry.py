@@ -95,6 +95,7 @@ class Claim:
         kind: of `KINDS`. figure: "Fig. 1", where it is about one. premise: of `PREMISES`, each with its number.
         effect: what the paper prints or plots, as text. why: of the margin. trials: each must come out.
         check: name of a calculation in `checks` that decides it. needs: what it would take, where nothing tries it.
+        reads: what it says, where the quotation alone does not tell: its subject, its condition, its negation.
         note: what a reader must know of the verdict. own_numbers: `check` compares it with what the paper prints.
     """
 
@@ -110,6 +111,7 @@ class Claim:
     trials: tuple[Trial, ...] = ()
     check: str | None = None
     needs: str = ""
+    reads: str = ""
     note: str = ""
     own_numbers: bool = False
 
