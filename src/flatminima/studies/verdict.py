@@ -29,7 +29,8 @@ class Verdict:
         statistic, low, high: with its 95 % interval; None when undefined.
         paper: what the paper has, as text, where it gives a number.
         note: why nothing is decided, or what the interval is over.
-        id, where, premise: of a paper's sentence, in the registry of claims. study: whose runs decide. p: two-sided. power: to see `effect`.
+        id, where, premise: of a paper's sentence, in the registry of claims. study: whose runs decide.
+        p: two-sided. power: to see `effect`.
         effect: the paper's, or the smallest that counts. spent: hours of a core, by the runs. hours: more of them, that
             would decide it, where nothing is.
     """
