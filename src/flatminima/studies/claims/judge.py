@@ -32,6 +32,7 @@ _ENOUGH = 0.8  # power
 _MOST = 0.9  # of the runs that must meet a premise
 _DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
 _LESS = ("falls", "smaller", "not_rises", "not_larger")
+_TOGETHER = ("data", "name")  # in which partners agree, too
 _NULLS = ("not_rises", "not_falls", "not_larger", "flat", "similar")
 _TWO_SIDED_NULLS = ("flat", "similar")
 
@@ -44,12 +45,23 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
 
     Returns:
         The verdict over all trials of which there are runs, the statistic of the weakest; None where no trial has any.
+        What is asserted of more than there are runs of can be contradicted, and not be reproduced.
     """
-    found = [
-        judged for trial in claim.trials if (judged := try_one(claim, trial, runs.get(trial.study, ()))) is not None
-    ]
+    tried = [(trial, try_one(claim, trial, runs.get(trial.study, ()))) for trial in claim.trials]
+    found = [verdict for _, verdict in tried if verdict is not None]
     if not found:
         return None
+    verdict = _over_all(found)
+    absent = dict.fromkeys(trial.said or trial.y for trial, judged in tried if judged is None)
+    if absent:
+        word = UNINFORMATIVE if verdict.verdict == REPRODUCED else verdict.verdict
+        parts = (verdict.note, f"no runs of {', '.join(absent)}")
+        verdict = replace(verdict, verdict=word, note="; ".join(part for part in parts if part))
+    return verdict
+
+
+def _over_all(found: Sequence[Verdict]) -> Verdict:
+    """The verdict on a sentence by those of its trials, all of which must come out."""
     decided = [v for v in found if v.verdict != UNMET]
     if not decided:
         return found[0]
@@ -102,12 +114,13 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
     """One trial on the rows of its study; None where none, or none of one group, has what it is about."""
     needed = [trial.y] + ([trial.x] if trial.x else [])
     about = [r for r in rows if fits(r, trial.where)]
+    about = [r for r in about if ("tau" in r) == (trial.y == "tau")]  # a tau is of several runs, and no run
     about = [r for r in about if not trial.first or fits(r, trial.first) or fits(r, trial.second)]
     about = [r for r in about if all(value(name, r) is not None for name in needed)]
     groups = (trial.first, trial.second) if trial.first else ({},)
     if not all(any(fits(r, group) for r in about) for group in groups):
         return None
-    own, unmet = _premises(claim.premise, about)
+    own, unmet = _premises(claim.premise, trial, about)
     blank = Verdict(
         claim.quote,
         UNINFORMATIVE,
@@ -133,12 +146,17 @@ def try_one(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Verdict | None:
         return _all_alike(trial, own, blank) or replace(blank, note=again, hours=blank.spent)
 
 
-def _premises(premises: Sequence[str], rows: Sequence[Row]) -> tuple[list[Row], str]:
+def _premises(premises: Sequence[str], trial: Trial, rows: Sequence[Row]) -> tuple[list[Row], str]:
     """The rows that meet them, and why they do not count if too few do."""
     own = list(rows)
     for premise in premises:
         kind, _, number = premise.rpartition(" ")
         bound = float(number)
+        if kind == "train losses within a factor of":
+            own, unmet = _alike(trial, own, bound)
+            if unmet:
+                return [], unmet
+            continue
         if kind == "train losses within":
             losses = [r["train_loss"] for r in own]
             if max(losses) - min(losses) > bound:
@@ -152,6 +170,19 @@ def _premises(premises: Sequence[str], rows: Sequence[Row]) -> tuple[list[Row], 
             return [], f"{premise}: {len(met)} of {len(own)} runs"
         own = met
     return own, ""
+
+
+def _alike(trial: Trial, rows: list[Row], factor: float) -> tuple[list[Row], str]:
+    """The rows whose training losses differ by a factor at most, from their partner's or, without pairs, from all."""
+    if not trial.first:
+        losses = [r["train_loss"] for r in rows]
+        unmet = "" if max(losses) <= factor * min(losses) else f"{min(losses):.3g} to {max(losses):.3g}"
+        return rows, unmet and f"training losses from {unmet}: not within a factor of {factor:g}"
+    pairs = _pairs(trial, rows)
+    alike = [pair for pair in pairs if max(a := [r["train_loss"] for r in pair]) <= factor * min(a)]
+    if len(alike) < _MOST * len(pairs):
+        return [], f"training losses within a factor of {factor:g}: {len(alike)} of {len(pairs)} pairs"
+    return [row for pair in alike for row in pair], ""
 
 
 def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:
@@ -191,8 +222,13 @@ def _all_alike(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict | N
 
 def _pairs(trial: Trial, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     groups = [[r for r in rows if fits(r, group)] for group in (trial.first, trial.second)]
-    partner = {tuple(r[k] for k in trial.pair): r for r in groups[1]}
-    return [(r, partner[at]) for r in groups[0] if (at := tuple(r[k] for k in trial.pair)) in partner]
+    same = [name for name in _TOGETHER if name not in trial.first and name not in trial.second]
+
+    def place(row: Row) -> tuple[object, ...]:
+        return *(row[k] for k in trial.pair), *(row.get(k) for k in same)
+
+    partner = {place(r): r for r in groups[1]}
+    return [(r, partner[at]) for r in groups[0] if (at := place(r)) in partner]
 
 
 def _number(name: str, row: Row) -> float:
@@ -279,6 +315,8 @@ def _vertex(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
     said = f"least at {found.place:g} ({found.low:g} to {found.high:g}); slope before it {found.before.value:+.3g}"
     told = replace(blank, statistic=found.after.value, low=low, high=high, p=min(1.0, p), note=said)
     if p < LEVEL:
+        if trial.vertex is not None and not found.low <= trial.vertex <= found.high:
+            return replace(told, note=f"{said}; the paper's vertex is at {trial.vertex:g}")
         return replace(told, verdict=REPRODUCED)
     wrong = min(found.before.p_above(), found.after.p_below())
     if 4 * wrong < LEVEL:  # either line goes the other way

@@ -24,7 +24,7 @@ _JOINS: Mapping[str, Callable[[float, float], float]] = {
     " / ": lambda a, b: a / b,
 }
 _NORMS = ("l2", "l1_path", "l2_path", "spectral")
-_METRICS = ("logdet", "spectral", "frobenius", "robustness")
+_METRICS = (("logdet", "spectral", "frobenius", "robustness"), ("confusion", "ln_kl_at_sharpness", "sharpness", "l2"))
 _FUNCTIONS: Mapping[str, Callable[[float], float]] = {"ln": math.log, "log2": math.log2, "abs": abs}
 
 
@@ -170,19 +170,20 @@ def _chosen(found: list[Row]) -> None:
 
 
 def _taus(found: list[Row]) -> list[Row]:
-    """Of each seed of J20's figures, Kendall's tau of each metric with the test error: a row each."""
-    groups: dict[tuple[Any, Any], list[Row]] = {}
+    """Of each seed, Kendall's tau with the test error of each metric of J20's figures and N17's figure 3: a row each."""
+    groups: dict[tuple[Any, Any, tuple[str, ...]], list[Row]] = {}
     for row in found:
-        if "robustness" in row and "logdet" in row:
-            groups.setdefault((row["seed"], row.get("equal_loss")), []).append(row)
+        for names in _METRICS:
+            if row.keys() >= {*names, "test_error"}:
+                groups.setdefault((row["seed"], row.get("equal_loss"), names), []).append(row)
     rows_of_tau = []
-    for (seed, equal_loss), own in groups.items():
-        for metric in _METRICS:
+    for (seed, equal_loss, metrics), own in groups.items():
+        for metric in metrics:
             pairs = [(r[metric], r["test_error"]) for r in own if r[metric] is not None]
             tau = kendall(*zip(*pairs, strict=True)).tau if len(pairs) > 1 else None
             shared = {"seed": seed, "equal_loss": equal_loss, "metric": metric, "tau": tau}
-            seconds = sum(r["seconds"] for r in own) / len(_METRICS)
-            rows_of_tau.append({**shared, "train_error": max(r["train_error"] for r in own), "seconds": seconds})
+            shared |= {k: max(r[k] for r in own) for k in ("train_error", "train_loss") if all(k in r for r in own)}
+            rows_of_tau.append({**shared, "seconds": sum(r["seconds"] for r in own) / len(metrics)})
     return rows_of_tau
 
 

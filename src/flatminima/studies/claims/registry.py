@@ -50,6 +50,7 @@ PREMISES: Mapping[str, str] = MappingProxyType(
         "train error at most": "share of training samples that a network errs on",
         "train loss at most": "nats, at the end of training",
         "train losses within": "nats between the smallest and the largest training loss of the runs compared",
+        "train losses within a factor of": "by which partners differ, or, without pairs, the largest and the smallest",
         "epochs at least": "of training: as many as the paper's, where the sentence says that networks were fitted",
         "test error at most": "share: below what guessing gives",
         "outputs equal to": "largest relative change of an output by the rescaling",
