@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 import pytest
 
 from flatminima.report.axes import legends_beside, linear, logarithmic, number
-from flatminima.report.theme import DARK_PALETTE, PALETTE, style, svg, themed
+from flatminima.report.theme import DARK_PALETTE, GROUND, PALETTE, style, svg, themed
 from flatminima.studies import STUDIES
 from flatminima.studies._jia import METRICS, figure
 from flatminima.studies._neyshabur import draw_at_sharpness, draw_curves
-from flatminima.studies.plot import label, lines, panels
+from flatminima.studies._toy_figure import like
+from flatminima.studies.plot import colour_and_marker, label, lines, panels
 from flatminima.studies.result_files import documents
 
 RESULTS = Path(__file__).parents[2] / "results" / "studies"
@@ -149,3 +150,115 @@ def test_a_figure_as_a_file_follows_the_readers_theme():
     assert re.findall(r"--c\d: (#\w+)", light) == list(PALETTE)
     assert "stroke: var(--c0)" in dark and "currentColor" in dark and "white" not in text
     ElementTree.fromstring(text.partition("?>")[2])
+
+
+def test_a_lone_legend_stays_beside_its_axes_with_its_title():
+    """Of three panels one has a legend; the figure's would be taken for that of another panel."""
+    with style("test"):
+        whole, axes = panels(3)
+        for panel, name in zip(axes, ("", "a", ""), strict=True):
+            lines(panel, [1, 2], [1.0, 2.0], label=name or None)
+            label(panel, "x", "y", legend="hidden units" if name else "")
+        legends_beside(whole)
+    assert not whole.legends and [panel.get_legend() is not None for panel in axes] == [False, True, False]
+    assert axes[1].get_legend().get_title().get_text() == "hidden units"
+
+
+def test_axes_of_one_legend_have_it_once_and_each_kind_has_its_own_title():
+    with style("test"):
+        whole, axes = panels(2, 2)
+        for panel, name in zip(axes, ("a", "a", "a", "b"), strict=True):
+            lines(panel, [1, 2], [1.0, 2.0], label=name)
+            label(panel, "x", "y", legend=f"kind {name}")
+        legends_beside(whole)
+    titles = [panel.get_legend() and panel.get_legend().get_title().get_text() for panel in axes]
+    assert titles == [None, "kind a", None, "kind b"] and not whole.legends
+
+
+def test_no_two_lines_have_one_colour_and_one_marker():
+    pairs = [colour_and_marker(index) for index in range(2 * len(PALETTE))]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_every_colour_has_contrast_on_white():
+    """WCAG 1.4.11: 3 to 1 for a line."""
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear_light = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear_light, strict=True))
+
+    assert all((luminance(GROUND) + 0.05) / (luminance(colour) + 0.05) >= 3 for colour in PALETTE)
+
+
+def test_on_a_logarithmic_axis_mean_and_band_are_of_logarithms():
+    with style("test"):
+        _, axes = panels(2)
+        lines(axes[0], [1, 1, 2], [1.0, 100.0, 3.0], geometric=True)
+        lines(axes[1], [1, 1, 2], [0.0, 4.0, 3.0], geometric=True)  # of zero there is no logarithm
+    wide = math.exp(math.log(100) / math.sqrt(2))  # the deviation of two logarithms
+    assert list(axes[0].lines[0].get_ydata()) == pytest.approx([10.0, 3.0])
+    places = axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert min(places) == pytest.approx(10 / wide) and max(places) == pytest.approx(10 * wide)
+    assert list(axes[1].lines[0].get_ydata()) == pytest.approx([2.0, 3.0])
+
+
+def test_where_no_curve_reaches_the_sharpness_there_are_no_axes():
+    """What is too small is said only where all of it is; where some reach it the title has how many."""
+    low, far, met = ([{"kl": k, "sharpness": s, "stderr": 0.0} for k, s in c] for c in CURVES)
+    cases = [
+        ((low, low), "not reached: the noise is too small", False),
+        ((low, far), "not reached", False),
+        ((low, met), "(1 of 2 reach it)", True),
+        ((met, met), "KL at expected sharpness 0.05", True),
+    ]
+    for curves, said, axis in cases:
+        with style("test"):
+            _, (axes,) = panels(1)
+            draw_at_sharpness(
+                axes, {"": [{"size": 10 + i, "curve": c} for i, c in enumerate(curves)]}, "size", "samples"
+            )
+        assert axes.get_title().splitlines()[-1] == said and axes.axison is axis
+
+
+CURVES = (((10.0, 0.001), (1.0, 0.01)), ((10.0, 0.1), (1.0, 0.5)), ((10.0, 0.01), (1.0, 0.5)))
+
+
+def _figure_of(name, scale):
+    (document,) = [d for d in documents(RESULTS, name) if d["scale"] == scale]
+    with style(name):
+        return STUDIES[name].figure([run["result"] for run in document["runs"] if "result" in run])
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_learned_weights_have_the_same_colour_at_each_scale(scale):
+    figure_of_scale = _figure_of("neyshabur-conditions", scale)
+    handles, names = figure_of_scale.axes[0].get_legend_handles_labels()
+    colours = [getattr(h, "patches", [h])[0].get_facecolor()[:3] for h in handles]
+    expected = [tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in PALETTE[:2]]
+    assert names == ["learned", "random"] and colours == [pytest.approx(c) for c in expected]
+
+
+def test_networks_trained_to_one_loss_are_a_dashed_line():
+    axes = _figure_of("jia-batch", "cpu").axes[0]
+    assert [(line.get_label(), line.get_linestyle()) for line in axes.lines] == [
+        ("equal epochs", "-"),
+        ("to equal loss", "--"),
+    ]
+
+
+def test_the_left_panel_of_fig_3_has_both_errors():
+    axes = _figure_of("neyshabur-confusion", "cpu").axes[0]
+    assert [line.get_label() for line in axes.lines] == ["test", "training"]
+
+
+def test_the_toys_figure_says_whose_surfaces_it_has():
+    """The first like the papers' picture where there is one, else the first of all."""
+    (document,) = [d for d in documents(RESULTS, "wang-toy") if d["scale"] == "cpu"]
+    results = [run["result"] for run in document["runs"]]
+    unlike = [r for r in results if not (r["found"] and all(like(r)))]
+    with style("wang-toy"):
+        with_one, without = (STUDIES["wang-toy"].figure(own).get_suptitle() for own in (results, unlike))
+    said = r"data set [1-9]\d*, the first like the papers' picture: \d+ of \d+ with two minima are"
+    assert len(unlike) < len(results) and re.fullmatch(said, with_one)
+    assert re.fullmatch(r"data set 0 of \d+, none of them like the papers' picture", without)

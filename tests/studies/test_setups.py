@@ -9,6 +9,10 @@ from flatminima.studies.setups import deviations, printed
 
 KNOWN = {  # each with its reason in the study's `reduction`
     "neyshabur-width": ["draws: 50 (1000)", "samples: 10,000 (64)", "ascent_steps: none (2000)"],
+    "wang-pertopt": [
+        "gamma, data ['cifar10', 'cifar100'], method PertOPT: 0.1 and 1.0 and 10.0 (10.0)",
+        "gamma, data tinyimagenet, method PertOPT: 0.1 and 1.0 (1.0)",
+    ],
 }
 
 
@@ -44,7 +48,7 @@ def test_half_lies_between_cpu_and_paper(name):
     if name.startswith("jia"):
         printed_epochs = {c["epochs"] for c in study.list_runs("paper") if not c.get("target_loss")}
         assert min(c["epochs"] for c in runs if not c.get("target_loss")) >= max(printed_epochs)
-        assert not [d for d in deviations(study, "half") if d.startswith(("trials", "scheme", "fresh", "weight_decay"))]
+        assert not [d for d in deviations(study, "half") if d.startswith(("scheme", "fresh", "weight_decay"))]
 
 
 def test_three_figures_ask_for_one_network():

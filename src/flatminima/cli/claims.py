@@ -47,7 +47,7 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
 def _table(findings: list[Finding]) -> None:
     from rich.table import Table
 
-    from flatminima.report.studies import here, summary
+    from flatminima.report.verdicts import here, summary
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
     for name, width in (("claim", 24), ("verdict", 12), ("sentence and what is here", 40)):

@@ -38,7 +38,9 @@ FailOnClaims = Annotated[
     typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails or is contradicted; no control counts."),
 ]
 Show = Annotated[bool, typer.Option("--show", help="Run nothing: table and page of the results there are.")]
-Redraw = Annotated[bool, typer.Option("--redraw", help="With --show: draw the papers' figures anew, too.")]
+Redraw = Annotated[
+    bool, typer.Option("--redraw", help="With --show: draw the papers' figures and judge the results anew, too.")
+]
 Claims = Annotated[bool, typer.Option("--claims", help="Run nothing: the papers' sentences, what each came to.")]
 OfPaper = Annotated[str | None, typer.Option("--paper", help="With --claims: of one, W1, W2, WB, N17 or J20.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="With --claims: the whole report, as docs/results.md.")]

@@ -23,7 +23,7 @@ def plan_table(
     """Plan what a call would do, and about how long, by the runs that are done; writes nothing."""
     from rich.table import Table
 
-    from flatminima.report.studies import duration
+    from flatminima.report.verdicts import duration
     from flatminima.studies.runner import plan
 
     plans = [plan(s, output, scale=scale, jobs=jobs, shard=shard, seed=seed) for s in chosen]
@@ -54,8 +54,7 @@ def finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> li
         typer.echo(json_text(found, None))
     else:
         _table(found)
-    words = [word for word in sys.argv[1:] if word != "--show"]
-    command = shlex.join(["flatminima", *_without_paths(words)])
+    command = shlex.join(["flatminima", *_without_paths(sys.argv[1:])])
     of_papers = [f.to_dict() for f in findings] if any(not d["own"] for d in whole) else []
     with claimed(output, wait=PATIENCE):
         page = write_studies(whole, output, command, of_papers)
@@ -75,7 +74,7 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
     from rich.padding import Padding
     from rich.table import Table
 
-    from flatminima.report.studies import duration, here
+    from flatminima.report.verdicts import duration, here
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
     table.add_column("study and claim", overflow="fold", ratio=3)
@@ -85,9 +84,10 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
         table.add_row(f"{d['id']}, {d['scale']}", "", "", duration(d["seconds"]), style="bold")
         for c in d["claims"]:
             claim = f'"{c["claim"]}" ({c["where"]})' if c.get("id") else c["claim"]
-            table.add_row(
-                Padding(f"{claim}{' (control)' if c['control'] else ''}", (0, 0, 0, 2)), here(c), c["verdict"], ""
-            )
+            other, alone = c.get("decided_by"), c.get("alone")
+            number = here(c) if not other else "not tried" if alone is None else here(alone)
+            word = f"{c['verdict']}, by {other}" if other else c["verdict"]
+            table.add_row(Padding(f"{claim}{' (control)' if c['control'] else ''}", (0, 0, 0, 2)), number, word, "")
         for run in d["runs"]:
             if "error" in run:
                 say(f"{d['id']}: a run failed: {run['config']}: {run['error']}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ _TICKS = 5
 _DECADES = 3.0  # powers of ten on an axis from which few of them are enough
 _DECADE = 1.1  # fewer, and the axis may have one power of ten or none
 _PLAIN = (1e-4, 1e6)  # sizes of numbers that are written without an exponent
+_KEY = 9  # points of a legend's text
 _SHORT = 20  # characters of a label, up to which a legend below a narrow figure has two columns
 
 
@@ -106,19 +108,32 @@ def legend_below(figure: Figure) -> None:
 
 
 def legends_beside(figure: Figure) -> None:
-    """Legends out of the axes: one for the figure where all are alike, else each to the right of its axes."""
-    drawn = [axes for axes in figure.axes if axes.get_legend() is not None and axes.name != "3d"]
-    if not drawn:
-        return
-    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in drawn]  # type: ignore[union-attr]
-    title = drawn[0].get_legend().get_title().get_text()  # type: ignore[union-attr]
-    if all(own == labels[0] for own in labels) and len(figure.axes) > 1:
-        handles = drawn[0].get_legend_handles_labels()[0]
-        for axes in drawn:
+    """Legends out of the axes: one for the figure where all of several are alike, else beside the axes.
+
+    Of axes that have the same legend one keeps it: the last one of the first row of them.
+    """
+    drawn = {axes: _entries(axes) for axes in figure.axes if axes.get_legend() is not None and axes.name != "3d"}
+    kinds = list(dict.fromkeys(drawn.values()))
+    for title, labels in kinds:
+        own = [axes for axes in drawn if drawn[axes] == (title, labels)]
+        handles = own[0].get_legend_handles_labels()[0]
+        for axes in own:
             axes.get_legend().remove()  # type: ignore[union-attr]
-        figure.legend(handles, labels[0], loc="outside right upper", frameon=False, fontsize=8, title=title or None)
-        return
-    for axes in drawn:
-        handles, own = axes.get_legend_handles_labels()
-        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        axes.legend(handles, own, frameon=False, fontsize=8, title=title or None, **place)
+        look: dict[str, Any] = {"frameon": False, "fontsize": _KEY, "title": title or None, "title_fontsize": _KEY}
+        if len(own) > 1 and len(kinds) == 1:
+            figure.legend(handles, labels, loc="outside right upper", **look)
+        else:
+            last = [axes for axes in own if _row_of(axes) == _row_of(own[0])][-1]
+            last.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), **look)
+
+
+def _entries(axes: Axes) -> tuple[str, tuple[str, ...]]:
+    """The title of a legend and its labels."""
+    legend = axes.get_legend()
+    assert legend is not None
+    return legend.get_title().get_text(), tuple(text.get_text() for text in legend.get_texts())
+
+
+def _row_of(axes: Axes) -> int:
+    place = axes.get_subplotspec()
+    return -1 if place is None else place.rowspan.start

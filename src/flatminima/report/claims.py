@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flatminima.report.studies import duration, here, open_question, overview, summary
+from flatminima.report.verdicts import (
+    MEANINGS,
+    SCALES_MEAN,
+    beside_statistic,
+    duration,
+    elided,
+    here,
+    joined,
+    needed,
+    not_come_out,
+    overview,
+    paper_effect,
+    summary,
+)
 
 _COMMAND = "flatminima reproduce --claims --markdown --output results/studies > docs/results.md"
 _HEAD = """# The papers' claims, tried again
@@ -21,15 +34,10 @@ flatminima reproduce --claims --paper N17 --output results/studies  # one paper,
 
 {summary}
 
-*Reproduced*: the interval lies on the claimed side, and the paper's effect is not excluded. *Contradicted*: it lies on
-the other side. *Smaller than claimed*: the paper's effect, or the smallest that would count, is excluded. *Premise not
-met*: the sentence is about networks that ours are not, such as fitted ones. *Not informative*: none of these; the power
-that the runs had, and the core-hours that would decide it, stand beside it. That two things are alike, or that
-something does not predict, is a test of equivalence within a margin: a lack of data never confirms it. Runs are at the
-*cpu* scale, two cores and minutes a study, at *half* scale, whose seeds have data of their own, or at the *paper*
-scale; of these the largest that decides is shown. How each scale deviates from the papers is [below](#the-runs).
+{meanings} That two things are alike, or that something does not predict, is a test of equivalence within a margin: a
+lack of data never confirms it. Runs are at one of three scales ({scales}); the largest that decides is shown. How each
+scale deviates from the papers is [below](#the-runs).
 """
-_OPEN = ("not informative", "premise not met")
 _TABLE = "| sentence | premise | the paper | here | verdict |\n|---|---|---|---|---|\n"
 
 
@@ -45,13 +53,19 @@ def claims_page(
     Returns:
         Markdown, ending in a newline.
     """
-    parts = [_HEAD.format(command=_COMMAND, summary=" ".join(summary(findings))), _overview(findings, titles)]
+    scales = "; ".join(f"*{word}*: {meaning}" for word, meaning in SCALES_MEAN.items() if word != "counts")
+    said = {"meanings": _defined(MEANINGS), "scales": scales, "summary": " ".join(summary(findings))}
+    parts = [_HEAD.format(command=_COMMAND, **said), _overview(findings, titles)]
     parts += [_contradicted(findings), _of_own_numbers(findings)]
     for paper, title in titles.items():
         own = [f for f in findings if f["paper"] == paper]
         if own:
             parts.append(_paper(own, title))
     return "\n".join([*parts, _runs(documents)])
+
+
+def _defined(meanings: Mapping[str, str]) -> str:
+    return " ".join(f"*{word.capitalize()}*: {meaning}." for word, meaning in meanings.items())
 
 
 def _overview(findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
@@ -63,16 +77,7 @@ def _overview(findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) 
 
 def _contradicted(findings: Sequence[Mapping[str, Any]]) -> str:
     """What does not come out, in short; sentences that one number decides stand together."""
-    own = [f for f in findings if f["verdict"] in ("contradicted", "smaller than claimed")]
-    by_number: dict[str, list[Mapping[str, Any]]] = {}
-    for f in own:
-        verdict = f["scales"][f["scale"]]
-        number = verdict["note"] if f["scale"] == "calculation" else here(verdict)
-        by_number.setdefault(f"{number} ({f['scale']}): {f['verdict']}", []).append(f)
-    rows = [
-        f"- {'; '.join(_quoted(f) for f in same)}: {_cell(number)}.\n"
-        for number, same in sorted(by_number.items(), key=lambda item: -len(item[1]))
-    ]
+    rows = [f"- {'; '.join(_quoted(f) for f in same)}: {_cell(number)}.\n" for number, same in not_come_out(findings)]
     return "## What does not come out\n\n" + ("".join(rows) or "Nothing.\n")
 
 
@@ -106,27 +111,22 @@ def _paper(findings: Sequence[Mapping[str, Any]], title: str) -> str:
 
 def _row(finding: Mapping[str, Any]) -> str:
     verdict = finding["scales"][finding["scale"]]
-    notes = [verdict["note"] if verdict["statistic"] is not None else "", open_question(verdict), finding["note"]]
-    told = "; ".join(part.rstrip(".") for part in (here(verdict), *notes, _needed(finding)) if part)
+    told = joined([here(verdict), *beside_statistic(verdict, finding)])
     premise = "; ".join(finding["premise"]) or "-"
-    margin = f"{finding['effect'] or 'no number'}" + (f". What counts: {finding['why']}" if finding["why"] else "")
+    margin = paper_effect({**finding, "effect": finding["effect"] or "no number"})
     shown = f"{told} ({finding['tried']}, {finding['scale']})"
     return f"| {_quoted(finding)} | {_cell(premise)} | {_cell(margin)} | {_cell(shown)} | {finding['verdict']} |\n"
 
 
 def _numbers(finding: Mapping[str, Any]) -> str:
     said: str = finding["scales"]["calculation"]["note"]
-    return ". ".join(part.rstrip(".") for part in (said, finding["note"], _needed(finding)) if part)
-
-
-def _needed(finding: Mapping[str, Any]) -> str:
-    """What would decide a claim that is not decided, beyond more of the same runs."""
-    return f"needs {finding['needs']}" if finding["needs"] and finding["verdict"] in _OPEN else ""
+    return ". ".join(part.rstrip(".") for part in (said, finding["note"], needed(finding)) if part)
 
 
 def _quoted(finding: Mapping[str, Any]) -> str:
     figure = f", {finding['figure']}" if finding["figure"] and finding["figure"] not in finding["where"] else ""
-    return _cell(f'"{finding["quote"]}" ({finding["where"]}{figure}; `{finding["id"]}`)')
+    reads = f" [{finding['reads'].rstrip('.')}]" if finding["reads"] else ""
+    return _cell(f'"{elided(finding["quote"])}"{reads} ({finding["where"]}{figure}; `{finding["id"]}`)')
 
 
 def _cell(text: str) -> str:
@@ -139,7 +139,7 @@ def _runs(documents: Sequence[Mapping[str, Any]]) -> str:
     for d in documents:
         done = sum("result" in run for run in d["runs"])
         missing = f", {d['missing']} missing" if d["missing"] else ""
-        cost = duration(d["seconds"])
+        cost = f"that of `{d['shares']}`" if d.get("shares") else duration(d["seconds"])
         differ = "; ".join(d.get("deviations") or [])
         said = d["reduction"] + (f". Of the printed settings: {differ}" if differ else "")
         lines.append(f"| `{d['id']}` | {d['scale']} | {done}{missing} | {cost} | {_cell(said)} |")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,29 @@ from typing import Any
 from flatminima.catalog import PAPERS
 from flatminima.io import write_whole
 from flatminima.report.page import render_template
+from flatminima.report.verdicts import (
+    AGAINST,
+    MEANINGS,
+    SCALES_MEAN,
+    beside_statistic,
+    by_verdict,
+    duration,
+    elided,
+    here,
+    joined,
+    needed,
+    not_come_out,
+    open_question,
+    overview,
+    paper_effect,
+    summary,
+)
 from flatminima.untrusted import read_bytes
 
-_SHORT = 0.005  # hours of a core, below which a number says nothing
+_FIRST = 8  # numbers against sentences that are shown before one asks for the others
+_CUT = 90  # characters of a quotation there
+_POINTS, _SMALLEST, _LARGEST = 96 / 72, 0.85, 1.15  # pixels a point; of a figure's own width, what a page shows it at
+_PAGES = {"surface.html": "surface that turns (3D)", "instance.html": "a data set like the papers' picture"}
 
 
 def write_studies(
@@ -32,94 +52,39 @@ def write_studies(
     Raises:
         UsageError: the page cannot be written.
     """
-    versions = documents[-1]["versions"] if documents else {}
     parts: dict[str, list[dict[str, Any]]] = {"papers": [], "beyond": [], "own": []}
+    about = {f["id"]: f for f in findings}
     for document in documents:
         part = "own" if document.get("own") else "beyond" if document.get("beyond") else "papers"
-        parts[part].append(_shown(document, folder))
+        parts[part].append(_shown(document, folder, about))
     tried = dict.fromkeys(f["paper"] for f in findings)
     words, counted = overview(findings, {key: PAPERS[key].short for key in tried})
+    against = [_against(number, same) for number, same in not_come_out(findings)]
     page = render_template(
         "studies.html.j2",
         title="The papers' claims, tried again",
         subtitle=f"{len({d['id'] for d in documents})} studies",
         verdict=summary(findings) if findings else [f"{len(parts['own'])} studies of your own."],
+        findings=bool(findings),
+        against=against[:_FIRST],
+        more_against=against[_FIRST:],
+        counts_against=[(word, sum(f["verdict"] == word for f in findings)) for word in AGAINST],
+        meanings=[*MEANINGS.items(), *SCALES_MEAN.items()] if findings else [],
         documents=[name for name, _ in counted],
         overview=[(word, [counts[i] for _, counts in counted]) for i, word in enumerate(words)],
         **{part: _by_study(shown) for part, shown in parts.items()},
-        calculated=[f for f in findings if "calculation" in f["scales"]],
-        missing=[f for f in findings if f["verdict"] == "not tried"],
-        stated=[f for f in findings if f["verdict"] == "stated"],
+        calculated=by_verdict([_calculated(f) for f in findings if "calculation" in f["scales"]]),
+        missing=[_quoted(f) for f in findings if f["verdict"] == "not tried"],
+        stated=[_quoted(f) for f in findings if f["verdict"] == "stated"],
         provenance=[
             *([("command", command)] if command else []),
-            ("cost", duration(sum(d["seconds"] for d in documents))),
-            *versions.items(),
+            ("cost", duration(sum(d["seconds"] for d in documents if not d.get("shares")))),
+            *_versions(documents),
         ],
     )
     path = folder / "index.html"
     write_whole(path, page)
     return path
-
-
-def overview(
-    findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
-) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """The number of claims of each document by what came of them: the verdicts that occur, and a row a document."""
-    words = [word for word in (*_WORDS, "not tried", "stated") if any(f["verdict"] == word for f in findings)]
-    counted = Counter((f["paper"], f["verdict"]) for f in findings)
-    rows = [(title, [counted[key, word] for word in words]) for key, title in titles.items()]
-    return words, rows if findings else []
-
-
-def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The verdicts on the papers' claims, in sentences."""
-    words = Counter(f["verdict"] for f in findings)
-    tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
-    calculated = sum(f["scale"] == "calculation" for f in tried)
-    own = [f for f in tried if f["kind"] != "cited"]
-    undecided = sum(f["verdict"] == "not informative" for f in own)
-    parts = [f"{words[w]} {w}" for w in _WORDS if words[w]]
-    return [
-        f"The papers make {len(findings)} claims. {words['stated']} are about the papers themselves, which no run can "
-        f"decide; {words['not tried']} are not tried.",
-        f"Of the {len(tried)} tried, {calculated} by calculation and the others by runs: {', '.join(parts)}. "
-        f"{len(own)} of them are the papers' own, not cited ones; of these {undecided} are not informative.",
-        "An interval is at 95 %, Student's, each seed with its own level; a verdict holds after Holm's correction over "
-        "the tests of a paper at its scale. Comparisons beside the papers' are not counted.",
-    ]
-
-
-_WORDS = ("reproduced", "contradicted", "smaller than claimed", "premise not met", "not informative")
-
-
-def here(claim: Mapping[str, Any]) -> str:
-    """A claim's statistic with its interval, as text."""
-    if claim["statistic"] is None:
-        return claim["note"] or f"no {claim['measured']}"
-    text = f"{claim['measured']} {claim['statistic']:+.3g}"
-    if claim["low"] is None or claim["low"] == claim["high"]:
-        return text
-    return f"{text} ({claim['low']:+.3g} to {claim['high']:+.3g})"
-
-
-def open_question(claim: Mapping[str, Any]) -> str:
-    """The power that a claim without a verdict had, and what would decide it; empty where neither is known."""
-    parts = []
-    if claim.get("power") is not None and claim.get("effect") is not None:
-        parts.append(f"power {100 * claim['power']:.0f} % to see {abs(claim['effect']):.3g}")
-    if claim.get("hours") is not None and claim["hours"] >= _SHORT:
-        parts.append(f"about {claim['hours']:.2g} core-hours more would decide it")
-    return "; ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    Examples:
-        >>> duration(59.4), duration(600)
-        ('59 s', '10 min')
-    """
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _by_study(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,29 +97,92 @@ def _by_study(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _versions(documents: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Everything that computed a study of the folder, with all its versions."""
+    found: dict[str, dict[str, None]] = {}
+    for document in documents:
+        for name, version in document["versions"].items():
+            found.setdefault(name, {})[str(version)] = None
+    return [(name, ", ".join(own)) for name, own in found.items()]
+
+
+def _against(number: str, same: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One number with the sentences that it speaks against, in short."""
+    shown = [(f["id"], _cut(f["quote"])) for f in same]
+    return {"number": number, "first": shown[0], "others": shown[1:]}
+
+
+def _cut(quote: str) -> str:
+    return elided(quote) if len(quote) <= _CUT else elided(quote[:_CUT].rpartition(" ")[0])
+
+
+def _quoted(finding: Mapping[str, Any]) -> dict[str, Any]:
+    return {**finding, "quote": elided(finding["quote"])}
+
+
+def _calculated(finding: Mapping[str, Any]) -> dict[str, Any]:
+    own = finding["scales"]["calculation"]
+    notes = joined([finding["note"], needed(finding)])
+    return _quoted(finding) | {"verdict": own["verdict"], "numbers": own["note"], "notes": notes}
+
+
+def _shown(document: dict[str, Any], folder: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     own = folder / document.get("place", document["id"])
     kinds = {"figure.svg": "image/svg+xml", "figure.png": "image/png"}  # the first follows the reader's theme
     figure = next((own / name for name in kinds if (own / name).is_file()), None)
-    picture = ""
+    picture, style = "", ""
     if figure is not None:
-        picture = f"data:{kinds[figure.name]};base64," + base64.b64encode(read_bytes(figure)).decode()
-    claims = [_row(claim) for claim in document["claims"]]
+        raw = read_bytes(figure)
+        picture, style = f"data:{kinds[figure.name]};base64," + base64.b64encode(raw).decode(), _size(raw)
+    claims = [_row(claim, document, about.get(claim.get("id", ""))) for claim in document["claims"]]
     differ = document.get("deviations") or []
-    return document | {
-        "reduction": document["reduction"] + (f". Of the printed settings: {'; '.join(differ)}" if differ else ""),
-        "figure": picture,
-        "pages": [str(page.relative_to(folder)) for page in sorted(own.glob("*.html"))],
-        "cost": duration(document["seconds"]),
-        "claims": [c for c in claims if not c["control"]],
-        "controls": [c for c in claims if c["control"]],
-        "failed": [run for run in document["runs"] if "error" in run],
+    return (
+        {"caption": "", "panels": "", "shares": None}
+        | document
+        | {
+            "reduction": document["reduction"] + (f". Of the printed settings: {'; '.join(differ)}" if differ else ""),
+            "figure": picture,
+            "style": style,
+            "pages": [
+                (str(page.relative_to(folder)), _PAGES.get(page.name, page.name)) for page in sorted(own.glob("*.html"))
+            ],
+            "cost": duration(document["seconds"]),
+            "claims": by_verdict([c for c in claims if not c["control"]]),
+            "controls": by_verdict([c for c in claims if c["control"]]),
+            "failed": [run for run in document["runs"] if "error" in run],
+        }
+    )
+
+
+def _size(figure: bytes) -> str:
+    """Widths between which a figure's text is neither too small nor out of proportion, by the figure's own."""
+    found = re.search(rb'<svg [^>]*width="([\d.]+)pt"', figure[:2_000])
+    if found is None:
+        return ""
+    own = float(found[1]) * _POINTS
+    return f"min-width: {_SMALLEST * own:.0f}px; max-width: {_LARGEST * own:.0f}px"
+
+
+def _row(claim: dict[str, Any], document: dict[str, Any], finding: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One row of a study's table; `finding`, of a paper's sentence, has what all scales came to."""
+    said, other = here(claim), claim.get("decided_by", "")
+    alone = claim.get("alone")
+    if other:
+        said = "These runs alone: " + ("not tried" if alone is None else here(alone))
+    if finding is None:
+        notes = [claim["note"] if claim["note"] != said else "", open_question(claim)]
+    else:
+        notes = [finding["note"]] if other else beside_statistic(claim, finding)
+    counts = finding is not None and finding["scale"] == document["scale"] and not other
+    more = {
+        "quoted": bool(claim.get("id")),
+        "said": elided(claim["claim"]) if claim.get("id") else claim["claim"],
+        "reads": "" if finding is None else finding["reads"].rstrip("."),
+        "paper": claim.get("paper") or "" if finding is None else paper_effect(finding),
+        "here": said,
+        "notes": joined(notes),
+        "counts": counts,
+        "other": other,
+        "place": f"claim-{claim['id']}" if finding and finding["scale"] == document["scale"] else "",
     }
-
-
-def _row(claim: dict[str, Any]) -> dict[str, Any]:
-    quoted = bool(claim.get("id"))
-    said = here(claim)
-    notes = [claim["note"] if claim["note"] != said else "", open_question(claim)]
-    more = {"quoted": quoted, "here": said, "notes": "; ".join(n for n in notes if n)}
     return {"premise": "", "where": ""} | claim | more

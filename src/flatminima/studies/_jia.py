@@ -17,8 +17,9 @@ from flatminima import measures
 from flatminima.core.minimum import Minimum
 from flatminima.data import augmentation
 from flatminima.models import build
+from flatminima.report.axes import number
 from flatminima.studies.images import fresh, images
-from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.plot import label, lines, panels, ticks_at
 from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources
 from flatminima.studies.verdict import Verdict, trend
@@ -34,7 +35,15 @@ METRICS = {
     "robustness": "robustness",
 }
 _SMALL_SUBSETS = (10, 30)  # N' beside the printed 100: the paper says that few samples do
-_UNITS = {"logdet": "nats", "spectral": "nats^2", "frobenius": "nats^2", "robustness": "1 / input^2"}
+_LABELS = {
+    "test_error": "test error (share of samples)",
+    "logdet": "log-determinant (nats)",
+    "spectral": "spectral radius (nats²)",
+    "frobenius": "Frobenius norm (nats²)",
+    "robustness": "robustness (1 / input²)",
+    "train_loss": "training loss (nats)",
+}
+_LINEAR = ("test_error", "logdet")  # which may be zero or below
 RESCALED = "logdet_rescaled"
 TRIALS, WEIGHT_DECAY = 20, 5e-4  # below the paper's scale, which has the printed 100 and the ResNet paper's 1e-4
 TEST = 2_000  # images that the test error is measured on below paper scale
@@ -125,20 +134,28 @@ def beside(results: Sequence[Result], said: str = "") -> list[Verdict]:
     ]
 
 
-def figure(results: Sequence[Result], x: str, title: str) -> Figure:
-    """Draw the paper's figure: test error, metrics and loss against what is varied, mean and standard deviation."""
+def figure(results: Sequence[Result], x: str, title: str, controls: Sequence[Result] = ()) -> Figure:
+    """Draw the paper's figure: test error, metrics and loss against what is varied, mean and standard deviation.
+
+    Args:
+        results: of the paper's training. x: the column that varies. title: of it.
+        controls: of the same networks trained to one loss, a dashed line; those that did not reach it are left out.
+    """
     drawn, axes = panels(3, 2)
-    own = [r for r in results if r["reached"]]
-    groups = sorted({r[x] for r in own}, key=_order)
-    shown = {"test_error": ("test error (share of samples)", "test error")}
-    shown |= {name: (_UNITS[name], said) for name, said in METRICS.items()}
-    shown |= {"train_loss": ("training loss (nats)", "training loss")}
-    for panel, (index, (name, (unit, said))) in zip(axes, enumerate(shown.items()), strict=True):
-        points = [r for r in own if r[name] is not None]
-        places = [_place(r[x], groups) for r in points]
-        lines(panel, places, [r[name] for r in points], index=min(index, 1))
-        label(panel, title, unit, said, log_y=name not in ("test_error", "logdet") and bool(points))
-        panel.set_xticks([_place(value, groups) for value in groups], [str(value) for value in groups])
+    kinds = {"equal epochs" if controls else "": results, "to equal loss": controls}
+    reached = {said: [r for r in own if r["reached"]] for said, own in kinds.items() if own}
+    groups = sorted({r[x] for own in reached.values() for r in own}, key=_order)
+    titles = {"test_error": "test error"} | METRICS | {"train_loss": "training loss"}
+    for panel, (name, unit) in zip(axes, _LABELS.items(), strict=True):
+        log_y = name not in _LINEAR
+        for index, (said, own) in enumerate(reached.items()):
+            points = [r for r in own if r[name] is not None]
+            places, values = [_place(r[x], groups) for r in points], [r[name] for r in points]
+            control = said == "to equal loss"
+            lines(panel, places, values, label=said, index=index, dashed=control, geometric=log_y)
+        label(panel, title, unit, titles[name], log_y=log_y and bool(panel.lines), legend="trained" if controls else "")
+        names = [value if isinstance(value, str) else number(value) for value in groups]
+        ticks_at(panel, [_place(value, groups) for value in groups], names)
     return drawn
 
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from flatminima import measures
 from flatminima.core.minimum import Minimum
 from flatminima.report.axes import number
-from flatminima.report.theme import GREY, MARKERS, PALETTE
+from flatminima.report.theme import GREY
 from flatminima.statistics import Margins
 from flatminima.studies.claims.quantities import READ_AT, ln_kl_at
 from flatminima.studies.images import fresh, images
-from flatminima.studies.plot import label, lines, plain_numbers
+from flatminima.studies.plot import colour_and_marker, label, lines, plain_numbers
 from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources
 from flatminima.studies.verdict import Verdict, compare, trend
@@ -193,22 +193,43 @@ def draw(
     for index, (said, results) in enumerate(groups.items()):
         own = [r for r in results if r[name] is not None]
         lines(axes, [r[x] for r in own], [r[name] for r in own], label=said, index=index)
-    unit = "nats" if name in SHARPNESS else "ln capacity"
-    label(axes, x_label, f"{title} ({unit})", title, log_x=log_x)
+    label(axes, x_label, f"{title if name in SHARPNESS else 'log capacity'} (nats)", title, log_x=log_x)
+
+
+def draw_errors(axes: Axes, results: Sequence[Result], x: str, x_label: str, *, log_x: bool = True) -> None:
+    """The left panel of Fig. 3 and 4: training and test error."""
+    for index, (name, said) in enumerate((("test_error", "test"), ("train_error", "training"))):
+        lines(axes, [r[x] for r in results], [r[name] for r in results], label=said, index=index)
+    label(axes, x_label, "error (share of samples)", "error", log_x=log_x, legend="error")
 
 
 def draw_at_sharpness(
     axes: Axes, groups: Mapping[str, Sequence[Result]], x: str, x_label: str, *, log_x: bool = True
 ) -> None:
-    """Reading of the bi-criteria plots as in the paper: KL at an expected sharpness of 0.05, a line a group."""
+    """Reading of the bi-criteria plots as in the paper: KL at an expected sharpness of 0.05, a line a group.
+
+    Networks whose noise never costs so much have no point, and the title tells how many have one.
+    """
+    every = met = 0
     for index, (said, results) in enumerate(groups.items()):
         read = [(r[x], ln_kl_at(r["curve"], READ_AT)) for r in results]
         own = [(place, kl) for place, kl in read if kl is not None]
         lines(axes, [place for place, _ in own], [kl for _, kl in own], label=said, index=index)
-    label(axes, x_label, "ln KL (nats)", f"KL at expected sharpness {READ_AT:g}", log_x=log_x)
+        every, met = every + len(read), met + len(own)
+    title = f"KL at expected sharpness {READ_AT:g}"
+    if not met:
+        axes.set_axis_off()
+        short = all(p["sharpness"] < READ_AT for results in groups.values() for r in results for p in r["curve"])
+        axes.set_title(f"{title}:\nnot reached{': the noise is too small' if short else ''}", fontsize=10)
+        return
+    label(
+        axes, x_label, "log KL (nats)", title + (f"\n({met} of {every} reach it)" if met < every else ""), log_x=log_x
+    )
 
 
-def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]], title: str = "bi-criteria") -> None:
+def draw_curves(
+    axes: Axes, groups: Mapping[str, Sequence[Result]], title: str = "bi-criteria", legend: str = ""
+) -> None:
     """The bi-criteria plot: expected sharpness against KL, a line a group: geometric means over its networks.
 
     Each level of noise is a point; the band is a standard deviation of ln sharpness. A level at which the noise lowers
@@ -221,7 +242,7 @@ def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Result]], title: str =
         own = [levels[alpha] for alpha in sorted(levels)]
         if own:
             _mean_curve(axes, own, said, index)
-    label(axes, "KL (nats)", "expected sharpness (nats)", title)
+    label(axes, "KL (nats)", "expected sharpness (nats)", title, legend=legend)
     if axes.lines:
         axes.axhline(READ_AT, color=GREY, lw=0.8, ls="--")  # where the paper compares the curves
         axes.set(xscale="log", yscale="log")
@@ -237,7 +258,7 @@ def _mean_curve(axes: Axes, levels: Sequence[Sequence[tuple[float, float]]], sai
     kl = [math.exp(fmean(a for a, _ in level)) for level in levels]
     middle = [fmean(b for _, b in level) for level in levels]
     wide = [stdev(b for _, b in level) if len(level) > 1 else 0.0 for level in levels]
-    colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+    colour, marker = colour_and_marker(index)
     axes.plot(kl, [math.exp(m) for m in middle], marker=marker, color=colour, label=said, ms=4, lw=1.4)
     low, high = ([math.exp(m + side * w) for m, w in zip(middle, wide, strict=True)] for side in (-1, 1))
     axes.fill_between(kl, low, high, color=colour, alpha=0.18, lw=0)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EDGES = [k / 10 for k in range(41)]  # of 1 / mu and of the norm of a unit's weights over the layer's average
 DELTAS = tuple(float(f"{10 ** (k / 4 - 2):.3g}") for k in range(7))  # 0.01 to 0.316: what moves a pixel in [0, 1]
 _OUTPUTS = 1_000  # values, at most
-_GROUPS = ("random", "learned")
+GROUPS = ("learned", "random")  # weights; the first colour is the first's in every figure
 
 
 def histograms(weights: Sequence[Tensor], x: Tensor) -> Result:
@@ -92,9 +92,9 @@ def _short(values: NDArray[np.float64]) -> list[float]:
 
 
 def draw(results: Sequence[Result]) -> Figure:
-    """Fig. 5 to 8, random and learned weights in one panel each: C1 and its two cases, C3, flips, outputs."""
-    figure, axes = panels(4, 2)
-    of = {name: [r["histograms"] for r in results if r["learned"] is (name == "learned")] for name in _GROUPS}
+    """Fig. 5 to 8, learned and random weights in one panel each: C1 and its two cases, C3, flips, outputs."""
+    figure, axes = panels(3, 3)
+    of = {name: [r["histograms"] for r in results if r["learned"] is (name == "learned")] for name in GROUPS}
     _bars(axes[0], {name: _sum(own, "inner", "ends") for name, own in of.items()}, "C1: 1 / mu, all a <= c < b")
     _bars(axes[1], {name: _sum(own, "inner") for name, own in of.items()}, "C1: 1 / mu, a < c < b - 1")
     _bars(axes[2], {name: _sum(own, "ends") for name, own in of.items()}, "C1: 1 / mu, c = a or c = b - 1")
@@ -103,12 +103,13 @@ def draw(results: Sequence[Result]) -> Figure:
         for index, (said, own) in enumerate(of.items()):
             x = list(DELTAS) * len(own)
             lines(panel, x, [share for h in own for share in h["flips"][name]], label=said, index=index)
-        label(panel, "size of the perturbation", "share of a layer's units", title, log_x=True)
-    for panel, (index, (said, own)) in zip(axes[6:], enumerate(of.items()), strict=True):
+        label(panel, "size of the perturbation", "share of a layer's units", title, log_x=True, legend="weights")
+    for panel, (index, (said, own)) in zip(axes[6:], enumerate(of.items()), strict=False):
         values = [v for h in own for v in h["outputs"]]
         if values:
             panel.hist(values, bins=30, color=PALETTE[index], alpha=0.6)
         label(panel, "output (logit)", "outputs", f"outputs, {said} weights")
+    axes[-1].set_axis_off()
     return figure
 
 
@@ -124,4 +125,4 @@ def _bars(axes: Axes, groups: dict[str, NDArray[np.float64]], title: str) -> Non
     filled = [i for shares in groups.values() for i in np.flatnonzero(shares)]
     if filled:
         axes.set_xlim(EDGES[min(filled)], EDGES[max(filled) + 1])
-    label(axes, "ratio", "share", title)
+    label(axes, "ratio", "share of ratios", title, legend="weights")

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatminima.report.axes import number
 from flatminima.report.theme import GREY, PALETTE
 from flatminima.studies._toy import along, samples
-from flatminima.studies._toy_minima import ETAS, SAMPLES, Array, logits, measured, objective
+from flatminima.studies._toy_minima import ETAS, SAMPLES, Array, logits, measured, objective, surface
 from flatminima.studies.plot import label, lines
 from flatminima.studies.study import Result
 
@@ -51,18 +52,38 @@ def instance(results: Sequence[Result]) -> Result | None:
 
 
 def draw(results: Sequence[Result]) -> Figure:
-    """Fig. 1 a to d, the surface large; below, Fig. 2: the bound at four values of eta."""
+    """Fig. 1 a to d, the surface large; below, Fig. 2: the bound at four values of eta.
+
+    The panels are of the first data set that is like the papers' picture, see `instance`; where there is none, of the
+    first. The title tells which, and of how many.
+    """
     from matplotlib.figure import Figure
 
-    shown = [r for r in results if "surfaces" in r]
-    return draw_one(shown[0], results) if shown else Figure(figsize=_SIZE, layout="constrained")
+    own = [r for r in results if r["found"]]
+    r, first = instance(own), next((r for r in own if "surfaces" in r), None)
+    if r is not None:
+        alike = sum(all(like(one)) for one in own)
+        said = f"data set {r['seed']}, the first like the papers' picture: {alike} of {len(own)} with two minima are"
+        return draw_one({**r, "surfaces": _surfaces(r)}, own, said)
+    if first is not None:
+        return draw_one(first, own, f"data set {first['seed']} of {len(own)}, none of them like the papers' picture")
+    return Figure(figsize=_SIZE, layout="constrained")
 
 
-def draw_one(r: Result, others: Sequence[Result] = ()) -> Figure:
+def _surfaces(r: Result) -> Result:
+    """The surfaces of a data set that keeps none."""
+    x, y = samples(r["seed"], SAMPLES)
+    at = surface(x, y, (float(r["fixed"][0]), float(r["fixed"][1])), _DRAWN)
+    bounds = {f"{eta:g}": bound for eta, bound in at.bounds.items()}
+    return {"axis": at.axis, "loss": at.loss, "pacgen": at.pacgen, "bounds": bounds}
+
+
+def draw_one(r: Result, others: Sequence[Result] = (), title: str = "") -> Figure:
     """The same of one data set, whose "surfaces" it has; its Fig. 3, and W2's Fig. 2 in numbers, of the others too."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
+    figure.suptitle(title, fontsize=11)
     grid = {name: np.array(r["surfaces"][name]) for name in ("axis", "loss", "pacgen")}
     cells = figure.add_gridspec(4, 4)
     main = figure.add_subplot(cells[:2, :2], projection="3d")
@@ -80,7 +101,7 @@ def draw_one(r: Result, others: Sequence[Result] = ()) -> Figure:
         _draw_samples(panel, x, y, f"({letter}) {place}: test error {error:.2f},\nboundary {length:.2f} sides long")
     for column, eta in enumerate(ETAS[1:]):
         panel = figure.add_subplot(cells[2, column], projection="3d")
-        _draw_surface(panel, grid, r, eta, f"bound, eta {eta:g} (nats)")
+        _draw_surface(panel, grid, r, eta, f"bound, eta {number(eta)} (nats)")
     _draw_window(figure.add_subplot(cells[3, :2]), r)
     _draw_noise(figure.add_subplot(cells[3, 2:]), r, others)
     return figure
@@ -96,7 +117,7 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
     bound = np.array(r["surfaces"]["bounds"][f"{eta:g}"])
     height = grid["loss"] if large else bound
     scale = Normalize(*np.quantile(grid["pacgen"], _SHOWN))  # its tails would leave one colour for the rest
-    surface = panel.plot_surface(
+    sheet = panel.plot_surface(
         one,
         two,
         height,
@@ -109,7 +130,7 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
         zorder=1,
         rasterized=True,
     )
-    surface.set(cmap="viridis", norm=scale)
+    sheet.set(cmap="viridis", norm=scale)
     floor = height.min() - 0.8 * np.ptp(height)
     panel.contourf(one, two, bound, zdir="z", offset=floor, levels=16, cmap="cividis", zorder=0).set_rasterized(True)
     for index, (place, marker) in enumerate((("sharp", "^"), ("flat", "o"))):
@@ -133,7 +154,7 @@ def _draw_surface(panel: Any, grid: dict[str, Array], r: Result, eta: float, tit
     panel.computed_zorder = False
     panel.set_title(title, fontsize=10)
     panel.tick_params(labelsize=8 if large else 7)
-    panel.zaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 0 else "")  # below zero is the floor
+    panel.zaxis.set_major_formatter(lambda value, _: number(value) if value >= 0 else "")  # below zero is the floor
     panel.locator_params(nbins=5)
 
 
@@ -146,7 +167,7 @@ def _draw_window(panel: Any, r: Result) -> None:
     plain, noisy = along(objective(x, y, fixed), ends, window)
     way = [k / (len(plain) - 1) for k in range(len(plain))]
     lines(panel, way, plain.tolist(), label="loss")
-    lines(panel, way, noisy.tolist(), label=f"mean over the window, eta {ETAS[-1]:g}", index=1)
+    lines(panel, way, noisy.tolist(), label=f"mean over the window, eta {number(ETAS[-1])}", index=1)
     label(panel, "way from the sharp minimum to the flat one", "nats", "loss and its mean over a window")
     _key(panel)
 
@@ -160,7 +181,7 @@ def _draw_noise(panel: Any, r: Result, others: Sequence[Result]) -> None:
     panel.axhline(0, color=GREY, lw=0.8, ls="--")
     label(panel, "eta", "nats", "mean loss under the noise of eq. 12, flat minus sharp")
     _key(panel)
-    panel.set_xticks(range(len(ETAS) - 1), [f"{eta:g}" for eta in ETAS[1:]])
+    panel.set_xticks(range(len(ETAS) - 1), [number(eta) for eta in ETAS[1:]])
 
 
 def _key(panel: Any) -> None:

@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
@@ -69,10 +70,25 @@ def lows(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> list[tu
     """Weights inside a grid of side x side points whose loss is below their eight neighbours': where to look."""
     axis = _axis(side)
     losses = torch.vmap(objective(x, y, fixed))(torch.cartesian_prod(axis, axis)).view(side, side).numpy()
-    inner, n = losses[1:-1, 1:-1], side
+    return [(float(axis[i + 1]), float(axis[j + 1])) for i, j in np.argwhere(_low(losses))]
+
+
+def lows_under_noise(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int, width: float) -> int:
+    """Number of a grid's lows that are left when each point has the mean loss over +-`width` in both weights."""
+    far = 2 * side - 1  # points a side of a grid twice as wide, of the same step
+    axis = 2 * _axis(far)
+    losses = torch.vmap(objective(x, y, fixed))(torch.cartesian_prod(axis, axis)).view(far, far).numpy()
+    window, edge = 2 * round(width * (side - 1) / (2 * _RANGE)) + 1, (side - 1) // 2
+    means = uniform_filter(losses, window, mode="nearest")[edge : edge + side, edge : edge + side]
+    return int(_low(means).sum())
+
+
+def _low(losses: Array) -> NDArray[np.bool_]:
+    """Whether each inner point of a grid (n, n) lies below its eight neighbours: (n - 2, n - 2)."""
+    inner, n = losses[1:-1, 1:-1], len(losses)
     around = [losses[1 + i : n - 1 + i, 1 + j : n - 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
-    low = np.all([inner < other for other in around], axis=0)
-    return [(float(axis[i + 1]), float(axis[j + 1])) for i, j in np.argwhere(low)]
+    low: NDArray[np.bool_] = np.all([inner < other for other in around], axis=0)
+    return low
 
 
 def surface(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> Surface:
@@ -143,7 +159,11 @@ def minima(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> Tenso
 
 def extremes(x: Tensor, y: Tensor, fixed: tuple[float, float], side: int) -> tuple[Tensor, Measured] | None:
     """The sharpest and the flattest minimum, (2, 2), with what is measured there; None of fewer than two minima."""
-    found = minima(x, y, fixed, side)
+    return apart(minima(x, y, fixed, side), x, y, fixed)
+
+
+def apart(found: Tensor, x: Tensor, y: Tensor, fixed: tuple[float, float]) -> tuple[Tensor, Measured] | None:
+    """`extremes` of minima (k, 2) that were found before."""
     if len(found) < 2:
         return None
     trace = measured(found, x, y, fixed).trace
@@ -189,11 +209,23 @@ def _axis(side: int) -> Tensor:
     return torch.linspace(-_RANGE, _RANGE, side, dtype=torch.float64)
 
 
-def search(x: Tensor, y: Tensor, choices: Sequence[tuple[float, float]], side: int) -> tuple[float, float] | None:
-    """Search the fixed entries whose two minima differ most in the Hessian's trace; None where none has two."""
+def search(
+    x: Tensor,
+    y: Tensor,
+    choices: Sequence[tuple[float, float]],
+    side: int,
+    seen: Callable[[Tensor], None] = lambda places: None,
+) -> tuple[float, float] | None:
+    """Search the fixed entries whose two minima differ most in the Hessian's trace; None where none has two.
+
+    Args:
+        choices: of the fixed entries. side: points a side of the grid. seen: told the minima (k, 2) of each choice.
+    """
     best, found = 1.0, None
     for fixed in choices:
-        pair = extremes(x, y, fixed, side)
+        places = minima(x, y, fixed, side)
+        seen(places)
+        pair = apart(places, x, y, fixed)
         if pair is not None and pair[1].trace[0] > best * pair[1].trace[1]:
             best, found = float(pair[1].trace[0] / pair[1].trace[1]), fixed
     return found

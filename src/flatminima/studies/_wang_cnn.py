@@ -3,8 +3,10 @@
 The papers train for equal epochs, where a large batch or a small rate takes fewer or shorter steps and stays
 under-trained, which alone changes the gap; beside it every network is trained to equal loss. The papers' diagonal of
 squared mini-batch gradients is about Fisher / batch (erratum W-n), so pacGen is computed with it and with the
-Gauss-Newton diagonal, which is unbiased. Note: with either, kappa decides every term and no curvature enters;
-only Lemma 3's own form, which has eta = n in it, sees the Hessian (`curvature` is the share of terms that do).
+Gauss-Newton diagonal, which is unbiased. Note: with either, and the library's rho (the largest change of a diagonal
+over the step's length), kappa decides every term and no curvature enters; Lemma 3's own form, which has eta = n in it,
+sees the Hessian (`curvature` is the share of terms that do), and so may the rho that the papers print, which is divided
+by one coordinate of the step (erratum W-m).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ from flatminima.core.minimum import Minimum
 from flatminima.estimate import Estimate
 from flatminima.measures import pacgen
 from flatminima.models import build
+from flatminima.report.axes import number
 from flatminima.studies.images import fresh, images
 from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train
@@ -34,6 +38,11 @@ if TYPE_CHECKING:
 _SIDES = {"mnist": 28, "cifar10": 32}
 _MARKS = 4  # epochs at which the curves are measured
 _PAPERS = "pacgen_batch_gradient"
+_PRINTED_RHO = "pacgen_printed_rho"  # the papers' diagonal and their rho; where "printed_rho" asks for it
+OF_PSI = (  # what every scale's reduction says
+    "; pacGen with the library's rho (the papers' beside it as pacgen_printed_rho), and squared batch gradients "
+    "averaged at the final weights (the papers: along training, with beta 0.999)"
+)
 _FORMS = {_PAPERS: "squared batch gradients", "pacgen": "Gauss-Newton", "pacgen_lemma3": "Lemma 3, eta = n"}
 _NAMES = {"batch_size": "batch size", "lr": "learning rate"}
 
@@ -82,6 +91,7 @@ class Variation:
                 **({"look_every": s.look_every} if equal_loss and s.look_every else {}),
                 **({"channels_last": True} if s.channels_last else {}),
                 **({"fresh_data": True} if s.fresh_data else {}),
+                **({"printed_rho": True} if scale != "paper" or not equal_loss else {}),
                 "limit": s.limit,
                 "samples": 50 if scale == "smoke" else 300,
             }
@@ -116,24 +126,28 @@ class Variation:
             for panel, column in ((axes[0], 1), (axes[1], 2)):
                 epochs = [point[0] for point in r["curve"]]
                 values = [point[column] for point in r["curve"]]
-                lines(panel, epochs, values, label=f"{r[self.vary]:g}", index=index)
-        for equal_loss, said in ((False, "equal epochs"), (True, "equal loss")):
+                lines(panel, epochs, values, label=number(r[self.vary]), index=index)
+        for equal_loss, said in ((False, "equal epochs"), (True, "to equal loss")):
             own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
             for panel, key in zip(axes[2:], ("train_loss", "gap", _PAPERS, "pacgen_lemma3"), strict=True):
                 values = [r[key] for r in own]
                 lines(panel, [r[self.vary] for r in own], values, label=said, index=int(equal_loss), dashed=equal_loss)
         name = _NAMES[self.vary]
-        label(axes[0], "epoch", "test minus training loss (nats)", f"gap, one seed, by {name}")
-        label(axes[1], "epoch", "pacGen (nats)", f"pacGen, one seed, by {name}")
-        label(axes[2], name, "training loss (nats)", "training loss at the end", log_x=True)
-        label(axes[3], name, "test minus training loss (nats)", "gap at the end", log_x=True)
-        label(axes[4], name, "pacGen (nats)", "pacGen, squared batch gradients", log_x=True)
-        label(axes[5], name, "pacGen (nats)", "pacGen, Lemma 3 with eta = n", log_x=True)
+        label(axes[0], "epoch", "test minus training loss (nats)", "gap, one seed", legend=name)
+        label(axes[1], "epoch", "pacGen (nats)", "pacGen, one seed", legend=name)
+        at_the_end = (
+            ("training loss (nats)", "training loss at the end"),
+            ("test minus training loss (nats)", "gap at the end"),
+            ("pacGen (nats)", "pacGen, squared batch gradients"),
+            ("pacGen (nats)", "pacGen, Lemma 3 with eta = n"),
+        )
+        for panel, (unit, title) in zip(axes[2:], at_the_end, strict=True):
+            label(panel, name, unit, title, log_x=True, legend="trained")
         return figure
 
 
 def study(name: str, paper: str, title: str, variation: Variation, reduction: dict[str, str]) -> Study:
-    """The Study of a variation."""
+    """The Study of a variation; what pacGen is here is added to what each scale reduces."""
     return Study(
         name,
         paper,
@@ -143,7 +157,7 @@ def study(name: str, paper: str, title: str, variation: Variation, reduction: di
         run,
         variation.claims,
         variation.figure,
-        reduction,
+        {scale: said + OF_PSI for scale, said in reduction.items()},
     )
 
 
@@ -200,14 +214,16 @@ def _network(x: Tensor, seed: int) -> nn.Module:
 
 
 def _psi(config: Config, x: Tensor, y: Tensor) -> Callable[[nn.Module], dict[str, Estimate]]:
-    """pacGen in the three forms; the papers' takes the training's own batch."""
+    """pacGen in its forms; the papers' take the training's own batch. Both values of rho are of the same draws."""
     seen, seed = config["samples"], config["seed"]
     batch = min(config["batch_size"], len(x))
 
     def psi(model: nn.Module) -> dict[str, Estimate]:
         minimum = Minimum(model.eval(), (x, y), seed=seed)
+        papers = partial(pacgen, minimum, diagonal="batch_gradient", samples=None, batch=batch)
         return {
-            _PAPERS: pacgen(minimum, diagonal="batch_gradient", samples=None, batch=batch),
+            _PAPERS: papers(),
+            **({_PRINTED_RHO: papers(rho="paper")} if config.get("printed_rho") else {}),
             "pacgen": pacgen(minimum, samples=seen),
             "pacgen_lemma3": pacgen(minimum, samples=seen, variant="lemma3", eta=float(len(x))),
         }

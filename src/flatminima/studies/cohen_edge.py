@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from flatminima.core.losses import Loss
 from flatminima.models import build
+from flatminima.report.axes import number
 from flatminima.report.theme import GREY
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, lines, panels
@@ -122,12 +123,14 @@ def _figure(results: Sequence[Result]) -> Figure:
         for index, rate in enumerate(sorted({r["lr"] for r in own})):
             points = [p for r in own if r["lr"] == rate for p in r["curve"]]
             steps = [p[0] for p in points]
-            lines(axes[2 * row], steps, [p[1] for p in points], label=f"lr {rate:g}", index=index)
-            lines(axes[2 * row + 1], steps, [p[2] for p in points], label=f"lr {rate:g}", index=index)
+            lines(axes[2 * row], steps, [p[1] for p in points], label=number(rate), index=index)
+            losses = [p[2] for p in points]
+            lines(axes[2 * row + 1], steps, losses, label=number(rate), index=index, geometric=True)
         axes[2 * row].axhline(1.0, color=GREY, ls="--", lw=0.8)
         axes[2 * row].set_ylim(0, _DRAWN)
-        label(axes[2 * row], "step", f"eigenvalue / ({_BEARS[name]})", _SAID[name])
-        label(axes[2 * row + 1], "step", "training loss", _SAID[name], log_y=True)
+        legend = f"{_SAID[name]}, lr"
+        label(axes[2 * row], "step", f"eigenvalue / ({_BEARS[name]})", _SAID[name], legend=legend)
+        label(axes[2 * row + 1], "step", "training loss (squared error)", _SAID[name], log_y=True, legend=legend)
     return figure
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flatminima.studies import _jia_table
-from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.plot import label, lines, panels, ticks_at
 from flatminima.studies.study import Result, Study
 from flatminima.studies.verdict import Verdict, compare
 
@@ -35,7 +35,8 @@ def _figure(results: Sequence[Result]) -> Figure:
             points = [r for r in own if r[key] is not None]
             lines(panel, [r["beta"] for r in points], [r[key] for r in points], label=f"{name}, {data}", index=index)
     for panel, form in zip(axes, _FORMS.values(), strict=True):
-        label(panel, "beta", "log-determinant (nats)", form)
+        label(panel, "strength beta", "log-determinant (nats)", form, legend="network, data")
+        ticks_at(panel, _jia_table.betas(results))
     return figure
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flatminima.studies import _jia_table
-from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.plot import label, lines, panels, ticks_at
 from flatminima.studies.study import Result, Study
 from flatminima.studies.verdict import Verdict, compare
 
@@ -31,9 +31,13 @@ def _figure(results: Sequence[Result]) -> Figure:
     for index, (data, name) in enumerate(kinds):
         own = [r for r in results if (r["data"], r["name"]) == (data, name)]
         for panel, key in zip(axes, ("test_error", "fisher_trace"), strict=True):
-            lines(panel, [r["beta"] for r in own], [r[key] for r in own], label=f"{name}, {data}", index=index)
-    label(axes[0], "beta", "test error (share of samples)", "test error")
-    label(axes[1], "beta", "trace of the Fisher matrix", "what is penalised", log_y=True)
+            x, y = [r["beta"] for r in own], [r[key] for r in own]
+            lines(panel, x, y, label=f"{name}, {data}", index=index, geometric=key == "fisher_trace")
+    key = "network, data"
+    label(axes[0], "strength beta", "test error (share of samples)", "test error", legend=key)
+    label(axes[1], "strength beta", "trace (nats²)", "trace of the Fisher matrix", log_y=True, legend=key)
+    for panel in axes:
+        ticks_at(panel, _jia_table.betas(results))
     return figure
 
 

@@ -24,11 +24,13 @@ from flatminima.studies.plot import label, lines, panels
 from flatminima.studies.resumable import train
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict, compare
+from flatminima.studies.words import in_words, unit_of
 from flatminima.training import TrainConfig, base_optimizer, evaluate, method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_ID = "minima-over-time"
 _CLASSES, _NOISE = 10, 0.2  # of the training labels: with none there is hardly a gap
 _METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -104,7 +106,9 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
                 if r["method"] == name and r[key] is not None and r["seed"] in base
             ]
             ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
-            verdicts.append(compare(f"{_NAMES[name]} ends with a lower {key} than the base optimizer", ours, theirs))
+            verdicts.append(
+                compare(f"{_NAMES[name]} ends with a lower {in_words(key, _ID)} than the base optimizer", ours, theirs)
+            )
     if all(r["decides"] for r in results):
         return verdicts
     return [Verdict(v.claim, "", note="smoke scale shows that the study runs, and decides nothing") for v in verdicts]
@@ -116,15 +120,14 @@ def _figure(results: Sequence[Result]) -> Figure:
     for column, name in enumerate(names):
         for index, kind in enumerate(_METHODS):
             rows = [p for r in results if r["method"] == kind for p in r["curve"] if p[column + 1] is not None]
-            said = _NAMES[kind] if column == 0 else None
-            lines(axes[column], [p[0] for p in rows], [p[column + 1] for p in rows], label=said, index=index)
-        unit = {"gap": "test error - training error", "train_loss": "training loss (nats)"}.get(name, name)
-        label(axes[column], "epoch", unit, name)
+            x, y = [p[0] for p in rows], [p[column + 1] for p in rows]
+            lines(axes[column], x, y, label=_NAMES[kind], index=index)
+        label(axes[column], "epoch", unit_of(name, _ID), in_words(name, _ID), legend="optimizer")
     return figure
 
 
 STUDY = Study(
-    "minima-over-time",
+    _ID,
     "none; the papers' measures and methods",
     "Flatness and gap epoch by epoch, with the base optimizer, PertOPT, SAM and FisherTrace",
     (),

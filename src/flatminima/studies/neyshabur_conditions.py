@@ -20,7 +20,7 @@ from flatminima.models import build
 from flatminima.report.theme import PALETTE
 from flatminima.statistics import Conditions
 from flatminima.studies._neyshabur import fit
-from flatminima.studies._neyshabur_histograms import draw, histograms
+from flatminima.studies._neyshabur_histograms import GROUPS, draw, histograms
 from flatminima.studies.images import images
 from flatminima.studies.plot import label, panels, plain_numbers
 from flatminima.studies.study import Config, Result, Sources, Study
@@ -139,10 +139,14 @@ def _figure(results: Sequence[Result]) -> Figure:
         return draw(whole)
     figure, axes = panels(3)
     own = [r for r in results if r["by_sample"] is not None]
-    names = (("inverse_mu", "C1: 1 / mu"), ("c2", "C2's constant"), ("c3", "C3's constant"))
-    for panel, (name, title) in zip(axes, names, strict=True):
+    names = (
+        ("inverse_mu", "1 / mu", "C1: 1 / mu"),
+        ("c2", "constant of C2", "C2 for every delta (stricter than Fig. 5)"),
+        ("c3", "constant of C3", "C3"),
+    )
+    for panel, (name, said, title) in zip(axes, names, strict=True):
         values = [
-            [v for r in own if r["learned"] is learned for v in r["by_sample"][name]] for learned in (True, False)
+            [v for r in own if r["learned"] is (group == "learned") for v in r["by_sample"][name]] for group in GROUPS
         ]
         everything = np.concatenate(values)
         if name == "c2":  # over decades
@@ -150,9 +154,9 @@ def _figure(results: Sequence[Result]) -> Figure:
             edges = np.geomspace(everything.min(), everything.max(), _BINS)
         else:
             edges = np.linspace(everything.min(), everything.max(), _BINS)
-        for index, (said, group) in enumerate(zip(("learned", "random"), values, strict=True)):
-            panel.hist(group, bins=list(edges), label=said, color=PALETTE[index], alpha=0.6)
-        label(panel, title, "samples", title)
+        for index, (group, of_group) in enumerate(zip(GROUPS, values, strict=True)):
+            panel.hist(of_group, bins=list(edges), label=group, color=PALETTE[index], alpha=0.6)
+        label(panel, said, "samples", title, legend="weights")
         if name == "c2":
             plain_numbers(panel, "x")
     return figure

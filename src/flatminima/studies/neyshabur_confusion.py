@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flatminima.data import append_confusion
 from flatminima.models import build
+from flatminima.report.axes import number
 from flatminima.studies._neyshabur import (
     EQUAL_KL,
     NORMS,
@@ -21,6 +22,7 @@ from flatminima.studies._neyshabur import (
     draw,
     draw_at_sharpness,
     draw_curves,
+    draw_errors,
     fit,
     half,
     look,
@@ -106,16 +108,15 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(5, 2)
-    axes[-1].set_axis_off()
-    fitted = [r for r in results if r["fitted"]]
-    names = {"test_error": "test error"} | NORMS | SHARPNESS
-    for panel, (name, title) in zip(axes, names.items(), strict=False):
-        draw(panel, {"": fitted}, "confusion", name, title, "size of the confusion set", log_x=False)
-    axes[0].set_ylabel("test error (share of samples)")
+    figure, axes = panels(3, 3)
+    fitted, said = [r for r in results if r["fitted"]], "size of the confusion set"
+    draw_errors(axes[0], results, "confusion", said, log_x=False)
+    for panel, (name, title) in zip(axes[1:], (NORMS | SHARPNESS).items(), strict=False):
+        draw(panel, {"": fitted}, "confusion", name, title, said, log_x=False)
     sizes = sorted({r["confusion"] for r in fitted})
-    draw_curves(axes[7], {str(size): [r for r in fitted if r["confusion"] == size] for size in sizes})
-    draw_at_sharpness(axes[8], {"": fitted}, "confusion", "size of the confusion set", log_x=False)
+    of_size = {number(size): [r for r in fitted if r["confusion"] == size] for size in sizes}
+    draw_curves(axes[7], of_size, legend="size of the\nconfusion set")
+    draw_at_sharpness(axes[8], {"": fitted}, "confusion", said, log_x=False)
     return figure
 
 

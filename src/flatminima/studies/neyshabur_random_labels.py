@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flatminima.data import random_labels
 from flatminima.models import build
+from flatminima.report.axes import number
 from flatminima.studies._neyshabur import (
     EQUAL_KL,
     NORMS,
@@ -106,7 +107,7 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(5, 2)
+    figure, axes = panels(3, 4)
     groups = {
         "true labels": [r for r in results if not r["random"] and r["fitted"]],
         "random labels": [r for r in results if r["random"] and r["fitted"]],
@@ -114,10 +115,13 @@ def _figure(results: Sequence[Result]) -> Figure:
     for panel, (name, title) in zip(axes, ({"test_error": "test error"} | NORMS | SHARPNESS).items(), strict=False):
         draw(panel, groups, "size", name, title, "training samples")
     axes[0].set_ylabel("test error (share of samples)")
-    for panel, (said, own) in zip(axes[7:], groups.items(), strict=False):
+    draw_at_sharpness(axes[7], groups, "size", "training samples")
+    for panel, (said, own) in zip(axes[8:], groups.items(), strict=False):
         sizes = sorted({r["size"] for r in own})
-        draw_curves(panel, {f"{n:,}": [r for r in own if r["size"] == n] for n in sizes}, f"bi-criteria, {said}")
-    draw_at_sharpness(axes[9], groups, "size", "training samples")
+        of_size = {number(n): [r for r in own if r["size"] == n] for n in sizes}
+        draw_curves(panel, of_size, f"bi-criteria, {said}", "training samples")
+    for panel in axes[10:]:
+        panel.set_axis_off()
     return figure
 
 

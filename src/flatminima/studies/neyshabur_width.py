@@ -12,6 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from flatminima.models import build
+from flatminima.report.axes import number
 from flatminima.studies._neyshabur import (
     EQUAL_KL,
     NORMS,
@@ -20,6 +21,7 @@ from flatminima.studies._neyshabur import (
     draw,
     draw_at_sharpness,
     draw_curves,
+    draw_errors,
     fit,
     half,
     look,
@@ -27,7 +29,7 @@ from flatminima.studies._neyshabur import (
     training_set,
 )
 from flatminima.studies.images import images
-from flatminima.studies.plot import label, lines, panels
+from flatminima.studies.plot import panels
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict
 
@@ -83,15 +85,14 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(5, 2)
-    axes[-1].set_axis_off()
-    widths, groups = [r["width"] for r in results], {"": [r for r in results if r["fitted"]]}
-    lines(axes[0], widths, [r["test_error"] for r in results], label="test")
-    lines(axes[0], widths, [r["train_error"] for r in results], label="training", index=1)
-    label(axes[0], "hidden units", "error (share of samples)", "error", log_x=True)
+    figure, axes = panels(3, 3)
+    fitted = [r for r in results if r["fitted"]]
+    widths, groups = sorted({r["width"] for r in fitted}), {"": fitted}
+    draw_errors(axes[0], results, "width", "hidden units")
     for panel, (name, title) in zip(axes[1:], (NORMS | SHARPNESS).items(), strict=False):
         draw(panel, groups, "width", name, title, "hidden units")
-    draw_curves(axes[7], {str(w): [r for r in results if r["width"] == w] for w in sorted(set(widths))[::2]})
+    of_width = {number(w): [r for r in fitted if r["width"] == w] for w in widths[::2]}
+    draw_curves(axes[7], of_width, legend="hidden units")
     draw_at_sharpness(axes[8], groups, "width", "hidden units")
     return figure
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flatminima.report.axes import linear, logarithmic, number
+from flatminima.report.axes import linear, logarithmic, number, plain_ticks
 from flatminima.report.theme import MARKERS, PALETTE
 
 if TYPE_CHECKING:
@@ -38,36 +38,57 @@ def lines(
     label: str | None = None,
     index: int = 0,
     dashed: bool = False,
+    geometric: bool = False,
 ) -> None:
     """The mean of y at each x over repetitions, and a band of one standard deviation, as the papers draw them.
 
     Args:
         axes: to draw on. x, y: one of each a run; runs with equal x are repetitions.
         label: in the legend. index: which colour and marker. dashed: for a control.
+        geometric: mean and deviation of ln y, for a logarithmic axis; of y itself where a value is not positive.
     """
     if not x:
         return
     places = sorted(set(x))
     groups = [[b for a, b in zip(x, y, strict=True) if a == place] for place in places]
-    colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-    means = [sum(g) / len(g) for g in groups]
+    colour, marker = colour_and_marker(index)
     style = "--" if dashed else ":" if index >= len(PALETTE) else "-"  # a second round of colours is dotted
+    if geometric and min(y) > 0:
+        logs = [_spread_of([math.log(v) for v in g]) for g in groups]
+        means, bands = [math.exp(m) for m, _ in logs], [(math.exp(m - wide), math.exp(m + wide)) for m, wide in logs]
+    else:
+        means, bands = [fmean(g) for g in groups], [_band(g) for g in groups]
     every = -(-len(places) // _MARKED)
     axes.plot(places, means, marker=marker, markevery=every, ls=style, color=colour, label=label, ms=4, lw=1.4)
-    bands = [_band(g) for g in groups]
     axes.fill_between(places, [b[0] for b in bands], [b[1] for b in bands], color=colour, alpha=0.18, lw=0)
+
+
+def colour_and_marker(index: int) -> tuple[str, str]:
+    """Those of a line; in a second round a colour has another marker."""
+    return PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
+
+
+def _spread_of(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def _band(values: Sequence[float]) -> tuple[float, float]:
     """Mean -+ standard deviation; of positive values not below the least, which an axis of logarithms can show."""
-    mean = fmean(values)
-    wide = stdev(values) if len(values) > 1 else 0.0
+    mean, wide = _spread_of(values)
     low = mean - wide
     return (min(values) if low <= 0 < min(values) else low), mean + wide
 
 
-def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Names and scales of the axes, numbers as plain text at the points drawn, a legend beside what is labelled."""
+def label(
+    axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False, legend: str = ""
+) -> None:
+    """Names and scales of the axes, numbers as plain text at the points drawn, a legend beside what is labelled.
+
+    Args:
+        axes: drawn on already. x, y: quantity and unit. title: of the panel. log_x, log_y: which is logarithmic.
+        legend: what its entries are values of.
+    """
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, fontsize=10)
     if log_x and axes.lines:
@@ -77,14 +98,21 @@ def label(axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, l
         axes.set_xticks([], minor=True)
     elif x == "epoch":
         linear(axes.xaxis, whole=True)
+    else:
+        plain_ticks(axes.xaxis)
     if log_y and axes.lines:
         axes.set_yscale("log")
         plain_numbers(axes, "y")
-    elif axes.lines:
+    elif axes.has_data():
         linear(axes.yaxis)
     entries = len(axes.get_legend_handles_labels()[0])
     if entries:
-        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), title=legend or None)
+
+
+def ticks_at(axes: Axes, places: Sequence[float], names: Sequence[str] | None = None) -> None:
+    """Ticks at the places along x that were tried, each with its name or number."""
+    axes.set_xticks(list(places), [number(place) for place in places] if names is None else list(names))
 
 
 def _spread(places: Sequence[float]) -> list[float]:

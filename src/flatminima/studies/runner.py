@@ -203,14 +203,17 @@ def _await(others: list[Work]) -> None:
 
 
 def redraw(study: Study, output: Path, document: dict[str, Any]) -> None:
-    """The figures of a results.json anew, as this version draws them.
+    """The figures and the claims of a results.json anew, as this version draws and judges them.
 
     Args:
         output: folder of the studies. document: of `result_files.documents`, of this study.
     """
+    folder = output / document["place"]
+    stored = {key: value for key, value in document.items() if key != "place"} | {"claims": judged(study, document)}
+    write_whole(folder / RESULTS, json_text(stored) + "\n")
     results = [run["result"] for run in document["runs"] if succeeded(run)]
     if results:
-        _draw(study, results, output / document["place"])
+        _draw(study, results, folder)
 
 
 def _draw(study: Study, results: list[Result], folder: Path) -> None:

@@ -5,10 +5,12 @@ What a configuration does not hold, since it never varies, is in `_FIXED`, read 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from flatminima.optim.fisher_trace import FisherTrace
 from flatminima.studies import _jia, _jia_table, _toy_minima
 from flatminima.studies.claims import Setting, papers
 from flatminima.studies.study import Config, Study
@@ -27,6 +29,9 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "weight_decay": _jia_table.WEIGHT_DECAY,
             "sub_batches": _jia_table.SUB_BATCHES,
             "max_norm": _jia_table.MAX_NORM,
+            "batch_size": _jia_table.BATCH,
+            "momentum": _jia_table.MOMENTUM,
+            "alpha": inspect.signature(FisherTrace).parameters["alpha"].default,
         },
         "neyshabur-conditions": _N17,
         "neyshabur-confusion": _N17,
@@ -36,6 +41,7 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 _ALL = "all"  # of a data set's samples
+_SEEDS = "seeds"  # how many there are of each configuration
 _CHOSEN = ("beta", "sub_batches", "max_norm")  # that a run takes from what another run tried
 
 
@@ -55,6 +61,8 @@ def deviations(study: Study, scale: str) -> list[str]:
     for setting in printed(study):
         about = [c for c in configs if _about(c, setting.only, name) and not ("choice" in c and setting.key in _CHOSEN)]
         ours = {_hashable(_lookup(c, setting.key, name)) for c in about}
+        if setting.key == _SEEDS:
+            ours = {len({c["seed"] for c in about})}
         wanted = {_hashable(v) for v in (setting.value if isinstance(setting.value, tuple) else (setting.value,))}
         if about and ours != wanted:
             of = "".join(f", {key} {value}" for key, value in setting.only.items())
@@ -72,10 +80,15 @@ def _about(config: Config, only: Mapping[str, Any], study: str) -> bool:
 
 
 def _lookup(config: Config, key: str, study: str) -> Any:
-    """A key of a configuration, "network.depth" of the one within; a limit of None is all samples."""
+    """A key of a configuration, "network.depth" of the one within; a limit of None is all samples.
+
+    Trials are as many as there are: subsets share no sample, and a small set has fewer than were asked for.
+    """
     place: Any = {**_FIXED.get(study, {}), **config}
     for part in key.split("."):
         place = place.get(part) if isinstance(place, Mapping) else None
+    if place is not None and key == "trials":
+        return min(place, config.get("true", config["limit"]) // config["subset"])
     if place is None and key == "limit":
         return _ALL
     if place is None and key == "network.depth" and config.get("network", {}).get("name") == "resnet20":
@@ -88,5 +101,6 @@ def _hashable(value: Any) -> Any:
 
 
 def _said(values: set[Any]) -> str:
-    shown = sorted("none" if v is None else f"{v:,}" if isinstance(v, int) and v >= 10_000 else f"{v}" for v in values)
-    return " and ".join(shown)
+    numbers = sorted(v for v in values if isinstance(v, (int, float)))
+    others = sorted("none" if v is None else f"{v}" for v in values if not isinstance(v, (int, float)))
+    return " and ".join([*(f"{v:,}" if isinstance(v, int) and v >= 10_000 else f"{v}" for v in numbers), *others])

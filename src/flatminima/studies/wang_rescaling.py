@@ -38,16 +38,16 @@ _MEASURES = {
 }
 # hidden units, seeds, epochs, samples
 _SCALES = {"smoke": (8, 1, 5, 100), "cpu": (100, 3, 30, 1_000), "paper": (512, 3, 20, None)}
+_BOUND = "eq. 8"  # of older runs "bound" was (7) with eta / (8 n), of which they have no key
+_DELTA = 0.05
 _FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def _configurations(scale: str) -> list[Config]:
     hidden, seeds, epochs, limit = _SCALES[scale]
     data = "digits" if scale == "smoke" else "mnist"
-    return [
-        {"data": data, "hidden": hidden, "factor": factor, "seed": seed, "epochs": epochs, "limit": limit}
-        for seed, factor in product(range(seeds), _FACTORS)
-    ]
+    shared = {"data": data, "hidden": hidden, "epochs": epochs, "limit": limit, "bound_of": _BOUND}
+    return [{**shared, "factor": factor, "seed": seed} for seed, factor in product(range(seeds), _FACTORS)]
 
 
 def run(config: Config, sources: Sources) -> Result:
@@ -70,7 +70,7 @@ def run(config: Config, sources: Sources) -> Result:
         "outputs": change,
         "pacgen_invariant": measures.pacgen(minimum, epsilon=0.0, rho="zero").value,
         "pacgen": measures.pacgen(minimum).value,
-        "bound": _bound(minimum, evaluate(moved, x, y).loss),
+        "bound": _bound(minimum, x, y),
         "hessian_trace": measures.hessian_trace(minimum, estimator="exact").value
         if config["hidden"] < 16
         else measures.hessian_trace(minimum).value,
@@ -79,10 +79,14 @@ def run(config: Config, sources: Sources) -> Result:
     }
 
 
-def _bound(minimum: Minimum, loss: float) -> float | None:
-    """Lemma 3's, eq. 8, with the temperature of Theorem 2: of a network as rescaled, whose own kappa it has."""
-    rise = measures.sharpness_divergence(minimum).value
-    return None if rise is None else loss + rise
+def _bound(minimum: Minimum, x: torch.Tensor, y: torch.Tensor) -> float | None:
+    """Lemma 3's (8) as printed, at the temperature of Theorem 2: of a network as rescaled, whose own kappa it has."""
+    found = measures.sharpness_divergence(minimum, delta=_DELTA)
+    if found.value is None:
+        return None
+    at, loss = found.details, evaluate(minimum.model, x, y).loss
+    complexity = (at["parameters"] / 2 + at["kl"] - math.log(_DELTA)) / at["eta"]
+    return float(loss + complexity + at["eta"] / (2 * len(x)))
 
 
 def _claims(results: Sequence[Result]) -> list[Verdict]:
@@ -113,8 +117,9 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    figure, axes = panels(4, 2)
-    axes[-1].set_axis_off()
+    figure, axes = panels(3, 3)
+    for panel in axes[len(_MEASURES) :]:
+        panel.set_axis_off()
     for panel, (name, title) in zip(axes, _MEASURES.items(), strict=False):
         log_y = name in ("hessian_trace", "hessian_top_eigenvalue", "sharpness")
         own = [r for r in results if r.get(name) is not None]  # runs of before the bound was measured lack it
@@ -122,7 +127,7 @@ def _figure(results: Sequence[Result]) -> Figure:
             panel.set_axis_off()
             panel.set_title(f"{title}: not measured", fontsize=10)
             continue
-        lines(panel, [r["factor"] for r in own], [r[name] for r in own])
+        lines(panel, [r["factor"] for r in own], [r[name] for r in own], geometric=log_y)
         unit = "" if name == "outputs" else " (nats)"
         label(panel, "factor of the first layer", f"{title}{unit}", title, log_x=True, log_y=log_y)
     return figure

@@ -9,6 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from flatminima.io import run_key
 from flatminima.studies.claims.judge import correct, judge
 from flatminima.studies.claims.quantities import Row, rows
 from flatminima.studies.claims.registry import Claim, claims
@@ -42,6 +43,13 @@ class Finding:
         return None if self.scale is None else self.verdicts[self.scale]
 
     @property
+    def test(self) -> str | None:
+        """Key of what decides: the same for sentences that the same trials, or the same calculation, decide."""
+        if self.scale is None:
+            return None
+        return self.claim.check if self.scale == CALCULATION else run_key(_test(self.claim))
+
+    @property
     def word(self) -> str:
         """The verdict's word; "not tried", or "stated" where no run can decide it."""
         if self.verdict is not None:
@@ -58,6 +66,7 @@ class Finding:
             "needs": c.needs,
             "verdict": self.word,
             "scale": self.scale,
+            "test": self.test,
         }
         return entry | more | {"scales": {scale: v.to_dict() for scale, v in self.verdicts.items()}}
 

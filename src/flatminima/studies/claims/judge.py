@@ -27,6 +27,7 @@ from flatminima.studies.verdict import (
     UNMET,
     Verdict,
 )
+from flatminima.studies.words import in_words
 
 _ENOUGH = 0.8  # power
 _MOST = 0.9  # of the runs that must meet a premise
@@ -339,9 +340,9 @@ def _together(worst: Verdict, found: Sequence[Verdict]) -> str:
 
 def _measured(trial: Trial) -> str:
     """Name the statistic of a trial."""
-    said = trial.said or trial.y
+    said, along = trial.said or in_words(trial.y, trial.study), in_words(trial.x or "", trial.study)
     if trial.shape == "v":
-        return f"{said}: slope beyond the vertex, along {trial.x}"
+        return f"{said}: slope beyond the vertex, along {along}"
     if trial.shape in ALONG:
-        return f"{said}: slope along {trial.x}"
+        return f"{said}: slope along {along}"
     return f"{said}: {'worst run' if trial.shape in BOUNDED else 'difference'}"

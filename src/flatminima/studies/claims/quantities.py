@@ -38,7 +38,7 @@ def rows(document: Mapping[str, Any]) -> list[Row]:
         if row.get("found") and "sharp" in row:
             half = {"seconds": row["seconds"] / 2}  # both are of one run
             found += [{**row, **row[place], **half, "place": place} for place in ("sharp", "flat")]
-        elif row.get("found", True):
+        elif row.get("found", True) or "local_minima" in row:
             found.append(row)
     for row in found:
         row.update(_derived(row))
@@ -170,7 +170,7 @@ def _chosen(found: list[Row]) -> None:
 
 
 def _taus(found: list[Row]) -> list[Row]:
-    """Of each seed, Kendall's tau with the test error of each metric of J20's figures and N17's figure 3: a row each."""
+    """Of each seed, Kendall's tau with the test error of each metric of J20's figures and N17's third, a row each."""
     groups: dict[tuple[Any, Any, tuple[str, ...]], list[Row]] = {}
     for row in found:
         for names in _METRICS:

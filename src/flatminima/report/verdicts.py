@@ -1,0 +1,164 @@
+"""The verdicts in words, for the page of the studies, docs/results.md and the terminal alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+_SHORT = 0.005  # hours of a core, below which a number says nothing
+_OPEN = ("not informative", "premise not met")
+_UNSIGNED = "worst run"  # a value of one run, not a difference or a slope
+AGAINST = ("contradicted", "smaller than claimed")
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "reproduced": "the interval lies on the claimed side, and the paper's effect is not excluded",
+        "contradicted": "the interval lies on the other side",
+        "smaller than claimed": "the paper's effect, or the smallest that would count, is excluded",
+        "premise not met": "the sentence is about networks that ours are not, such as fitted ones",
+        "not informative": "none of these; the power that the runs had, and the core-hours that would decide it, are "
+        "beside it",
+        "stated": "the sentence is about the paper itself, and no run can decide it",
+    }
+)
+SCALES_MEAN: Mapping[str, str] = MappingProxyType(
+    {
+        "cpu": "two cores and minutes a study",
+        "half": "smaller than the paper's, but each seed has data of its own",
+        "paper": "the paper's sizes",
+        "counts": "of the scales at which a sentence was tried, the largest that decides it: only its verdict is "
+        "counted, and its row is marked",
+    }
+)
+_ORDER = ("contradicted", "fails", "smaller than claimed", "reproduced", "holds")
+_TRIED = tuple(word for word in MEANINGS if word != "stated")
+TESTS = "distinct tests"
+
+
+def here(claim: Mapping[str, Any]) -> str:
+    """A claim's statistic with its interval, as text; of a slope or a difference with its sign."""
+    if claim["statistic"] is None:
+        return claim["note"] or f"no {claim['measured']}"
+    style = "" if claim["measured"].endswith(_UNSIGNED) else "+"
+    value, low, high = (
+        None if v is None else "0" if v == 0 else f"{v:{style}.3g}"
+        for v in (claim["statistic"], claim["low"], claim["high"])
+    )
+    text = f"{claim['measured']} {value}"
+    return text if low is None or claim["low"] == claim["high"] else f"{text} ({low} to {high})"
+
+
+def open_question(claim: Mapping[str, Any]) -> str:
+    """The power that a claim without a verdict had, and what would decide it; empty where neither is known."""
+    parts = []
+    if claim.get("power") is not None and claim.get("effect") is not None:
+        parts.append(f"power {100 * claim['power']:.0f} % to see {abs(claim['effect']):.3g}")
+    if claim.get("hours") is not None and claim["hours"] >= _SHORT:
+        parts.append(f"about {claim['hours']:.2g} core-hours more would decide it")
+    return "; ".join(parts)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Notes as one text, without those that are empty."""
+    return "; ".join(part.rstrip(".") for part in parts if part)
+
+
+def beside_statistic(verdict: Mapping[str, Any], finding: Mapping[str, Any]) -> list[str]:
+    """Everything that a reader must know of a verdict beside its statistic."""
+    said = verdict["note"] if verdict["statistic"] is not None else ""
+    return [said, open_question(verdict), finding["note"], needed(finding)]
+
+
+def needed(finding: Mapping[str, Any]) -> str:
+    """The runs that would decide a claim that is not decided, beyond more of the same."""
+    return f"needs {finding['needs']}" if finding["needs"] and finding["verdict"] in _OPEN else ""
+
+
+def paper_effect(finding: Mapping[str, Any]) -> str:
+    """The paper's effect, and what of it counts; empty where neither is known."""
+    counts = f"What counts: {finding['why']}" if finding["why"] else ""
+    return ". ".join(part.rstrip(".") for part in (finding["effect"], counts) if part)
+
+
+def elided(quote: str) -> str:
+    """A quotation with dots where it is cut: where it begins without a capital, or does not end a sentence.
+
+    Examples:
+        >>> elided("is larger"), elided("It is.")
+        ('... is larger ...', 'It is.')
+    """
+    start = "" if quote.lstrip("\"'([“")[:1].isupper() else "... "
+    end = "" if quote.rstrip("\"')]”").endswith((".", "!", "?")) else " ..."
+    return f"{start}{quote}{end}"
+
+
+def by_verdict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of their verdicts: against the paper, for it, open."""
+    return sorted(rows, key=lambda row: _ORDER.index(row["verdict"]) if row["verdict"] in _ORDER else len(_ORDER))
+
+
+def not_come_out(findings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The number, scale and verdict that speaks against sentences, with all sentences that it decides; most first."""
+    by_number: dict[str, list[Mapping[str, Any]]] = {}
+    for f in findings:
+        if f["verdict"] in AGAINST:
+            verdict = f["scales"][f["scale"]]
+            number = verdict["note"] if f["scale"] == "calculation" else here(verdict)
+            by_number.setdefault(f"{number} ({f['scale']}): {f['verdict']}", []).append(f)
+    return sorted(by_number.items(), key=lambda item: -len(item[1]))
+
+
+def overview(
+    findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
+) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """The number of claims of each document by what came of them, and of the tests that decide them.
+
+    Returns:
+        The verdicts that occur, with `TESTS` as the last word; and a row a document.
+    """
+    words = [word for word in (*_TRIED, "not tried", "stated") if any(f["verdict"] == word for f in findings)]
+    counted = Counter((f["paper"], f["verdict"]) for f in findings)
+    rows = [
+        (title, [*(counted[key, word] for word in words), _tests([f for f in findings if f["paper"] == key])])
+        for key, title in titles.items()
+    ]
+    return [*words, TESTS], rows if findings else []
+
+
+def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The verdicts on the papers' claims, in sentences."""
+    words = Counter(f["verdict"] for f in findings)
+    tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
+    calculated = sum(f["scale"] == "calculation" for f in tried)
+    own = [f for f in tried if f["kind"] != "cited"]
+    undecided = sum(f["verdict"] == "not informative" for f in own)
+    parts = [f"{words[w]} {w} ({_tests([f for f in tried if f['verdict'] == w])})" for w in _TRIED if words[w]]
+    return [
+        f"The papers make {len(findings)} claims. {words['stated']} are about the papers themselves, which no run can "
+        f"decide; {words['not tried']} are not tried.",
+        f"{len(tried)} sentences, decided by {_tests(tried)} tests, {calculated} of the sentences by calculation and "
+        f"the others by runs: {', '.join(parts)}. In brackets are the tests, as sentences that the same trials or the "
+        "same calculation decide count once.",
+        f"{len(own)} of the sentences are the papers' own, not cited ones; of these {undecided} are not informative.",
+        "An interval is at 95 %, Student's, each seed with its own level; a verdict holds after Holm's correction over "
+        "the tests of a paper at its scale. Comparisons beside the papers' are not counted.",
+    ]
+
+
+def _tests(findings: Sequence[Mapping[str, Any]]) -> int:
+    return len({f["test"] for f in findings if f["test"] is not None})
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Examples:
+        >>> duration(59.4), duration(600), duration(9_000), duration(360_000)
+        ('59 s', '10 min', '2.5 h', '100 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7_200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h" if seconds < 36_000 else f"{seconds / 3_600:.0f} h"
