@@ -102,8 +102,8 @@ def test_a_reduction_names_as_many_subsets_as_the_images_allow(name, scale):
     study = STUDIES[name]
     (there,) = {c.get("true", c["limit"]) // c["subset"] for c in study.list_runs(scale)}
     assert f"{there} disjoint subsets of 100 (100)" in " ".join(study.reduction[scale].split())
-    assert f"trials: {there} (100)" in deviations(study, scale)
-    assert not [d for d in deviations(study, "paper") if d.startswith("trials")]
+    assert f"subsets: {there} (100)" in deviations(study, scale)
+    assert not [d for d in deviations(study, "paper") if d.startswith("subsets")]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -119,14 +119,14 @@ def test_a_changed_size_batch_schedule_or_number_of_seeds_is_a_deviation():
         configs = [c | own for c in study.list_runs("paper")]
         return deviations(replace(study, configurations=lambda scale: configs), "paper")
 
-    assert changed("jia-regularizer", batch_size=64) == ["batch_size, name CNN: 64 (128)"]
-    assert changed("jia-regularizer", milestones=[50, 75]) == ["milestones, name CNN: (50, 75) ((100, 150))"]
+    assert changed("jia-regularizer", batch_size=64) == ["batch size, name CNN: 64 (128)"]
+    assert changed("jia-regularizer", milestones=[50, 75]) == ["milestones, name CNN: 50 and 75 (100 and 150)"]
     assert changed("jia-regularizer", alpha=0.1, momentum=0.0) == [
-        "alpha: 0.1 (0.0001)",
-        "momentum, name CNN: 0.0 (0.9)",
+        "step alpha of the penalty: 0.1 (0.0001)",
+        "momentum, name CNN: 0 (0.9)",
     ]
     assert changed("jia-confusion", confusion=1_000) == [
-        "confusion: 1000 (0 and 1000 and 2000 and 3000 and 4000 and 5000)"
+        "confusion set: 1,000 (0 and 1,000 and 2,000 and 3,000 and 4,000 and 5,000)"
     ]
     assert changed("jia-batch", seed=0) == ["seeds: 1 (5)"]
 

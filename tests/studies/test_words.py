@@ -1,11 +1,12 @@
 """Names of columns in words, where a figure or a table shows them."""
 
+import re
 from pathlib import Path
 
 from flatminima.studies import STUDIES
-from flatminima.studies.claims import claims
+from flatminima.studies.claims import claims, papers
 from flatminima.studies.result_files import documents
-from flatminima.studies.words import in_words, unit_of
+from flatminima.studies.words import SETTINGS, in_words, unit_of
 
 RESULTS = Path(__file__).parents[2] / "results" / "studies"
 
@@ -28,3 +29,9 @@ def test_minima_over_time_has_no_name_of_code():
     drawn = [axes.get_title() + axes.get_ylabel() for axes in study.figure(results).axes]
     said = [verdict.claim for verdict in study.claims(results)]
     assert len(said) == 15 and not [text for text in (*drawn, *said) if "_" in text or not text]
+
+
+def test_every_printed_setting_has_words():
+    """But for keys that are words: no underscore or dot reaches a page."""
+    keys = {key for paper in papers().values() for s in paper.settings for key in (s.key, *s.only)}
+    assert {key for key in keys if re.search("[._]", key)} <= SETTINGS.keys()

@@ -47,13 +47,13 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
 def _table(findings: list[Finding]) -> None:
     from rich.table import Table
 
-    from flatminima.report.verdicts import here, summary
+    from flatminima.report.verdicts import elided, here, summary
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
     for name, width in (("claim", 24), ("verdict", 12), ("sentence and what is here", 40)):
         table.add_column(name, overflow="fold", max_width=width)
     for f in findings:
-        said = f'"{f.claim.quote}"'
+        said = f'"{elided(f.claim.quote)}"'
         if f.verdict is not None:
             said += f"\n{f.scale}: {f.verdict.note if f.scale == 'calculation' else here(f.verdict.to_dict())}"
         elif f.claim.needs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -81,6 +82,44 @@ def paper_effect(finding: Mapping[str, Any]) -> str:
     return ". ".join(part.rstrip(".") for part in (finding["effect"], counts) if part)
 
 
+_SIGNS: Mapping[str, str] = MappingProxyType(
+    {
+        "nabla": "∇", "Psi": "Ψ", "kappa": "κ", "sigma": "σ", "tau": "τ", "rho": "ρ", "eta": "η", "gamma": "γ",
+        "delta": "δ", "epsilon": "ε", "sum": "Σ", "forall": "∀", "|": "‖", " ": " ", "log": "log ",
+        "leq": "≤ ", "geq": "≥ ", "gg": "≫ ", "in": "∈ ", "cdot": "· ",
+    }
+)  # fmt: skip
+_TWO = re.compile(r"\\frac\{([^{}]*)\}\{([^{}]*)\}")
+_ROOT = re.compile(r"\\sqrt\{([^{}]*)\}")
+
+
+def readable(quote: str) -> str:
+    """A quotation whose formulas, LaTeX in some prints, are in signs.
+
+    Examples:
+        >>> readable(r"the $\\nabla^2 \\hat{L}(w^*)$ is $\\geq \\frac{1}{2m}$ with $2^{-(j+1)}$")
+        'the ∇²L̂(w*) is ≥ 1/(2m) with 2^-(j+1)'
+    """
+    parts = quote.replace("^*", "*").split("$")
+    return "".join(part if k % 2 == 0 else _formula(part) for k, part in enumerate(parts))
+
+
+def _formula(latex: str) -> str:
+    """A short formula in signs; a command that has none stays a word."""
+    text = re.sub(r"\\hat\{(\w)\}", "\\1\N{COMBINING CIRCUMFLEX ACCENT}", latex)
+    text = re.sub(r"\\(?:mathbb|mathbf|text)\{(\w+)\}", r"\1", text).replace("^{-1}", "⁻¹")
+    text = re.sub(r"\\(?!frac|sqrt)([A-Za-z]+|[| ]) ?", lambda m: _SIGNS.get(m[1], f"{m[1]} "), text)
+    while _TWO.search(text) or _ROOT.search(text):
+        text = _ROOT.sub(lambda m: f"√{_whole(m[1])}", _TWO.sub(lambda m: f"{_whole(m[1])}/{_whole(m[2])}", text))
+    text = re.sub(r"([_^])\{([^{}]*)\}", r"\1\2", text)
+    return text.replace("^2 ", "²").replace("^2", "²").replace("^T", "ᵀ")
+
+
+def _whole(text: str) -> str:
+    """A part of a fraction, in brackets unless it is one name."""
+    return text if re.fullmatch(r"\w|\w_\w", text) else f"({text})"
+
+
 def elided(quote: str) -> str:
     """A quotation with dots where it is cut: where it begins without a capital, or does not end a sentence.
 
@@ -88,6 +127,7 @@ def elided(quote: str) -> str:
         >>> elided("is larger"), elided("It is.")
         ('... is larger ...', 'It is.')
     """
+    quote = readable(quote)
     start = "" if quote.lstrip("\"'([“")[:1].isupper() else "... "
     end = "" if quote.rstrip("\"')]”").endswith((".", "!", "?")) else " ..."
     return f"{start}{quote}{end}"

@@ -11,9 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from flatminima.optim.fisher_trace import FisherTrace
+from flatminima.report.axes import number
 from flatminima.studies import _jia, _jia_table, _toy_minima
 from flatminima.studies.claims import Setting, papers
 from flatminima.studies.study import Config, Study
+from flatminima.studies.words import SETTINGS
 from flatminima.training import TrainConfig
 
 _BATCH = TrainConfig().batch_size
@@ -65,8 +67,8 @@ def deviations(study: Study, scale: str) -> list[str]:
             ours = {len({c["seed"] for c in about})}
         wanted = {_hashable(v) for v in (setting.value if isinstance(setting.value, tuple) else (setting.value,))}
         if about and ours != wanted:
-            of = "".join(f", {key} {value}" for key, value in setting.only.items())
-            found.append(f"{setting.key}{of}: {_said(ours)} ({_said(wanted)})")
+            of = "".join(f", {_word(key)} {_said(value)}" for key, value in setting.only.items())
+            found.append(f"{_word(setting.key)}{of}: {_said(ours)} ({_said(wanted)})")
     return found
 
 
@@ -100,7 +102,22 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _said(values: set[Any]) -> str:
-    numbers = sorted(v for v in values if isinstance(v, (int, float)))
-    others = sorted("none" if v is None else f"{v}" for v in values if not isinstance(v, (int, float)))
-    return " and ".join([*(f"{v:,}" if isinstance(v, int) and v >= 10_000 else f"{v}" for v in numbers), *others])
+def _word(key: str) -> str:
+    return SETTINGS.get(key, key)
+
+
+def _said(values: Any) -> str:
+    """A value, or several by their size, as a person writes them."""
+    several = values if isinstance(values, (set, tuple, list)) else (values,)
+    shown = sorted(several, key=lambda v: (not _is_number(v), v if _is_number(v) else str(v)))
+    return " and ".join(_shown(v) for v in shown)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return number(value) if _is_number(value) else _said(value) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

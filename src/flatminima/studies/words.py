@@ -77,6 +77,34 @@ _OWN: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
         "minima-over-time": {"gap": ("test minus training error", _SHARE)},
     }
 )
+# a key of a configuration, of those that the papers' printed settings are about
+SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "alpha": "step alpha of the penalty",
+        "ascent_steps": "steps of projected ascent",
+        "augment": "augmentation",
+        "batch_size": "batch size",
+        "beta": "strength beta",
+        "confusion": "confusion set",
+        "draws": "draws of the noise",
+        "fresh_data": "images of its own for each seed",
+        "held": "held-out samples",
+        "limit": "training samples",
+        "lr": "learning rate",
+        "max_norm": "threshold of the gradient's norm",
+        "network.depth": "depth",
+        "network.name": "network",
+        "network.width": "width",
+        "sub_batches": "sub-batches M",
+        "subset": "samples of a subset",
+        "scheme": "augmentation",
+        "target_loss": "target loss",
+        "trials": "subsets",
+        "true": "true samples",
+        "weight_decay": "l2",
+        "width": "hidden units",
+    }
+)
 _JOINS: Mapping[str, str] = MappingProxyType({" + ": "plus", " - ": "minus", " / ": "over"})
 _FUNCTIONS: Mapping[str, str] = MappingProxyType({"ln": "ln of the", "log2": "log2 of the", "abs": "size of the"})
 
