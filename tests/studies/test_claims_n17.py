@@ -78,7 +78,7 @@ def test_lemma_1_needs_mu(monkeypatch):
 
 
 def test_units_flip_by_the_noise_of_the_layers_below():
-    """Erratum of Lemma 2: a layer's flips do not go with its own noise."""
+    """Erratum N-k: a layer's flips do not go with its own noise."""
     net, rng = neyshabur._Chain(3), np.random.default_rng(0)
     flips = [
         np.mean([((net.inputs(net.moved([0.05, below, own, 0.0], rng))[2] > 0) != net.on[2]).sum() for _ in range(100)])
