@@ -40,10 +40,16 @@ _MARKS = 4  # epochs at which the curves are measured
 _PAPERS = "pacgen_batch_gradient"
 _PRINTED_RHO = "pacgen_printed_rho"  # the papers' diagonal and their rho; where "printed_rho" asks for it
 OF_PSI = (  # what every scale's reduction says
-    "; pacGen with the library's rho (the papers' beside it as pacgen_printed_rho), and squared batch gradients "
+    "; pacGen with the printed rho (erratum W-m; at paper scale at equal epochs alone) beside the library's rho, and "
+    "squared batch gradients "
     "averaged at the final weights (the papers: along training, with beta 0.999)"
 )
-_FORMS = {_PAPERS: "squared batch gradients", "pacgen": "Gauss-Newton", "pacgen_lemma3": "Lemma 3, eta = n"}
+_FORMS = {
+    _PRINTED_RHO: "printed rho",
+    _PAPERS: "squared batch gradients",
+    "pacgen": "Gauss-Newton",
+    "pacgen_lemma3": "Lemma 3, eta = n",
+}
 _NAMES = {"batch_size": "batch size", "lr": "learning rate"}
 
 
@@ -104,19 +110,23 @@ class Variation:
         verdicts = []
         for equal_loss, said in ((False, "equal epochs"), (True, "equal loss")):
             own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
-            x, seeds = [math.log2(r[self.vary]) for r in own], [r["seed"] for r in own]
-            gaps = {"loss": [r["gap"] for r in own], "error": [r["error_gap"] for r in own]}
             if equal_loss:
-                for of, values in gaps.items():
+                for of, key in (("loss", "gap"), ("error", "error_gap")):
                     claim = f"the gap of the {of} {way} the {_NAMES[self.vary]}, at {said}"
-                    verdicts.append(trend(claim, x, values, seeds=seeds, sign=self.sign, control=True))
-            for key, diagonal in _FORMS.items():
-                psi, claim = [r[key] for r in own], f"pacGen ({diagonal}) {way} the {_NAMES[self.vary]}, at {said}"
-                follows = f"pacGen ({diagonal}) goes with the gap, at {said}"
-                if equal_loss or key != _PAPERS:
-                    verdicts.append(trend(claim, x, psi, seeds=seeds, sign=self.sign, control=True))
-                    verdicts.append(trend(follows, psi, gaps["loss"], seeds=seeds, control=True))
+                    verdicts.append(self._along(claim, own, key))
+            for key, form in _FORMS.items():
+                having = [r for r in own if key in r]
+                if having and (equal_loss or key != _PRINTED_RHO):  # that one at equal epochs is the papers' claim
+                    claim = f"pacGen ({form}) {way} the {_NAMES[self.vary]}, at {said}"
+                    follows = f"pacGen ({form}) goes with the gap, at {said}"
+                    psi, gaps, seeds = ([r[column] for r in having] for column in (key, "gap", "seed"))
+                    verdicts.append(self._along(claim, having, key))
+                    verdicts.append(trend(follows, psi, gaps, seeds=seeds, control=True))
         return verdicts
+
+    def _along(self, claim: str, own: Sequence[Result], key: str) -> Verdict:
+        x, y, seeds = [math.log2(r[self.vary]) for r in own], [r[key] for r in own], [r["seed"] for r in own]
+        return trend(claim, x, y, seeds=seeds, sign=self.sign, control=True)
 
     def figure(self, results: Sequence[Result]) -> Figure:
         """Draw by epoch as in the papers, one seed; then the end of training by what varies."""
@@ -127,18 +137,21 @@ class Variation:
                 epochs = [point[0] for point in r["curve"]]
                 values = [point[column] for point in r["curve"]]
                 lines(panel, epochs, values, label=number(r[self.vary]), index=index)
+        shown = _PRINTED_RHO if any(_PRINTED_RHO in r for r in results) else _PAPERS
         for equal_loss, said in ((False, "equal epochs"), (True, "to equal loss")):
             own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
-            for panel, key in zip(axes[2:], ("train_loss", "gap", _PAPERS, "pacgen_lemma3"), strict=True):
-                values = [r[key] for r in own]
-                lines(panel, [r[self.vary] for r in own], values, label=said, index=int(equal_loss), dashed=equal_loss)
+            for panel, key in zip(axes[2:], ("train_loss", "gap", shown, "pacgen_lemma3"), strict=True):
+                points = [(r[self.vary], r[key]) for r in own if key in r]
+                if points:
+                    x, y = zip(*points, strict=True)
+                    lines(panel, x, y, label=said, index=int(equal_loss), dashed=equal_loss)
         name = _NAMES[self.vary]
         label(axes[0], "epoch", "test minus training loss (nats)", "gap, one seed", legend=name)
-        label(axes[1], "epoch", "pacGen (nats)", "pacGen, one seed", legend=name)
+        label(axes[1], "epoch", "pacGen (nats)", "pacGen, library's rho, one seed", legend=name)
         at_the_end = (
             ("training loss (nats)", "training loss at the end"),
             ("test minus training loss (nats)", "gap at the end"),
-            ("pacGen (nats)", "pacGen, squared batch gradients"),
+            ("pacGen (nats)", f"pacGen, {_FORMS[shown]}"),
             ("pacGen (nats)", "pacGen, Lemma 3 with eta = n"),
         )
         for panel, (unit, title) in zip(axes[2:], at_the_end, strict=True):
@@ -188,7 +201,7 @@ def run(config: Config, sources: Sources) -> Result:
         if config["target_loss"] is not None or not is_first(config["seed"]) or epoch not in marks:
             return None
         gap = evaluate(model, *test).loss - evaluate(model, x, y).loss
-        return [epoch + 1, gap, float(psi(model)[_PAPERS])]
+        return [epoch + 1, gap, float(psi(model, _PAPERS)[_PAPERS])]
 
     _, curve = train(model, x, y, config=recipe, follow=follow)
     own, held_out, found = evaluate(model, x, y), evaluate(model, *test), psi(model)
@@ -213,19 +226,20 @@ def _network(x: Tensor, seed: int) -> nn.Module:
     return build("mnist_cnn", seed=seed, channels=x.shape[1], image_size=x.shape[-1]).to(x.device)
 
 
-def _psi(config: Config, x: Tensor, y: Tensor) -> Callable[[nn.Module], dict[str, Estimate]]:
-    """pacGen in its forms; the papers' take the training's own batch. Both values of rho are of the same draws."""
+def _psi(config: Config, x: Tensor, y: Tensor) -> Callable[..., dict[str, Estimate]]:
+    """pacGen in its forms, or in those named; the papers' take the training's own batch. Draws are the same for all."""
     seen, seed = config["samples"], config["seed"]
     batch = min(config["batch_size"], len(x))
 
-    def psi(model: nn.Module) -> dict[str, Estimate]:
+    def psi(model: nn.Module, *names: str) -> dict[str, Estimate]:
         minimum = Minimum(model.eval(), (x, y), seed=seed)
         papers = partial(pacgen, minimum, diagonal="batch_gradient", samples=None, batch=batch)
-        return {
-            _PAPERS: papers(),
-            **({_PRINTED_RHO: papers(rho="paper")} if config.get("printed_rho") else {}),
-            "pacgen": pacgen(minimum, samples=seen),
-            "pacgen_lemma3": pacgen(minimum, samples=seen, variant="lemma3", eta=float(len(x))),
+        forms = {
+            _PAPERS: papers,
+            **({_PRINTED_RHO: partial(papers, rho="paper")} if config.get("printed_rho") else {}),
+            "pacgen": partial(pacgen, minimum, samples=seen),
+            "pacgen_lemma3": partial(pacgen, minimum, samples=seen, variant="lemma3", eta=float(len(x))),
         }
+        return {name: form() for name, form in forms.items() if not names or name in names}
 
     return psi

@@ -10,7 +10,7 @@ _CAPACITY = "log capacity by the {} norm"
 # a column of `claims.quantities.rows` to its words and its unit, empty where it has none
 QUANTITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "abs_ln_factor": ("|ln factor| of the first layer", ""),
+        "abs_ln_factor": ("size of the ln factor of the first layer", ""),
         "batch_size": ("batch size", "samples"),
         "beta": ("strength beta of the regularizer", ""),
         "bound": ("bound", _NATS),
