@@ -128,3 +128,22 @@ def test_confusion_sets_have_taus_of_norm_and_sharpness():
     taus = {r["metric"]: r["tau"] for r in found if r["seed"] == 0}
     assert taus["ln_kl_at_sharpness"] == 1.0 and taus["sharpness"] == -1.0 and len(found) == 4 * len(SEEDS)
     assert taus["l2"] is None, "it does not vary"
+
+
+@pytest.mark.parametrize(
+    ("hits", "runs", "word"),
+    [
+        (5, 11, UNINFORMATIVE),
+        (50, 110, UNINFORMATIVE),
+        (3, 30, CONTRADICTED),
+        (28, 30, REPRODUCED),
+        (11, 11, REPRODUCED),
+    ],
+)
+def test_a_share_of_runs_is_judged_by_its_interval(hits, runs, word):
+    """Five of eleven do not say that fewer than half do."""
+    trial = Trial("a", "at_most", "y", bound=1.0, share=0.5)
+    own = [{"seed": n, "y": 0.5 + (n >= hits) + 0.001 * n, "seconds": 36.0} for n in range(runs)]
+    found = try_one(claim(trial), trial, own)
+    assert found.verdict == word and f"{hits} of {runs} runs" in found.note
+    assert (found.hours is not None and found.hours > 0) is (word == UNINFORMATIVE)

@@ -292,20 +292,26 @@ def _open(told: Verdict, found: Effect, counts: float | None) -> Verdict:
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
+    """A sentence about every run; or, about a share of them, by the share's interval."""
     values = [_number(trial.y, r) for r in rows]
     bound = trial.bound if trial.bound is not None else math.nan
     hits = [v <= bound if trial.shape == "at_most" else v >= bound for v in values]
     worst = max(values) if trial.shape == "at_most" else min(values)
     low, high = inference.proportion(sum(hits), len(hits))
     note = f"{sum(hits)} of {len(hits)} runs (share {low:.2f} to {high:.2f}); the interval is the range of the runs"
-    return replace(
+    told = replace(
         blank,
-        verdict=REPRODUCED if sum(hits) >= trial.share * len(hits) else CONTRADICTED,
+        verdict=REPRODUCED if all(hits) or (trial.share < 1 and low >= trial.share) else CONTRADICTED,
         statistic=worst,
         low=min(values),
         high=max(values),
         note=note if min(values) < max(values) else note.split(";")[0],
     )
+    if all(hits) or trial.share == 1 or not low < trial.share <= high:
+        return told
+    apart = abs(sum(hits) / len(hits) - trial.share)
+    more = max(1.0, ((high - low) / 2 / apart) ** 2 - 1) if apart else 1.0
+    return replace(told, verdict=UNINFORMATIVE, hours=more * (blank.spent or 0.0))
 
 
 def _vertex(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
