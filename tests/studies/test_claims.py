@@ -212,11 +212,12 @@ def test_a_comparison_with_runs_of_one_side_only_is_not_tried():
 
 
 def test_generally_is_a_share_of_the_runs():
-    runs = [r | {"y": 0.0 if i else 0.01} for i, r in enumerate(_drawn(1.0, seeds=2))]  # one of ten is not at 0
+    runs = [r | {"y": 0.0 if i else 0.01} for i, r in enumerate(_drawn(1.0, seeds=20))]  # one of a hundred is not at 0
     verdicts = [judge(_claims_of(_trial("at_most", bound=0.0, **of)), {"s": runs}) for of in ({}, {"share": 0.9})]
     assert [v.verdict for v in verdicts] == ["contradicted", "reproduced"]
-    assert all(v.statistic == 0.01 and v.note.startswith("9 of 10 runs") for v in verdicts)
-    assert judge(_claims_of(_trial("at_most", bound=0.0, share=0.95)), {"s": runs}).verdict == "contradicted"
+    assert all(v.statistic == 0.01 and v.note.startswith("99 of 100 runs") for v in verdicts)
+    half = [r | {"y": 0.01 * (i % 2)} for i, r in enumerate(runs)]
+    assert judge(_claims_of(_trial("at_most", bound=0.0, share=0.9)), {"s": half}).verdict == "contradicted"
 
 
 def test_pairs_are_of_one_seed_and_setting():
