@@ -61,7 +61,7 @@ N17 = Paper(
     "Neyshabur et al. 2017",
     "Exploring Generalization in Deep Learning",
     "arXiv 1706.08947",
-    _codes("N", "j"),
+    _codes("N", "k"),
     "neyshabur_2017",
 )
 J20 = Paper(
