@@ -16,27 +16,11 @@ from flatminima.studies.claims import claims
 from flatminima.studies.claims.checks import CHECKS, networks, neyshabur
 
 N17 = {claim.id: claim for claim in claims("N17")}
-CONTRADICTED = {
-    "path_is_minimum",
-    "frobenius_to_spectral",
-    "weight_scaled_kl",
-    "appendix_kl",
-    "linear_sharpness",
-    "depth_power",
-    "changed_activations",
-    "simplified_theorem",
-    "ten_million",
-}
 
 
 def _numbers(name):
     """Numbers of a calculation's sentence, in their order."""
     return [float(n.replace(",", "")) for n in re.findall(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?", CHECKS[name]().said)]
-
-
-@pytest.mark.parametrize("name", sorted({c.check for c in N17.values() if c.check}))
-def test_a_calculation_decides(name):
-    assert CHECKS[name]().holds is (name not in CONTRADICTED)
 
 
 def test_a_bound_without_its_divergence_does_not_cover(monkeypatch):

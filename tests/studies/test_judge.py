@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flatminima.studies.claims.judge import judge, try_one
+from flatminima.studies.claims.judge import correct, judge, try_one
 from flatminima.studies.claims.quantities import rows
-from flatminima.studies.claims.registry import Claim, Trial
-from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, UNINFORMATIVE, UNMET
+from flatminima.studies.claims.registry import ALONG, Claim, Trial
+from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, UNINFORMATIVE, UNMET, Verdict
 
 SEEDS = range(6)
 NOISE = dict(zip(SEEDS, np.random.default_rng(0).normal(0, 0.01, len(SEEDS)), strict=True))
@@ -147,3 +147,167 @@ def test_a_share_of_runs_is_judged_by_its_interval(hits, runs, word):
     found = try_one(claim(trial), trial, own)
     assert found.verdict == word and f"{hits} of {runs} runs" in found.note
     assert (found.hours is not None and found.hours > 0) is (word == UNINFORMATIVE)
+
+
+def _trial(shape="rises", **more):
+    return Trial("s", shape, "y", **({"x": "x"} if shape in ALONG else {}), margin=0.1, **more)
+
+
+def _claims_of(*trials, **more):
+    return Claim("c", "W1", "q", "w", trials=trials, **more)
+
+
+def _drawn(slope, *, noise=0.1, seeds=4, train_error=0.0, draw=0):
+    rng = np.random.default_rng(draw)
+    return [
+        {"x": x, "y": slope * x + seed + noise * rng.standard_normal(), "seed": seed, "seconds": 36.0}
+        | {"train_error": train_error, "train_loss": 0.01}
+        for seed in range(seeds)
+        for x in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "slope", "verdict"),
+    [
+        ("rises", 1.0, "reproduced"),
+        ("rises", -1.0, "contradicted"),
+        ("rises", 0.0, "smaller than claimed"),
+        ("falls", -1.0, "reproduced"),
+        ("falls", 1.0, "contradicted"),
+        ("not_rises", -1.0, "reproduced"),
+        ("not_rises", 0.0, "reproduced"),
+        ("not_rises", 1.0, "contradicted"),
+        ("not_falls", -1.0, "contradicted"),
+        ("not_falls", 1.0, "reproduced"),
+        ("flat", 0.0, "reproduced"),
+        ("flat", 1.0, "contradicted"),
+        ("flat", -1.0, "contradicted"),
+    ],
+)
+def test_a_verdict_follows_the_slope(shape, slope, verdict):
+    found = judge(_claims_of(_trial(shape)), {"s": _drawn(slope)})
+    assert found.verdict == verdict and found.low < found.statistic < found.high
+
+
+def test_few_noisy_runs_are_not_informative_and_say_what_would_be():
+    for shape in ("rises", "not_rises", "flat"):
+        found = judge(_claims_of(_trial(shape)), {"s": _drawn(0.0, noise=2.0, seeds=2, draw=1)})
+        assert found.verdict == "not informative", shape
+        assert 0 < found.power < 0.8 and found.hours > 0 and found.effect == 0.1
+
+
+def test_the_papers_effect_may_be_excluded():
+    one = judge(_claims_of(_trial(effect=1.0)), {"s": _drawn(1.0)})
+    half = judge(_claims_of(_trial(effect=1.0)), {"s": _drawn(0.5)})
+    none = judge(_claims_of(_trial(effect=1.0)), {"s": _drawn(0.0)})
+    fell = judge(_claims_of(_trial("falls", effect=-1.0)), {"s": _drawn(-0.5)})
+    assert [v.verdict for v in (one, half, none, fell)] == ["reproduced", *["smaller than claimed"] * 3]
+
+
+def test_a_premise_that_is_not_met_leaves_no_verdict():
+    claim = _claims_of(_trial(), premise=("train error at most 0.01",))
+    assert judge(claim, {"s": _drawn(1.0)}).verdict == "reproduced"
+    found = judge(claim, {"s": _drawn(1.0, train_error=0.5)})
+    assert found.verdict == "premise not met" and "0 of 20" in found.note and found.statistic is None
+    apart = [row | {"train_loss": float(row["x"])} for row in _drawn(1.0)]
+    assert judge(_claims_of(_trial(), premise=("train losses within 0.1",)), {"s": apart}).verdict == "premise not met"
+    long = _claims_of(_trial(), premise=("epochs at least 200",))
+    verdicts = [judge(long, {"s": [r | {"epochs": n} for r in _drawn(1.0)]}).verdict for n in (80, 200, 250)]
+    assert verdicts == ["premise not met", "reproduced", "reproduced"]
+
+
+def test_a_comparison_with_runs_of_one_side_only_is_not_tried():
+    """Else it counts among the tried, and a clause without any evidence is said to lack power."""
+    own = [r | {"on": True} for r in _drawn(1.0)]
+    for there, absent in ((True, False), (False, True)):
+        trial = _trial("smaller", first={"on": there}, second={"on": absent})
+        assert judge(_claims_of(trial), {"s": own}) is None
+
+
+def test_generally_is_a_share_of_the_runs():
+    runs = [r | {"y": 0.0 if i else 0.01} for i, r in enumerate(_drawn(1.0, seeds=20))]  # one of a hundred is not at 0
+    verdicts = [judge(_claims_of(_trial("at_most", bound=0.0, **of)), {"s": runs}) for of in ({}, {"share": 0.9})]
+    assert [v.verdict for v in verdicts] == ["contradicted", "reproduced"]
+    assert all(v.statistic == 0.01 and v.note.startswith("99 of 100 runs") for v in verdicts)
+    half = [r | {"y": 0.01 * (i % 2)} for i, r in enumerate(runs)]
+    assert judge(_claims_of(_trial("at_most", bound=0.0, share=0.9)), {"s": half}).verdict == "contradicted"
+
+
+def test_pairs_are_of_one_seed_and_setting():
+    own = [r | {"on": True, "y": r["y"] + 1.0} for r in _drawn(1.0)] + [
+        r | {"on": False} for r in _drawn(1.0, noise=0.2)
+    ]
+    pair = {"first": {"on": True}, "second": {"on": False}, "pair": ("seed", "x")}
+    assert judge(_claims_of(_trial("larger", **pair)), {"s": own}).statistic == pytest.approx(1.0, abs=0.2)
+    assert judge(_claims_of(_trial("smaller", **pair)), {"s": own}).verdict == "contradicted"
+    assert judge(_claims_of(_trial("similar", **pair)), {"s": own}).verdict == "contradicted"
+    excess = [r | {"y": r["y"] + (0.5 * r["x"] if r["on"] else 0)} for r in own]
+    found = judge(_claims_of(_trial("rises", **pair)), {"s": excess})
+    assert found.verdict == "reproduced" and found.statistic == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_bound_is_of_every_run():
+    own = _drawn(1.0)
+    most = max(r["y"] for r in own)
+    assert judge(_claims_of(_trial("at_most", bound=most)), {"s": own}).verdict == "reproduced"
+    found = judge(_claims_of(_trial("at_most", bound=most - 1e-6)), {"s": own})
+    assert found.verdict == "contradicted" and found.statistic == most and "19 of 20" in found.note
+
+
+def test_a_vertex_is_a_fall_and_a_rise():
+    own = [r | {"y": r["y"] + abs(r["x"] - 2.0) * 3} for r in _drawn(0.0)]
+    assert judge(_claims_of(_trial("v", vertex=2.0)), {"s": own}).verdict == "reproduced"
+    turned = [r | {"y": -r["y"]} for r in own]
+    assert judge(_claims_of(_trial("v", vertex=2.0)), {"s": turned}).verdict == "contradicted"
+
+
+def test_all_trials_of_a_claim_must_come_out():
+    up, down = _drawn(1.0), [r | {"z": -r["y"]} for r in _drawn(1.0)]
+    both = _trial(), replace(_trial(), study="t", y="z")
+    assert judge(_claims_of(*both), {"s": up, "t": down}).verdict == "contradicted"
+    assert judge(_claims_of(*both), {"s": up}).verdict == "not informative"  # of t there are no runs
+    assert judge(_claims_of(*both), {}) is None
+
+
+def test_what_falls_short_in_one_trial_falls_short():
+    """Whatever the others would show; with a penalty for the number of trials."""
+    up, none, noisy = _drawn(1.0), _drawn(0.0), _drawn(0.0, noise=5.0, seeds=2, draw=1)
+    trials = tuple(replace(_trial(), study=name) for name in "stu")
+    found = judge(_claims_of(*trials), {"s": up, "t": none, "u": noisy})
+    alone = judge(_claims_of(trials[1]), {"t": none})
+    assert found.verdict == alone.verdict == "smaller than claimed" and found.p == pytest.approx(3 * alone.p)
+    assert "1 not informative" in found.note
+
+
+@pytest.mark.parametrize(("seeds", "decided"), [(3, False), (5, False), (6, True)])
+def test_pairs_that_are_all_equal_are_a_sign_test(seeds, decided):
+    """The noise of PertOPT that no curvature decides is relative noise, to the last bit; there is no interval."""
+    own = [
+        {"y": 0.5 + seed, "seed": seed, "on": on, "seconds": 36.0, "train_error": 0.0, "train_loss": 0.0}
+        for seed in range(seeds)
+        for on in (True, False)
+    ]
+    pair = {"first": {"on": True}, "second": {"on": False}}
+    words = {"larger": "smaller than claimed", "smaller": "smaller than claimed", "similar": "reproduced"}
+    for shape, word in words.items():
+        found = judge(_claims_of(_trial(shape, **pair)), {"s": own})
+        assert found.verdict == (word if decided else "not informative"), shape
+        assert found.p == 0.5**seeds and found.low is None and found.statistic == 0.0
+        assert decided or found.hours > 0
+    apart = [r | {"y": r["y"] + (0.25 if r["on"] else 0.0)} for r in own]  # all differ alike: no such test
+    assert judge(_claims_of(_trial("larger", **pair)), {"s": apart}).p is None
+
+
+def test_what_holm_does_not_keep_is_not_informative():
+    verdicts = [
+        Verdict("a", "reproduced", p=0.001),
+        Verdict("b", "contradicted", p=0.03),
+        Verdict("c", "not informative", p=0.5),
+    ]
+    words = [v.verdict for v in correct(verdicts, ["a", "b", "c"])]
+    assert words == ["reproduced", "not informative", "not informative"]
+    assert [v.verdict for v in correct(verdicts[:2], ["one", "one"])] == ["reproduced", "contradicted"]  # one test
+    assert correct([Verdict("a", "reproduced")], ["a"])[0].verdict == "reproduced"  # of every run: no p
+    spent = [replace(v, spent=1.0) for v in verdicts]
+    assert correct(spent, ["a", "b", "c"])[1].hours == pytest.approx(((2.241 + 0.842) / 2.170) ** 2 - 1, abs=0.01)
