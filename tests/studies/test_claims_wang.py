@@ -157,6 +157,46 @@ def test_the_printed_rho_is_measured_beside_the_librarys():
     assert float(printed) >= float(ours)
 
 
+def test_the_printed_rho_is_asked_for_where_a_claim_is_tried_with_it():
+    """Everywhere but at equal loss of the papers' scale, where trainings are long and no claim asks."""
+    for name in ("wang-mnist-batch", "wang-cifar-lr"):
+        assert all(c["printed_rho"] for scale in ("smoke", "cpu") for c in STUDIES[name].list_runs(scale))
+        for c in STUDIES[name].list_runs("paper"):
+            assert ("printed_rho" in c) is (c["target_loss"] is None)
+
+
+def test_by_epoch_one_form_is_measured(monkeypatch):
+    calls = []
+    monkeypatch.setattr(_wang_cnn, "pacgen", lambda minimum, **options: calls.append(options) or 1.0)
+    config = {"samples": 4, "seed": 0, "batch_size": 2, "printed_rho": True}
+    psi = _wang_cnn._psi(config, torch.ones(4, 2), torch.arange(4) % 2)
+    model = build("mlp", seed=0, widths=(2, 4, 2))
+    assert list(psi(model, "pacgen_batch_gradient")) == ["pacgen_batch_gradient"] and len(calls) == 1
+    assert len(psi(model)) == 4 and [c.get("rho") for c in calls[1:]] == [None, "paper", None, None]
+
+
+def test_what_is_drawn_and_compared_has_the_printed_rho_where_it_was_measured():
+    def row(seed, batch, equal_loss, **more):
+        told = {"batch_size": batch, "seed": seed, "equal_loss": equal_loss, "reached": True, "train_loss": 0.1}
+        told |= dict.fromkeys(("gap", "error_gap", "pacgen", "pacgen_lemma3"), 0.1 * seed + batch)
+        return told | {"pacgen_batch_gradient": 1.0 + seed, "curve": [[1, 0.1, 5.0]]} | more
+
+    study = STUDIES["wang-mnist-batch"]
+    old = [row(s, b, e) for s in range(2) for e in (False, True) for b in (16, 64, 256)]
+    new = [r if r["equal_loss"] else r | {"pacgen_printed_rho": 7.0 * r["batch_size"]} for r in old]
+    titles = [{axes.get_title() for axes in study.figure(results).axes} for results in (old, new)]
+    assert "pacGen, squared batch gradients" in titles[0] and "pacGen, printed rho" in titles[1]
+    both = [r | {"pacgen_printed_rho": 7.0 * r["batch_size"]} for r in old]
+    told = [[v.claim for v in study.claims(results) if "printed rho" in v.claim] for results in (old, new, both)]
+    assert told[0] == told[1] == [] and all("at equal loss" in claim for claim in told[2]) and len(told[2]) == 2
+
+
+def test_a_data_set_without_two_minima_counts_where_all_are_counted():
+    lost = {"found": False, "place": "none", "local_minima": 1, "trace_ratio": 1.0, "seed": 0}
+    runs = [{"config": {"seed": 0}, "result": result, "seconds": 1.0} for result in (lost, {"found": False, "seed": 1})]
+    assert [r.get("local_minima") for r in rows({"runs": runs})] == [1]
+
+
 @pytest.mark.parametrize("name", ["wang-mnist-batch", "wang-mnist-lr", "wang-cifar-batch", "wang-cifar-lr"])
 def test_each_scale_says_which_rho_and_which_average_pacgen_has(name):
     for scale, said in STUDIES[name].reduction.items():
