@@ -101,6 +101,7 @@ SMALL: list[tuple[str, dict[str, object], tuple[int, ...]]] = [
     ("wide_resnet", {"depth": 10, "width": 2, "dropout": 0.3}, (3, 16, 16)),
     ("vgg", {"dropout": 0.5, "classes": 5}, (3, 32, 32)),
     ("vgg", {"norm": "none"}, (3, 32, 32)),
+    ("vgg", {"width": 8}, (3, 16, 16)),
     ("mnist_fcn", {"width": 8, "dropout": 0.2}, (1, 28, 28)),
     ("mnist_cnn4", {"dropout": 0.2, "image_size": 9}, (1, 9, 9)),
     ("small_cnn", {"norm": "batch", "dropout": 0.2}, (1, 28, 28)),

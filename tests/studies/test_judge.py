@@ -60,6 +60,26 @@ def test_partners_are_of_one_data_set_and_one_network():
     assert try_one(claim(between), between, [*ten, *hundred]).verdict == REPRODUCED
 
 
+def test_a_trend_is_of_one_network():
+    """The steep network does not lend its slope to the one that goes the other way."""
+    rises = Trial("a", "rises", "y", x="x")
+
+    def along(slope, **more):
+        return [
+            {"seed": seed, "x": x, "y": slope * x + NOISE[seed] * (-1) ** x, "seconds": 1.0, **more}
+            for seed in SEEDS
+            for x in range(4)
+        ]
+
+    both = {"a": [*along(+5.0), *along(-1.0, name="VGG")]}
+    found = judge(claim(rises), both)
+    assert found.verdict == CONTRADICTED and found.statistic == pytest.approx(-1.0, abs=0.05)
+    assert "of 2 trials" in found.note
+    assert judge(claim(rises), {"a": [*along(+5.0), *along(+1.0, name="VGG")]}).verdict == REPRODUCED
+    one = claim(replace(rises, where={"name": "VGG"}))
+    assert "trials" not in judge(one, both).note
+
+
 def test_networks_of_similar_loss_only():
     def with_losses(ratios):
         found = paired()

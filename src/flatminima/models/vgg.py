@@ -11,12 +11,13 @@ from torch import nn
 
 from flatminima.models.layers import activation_layer, check_positive, check_rate, initialise, norm_layer
 
-_WIDTHS = (64, 128, 256, 512)
+_MULTIPLES = (1, 2, 4, 8)
 _CONVOLUTIONS = 2  # in each stack
 
 
 def vgg(
     *,
+    width: int = 64,
     classes: int = 10,
     channels: int = 3,
     dropout: float = 0.0,
@@ -26,6 +27,7 @@ def vgg(
     """Four stacks of two 3x3 convolutions (norm before activation), each pooled; returns logits.
 
     Args:
+        width: channels of the first stack, 64 in the paper; the others have 2, 4 and 8 times as many.
         classes: number of logits. channels: of the images, whose sides are at least 16.
         dropout: rate in [0, 1) after each stack. The paper has dropout but not its rate; the default leaves
             it off, since its minima interpolate.
@@ -40,23 +42,24 @@ def vgg(
 
     Source: N17 appendix (networks).
     """
-    check_positive(classes=classes, channels=channels)
+    check_positive(width=width, classes=classes, channels=channels)
     check_rate(dropout)
     layers: list[nn.Module] = []
     previous = channels
-    for width in _WIDTHS:
+    for multiple in _MULTIPLES:
         for _ in range(_CONVOLUTIONS):
+            wide = multiple * width
             layers += [
-                nn.Conv2d(previous, width, 3, padding=1, bias=norm == "none"),
-                norm_layer(norm, width),
+                nn.Conv2d(previous, wide, 3, padding=1, bias=norm == "none"),
+                norm_layer(norm, wide),
                 activation_layer(activation),
             ]
-            previous = width
+            previous = wide
         layers.append(nn.MaxPool2d(2))
         if dropout:
             layers.append(nn.Dropout(dropout))
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    layers += [nn.Linear(previous, 512), activation_layer(activation), nn.Linear(512, classes)]
+    layers += [nn.Linear(previous, previous), activation_layer(activation), nn.Linear(previous, classes)]
     model = nn.Sequential(*layers)
     initialise(model)
     return model

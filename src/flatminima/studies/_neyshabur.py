@@ -47,7 +47,12 @@ SHARES = (0.001, 0.01, 0.05, 0.1)  # of the samples below a margin; the figures 
 
 def fit(model: nn.Module, x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], config: dict[str, Any]) -> Result:
     """N17's training: SGD, batch 64, lr 0.01, momentum 0.9, until the cross-entropy is below `target_loss`."""
-    recipe = TrainConfig(epochs=config["epochs"], target_loss=config["target_loss"], seed=config["seed"])
+    recipe = TrainConfig(
+        epochs=config["epochs"],
+        target_loss=config["target_loss"],
+        channels_last=config.get("channels_last", False),
+        seed=config["seed"],
+    )
     history, _ = train(model, x, y, config=recipe)
     model.eval()
     own, held_out = evaluate(model, x, y), evaluate(model, *test)
@@ -74,11 +79,33 @@ def half(draws: int, batches: int, alphas: tuple[float, float]) -> dict[str, Any
     return {"fresh_data": True, **found, "alphas": [float(f"{alpha:.4g}") for alpha in steps]}
 
 
+# beside the CNN of scale "half": the paper's network and number of images, both smaller
+NARROW_VGG: Config = {
+    "name": "VGG",
+    "network": {"name": "vgg", "width": 16},
+    "side": 16,
+    "channels_last": True,
+}
+
+
 def training_set(config: Config, sources: Sources, limit: int | None) -> tuple[Tensor, Tensor]:
     """So many training samples: the same in every run, or, with "fresh_data", others for each seed."""
     if config.get("fresh_data") and limit is not None:
-        return fresh(sources[config["data"]], limit, config["seed"])
+        return fresh(sources[config["data"]], limit, config["seed"], config.get("side"))
     return images(sources[config["data"]], "train", limit)
+
+
+def test_set(config: Config, sources: Sources) -> tuple[Tensor, Tensor]:
+    """2,000 test images, as large as the training's."""
+    return images(sources[config["data"]], "test", 2_000, config.get("side"))
+
+
+def by_network(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The runs by network: the CNN of two convolutions, which has no name in them, and the VGG; "" of one alone."""
+    found: dict[str, list[Result]] = {}
+    for r in results:
+        found.setdefault(r.get("name", "CNN"), []).append(r)
+    return found if len(found) > 1 else {"": list(results)}
 
 
 def look(model: nn.Module, x: Tensor, y: Tensor, config: Config) -> Result:
@@ -196,10 +223,15 @@ def draw(
     label(axes, x_label, f"{title if name in SHARPNESS else 'log capacity'} (nats)", title, log_x=log_x)
 
 
-def draw_errors(axes: Axes, results: Sequence[Result], x: str, x_label: str, *, log_x: bool = True) -> None:
-    """The left panel of Fig. 3 and 4: training and test error."""
-    for index, (name, said) in enumerate((("test_error", "test"), ("train_error", "training"))):
-        lines(axes, [r[x] for r in results], [r[name] for r in results], label=said, index=index)
+def draw_errors(
+    axes: Axes, groups: Mapping[str, Sequence[Result]], x: str, x_label: str, *, log_x: bool = True
+) -> None:
+    """The left panel of Fig. 3 and 4: training and test error, two lines a group."""
+    kinds = [(group, *error) for group in groups for error in (("test_error", "test"), ("train_error", "training"))]
+    for index, (group, name, said) in enumerate(kinds):
+        own = groups[group]
+        of = f"{said}, {group}" if group else said
+        lines(axes, [r[x] for r in own], [r[name] for r in own], label=of, index=index)
     label(axes, x_label, "error (share of samples)", "error", log_x=log_x, legend="error")
 
 

@@ -25,12 +25,13 @@ _BATCHES = {
 }
 
 
+_SEEDS = {"half": 5}  # where they are fewer than in the other figures: two trainings of four batches a seed
 _MORE = {"cpu": 7}  # seeds beside the five that had one sample of images: each of these draws its own
 
 
 def _configurations(scale: str) -> list[Config]:
     batches, loss, factor = _BATCHES[scale]
-    first = _jia.SCALES[scale]["seeds"]
+    first = _SEEDS.get(scale, _jia.SCALES[scale]["seeds"])
     epochs = _jia.SCALES[scale]["epochs"]
     return [
         _jia.configuration(
@@ -85,7 +86,7 @@ STUDY = Study(
         "last seven with images of their own, Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 "
         "samples; each network also to one loss",
         "half": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), others for each seed, batches 32 to 256 (128 "
-        "to 1,024), padding scaled with the image, 250 epochs (200), 10 disjoint subsets of 100 (100), 14 seeds, "
+        "to 1,024), padding scaled with the image, 250 epochs (200), 10 disjoint subsets of 100 (100), 5 seeds, "
         "Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 samples; each network also to one "
         "loss",
         "paper": "Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 samples; each network also "

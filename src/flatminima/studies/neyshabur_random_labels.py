@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flatminima.data import random_labels
 from flatminima.models import build
 from flatminima.report.axes import number
 from flatminima.studies._neyshabur import (
     EQUAL_KL,
+    NARROW_VGG,
     NORMS,
     PRINTED_BATCH,
     SHARPNESS,
     at_equal_kl,
+    by_network,
     draw,
     draw_at_sharpness,
     draw_curves,
@@ -25,9 +27,9 @@ from flatminima.studies._neyshabur import (
     half,
     larger,
     look,
+    test_set,
     training_set,
 )
-from flatminima.studies.images import images
 from flatminima.studies.plot import panels
 from flatminima.studies.study import Config, Result, Sources, Study
 from flatminima.studies.verdict import Verdict
@@ -64,8 +66,18 @@ _BESIDE: dict[str, Config] = {
 }
 
 
+_NARROW = ((1_000, 5_000, 10_000), 3, 150, 1e-2, NARROW_VGG["network"], 250, 200)
+
+
 def _configurations(scale: str) -> list[Config]:
-    sizes, seeds, epochs, loss, network, samples, draws = _SCALES[scale]
+    found = _cell(_SCALES[scale], _BESIDE.get(scale, {}), scale)
+    if scale == "half":
+        found += _cell(_NARROW, _BESIDE[scale] | NARROW_VGG, scale)
+    return found
+
+
+def _cell(of: tuple[Any, ...], beside: Config, scale: str) -> list[Config]:
+    sizes, seeds, epochs, loss, network, samples, draws = of
     return [
         {
             "data": "digits" if scale == "smoke" else "cifar10",
@@ -77,7 +89,7 @@ def _configurations(scale: str) -> list[Config]:
             "network": network,
             "samples": samples,
             "draws": draws,
-            **_BESIDE.get(scale, {}),
+            **beside,
         }
         for seed, size, random in product(range(seeds), sizes, (False, True))
     ]
@@ -90,28 +102,28 @@ def run(config: Config, sources: Sources) -> Result:
     if config["random"]:
         y = random_labels(y, 10, config["seed"])
     model = build(options.pop("name"), seed=config["seed"], **options).to(x.device)
-    trained = fit(model, x, y, images(sources[config["data"]], "test", 2_000), config)
-    return {"size": config["size"], "random": config["random"], **trained, **look(model, x, y, config)}
+    trained = fit(model, x, y, test_set(config, sources), config)
+    named = {"name": config["name"]} if "name" in config else {}
+    return {**named, "size": config["size"], "random": config["random"], **trained, **look(model, x, y, config)}
 
 
 def _claims(results: Sequence[Result]) -> list[Verdict]:
-    both = at_equal_kl([r for r in results if r["fitted"]])
-    random, true = ([r for r in both if r["random"] is is_random] for is_random in (True, False))
-    at = ("seed", "size")
-    return [
-        larger(random, true, EQUAL_KL, at, "expected sharpness at equal KL is larger with random labels"),
-        larger(
-            random, true, "expected_sharpness", at, "expected sharpness at equal noise is larger with random labels"
-        ),
-    ]
+    verdicts = []
+    for name, own in by_network([r for r in results if r["fitted"]]).items():
+        both = at_equal_kl(own)
+        random, true = ([r for r in both if r["random"] is is_random] for is_random in (True, False))
+        for key, where in ((EQUAL_KL, "KL"), ("expected_sharpness", "noise")):
+            claim = f"expected sharpness at equal {where} is larger with random labels"
+            verdicts.append(larger(random, true, key, ("seed", "size"), f"{claim}, {name}" if name else claim))
+    return verdicts
 
 
 def _figure(results: Sequence[Result]) -> Figure:
+    groups = {}
+    for name, own in by_network([r for r in results if r["fitted"]]).items():
+        for is_random, said in ((False, "true labels"), (True, "random labels")):
+            groups[f"{said}, {name}" if name else said] = [r for r in own if r["random"] is is_random]
     figure, axes = panels(3, 4)
-    groups = {
-        "true labels": [r for r in results if not r["random"] and r["fitted"]],
-        "random labels": [r for r in results if r["random"] and r["fitted"]],
-    }
     for panel, (name, title) in zip(axes, ({"test_error": "test error"} | NORMS | SHARPNESS).items(), strict=False):
         draw(panel, groups, "size", name, title, "training samples")
     axes[0].set_ylabel("test error (share of samples)")
@@ -120,7 +132,7 @@ def _figure(results: Sequence[Result]) -> Figure:
         sizes = sorted({r["size"] for r in own})
         of_size = {number(n): [r for r in own if r["size"] == n] for n in sizes}
         draw_curves(panel, of_size, f"bi-criteria, {said}", "training samples")
-    for panel in axes[10:]:
+    for panel in axes[8 + len(groups) :]:
         panel.set_axis_off()
     return figure
 
@@ -138,7 +150,8 @@ STUDY = Study(
         "smoke": "60 and 120 digits, a small CNN, 1 seed",
         "cpu": "250 to 2,000 images, a CNN of two convolutions in place of the VGG, 3 seeds, to cross-entropy 0.01",
         "half": "250 to 2,000 images, others for each seed, a CNN of two convolutions in place of the VGG, 8 seeds, to "
-        "cross-entropy 0.01; 12 levels of noise around a sharpness of 0.05, 200 draws (1,000)",
+        "cross-entropy 0.01; 12 levels of noise around a sharpness of 0.05, 200 draws (1,000); beside it a VGG at a "
+        "quarter of its width on 1,000 to 10,000 images of 16 x 16, 3 seeds",
         "paper": "at most 1,000 epochs; the sizes are read off the figure",
     },
 )

@@ -88,7 +88,7 @@ def _figure(results: Sequence[Result]) -> Figure:
     figure, axes = panels(3, 3)
     fitted = [r for r in results if r["fitted"]]
     widths, groups = sorted({r["width"] for r in fitted}), {"": fitted}
-    draw_errors(axes[0], results, "width", "hidden units")
+    draw_errors(axes[0], {"": results}, "width", "hidden units")
     for panel, (name, title) in zip(axes[1:], (NORMS | SHARPNESS).items(), strict=False):
         draw(panel, groups, "width", name, title, "hidden units")
     of_width = {number(w): [r for r in fitted if r["width"] == w] for w in widths[::2]}

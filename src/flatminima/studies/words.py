@@ -63,6 +63,7 @@ QUANTITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "test_loss": ("test loss", _NATS),
         "trace": ("trace of the Hessian", _NATS),
         "train_error": ("training error", _SHARE),
+        "true_error": ("error on the true images", _SHARE),
         "train_loss": ("training loss", _NATS),
         "trace_ratio": ("trace of the Hessian, sharp over flat", ""),
         "true": ("true samples", ""),

@@ -48,7 +48,9 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
         The verdict over all trials of which there are runs, the statistic of the weakest; None where no trial has any.
         What is asserted of more than there are runs of can be contradicted, and not be reproduced.
     """
-    tried = [(trial, try_one(claim, trial, runs.get(trial.study, ()))) for trial in claim.trials]
+    tried = [
+        (trial, verdict) for trial in claim.trials for verdict in _by_network(claim, trial, runs.get(trial.study, ()))
+    ]
     found = [verdict for _, verdict in tried if verdict is not None]
     if not found:
         return None
@@ -59,6 +61,15 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
         parts = (verdict.note, f"no runs of {', '.join(absent)}")
         verdict = replace(verdict, verdict=word, note="; ".join(part for part in parts if part))
     return verdict
+
+
+def _by_network(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Sequence[Verdict | None]:
+    """`try_one`; of a trend one verdict for each network that the study has, as each has a slope of its own."""
+    groups = [rows]
+    if trial.shape in (*ALONG, "v"):
+        names = dict.fromkeys(r.get("name") for r in rows)
+        groups = [[r for r in rows if r.get("name") == name] for name in names]
+    return [verdict for own in groups if (verdict := try_one(claim, trial, own)) is not None] or [None]
 
 
 def _over_all(found: Sequence[Verdict]) -> Verdict:
@@ -197,7 +208,8 @@ def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:
         x = [_number(trial.x or "", a) for a, _ in pairs]
         y = [_number(trial.y, a) - _number(trial.y, b) for a, b in pairs]
         return inference.slope(x, y, [_block(a) for a, _ in pairs])
-    strata = [tuple(a[k] for k in trial.pair if k != "seed") for a, _ in pairs]
+    settings = [k for k in (*trial.pair, *_TOGETHER) if k != "seed"]
+    strata = [tuple(a.get(k) for k in settings) for a, _ in pairs]
     values, baseline = ([_number(trial.y, pair[i]) for pair in pairs] for i in (0, 1))
     return inference.difference(values, baseline, [a["seed"] for a, _ in pairs], strata)
 

@@ -171,17 +171,17 @@ def _chosen(found: list[Row]) -> None:
 
 def _taus(found: list[Row]) -> list[Row]:
     """Of each seed, Kendall's tau with the test error of each metric of J20's figures and N17's third, a row each."""
-    groups: dict[tuple[Any, Any, tuple[str, ...]], list[Row]] = {}
+    groups: dict[tuple[Any, Any, Any, tuple[str, ...]], list[Row]] = {}
     for row in found:
         for names in _METRICS:
             if row.keys() >= {*names, "test_error"}:
-                groups.setdefault((row["seed"], row.get("equal_loss"), names), []).append(row)
+                groups.setdefault((row["seed"], row.get("name"), row.get("equal_loss"), names), []).append(row)
     rows_of_tau = []
-    for (seed, equal_loss, metrics), own in groups.items():
+    for (seed, network, equal_loss, metrics), own in groups.items():
         for metric in metrics:
             pairs = [(r[metric], r["test_error"]) for r in own if r[metric] is not None]
             tau = kendall(*zip(*pairs, strict=True)).tau if len(pairs) > 1 else None
-            shared = {"seed": seed, "equal_loss": equal_loss, "metric": metric, "tau": tau}
+            shared = {"seed": seed, "name": network, "equal_loss": equal_loss, "metric": metric, "tau": tau}
             shared |= {k: max(r[k] for r in own) for k in ("train_error", "train_loss") if all(k in r for r in own)}
             rows_of_tau.append({**shared, "seconds": sum(r["seconds"] for r in own) / len(metrics)})
     return rows_of_tau
