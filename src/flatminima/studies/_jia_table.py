@@ -236,7 +236,8 @@ REDUCTION = {
     "40 epochs (200), 5 seeds, of the CNN on CIFAR-10 45, the last 40 with images of their own; no WRN, no DenseNet; "
     "the CNN is the library's, with four convolutions, BatchNorm and a "
     "hidden linear layer (six convolutions and global pooling); the step of the penalty is a tenth of the loss over "
-    "the gradient (alpha 1e-4); images flipped only (4-crop-f); one rate (0.05) and one schedule (rate / 10 at 20 and "
+    "the gradient (alpha 1e-4); images flipped only (4-crop-f); 2,000 test images "
+    "(all); one rate (0.05) and one schedule (rate / 10 at 20 and "
     "30), one l2, batch and Nesterov's momentum for all networks, as for the CNN of the paper; M 8, threshold 5; 5 "
     "disjoint subsets of 100 (100); in Table 2 logits rescaled to norm 25 by the code of the authors, which the paper "
     "does not say; ResNet on CIFAR-100 is not in the paper",

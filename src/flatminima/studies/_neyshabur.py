@@ -40,6 +40,7 @@ SHARPNESS = {"sharpness": "sharpness", "expected_sharpness": "expected sharpness
 EQUAL_KL = "sharpness_at_equal_kl"
 ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the noise alpha (10 |w| + 1)
 PRINTED_BATCH = 64  # samples of a draw of noise, App. A
+_TESTED = 2_000  # images of the test set below the paper's scale
 _POINTS = 12  # of a bi-criteria curve
 _POWERS = 3  # of ten, beyond which every second one has a number
 SHARES = (0.001, 0.01, 0.05, 0.1)  # of the samples below a margin; the figures have 0.05
@@ -84,6 +85,7 @@ NARROW_VGG: Config = {
     "name": "VGG",
     "network": {"name": "vgg", "width": 16},
     "side": 16,
+    "tested": None,
     "channels_last": True,
 }
 
@@ -96,8 +98,8 @@ def training_set(config: Config, sources: Sources, limit: int | None) -> tuple[T
 
 
 def test_set(config: Config, sources: Sources) -> tuple[Tensor, Tensor]:
-    """2,000 test images, as large as the training's."""
-    return images(sources[config["data"]], "test", 2_000, config.get("side"))
+    """The test images, as large as the training's: all of them where "tested" is None, else so many, or 2,000."""
+    return images(sources[config["data"]], "test", config.get("tested", _TESTED), config.get("side"))
 
 
 def by_network(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -49,7 +49,7 @@ STUDY = Study(
         "smoke": "80 digits, a small CNN, 8 epochs",
         "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), padding not scaled with the image, 80 epochs "
         "(200), l2 5e-4 (1e-4), 10 disjoint subsets of 100 (100), 5 seeds, "
-        "Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 samples",
+        "Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 samples, 2,000 test images (all)",
         "half": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), others for each seed, padding scaled with "
         "the image, 250 epochs (200), 10 disjoint subsets of 100 (100), 14 seeds, "
         "Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 samples",

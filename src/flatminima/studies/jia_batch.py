@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BATCHES = {
     "smoke": ((16, 32, 64), 2.0, 1),
     "cpu": ((32, 64, 128, 256), 0.1, 2),
-    "half": ((32, 64, 128, 256), 0.1, 1),
+    "half": ((32, 64, 128, 256), 0.02, 2),
     "paper": ((128, 256, 512, 1_024), 0.01, 2),
 }
 
@@ -84,7 +84,7 @@ STUDY = Study(
         "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), batches 32 to 256 (128 to 1,024), no "
         "augmentation (4-crop-f), 80 epochs (200), l2 5e-4 (1e-4), 10 disjoint subsets of 100 (100), 12 seeds, the "
         "last seven with images of their own, Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 "
-        "samples; each network also to one loss",
+        "samples, 2,000 test images (all); each network also to one loss",
         "half": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (50,000), others for each seed, batches 32 to 256 (128 "
         "to 1,024), padding scaled with the image, 250 epochs (200), 10 disjoint subsets of 100 (100), 5 seeds, "
         "Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 samples; each network also to one "

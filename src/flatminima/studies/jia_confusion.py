@@ -70,7 +70,7 @@ STUDY = Study(
         "cpu": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (10,000), always the same (new ones a seed), confusion "
         "0 to 500 in four sizes (six), no augmentation (4-crop-f), 80 epochs (200), l2 5e-4 (1e-4), 10 disjoint "
         "subsets of 100 (100), 5 seeds, Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 "
-        "samples",
+        "samples, 2,000 test images (all)",
         "half": "ResNet-8 (20) on 16 x 16 images, 1,000 of them (10,000), confusion 0 to 500 in three sizes (six), "
         "padding scaled with the image, 250 epochs (200), 10 disjoint subsets of 100 (100), 14 seeds, "
         "Frobenius norm of the mean of gg' (mean of the norms), robustness on 200 samples",

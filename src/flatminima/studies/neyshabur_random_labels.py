@@ -62,7 +62,8 @@ _SCALES = {
 }
 _BESIDE: dict[str, Config] = {
     "half": {"looked": 250, **half(200, 20, (2e-3, 1.5e-2))},
-    "paper": {"ascent_steps": 2_000, "looked": 50_000, "samples": PRINTED_BATCH, "batches": 1_000},
+    "paper": {"ascent_steps": 2_000, "looked": 50_000, "samples": PRINTED_BATCH, "batches": 1_000}
+    | {"fresh_data": True, "tested": None},
 }
 
 
@@ -148,10 +149,12 @@ STUDY = Study(
     _figure,
     {
         "smoke": "60 and 120 digits, a small CNN, 1 seed",
-        "cpu": "250 to 2,000 images, a CNN of two convolutions in place of the VGG, 3 seeds, to cross-entropy 0.01",
+        "cpu": "250 to 2,000 images, a CNN of two convolutions in place of the VGG, 3 seeds, to cross-entropy 0.01, "
+        "2,000 test images (all)",
         "half": "250 to 2,000 images, others for each seed, a CNN of two convolutions in place of the VGG, 8 seeds, to "
-        "cross-entropy 0.01; 12 levels of noise around a sharpness of 0.05, 200 draws (1,000); beside it a VGG at a "
-        "quarter of its width on 1,000 to 10,000 images of 16 x 16, 3 seeds",
+        "cross-entropy 0.01; 12 levels of noise around a sharpness of 0.05, 200 draws (1,000), 2,000 test "
+        "images (all); beside it a VGG at a "
+        "quarter of its width on 1,000 to 10,000 images of 16 x 16, 3 seeds, all test images",
         "paper": "at most 1,000 epochs; the sizes are read off the figure",
     },
 )

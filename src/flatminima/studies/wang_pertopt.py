@@ -222,7 +222,9 @@ STUDY = Study(
     _figure,
     {
         "smoke": "150 digits, a small CNN, Adam at 0.01, 3 epochs",
-        "cpu": "1,000 CIFAR-10 images of 16 x 16, a CNN of two convolutions" + _SMALLER + "40 epochs, 3 seeds",
+        "cpu": "1,000 CIFAR-10 images of 16 x 16, a CNN of two convolutions"
+        + _SMALLER
+        + "40 epochs, 3 seeds, 2,000 test images (all)",
         "half": "1,000 CIFAR-10 images of 16 x 16, others for each seed, a CNN of two convolutions"
         + _SMALLER
         + "60 epochs, 14 seeds; curves of the first seed only; beside it a WRN-10-1 with BatchNorm and dropout within "

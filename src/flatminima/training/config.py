@@ -26,8 +26,8 @@ class TrainConfig:
             small batches goes far past the target. None: after epochs only.
         seed: of batches, augmentation and dropout, 0 or more. The initial weights are the model's own.
         schedule: "constant", "step" (times `gamma` at each of `milestones`), "cosine" (to 0 over `epochs`) or "plateau"
-            (times `gamma` when the loss of an epoch has not fallen for more than `patience` epochs; with validation
-            samples, theirs).
+            (times `gamma` when the loss of an epoch has not fallen for more than `patience` epochs: the mean over its
+            steps, as they saw it, with or without a target; with validation samples, theirs).
         warmup: epochs in which the rate rises by the step from nothing to the schedule's, 0 or more.
         keep_best: end with the weights of the epoch with the lowest validation loss.
         stop_after: stop once so many epochs have not lowered the validation loss, at least 1; None never.

@@ -309,14 +309,16 @@ class Training:
         # from here on it changes, and nothing stops for a signal
         self._final, self._held_out = final, held_out
         error = self._wrong / n if self.objective.calls_wrong else None
-        self._seen = final or evaluation(self._loss_sum / n, error, n)
+        of_the_steps = evaluation(self._loss_sum / n, error, n)
+        self._seen = final or of_the_steps
         if self.average is not None and config.average_from is not None and self.epoch + 1 >= config.average_from:
             self.average.update(self.model)
         validation = self._held_out.get(VALIDATION)
         if self.best is not None and validation is not None:
             self.best.see(self.epoch + 1, validation.loss, self.model)
-        if self.plateau is not None:
-            self.plateau.see(self._seen.loss if validation is None else validation.loss)
+        if self.plateau is not None:  # sees the same with a target as without: a rate of its own is another training
+            own = of_the_steps if self.backward is None else self._seen
+            self.plateau.see((own if validation is None else validation).loss)
         if config.target_loss is not None and self._seen.loss < config.target_loss:
             self.stopped = "target_loss"
         elif self.best is not None and config.stop_after is not None and self.best.waited >= config.stop_after:

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from flatminima.io import run_key
-from flatminima.studies.claims.judge import correct, judge
+from flatminima.studies.claims.judge import WORST_RUN, correct, judge
 from flatminima.studies.claims.quantities import Row, rows
 from flatminima.studies.claims.registry import Claim, claims
-from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, UNINFORMATIVE, Verdict
+from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, UNINFORMATIVE, UNMET, Verdict
 
 RUNGS = ("paper", "half", "cpu")  # the larger first; smoke decides nothing
 CALCULATION = "calculation"
@@ -33,10 +33,28 @@ class Finding:
 
     @property
     def scale(self) -> str | None:
-        """The largest scale that decides; else the largest that was tried."""
+        """The largest scale that decides; else the largest that was tried, if it can on runs that meet the premise.
+
+        A scale does not speak for a larger one on which the effect goes the other way and leaves out its value.
+        """
         tried = [scale for scale in (*RUNGS, CALCULATION) if scale in self.verdicts]
-        decided = [scale for scale in tried if self.verdicts[scale].verdict in _DECIDED]
-        return next(iter(decided or tried), None)
+        open_ones: list[str] = []
+        for scale in tried:
+            word = self.verdicts[scale].verdict
+            if word in _DECIDED and not any(self._opposes(larger, scale) for larger in open_ones):
+                return scale
+            if word not in (*_DECIDED, UNMET):
+                open_ones.append(scale)
+        return next(iter(open_ones or tried), None)
+
+    def _opposes(self, larger: str, scale: str) -> bool:
+        """Whether an undecided effect goes the other way, and its interval leaves out the other's value."""
+        ours, other = self.verdicts[larger], self.verdicts[scale]
+        if ours.measured != other.measured or ours.measured.endswith(WORST_RUN):
+            return False
+        if ours.statistic is None or ours.low is None or ours.high is None or other.statistic is None:
+            return False
+        return ours.statistic * other.statistic < 0 and not ours.low <= other.statistic <= ours.high
 
     @property
     def verdict(self) -> Verdict | None:

@@ -29,6 +29,7 @@ from flatminima.studies.verdict import (
 )
 from flatminima.studies.words import in_words
 
+WORST_RUN = "worst run"  # what a sentence about every run shows
 _ENOUGH = 0.8  # power
 _MOST = 0.9  # of the runs that must meet a premise
 _DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
@@ -46,30 +47,33 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
 
     Returns:
         The verdict over all trials of which there are runs, the statistic of the weakest; None where no trial has any.
-        What is asserted of more than there are runs of can be contradicted, and not be reproduced.
+        What is asserted of more than there are runs of, or than there are runs that meet its premise, can be
+        contradicted, and not be reproduced.
     """
-    tried = [
-        (trial, verdict) for trial in claim.trials for verdict in _by_network(claim, trial, runs.get(trial.study, ()))
-    ]
-    found = [verdict for _, verdict in tried if verdict is not None]
+    tried = [(trial, _by_network(claim, trial, runs.get(trial.study, ()))) for trial in claim.trials]
+    found = [verdict for _, verdicts in tried for verdict in verdicts]
     if not found:
         return None
     verdict = _over_all(found)
-    absent = dict.fromkeys(trial.said or trial.y for trial, judged in tried if judged is None)
-    if absent:
+    if verdict.verdict == UNMET:
+        return verdict
+    untried: dict[str, dict[str, None]] = {"no runs of": {}, "no runs that meet the premise of": {}}
+    for trial, verdicts in tried:
+        if all(v.verdict == UNMET for v in verdicts):
+            of = "no runs that meet the premise of" if verdicts else "no runs of"
+            untried[of][trial.said or in_words(trial.y, trial.study)] = None
+    missing = [f"{of} {', '.join(names)}" for of, names in untried.items() if names]
+    if missing:
         word = UNINFORMATIVE if verdict.verdict == REPRODUCED else verdict.verdict
-        parts = (verdict.note, f"no runs of {', '.join(absent)}")
-        verdict = replace(verdict, verdict=word, note="; ".join(part for part in parts if part))
+        verdict = replace(verdict, verdict=word, note="; ".join(part for part in (verdict.note, *missing) if part))
     return verdict
 
 
-def _by_network(claim: Claim, trial: Trial, rows: Sequence[Row]) -> Sequence[Verdict | None]:
-    """`try_one`; of a trend one verdict for each network that the study has, as each has a slope of its own."""
-    groups = [rows]
-    if trial.shape in (*ALONG, "v"):
-        names = dict.fromkeys(r.get("name") for r in rows)
-        groups = [[r for r in rows if r.get("name") == name] for name in names]
-    return [verdict for own in groups if (verdict := try_one(claim, trial, own)) is not None] or [None]
+def _by_network(claim: Claim, trial: Trial, rows: Sequence[Row]) -> list[Verdict]:
+    """`try_one`, once for each network that the study has: what holds of one need not hold of another."""
+    names = dict.fromkeys(r.get("name") for r in rows)
+    groups = [[r for r in rows if r.get("name") == name] for name in names]
+    return [verdict for own in groups if (verdict := try_one(claim, trial, own)) is not None]
 
 
 def _over_all(found: Sequence[Verdict]) -> Verdict:
@@ -304,7 +308,7 @@ def _open(told: Verdict, found: Effect, counts: float | None) -> Verdict:
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
-    """A sentence about every run; or, about a share of them, by the share's interval."""
+    """A sentence about every run, which one run contradicts; or about a share of them, by the share's interval."""
     values = [_number(trial.y, r) for r in rows]
     bound = trial.bound if trial.bound is not None else math.nan
     hits = [v <= bound if trial.shape == "at_most" else v >= bound for v in values]
@@ -313,13 +317,13 @@ def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
     note = f"{sum(hits)} of {len(hits)} runs (share {low:.2f} to {high:.2f}); the interval is the range of the runs"
     told = replace(
         blank,
-        verdict=REPRODUCED if all(hits) or (trial.share < 1 and low >= trial.share) else CONTRADICTED,
+        verdict=REPRODUCED if (all(hits) if trial.share == 1 else low >= trial.share) else CONTRADICTED,
         statistic=worst,
         low=min(values),
         high=max(values),
         note=note if min(values) < max(values) else note.split(";")[0],
     )
-    if all(hits) or trial.share == 1 or not low < trial.share <= high:
+    if trial.share == 1 or not low < trial.share <= high:
         return told
     apart = abs(sum(hits) / len(hits) - trial.share)
     more = max(1.0, ((high - low) / 2 / apart) ** 2 - 1) if apart else 1.0
@@ -363,4 +367,4 @@ def _measured(trial: Trial) -> str:
         return f"{said}: slope beyond the vertex, along {along}"
     if trial.shape in ALONG:
         return f"{said}: slope along {along}"
-    return f"{said}: {'worst run' if trial.shape in BOUNDED else 'difference'}"
+    return f"{said}: {WORST_RUN if trial.shape in BOUNDED else 'difference'}"
