@@ -93,6 +93,8 @@ def _derived(row: Row) -> Row:
     found: Row = {}
     if row.get("scheme") in _SCHEMES:
         found["scheme_order"] = float(_SCHEMES.index(row["scheme"]))
+    if "limit" in row:
+        found["all_images"] = row["limit"] is None
     if "factor" in row:
         found["abs_ln_factor"] = abs(math.log(row["factor"]))
     if "test_loss" in row and "loss" in row:
@@ -190,7 +192,8 @@ def _taus(found: list[Row]) -> list[Row]:
 def _noises(found: list[Row]) -> list[Row]:
     """Of each minimum of the toy, its mean loss at each level of noise: a row each, levels counted from 0."""
     return [
-        {"seed": row["seed"], "place": row["place"], "noise": level, "noisy_loss": loss, "seconds": 0.0}
+        {key: row.get(key) for key in ("seed", "place", "sharp_is_global")}
+        | {"noise": level, "noisy_loss": loss, "seconds": 0.0}
         for row in found
         for level, loss in enumerate(row.get("noisy_losses", ()))
     ]
