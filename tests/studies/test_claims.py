@@ -235,6 +235,25 @@ def test_the_largest_scale_that_decides_is_shown():
     assert Finding(claim, {}).word == "not tried" and Finding(replace(claim, kind="stated"), {}).word == "stated"
 
 
+def test_a_smaller_scale_does_not_speak_where_the_larger_goes_the_other_way():
+    claim = Claim("c", "W1", "q", "w", trials=(Trial("s", "rises", "y", x="x"),))
+    small = Verdict("q", "contradicted", measured="y: slope", statistic=-5.0, low=-6.0, high=-4.0)
+    large = Verdict("q", "not informative", measured="y: slope", statistic=2.0, low=-1.0, high=5.0)
+    assert Finding(claim, {"half": large, "cpu": small}).scale == "half"
+    assert Finding(claim, {"half": replace(large, statistic=-1.0), "cpu": small}).scale == "cpu", "the same way"
+    assert Finding(claim, {"half": replace(large, low=-7.0), "cpu": small}).scale == "cpu", "it does not leave it out"
+    assert Finding(claim, {"half": replace(large, measured="z: slope"), "cpu": small}).scale == "cpu"
+    worst = [replace(v, measured="y: worst run") for v in (large, small)]
+    assert Finding(claim, {"half": worst[0], "cpu": worst[1]}).scale == "cpu", "a range is no interval"
+
+
+def test_runs_that_meet_no_premise_do_not_hide_a_smaller_scale_that_was_tried():
+    unmet, undecided = Verdict("q", "premise not met"), Verdict("q", "not informative")
+    claim = Claim("c", "W1", "q", "w", trials=(Trial("s", "rises", "y", x="x"),))
+    assert Finding(claim, {"half": unmet, "cpu": undecided}).scale == "cpu"
+    assert Finding(claim, {"half": unmet, "cpu": unmet}).scale == "half"
+
+
 def test_the_command_lists_them():
     def call(*words):
         result = CliRunner().invoke(app, ["reproduce", "--claims", "--output", str(RESULTS), *words])

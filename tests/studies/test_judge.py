@@ -60,6 +60,15 @@ def test_partners_are_of_one_data_set_and_one_network():
     assert try_one(claim(between), between, [*ten, *hundred]).verdict == REPRODUCED
 
 
+def test_a_part_whose_premise_no_run_meets_was_not_tried():
+    fitted = ("train error at most 0.01",)
+    good, bad = paired(train_error=0.0), paired(train_error=0.5)
+    found = judge(claim(TRIAL, OTHER, premise=fitted), {"a": good, "b": bad})
+    assert found.verdict == UNINFORMATIVE and "no runs that meet the premise of error of the other network" in found.note
+    assert judge(claim(TRIAL, OTHER, premise=fitted), {"a": bad, "b": bad}).verdict == UNMET
+    assert judge(claim(TRIAL, OTHER, premise=fitted), {"a": good, "b": good}).verdict == REPRODUCED
+
+
 def test_a_trend_is_of_one_network():
     """The steep network does not lend its slope to the one that goes the other way."""
     rises = Trial("a", "rises", "y", x="x")
@@ -158,6 +167,7 @@ def test_confusion_sets_have_taus_of_norm_and_sharpness():
         (3, 30, CONTRADICTED),
         (28, 30, REPRODUCED),
         (11, 11, REPRODUCED),
+        (3, 3, UNINFORMATIVE),
     ],
 )
 def test_a_share_of_runs_is_judged_by_its_interval(hits, runs, word):

@@ -323,6 +323,25 @@ def test_a_plateau_drops_where_torchs_does(patience: int) -> None:
     assert ours.drops > 1
 
 
+def test_a_target_that_is_never_reached_changes_no_rate_of_a_plateau() -> None:
+    """The loss in eval mode, which a target looks at, is another one where there is BatchNorm."""
+    x, y = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
+    options = {"epochs": 25, "batch_size": 20, "lr": 0.5, "schedule": "plateau", "patience": 0, "gamma": 0.7}
+    rates, eval_losses = [], []
+    for target in (None, 1e-9):
+        model = build("small_cnn", seed=0, channels=1, image_size=8, width=4, norm="batch")
+        history = train(model, x, y, config=TrainConfig(target_loss=target, **options))  # type: ignore[arg-type]
+        rates.append([epoch.lr for epoch in history.epochs])
+        eval_losses = [epoch.loss for epoch in history.epochs]
+    assert rates[0] == rates[1] and rates[0][-1] < 0.5
+    other = Plateau(0)
+    drops = []
+    for loss in eval_losses:
+        drops.append(other.drops)
+        other.see(loss)
+    assert [0.5 * 0.7**k for k in drops] != pytest.approx(rates[1])  # so that the two losses do differ here
+
+
 def test_channels_last_trains_the_same_network_to_rounding_and_leaves_plain_strides() -> None:
     x, y = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
     found = []

@@ -12,6 +12,7 @@ from flatminima.report.verdicts import (
     duration,
     elided,
     here,
+    interval,
     joined,
     needed,
     not_come_out,
@@ -24,7 +25,8 @@ _COMMAND = "flatminima reproduce --claims --markdown --output results/studies > 
 _HEAD = """# The papers' claims, tried again
 
 Every sentence of the papers that claims something, quoted, with what the runs of [the studies](studies.md) say of it.
-This page is written by a command from the committed results, and so is every number in it:
+This page is written by a command from the committed results, and so is every number of a verdict; what a note says of
+other runs, and what is needed, was written by hand in the registry.
 
 ```sh
 {command}
@@ -94,7 +96,7 @@ def _paper(findings: Sequence[Mapping[str, Any]], title: str) -> str:
     by_runs = [f for f in findings if f["scale"] not in (None, "calculation")]
     calculated = [f for f in findings if f["scale"] == "calculation"]
     missing = [f for f in findings if f["verdict"] == "not tried"]
-    stated = sum(f["verdict"] == "stated" for f in findings)
+    stated = [f for f in findings if f["verdict"] == "stated"]
     parts = [f"## {title}\n"]
     if by_runs:
         parts.append("### By runs\n\n" + _TABLE + "".join(map(_row, by_runs)))
@@ -105,7 +107,8 @@ def _paper(findings: Sequence[Mapping[str, Any]], title: str) -> str:
         rows = "".join(f"- {_quoted(f)}: needs {f['needs'] or 'runs that no scale here has'}.\n" for f in missing)
         parts.append("### Not tried\n\n" + rows)
     if stated:
-        parts.append(f"{stated} more sentences are about the paper itself, and no run can decide them.\n")
+        rows = "".join(f"- {_quoted(f)}{_noted(f)}.\n" for f in stated)
+        parts.append("### Stated\n\nAbout the paper itself, or what it expects: no run can decide them.\n\n" + rows)
     return "\n".join(parts)
 
 
@@ -114,13 +117,24 @@ def _row(finding: Mapping[str, Any]) -> str:
     told = joined([here(verdict), *beside_statistic(verdict, finding)])
     premise = "; ".join(finding["premise"]) or "-"
     margin = paper_effect({**finding, "effect": finding["effect"] or "no number"})
-    shown = f"{told} ({finding['tried']}, {finding['scale']})"
+    shown = f"{told} ({finding['tried']}, {finding['scale']}{_elsewhere(finding)})"
     return f"| {_quoted(finding)} | {_cell(premise)} | {_cell(margin)} | {_cell(shown)} | {finding['verdict']} |\n"
+
+
+def _elsewhere(finding: Mapping[str, Any]) -> str:
+    """What a sentence came to at the scales that do not count."""
+    others = [(scale, v) for scale, v in finding["scales"].items() if scale not in (finding["scale"], "calculation")]
+    said = ((f"at {scale} scale {v['verdict']}", interval(v)) for scale, v in others)
+    return "".join(f"; {word}, {value}" if value else f"; {word}" for word, value in said)
 
 
 def _numbers(finding: Mapping[str, Any]) -> str:
     said: str = finding["scales"]["calculation"]["note"]
     return ". ".join(part.rstrip(".") for part in (said, finding["note"], needed(finding)) if part)
+
+
+def _noted(finding: Mapping[str, Any]) -> str:
+    return f": {_cell(finding['note'].rstrip('.'))}" if finding["note"] else ""
 
 
 def _quoted(finding: Mapping[str, Any]) -> str:
@@ -139,6 +153,7 @@ def _runs(documents: Sequence[Mapping[str, Any]]) -> str:
     for d in documents:
         done = sum("result" in run for run in d["runs"])
         missing = f", {d['missing']} missing" if d["missing"] else ""
+        missing += f", {d['older']} of an older version's configurations" if d.get("older") else ""
         cost = f"that of `{d['shares']}`" if d.get("shares") else duration(d["seconds"])
         differ = "; ".join(d.get("deviations") or [])
         said = d["reduction"] + (f". Of the printed settings: {differ}" if differ else "")

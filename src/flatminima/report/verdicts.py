@@ -11,6 +11,7 @@ from typing import Any
 _SHORT = 0.005  # hours of a core, below which a number says nothing
 _OPEN = ("not informative", "premise not met")
 _UNSIGNED = "worst run"  # a value of one run, not a difference or a slope
+_ROUNDING = 1e-12  # of an interval's width
 AGAINST = ("contradicted", "smaller than claimed")
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -41,13 +42,23 @@ def here(claim: Mapping[str, Any]) -> str:
     """A claim's statistic with its interval, as text; of a slope or a difference with its sign."""
     if claim["statistic"] is None:
         return claim["note"] or f"no {claim['measured']}"
+    return f"{claim['measured']} {interval(claim)}"
+
+
+def interval(claim: Mapping[str, Any]) -> str:
+    """The value of a claim's statistic with its interval, or empty; what rounding alone leaves of nothing is 0.
+
+    Examples:
+        >>> interval({"measured": "tau: difference", "statistic": -1.9e-17, "low": -0.766, "high": 0.766})
+        '0 (-0.766 to +0.766)'
+    """
+    value, low, high = claim["statistic"], claim["low"], claim["high"]
+    if value is None:
+        return ""
     style = "" if claim["measured"].endswith(_UNSIGNED) else "+"
-    value, low, high = (
-        None if v is None else "0" if v == 0 else f"{v:{style}.3g}"
-        for v in (claim["statistic"], claim["low"], claim["high"])
-    )
-    text = f"{claim['measured']} {value}"
-    return text if low is None or claim["low"] == claim["high"] else f"{text} ({low} to {high})"
+    least = 0.0 if low is None or high is None else _ROUNDING * (high - low)
+    shown = ["0" if v is None or abs(v) <= least else f"{v:{style}.3g}" for v in (value, low, high)]
+    return shown[0] if low is None or low == high else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def open_question(claim: Mapping[str, Any]) -> str:
@@ -172,6 +183,9 @@ def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
     calculated = sum(f["scale"] == "calculation" for f in tried)
     own = [f for f in tried if f["kind"] != "cited"]
+    by_runs = [f for f in tried if f["scale"] != "calculation" and f["verdict"] == "reproduced"]
+    empirical = sum(f["kind"] == "empirical" for f in by_runs)
+    revised = Counter(f["verdict"] for f in tried if f.get("revised"))
     undecided = sum(f["verdict"] == "not informative" for f in own)
     parts = [f"{words[w]} {w} ({_tests([f for f in tried if f['verdict'] == w])})" for w in _TRIED if words[w]]
     return [
@@ -180,9 +194,14 @@ def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{len(tried)} sentences, decided by {_tests(tried)} tests, {calculated} of the sentences by calculation and "
         f"the others by runs: {', '.join(parts)}. In brackets are the tests, as sentences that the same trials or the "
         "same calculation decide count once.",
+        f"Of the reproduced, {len(by_runs)} are so by runs, {empirical} of these the papers' own observations and the "
+        f"others cited or theoretical; {words['reproduced'] - len(by_runs)} are so by calculation.",
         f"{len(own)} of the sentences are the papers' own, not cited ones; of these {undecided} are not informative.",
-        "An interval is at 95 %, Student's, each seed with its own level; a verdict holds after Holm's correction over "
-        "the tests of a paper at its scale. Comparisons beside the papers' are not counted.",
+        f"Of {sum(revised.values())} sentences runs, premise, margin or calculation were changed after a result was "
+        f"seen, as their notes say: {', '.join(f'{revised[w]} {w}' for w in _TRIED if revised[w])}.",
+        "An interval is at 95 %, Student's, each seed with its own level; a verdict that has one holds after Holm's "
+        "correction over the tests of a paper at its scale. A sentence about every run has none: one run contradicts "
+        "it. Comparisons beside the papers' are not counted.",
     ]
 
 

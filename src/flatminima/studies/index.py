@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ def together(documents: Sequence[_Document]) -> tuple[list[_Document], list[Find
 
     Returns:
         The documents, each with "own" and, of the package's, with "beyond", where no claim of the papers is on it,
-        "deviations" from the printed settings, "panels" and "caption" of the figure, and "shares": the study whose
+        "missing" and "older", how many of today's runs it lacks and how many it has that are none of them, "deviations"
+        from the printed settings, "panels" and "caption" of the figure, and "shares": the study whose
         runs these are, where that one is among the documents; and the findings, Holm's correction over all of a scale.
         Of a claim that another study's runs decide "decided_by" names it, and "alone" is what the own runs say.
     """
@@ -53,9 +55,21 @@ def _judged(document: _Document, findings: Sequence[Finding]) -> _Document:
     beyond = not any(study.id in claim.studies for claim in registered())
     claims = of_papers + beside
     seeds = len({run["config"].get("seed") for run in document["runs"] if succeeded(run)})
-    differ = {"reduction": study.reduction[scale], "deviations": deviations(study, scale)}
+    differ: _Document = {"reduction": study.reduction[scale], "deviations": deviations(study, scale)}
+    differ |= _compared(study, document)
     differ |= {"panels": panels_of(study.id), "caption": caption(study.id, seeds)}
     return document | differ | {"own": False, "beyond": beyond, "claims": claims}
+
+
+def _compared(study: Study, document: _Document) -> dict[str, int]:
+    """The runs of a document beside those that this version lists: what was added since, and what was changed."""
+    listed = {_key(config) for config in study.list_runs(document["scale"], document.get("replication", 0))}
+    done = [_key(run["config"]) for run in document["runs"] if succeeded(run)]
+    return {"missing": len(listed - set(done)), "older": sum(key not in listed for key in done)}
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
 
 
 def _by_whom(document: _Document, verdicts: Sequence[_Document]) -> list[_Document]:

@@ -76,7 +76,20 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         c = self.claim
-        told = ("id", "paper", "where", "quote", "kind", "figure", "effect", "why", "reads", "note", "own_numbers")
+        told = (
+            "id",
+            "paper",
+            "where",
+            "quote",
+            "kind",
+            "figure",
+            "effect",
+            "why",
+            "reads",
+            "note",
+            "own_numbers",
+            "revised",
+        )
         entry = {k: getattr(c, k) for k in told}
         more = {
             "premise": list(c.premise),

@@ -98,6 +98,7 @@ class Claim:
         check: name of a calculation in `checks` that decides it. needs: what it would take, where nothing tries it.
         reads: what it says, where the quotation alone does not tell: its subject, its condition, its negation.
         note: what a reader must know of the verdict. own_numbers: `check` compares it with what the paper prints.
+        revised: its runs, premise, margin or calculation were changed after a result was seen; `note` says how.
     """
 
     id: str
@@ -115,6 +116,7 @@ class Claim:
     reads: str = ""
     note: str = ""
     own_numbers: bool = False
+    revised: bool = False
 
     @property
     def studies(self) -> tuple[str, ...]:

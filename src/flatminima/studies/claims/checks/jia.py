@@ -224,7 +224,9 @@ def table_2_aligns() -> Outcome:
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     agree = sum((_FALLS[a] > _FALLS[b]) == (_GAINS[a] > _GAINS[b]) for a, b in pairs)
     signs = all(_FALLS[name] > 0 and _GAINS[name] > 0 for name in names)
-    return Outcome(None if signs else False, f"both improve in 3 of 3; the order agrees in {agree} of {len(pairs)} pairs")
+    return Outcome(
+        None if signs else False, f"both improve in 3 of 3; the order agrees in {agree} of {len(pairs)} pairs"
+    )
 
 
 def table_1_parameters() -> Outcome:
