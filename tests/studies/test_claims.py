@@ -129,7 +129,9 @@ _CONTRADICTED = {
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_calculation_decides_its_sentence(name):
     holds, said = CHECKS[name]()
-    expected = None if name in ("table_1_parameters", "table_1_densenet", "table_2_aligns") else name not in _CONTRADICTED
+    expected = (
+        None if name in ("table_1_parameters", "table_1_densenet", "table_2_aligns") else name not in _CONTRADICTED
+    )
     assert holds is expected, said
     assert said and any(c.check == name for c in claims())
 

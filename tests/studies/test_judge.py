@@ -64,7 +64,9 @@ def test_a_part_whose_premise_no_run_meets_was_not_tried():
     fitted = ("train error at most 0.01",)
     good, bad = paired(train_error=0.0), paired(train_error=0.5)
     found = judge(claim(TRIAL, OTHER, premise=fitted), {"a": good, "b": bad})
-    assert found.verdict == UNINFORMATIVE and "no runs that meet the premise of error of the other network" in found.note
+    assert (
+        found.verdict == UNINFORMATIVE and "no runs that meet the premise of error of the other network" in found.note
+    )
     assert judge(claim(TRIAL, OTHER, premise=fitted), {"a": bad, "b": bad}).verdict == UNMET
     assert judge(claim(TRIAL, OTHER, premise=fitted), {"a": good, "b": good}).verdict == REPRODUCED
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flatminima.cli.terminal import out, say
-from flatminima.errors import UnknownName
+from flatminima.errors import FlatMinimaError, UnknownName, UsageError
 from flatminima.io import json_text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
     """Print the claims of a paper or of a study, of all by default: a table, JSON, or the report in Markdown.
 
     Raises:
-        UnknownName: no such paper.
+        UnknownName: no such paper. UsageError: no claim is of both, or results that cannot be judged.
     """
     from flatminima.studies import STUDIES
     from flatminima.studies.claims import evaluate, papers
@@ -30,7 +30,16 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
     results = [d for d in documents(output) if d["id"] in STUDIES]
     if not results:
         say(f"no results in {output}: what runs decide is not tried there; name a folder of studies with --output")
-    findings = evaluate(results, paper=paper, study=study)
+    try:
+        findings = evaluate(results, paper=paper, study=study)
+    except FlatMinimaError:
+        raise
+    except Exception as error:  # an edited document may break any part
+        raise UsageError(
+            f"the results in {output} are not what this version writes ({error}); run the study again"
+        ) from error
+    if not findings:
+        raise UsageError(f"no sentence of {paper} is tried by {study}; leave out one of the two")
     if as_json:
         typer.echo(json_text([f.to_dict() for f in findings], None))
     elif markdown:
@@ -41,10 +50,10 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
         titles = {key: found.title for key, found in papers().items()}
         typer.echo(claims_page([f.to_dict() for f in findings], together(results)[0], titles), nl=False)
     else:
-        _table(findings)
+        _table(findings, whole=paper is None and study is None)
 
 
-def _table(findings: list[Finding]) -> None:
+def _table(findings: list[Finding], *, whole: bool) -> None:
     from rich.table import Table
 
     from flatminima.report.verdicts import elided, here, summary
@@ -61,5 +70,5 @@ def _table(findings: list[Finding]) -> None:
         table.add_row(f"{f.claim.id}\n{f.claim.paper}, {f.claim.where}", f.word, said)
     console = out()
     console.print(table, markup=False)
-    for line in summary([f.to_dict() for f in findings]):
+    for line in summary([f.to_dict() for f in findings], whole=whole):
         console.print(line, markup=False)

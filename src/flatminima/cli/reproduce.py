@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flatminima.catalog.choices import SCALES
 from flatminima.cli.device import usable
 from flatminima.cli.options import AsJson, Device, DryRun
 from flatminima.cli.studies import finish, plan_table
-from flatminima.cli.terminal import bars
+from flatminima.cli.terminal import bars, say
 from flatminima.errors import FlatMinimaError, UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -75,12 +77,19 @@ def reproduce(
 
         if study is not None and study not in studies.STUDIES:
             raise UnknownName("study", study, studies.STUDIES)
+        ignored = {"--all": every, "--show": show, "--redraw": redraw, "--dry-run": dry_run, "--json": as_json}
+        ignored |= {"--fail-on-claims": fail_on_claims, "--scale": scale != "smoke", "--shard": shard != "1/1"}
+        if not markdown:
+            ignored.pop("--json")
+        _refuse(ignored, "--claims --markdown" if markdown else "--claims")
         listed(output, paper, study, as_json=as_json, markdown=markdown)
         return
     if paper is not None or markdown:
         raise UsageError("--paper and --markdown go with --claims; add it")
     if redraw and not show:
         raise UsageError("--redraw goes with --show; add it")
+    if show:
+        _refuse({"--dry-run": dry_run, "--shard": shard != "1/1"}, "--show")
     if every == (study is not None):
         raise UsageError(f"name one study ({', '.join(studies.STUDIES)}), or give --all")
     if study is not None and study not in studies.STUDIES:
@@ -116,25 +125,45 @@ def own_study(
 ) -> None:
     """Run a study of your own, with the runner of the papers' studies. The file's code is executed."""
     chosen = [load(file)]
+    if scale not in SCALES:
+        raise UnknownName("scale", scale, SCALES)
     if show:
+        _refuse({"--dry-run": dry_run, "--shard": shard != "1/1"}, "--show")
         _show(output, chosen[0].id, fail_on_claims, as_json)
         return
     if dry_run:
         plan_table(chosen, output, scale, jobs, _shard(shard), seed, as_json)
         return
+    _say_older(file, output, chosen[0])
     how = {"scale": scale, "data": data, "jobs": jobs, "shard": _shard(shard), "engine": engine, "address": address}
     _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
+
+
+def _refuse(given: Mapping[str, bool], beside: str) -> None:
+    """Refuse what would do nothing."""
+    found = [name for name, is_given in given.items() if is_given]
+    if found:
+        raise UsageError(f"{beside} runs nothing, and {', '.join(found)} would do nothing; leave out what is not meant")
+
+
+def _say_older(file: Path, output: Path, study: Study) -> None:
+    """A note where the code is newer than runs that are kept, and taken as they are."""
+    runs = sorted((output / study.id / "runs").glob("*.json"))
+    older = sum(run.stat().st_mtime < file.stat().st_mtime for run in runs)
+    if older:
+        say(f"Note: {file.name} is newer than {older} runs, which are kept; to run anew, remove {output / study.id}")
 
 
 def load(file: Path) -> Study:
     """STUDY of a Python file, imported by its name, so that other processes find it too.
 
     Raises:
-        UsageError: no such file, no name that Python can import, no STUDY in it, or an error in its code.
+        UsageError: no such file, no name that Python can import, no STUDY in it, or an error in its code; an id that is
+            a paper's study's, whose results it would replace.
     """
     import importlib
 
-    from flatminima.studies import Study
+    from flatminima.studies import STUDIES, Study
 
     if file.suffix != ".py" or not file.is_file():
         raise UsageError(f"no Python file {file}; name a file that defines STUDY")
@@ -143,24 +172,49 @@ def load(file: Path) -> Study:
     sys.path.insert(0, str(file.resolve().parent))
     try:
         module = importlib.import_module(file.stem)
-    except Exception as error:  # whatever the user's code raises
+    except FlatMinimaError as error:
+        raise UsageError(f"{file}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UsageError(f"{file} failed on import: {type(error).__name__}: {error}") from error
     found = getattr(module, "STUDY", None)
     if not isinstance(found, Study):
         raise UsageError(f"{file} defines no STUDY = flatminima.studies.Study(...)")
+    if found.id in STUDIES:
+        raise UsageError(f"{file}: {found.id} is the id of a paper's study; give yours another")
     return found
 
 
 def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_claims: bool, as_json: bool) -> None:
     """Studies one after the other, `how` as `studies.reproduce` takes it; then the table and the page."""
     from flatminima import studies
+    from flatminima.studies.result_files import documents
+    from flatminima.studies.runner import sources_of
 
+    for s in chosen:  # before hours of runs
+        sources_of(s, how["scale"], how["data"])
+    documents(output, besides={s.id for s in chosen})
     with bars():
         done = [studies.reproduce(s, output, **how) for s in chosen]
-    found = finish(output, [(document["id"], document["scale"]) for document in done], as_json)
-    if any(document["missing"] and how["shard"] == (1, 1) for document in done):
+    with _read_from(output):
+        found = finish(output, [(document["id"], document["scale"]) for document in done], as_json, how["shard"])
+    failed = any("error" in run for document in done for run in document["runs"])
+    if failed or any(document["missing"] and how["shard"] == (1, 1) for document in done):
         raise typer.Exit(1)
     _exit(found, fail_on_claims)
+
+
+@contextmanager
+def _read_from(output: Path) -> Iterator[None]:
+    """Say of results that somebody edited where they are, as they may break any part of a page."""
+    try:
+        yield
+    except (FlatMinimaError, typer.Exit):
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise UsageError(
+            f"the results in {output} are not what this version writes ({reason}); run the study again"
+        ) from error
 
 
 def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, redraw: bool = False) -> None:
@@ -169,7 +223,7 @@ def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, 
     from flatminima.studies.result_files import documents
     from flatminima.studies.runner import redraw as redrawn
 
-    try:
+    with _read_from(output):
         own = documents(output, study)
         wanted = [(d["id"], d["scale"]) for d in own]
         if not wanted:
@@ -178,13 +232,6 @@ def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, 
             if document["id"] in studies.STUDIES:
                 redrawn(studies.STUDIES[document["id"]], output, document)
         found = finish(output, wanted, as_json)
-    except FlatMinimaError:
-        raise
-    except Exception as error:  # an edited document may break any part of a page
-        reason = str(error) or type(error).__name__
-        raise UsageError(
-            f"the results in {output} are not what this version writes ({reason}); run the study again"
-        ) from error
     _exit(found, fail_on_claims)
 
 

@@ -36,12 +36,14 @@ def plan_table(
     for p in plans:
         left = "-" if p["seconds_left"] is None else f"about {duration(p['seconds_left'])}"
         table.add_row(p["id"], str(p["runs"]), str(p["done"]), str(p["to_do"]), left, p["reduction"])
-    out().print(table)
+    out().print(table, markup=False)
     if any(p["seconds_left"] is None for p in plans):
         say("time left is known once a run of the study is done; the smoke scale takes seconds")
 
 
-def finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> list[dict[str, Any]]:
+def finish(
+    output: Path, wanted: Sequence[tuple[str, str]], as_json: bool, shard: tuple[int, int] = (1, 1)
+) -> list[dict[str, Any]]:
     """The page of everything in the folder, and the table of the studies and scales that are wanted."""
     from flatminima.io import PATIENCE, claimed
     from flatminima.report.studies import write_studies
@@ -53,7 +55,7 @@ def finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> li
     if as_json:
         typer.echo(json_text(found, None))
     else:
-        _table(found)
+        _table(found, shard)
     command = shlex.join(["flatminima", *_without_paths(sys.argv[1:])])
     of_papers = [f.to_dict() for f in findings] if any(not d["own"] for d in whole) else []
     with claimed(output, wait=PATIENCE):
@@ -64,15 +66,19 @@ def finish(output: Path, wanted: Sequence[tuple[str, str]], as_json: bool) -> li
 
 def _without_paths(words: list[str]) -> list[str]:
     """The command without the folders of this machine."""
-    return [
-        "DATA" if before == "--data" else "FOLDER" if before == "--output" else word
-        for before, word in zip(["", *words], words, strict=False)
-    ]
+    hidden = {"--data": "DATA", "--output": "FOLDER"}
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        name, given, _ = word.partition("=")
+        shown = f"{name}={hidden[name]}" if given and name in hidden else Path(word).name if "/" in word else word
+        found.append(hidden.get(before, shown))
+    return found
 
 
-def _table(found: Sequence[dict[str, Any]]) -> None:
+def _table(found: Sequence[dict[str, Any]], shard: tuple[int, int]) -> None:
     from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
     from flatminima.report.verdicts import duration, here
 
@@ -82,15 +88,21 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold", max_width=width)
     for d in found:
         table.add_row(f"{d['id']}, {d['scale']}", "", "", duration(d["seconds"]), style="bold")
+        if d["scale"] == "smoke" and not d["claims"]:
+            table.add_row(
+                Padding("smoke scale shows that the study runs, and decides nothing", (0, 0, 0, 2)), "", "", ""
+            )
         for c in d["claims"]:
             claim = f'"{c["claim"]}" ({c["where"]})' if c.get("id") else c["claim"]
             other, alone = c.get("decided_by"), c.get("alone")
             number = here(c) if not other else "not tried" if alone is None else here(alone)
             word = f"{c['verdict']}, by {other}" if other else c["verdict"]
-            table.add_row(Padding(f"{claim}{' (control)' if c['control'] else ''}", (0, 0, 0, 2)), number, word, "")
+            said = Text(f"{claim}{' (control)' if c['control'] else ''}")
+            table.add_row(Padding(said, (0, 0, 0, 2)), number, word, "")
         for run in d["runs"]:
             if "error" in run:
                 say(f"{d['id']}: a run failed: {run['config']}: {run['error']}")
         if d["missing"]:
-            say(f"{d['id']}: {d['missing']} runs are missing, failed or another process's; the same command runs them")
-    out().print(table)
+            whose = "another process's; the same command runs them" if shard == (1, 1) else "of other shards"
+            say(f"{d['id']}: {d['missing']} runs are missing, failed or {whose}")
+    out().print(table, markup=False)

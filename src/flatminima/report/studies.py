@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ def write_studies(
     against = [_against(number, same) for number, same in not_come_out(findings)]
     page = render_template(
         "studies.html.j2",
-        title="The papers' claims, tried again",
-        subtitle=f"{len({d['id'] for d in documents})} studies",
-        verdict=summary(findings) if findings else [f"{len(parts['own'])} studies of your own."],
+        title="The papers' claims, tried again" if findings else "Studies",
+        subtitle=_counted({d["id"] for d in documents}),
+        verdict=summary(findings) if findings else [f"{_counted({d['id'] for d in parts['own']})} of your own."],
         findings=bool(findings),
         against=against[:_FIRST],
         more_against=against[_FIRST:],
@@ -85,6 +85,10 @@ def write_studies(
     path = folder / "index.html"
     write_whole(path, page)
     return path
+
+
+def _counted(ids: Collection[str]) -> str:
+    return f"{len(ids)} stud{'y' if len(ids) == 1 else 'ies'}"
 
 
 def _by_study(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,7 +141,7 @@ def _shown(document: dict[str, Any], folder: Path, about: Mapping[str, Mapping[s
     claims = [_row(claim, document, about.get(claim.get("id", ""))) for claim in document["claims"]]
     differ = document.get("deviations") or []
     return (
-        {"caption": "", "panels": "", "shares": None}
+        {"caption": "", "panels": "", "shares": None, "older": 0}
         | document
         | {
             "reduction": document["reduction"] + (f". Of the printed settings: {'; '.join(differ)}" if differ else ""),

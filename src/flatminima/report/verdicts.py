@@ -177,8 +177,8 @@ def overview(
     return [*words, TESTS], rows if findings else []
 
 
-def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The verdicts on the papers' claims, in sentences."""
+def summary(findings: Sequence[Mapping[str, Any]], *, whole: bool = True) -> list[str]:
+    """The verdicts on the papers' claims, in sentences; `whole`: not those of one paper or study."""
     words = Counter(f["verdict"] for f in findings)
     tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
     calculated = sum(f["scale"] == "calculation" for f in tried)
@@ -188,20 +188,35 @@ def summary(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     revised = Counter(f["verdict"] for f in tried if f.get("revised"))
     undecided = sum(f["verdict"] == "not informative" for f in own)
     parts = [f"{words[w]} {w} ({_tests([f for f in tried if f['verdict'] == w])})" for w in _TRIED if words[w]]
+    first = f"The papers make {len(findings)} claims." if whole else f"These are {len(findings)} of the papers' claims."
+    how = f"{calculated} of the sentences by calculation and the others by runs"
+    if calculated in (0, len(tried)):
+        how = "all by calculation" if calculated else "all by runs"
+    if not tried:
+        return [f"{first} {words['stated']} are about the papers themselves, and none of the others is tried."]
     return [
-        f"The papers make {len(findings)} claims. {words['stated']} are about the papers themselves, which no run can "
+        f"{first} {words['stated']} are about the papers themselves, which no run can "
         f"decide; {words['not tried']} are not tried.",
-        f"{len(tried)} sentences, decided by {_tests(tried)} tests, {calculated} of the sentences by calculation and "
-        f"the others by runs: {', '.join(parts)}. In brackets are the tests, as sentences that the same trials or the "
-        "same calculation decide count once.",
+        f"{len(tried)} sentences, decided by {_tests(tried)} tests, {how}: {', '.join(parts)}. In "
+        "brackets are the tests, as sentences that the same trials or the same calculation decide count once.",
         f"Of the reproduced, {len(by_runs)} are so by runs, {empirical} of these the papers' own observations and the "
         f"others cited or theoretical; {words['reproduced'] - len(by_runs)} are so by calculation.",
         f"{len(own)} of the sentences are the papers' own, not cited ones; of these {undecided} are not informative.",
-        f"Of {sum(revised.values())} sentences runs, premise, margin or calculation were changed after a result was "
-        f"seen, as their notes say: {', '.join(f'{revised[w]} {w}' for w in _TRIED if revised[w])}.",
+        *_revised(revised),
         "An interval is at 95 %, Student's, each seed with its own level; a verdict that has one holds after Holm's "
         "correction over the tests of a paper at its scale. A sentence about every run has none: one run contradicts "
         "it. Comparisons beside the papers' are not counted.",
+    ]
+
+
+def _revised(counts: Mapping[str, int]) -> list[str]:
+    """A sentence on the entries that were changed after a result was seen; none where none was."""
+    if not counts:
+        return []
+    each = ", ".join(f"{counts[word]} {word}" for word in _TRIED if counts.get(word))
+    return [
+        f"Of {sum(counts.values())} sentences runs, premise, margin or calculation were changed after a result was "
+        f"seen, as their notes say: {each}."
     ]
 
 

@@ -108,8 +108,7 @@ def execute(
     Raises:
         UnknownName: no such engine. MissingExtra: Ray is not installed. UsageError: see `Target.of`.
     """
-    if engine not in ENGINES:
-        raise UnknownName("engine", engine, ENGINES)
+    check_engine(study, engine, jobs)
     if engine == "ray":
         yield from _with_ray(Target.of(study), todo, jobs, address, told)
     elif jobs == 1 or len(todo) < 2:
@@ -117,6 +116,18 @@ def execute(
             yield work, attempt(study.run, work, told)
     else:
         yield from _with_pool(Target.of(study), todo, jobs, told)
+
+
+def check_engine(study: Study, engine: str, jobs: int) -> None:
+    """Refuse, before anything is written, what `execute` cannot do.
+
+    Raises:
+        UnknownName: no such engine. UsageError: see `Target.of`.
+    """
+    if engine not in ENGINES:
+        raise UnknownName("engine", engine, ENGINES)
+    if engine == "ray" or jobs > 1:
+        Target.of(study)
 
 
 def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
@@ -159,7 +170,7 @@ def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
     try:
         with on(work.device):
             result: Result = run(work.config, work.sources)
-        json_text(result, None)
+        _check(result)
         outcome = {"result": result}
     except (Exception, SystemExit) as error:  # recorded, and shown; the other runs go on
         outcome = {"error": f"{type(error).__name__}: {error}"}
@@ -167,6 +178,24 @@ def _attempt(run: Any, work: Work) -> tuple[Run, bool]:
     where = {} if work.device is None else {"device": work.device}
     took = {"seconds": time.perf_counter() - started, "core_seconds": time.process_time() - worked}
     return {"config": work.config, **outcome, **took, **where}, of_use
+
+
+def _check(result: Any) -> None:
+    """Refuse a result that cannot be written down, by the name of what cannot.
+
+    Raises:
+        TypeError, ValueError: no dictionary, or a value that JSON has not.
+    """
+    if not isinstance(result, dict):
+        raise TypeError(f"run gives {type(result).__name__} and no dictionary of numbers")
+    for key, value in result.items():
+        try:
+            json_text({key: value}, None)
+        except (TypeError, ValueError):
+            kind = repr(value) if isinstance(value, float) else f"{type(value).__name__}, or what is in it"
+            raise ValueError(
+                f"run gives {kind} as {key!r}, which JSON has not; give a finite number, text or None"
+            ) from None
 
 
 def _with_pool(target: Target, todo: list[Work], jobs: int, told: Told) -> Iterator[tuple[Work, Run | None]]:

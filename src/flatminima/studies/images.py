@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,9 @@ HUB = {
 }
 
 
+_HUB_NAME = re.compile(r"digits|[\w.-]+/[\w.-]+|\w+://.+")
+
+
 def find(datasets: Sequence[str], data: str | None = None) -> Sources:
     """Find the data sets of a study.
 
@@ -33,7 +37,7 @@ def find(datasets: Sequence[str], data: str | None = None) -> Sources:
             `load_tensors` takes. The embedded digits are always there.
 
     Raises:
-        UsageError: several data sets and a folder without one of them.
+        UsageError: several data sets and a folder without one of them; no such folder.
 
     Examples:
         >>> find(["mnist"])["mnist"]
@@ -47,8 +51,10 @@ def find(datasets: Sequence[str], data: str | None = None) -> Sources:
         inside = [p for p in sorted(Path(data).glob(f"{name}*")) if p.name == name or p.name.startswith(f"{name}-")]
         if inside:
             found[name] = os.fspath(inside[0])
-        elif len(datasets) == 1:
+        elif len(datasets) == 1 and (Path(data).exists() or _HUB_NAME.fullmatch(data)):
             found[name] = data
+        elif not Path(data).exists():
+            raise UsageError(f"no folder {data}; name the folder that has {', '.join(datasets)}, or a hub's OWNER/NAME")
         else:
             raise UsageError(f"no folder {name} in {data}; this study reads {', '.join(datasets)} from there")
     return found

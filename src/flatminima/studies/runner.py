@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,14 +16,15 @@ from flatminima.io import PATIENCE, claimed, json_text, refuse_in_use, versions,
 from flatminima.report.axes import legends_beside
 from flatminima.report.theme import style, svg, themed
 from flatminima.studies.claims import of_study
-from flatminima.studies.engines import Work, execute
+from flatminima.studies.engines import Work, check_engine, execute
 from flatminima.studies.images import find
-from flatminima.studies.result_files import RESULTS, set_aside
+from flatminima.studies.result_files import RESULTS, SCHEMA, refuse_other, set_aside
 from flatminima.studies.resumable import share
 from flatminima.studies.run_store import RunStore, read_run, succeeded, under_way
-from flatminima.studies.study import Config, Result, Study
+from flatminima.studies.study import Config, Result, Sources, Study, calling
+from flatminima.studies.verdict import Verdict
 
-_SCHEMA = 2
+_KEPT = "the runs are kept"
 _PIXELS = 90  # an inch of figure.png
 _MOMENT = 0.1  # seconds between two looks at a run that another process is at
 
@@ -63,7 +65,9 @@ def reproduce(
     """
     ours = _part(jobs, shard)
     configs = study.list_runs(scale, seed)
-    sources = find(study.datasets, data)
+    sources = sources_of(study, scale, data)
+    check_engine(study, engine, jobs)
+    refuse_other(Path(output) / study.id, scale, seed)
     store = _opened(study, Path(output), configs)
     files = [store.file(config) for config in configs]
     todo = [
@@ -73,6 +77,13 @@ def reproduce(
     ]
     _run(study, store, todo, jobs, engine, address)
     return collect(study, output, scale=scale, seed=seed)
+
+
+def sources_of(study: Study, scale: str, data: str | None) -> Sources:
+    """Where the data sets lie that a scale's configurations use, see `images.find`."""
+    used = {config.get("data") for config in study.list_runs(scale)}
+    unsaid = None in used  # a study that does not say which
+    return find([name for name in study.datasets if unsaid or name in used], data)
 
 
 def collect(study: Study, output: str | Path, *, scale: str = "smoke", seed: int = 0) -> dict[str, Any]:
@@ -85,7 +96,7 @@ def collect(study: Study, output: str | Path, *, scale: str = "smoke", seed: int
     runs = [run for config in configs if (run := read_run(store.file(config))) is not None]
     results = [run["result"] for run in runs if succeeded(run)]
     document: dict[str, Any] = {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         "id": study.id,
         "paper": study.paper,
         "title": study.title,
@@ -114,7 +125,12 @@ def judged(study: Study, document: dict[str, Any]) -> list[dict[str, Any]]:
     """
     of_papers = of_study(document)
     results = [run["result"] for run in document["runs"] if succeeded(run)]
-    own = [] if of_papers and document["scale"] == "smoke" else study.claims(results)
+    own: Sequence[Verdict] = ()
+    if not of_papers or document["scale"] != "smoke":
+        with calling(study, "claims(results)", _KEPT):
+            own = study.claims(results)
+            if not isinstance(own, (list, tuple)) or not all(isinstance(verdict, Verdict) for verdict in own):
+                raise TypeError("what it gives is no list of verdicts, such as trend(...) makes")
     return [verdict.to_dict() for verdict in (*of_papers, *own)]
 
 
@@ -218,12 +234,18 @@ def redraw(study: Study, output: Path, document: dict[str, Any]) -> None:
 
 def _draw(study: Study, results: list[Result], folder: Path) -> None:
     """figure.png, figure.svg, which follows the reader's theme, and whatever else the study writes."""
+    from matplotlib.figure import Figure
+
     with style(study.id):
-        figure = study.figure(results)
+        with calling(study, "figure(results)", _KEPT):
+            figure = study.figure(results)
+            if not isinstance(figure, Figure):
+                raise TypeError("what it gives is no figure of matplotlib")
         legends_beside(figure)
         figure.dpi = _PIXELS  # of what an SVG has as a picture, too
         save = partial(figure.savefig, format="png", dpi=_PIXELS, facecolor="white")
         write_whole(folder / "figure.png", save)
         write_whole(folder / "figure.svg", themed(svg(figure, f"Figure of {study.id}: {study.title}")) + "\n")
     if study.extra is not None:
-        study.extra(results, folder)
+        with calling(study, "extra(results, folder)", _KEPT):
+            study.extra(results, folder)

@@ -10,7 +10,7 @@ from scipy.stats import ttest_ind_from_stats
 
 from flatminima import bounds
 from flatminima.ranking import kendall
-from flatminima.studies.claims.checks.outcome import Array, Outcome, random
+from flatminima.studies.claims.checks.outcome import Array, Outcome, random, tiny
 
 _GAINS = {"ResNet": 0.59, "DenseNet": 0.30, "CNN": 1.06, "WRN": 0.64}  # Table 1, CIFAR-10, points
 _MILLIONS = {"ResNet": 0.27, "DenseNet": 0.77, "CNN": 0.81, "WRN": 1.47}  # weights
@@ -43,7 +43,7 @@ def smoothed_minimum() -> Outcome:
     p = _softmax(np.log(y))
     gradient, hessian = p - y, np.diag(p) - np.outer(p, p)
     holds = bool(np.abs(gradient).max() < 1e-15 and np.linalg.eigvalsh(hessian)[0] > -1e-15)
-    return Outcome(holds, f"gradient {np.abs(gradient).max():.0e}, KL {float((y * np.log(y / p)).sum()):.0e}")
+    return Outcome(holds, f"gradient {tiny(np.abs(gradient).max())}, KL {tiny(float((y * np.log(y / p)).sum()))}")
 
 
 def fisher_is_hessian() -> Outcome:
@@ -54,7 +54,7 @@ def fisher_is_hessian() -> Outcome:
     fisher, hessian = (y[:, None] * each).T @ each, np.diag(p) - np.outer(p, p)
     apart, gradient = float(np.abs(fisher - hessian).max()), float(np.abs(y @ each).max())
     holds = bool(apart < 1e-12 and gradient < 1e-12 and np.abs(fisher).max() > 0.01)
-    return Outcome(holds, f"differ by {apart:.0e}; gradient {gradient:.0e}")
+    return Outcome(holds, f"differ by {tiny(apart)}; gradient {tiny(gradient)}")
 
 
 def jia_bound() -> Outcome:
@@ -129,7 +129,7 @@ def gram_is_fisher() -> Outcome:
     apart = float(np.linalg.norm(fisher - gram) / np.linalg.norm(gram))
     spectra = [np.linalg.eigvalsh(m) for m in (fisher, gram)]
     of_spectra = float(np.abs(spectra[0] - spectra[1]).max() / spectra[0][-1])
-    return Outcome(apart < 1e-9, f"differ by {apart:.1f} of their norm, their eigenvalues by {of_spectra:.0e}")
+    return Outcome(apart < 1e-9, f"differ by {apart:.1f} of their norm, their eigenvalues by {tiny(of_spectra)}")
 
 
 def principal_submatrix() -> Outcome:
@@ -138,7 +138,7 @@ def principal_submatrix() -> Outcome:
     chosen = random(8).choice(7, 4, replace=False)
     part = j[chosen] @ j[chosen].T
     of_gram, of_fisher = (float(np.abs(m[np.ix_(chosen, chosen)] - part).max()) for m in (j @ j.T, j.T @ j))
-    return Outcome(of_gram < 1e-12, f"of J J' to {of_gram:.0e}; of J'J, the Fisher matrix, not: by {of_fisher:.1f}")
+    return Outcome(of_gram < 1e-12, f"of J J' to {tiny(of_gram)}; of J'J, the Fisher matrix, not: by {of_fisher:.1f}")
 
 
 def subset_eigenvalues() -> Outcome:

@@ -15,7 +15,7 @@ from flatminima import bounds, measures
 from flatminima.core.minimum import Minimum
 from flatminima.models import build
 from flatminima.ranking import kendall
-from flatminima.studies.claims.checks.outcome import Array, Outcome
+from flatminima.studies.claims.checks.outcome import Array, Outcome, tiny
 
 _HIDDEN, _CLASSES, _SAMPLES = 8, 3, 90
 _ETA, _DELTA = 39.0, 0.05
@@ -86,7 +86,7 @@ def bound_not_invariant() -> Outcome:
     """Lemma 3's bound of a ReLU network before and after a factor of 10."""
     (_, _, before), (change, _, after), *_ = _rescaled()
     return Outcome(
-        abs(after - before) > 1e-3, f"{before:.3f} and {after:.3f} nats; the loss moves by {abs(change):.0e}"
+        abs(after - before) > 1e-3, f"{before:.3f} and {after:.3f} nats; the loss moves by {tiny(abs(change))}"
     )
 
 
@@ -167,7 +167,7 @@ def batch_norm_folds() -> Outcome:
     with_norm = torch.nn.functional.batch_norm(x @ w.T, mean, var, gain, shift, False, 0.0, 1e-5)
     folded = x @ (w * scale[:, None]).T + shift - mean * scale
     change = float((with_norm - folded).abs().max())
-    return Outcome(change < 1e-12, f"outputs differ by {change:.0e}")
+    return Outcome(change < 1e-12, f"outputs differ by {tiny(change)}")
 
 
 def batch_norm_rescaled() -> Outcome:
@@ -210,9 +210,7 @@ def batch_norm_isolated() -> Outcome:
     along[:, :24] = filters / filters.norm(dim=1, keepdim=True)
     of_filters = float((along @ hessian @ along.T).diagonal().max()) / top
     null = int((values < 1e-9 * top).sum())
-    said = (
-        f"{null} of {len(weights)} eigenvalues are zero; along the six filters at most {of_filters:.0e} of the largest"
-    )
+    said = f"{null} of {len(weights)} eigenvalues are zero; along the six filters {tiny(of_filters)} of the largest"
     return Outcome(null == 0, said)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from flatminima import bounds
-from flatminima.studies.claims.checks.outcome import Array, Outcome, random
+from flatminima.studies.claims.checks.outcome import Array, Outcome, random, tiny
 
 _DRAWS = 2_000
 
@@ -64,7 +64,8 @@ def path_invariant() -> Outcome:
     path = max(abs(_path(moved, p) / _path(layers, p) - 1) for p in (1, 2))
     product = math.prod(float(np.linalg.norm(w)) for w in moved) / math.prod(float(np.linalg.norm(w)) for w in layers)
     return Outcome(
-        change < 1e-9 and path < 1e-9, f"outputs {change:.0e}, path norms {path:.0e}, product {product:.1f}-fold"
+        change < 1e-9 and path < 1e-9,
+        f"outputs differ by {tiny(change)}, path norms by {tiny(path)}, product {product:.1f}-fold",
     )
 
 

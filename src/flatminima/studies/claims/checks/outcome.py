@@ -17,6 +17,16 @@ class Outcome(NamedTuple):
     said: str
 
 
+def tiny(value: float) -> str:
+    """A number that is rounding where it is small, so that it reads the same on every processor.
+
+    Examples:
+        >>> tiny(-3e-17), tiny(0.0021)
+        ('less than 1e-12', '2e-03')
+    """
+    return "less than 1e-12" if abs(value) < 1e-12 else f"{value:.0e}"
+
+
 def random(seed: int) -> np.random.Generator:
     """The generator of one calculation."""
     return np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from scipy.stats import truncnorm
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from flatminima import bounds
-from flatminima.studies.claims.checks.outcome import Array, Outcome, random
+from flatminima.studies.claims.checks.outcome import Array, Outcome, random, tiny
 
 _N, _DELTA, _ETA = 100, 0.05, 39.0
 _DRAWS = 2_000
@@ -163,7 +163,7 @@ def taylor_terms() -> Outcome:
     second = float(np.einsum("ki,ij,kj->k", u, hessian, u).mean() / 2)
     closed = float((np.diag(hessian) * sigma**2).sum() / 6)
     return Outcome(
-        abs(linear) < 1e-12 and abs(second - closed) < 1e-12, f"{linear:.0e}; {second:.6f} against {closed:.6f}"
+        abs(linear) < 1e-12 and abs(second - closed) < 1e-12, f"{tiny(linear)}; {second:.6f} against {closed:.6f}"
     )
 
 
@@ -217,7 +217,7 @@ def only_relevant_term() -> Outcome:
             values.append(float(bound(0.2, curvature, 0.0, kappa, tau, _N, _DELTA, _ETA)))
         rests.append((values[1] - values[0]) - (sums[1] - sums[0]) / _ETA)
     by_8, by_7 = rests
-    said = f"by (8), which is the lemma's, {by_8:.0e} nats are left beside it; by (7), where kappa clips, {by_7:.4f}"
+    said = f"by (8), which is the lemma's, {tiny(by_8)} nats are left beside it; by (7), where kappa clips, {by_7:.4f}"
     return Outcome(abs(by_8) < 1e-12, said)
 
 
