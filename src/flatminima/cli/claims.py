@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flatminima.cli.studies import read_from
 from flatminima.cli.terminal import out, say
-from flatminima.errors import FlatMinimaError, UnknownName, UsageError
+from flatminima.errors import UnknownName, UsageError
 from flatminima.io import json_text
 
 if TYPE_CHECKING:
@@ -30,14 +31,8 @@ def listed(output: Path, paper: str | None, study: str | None, *, as_json: bool,
     results = [d for d in documents(output) if d["id"] in STUDIES]
     if not results:
         say(f"no results in {output}: what runs decide is not tried there; name a folder of studies with --output")
-    try:
+    with read_from(output):
         findings = evaluate(results, paper=paper, study=study)
-    except FlatMinimaError:
-        raise
-    except Exception as error:  # an edited document may break any part
-        raise UsageError(
-            f"the results in {output} are not what this version writes ({error}); run the study again"
-        ) from error
     if not findings:
         raise UsageError(f"no sentence of {paper} is tried by {study}; leave out one of the two")
     if as_json:

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ import typer
 from flatminima.catalog.choices import SCALES
 from flatminima.cli.device import usable
 from flatminima.cli.options import AsJson, Device, DryRun
-from flatminima.cli.studies import finish, plan_table
+from flatminima.cli.studies import finish, plan_table, read_from
 from flatminima.cli.terminal import bars, say
 from flatminima.errors import FlatMinimaError, UnknownName, UsageError
 
@@ -195,26 +194,12 @@ def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_cla
     documents(output, besides={s.id for s in chosen})
     with bars():
         done = [studies.reproduce(s, output, **how) for s in chosen]
-    with _read_from(output):
+    with read_from(output):
         found = finish(output, [(document["id"], document["scale"]) for document in done], as_json, how["shard"])
     failed = any("error" in run for document in done for run in document["runs"])
     if failed or any(document["missing"] and how["shard"] == (1, 1) for document in done):
         raise typer.Exit(1)
     _exit(found, fail_on_claims)
-
-
-@contextmanager
-def _read_from(output: Path) -> Iterator[None]:
-    """Say of results that somebody edited where they are, as they may break any part of a page."""
-    try:
-        yield
-    except (FlatMinimaError, typer.Exit):
-        raise
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise UsageError(
-            f"the results in {output} are not what this version writes ({reason}); run the study again"
-        ) from error
 
 
 def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, redraw: bool = False) -> None:
@@ -223,7 +208,7 @@ def _show(output: Path, study: str | None, fail_on_claims: bool, as_json: bool, 
     from flatminima.studies.result_files import documents
     from flatminima.studies.runner import redraw as redrawn
 
-    with _read_from(output):
+    with read_from(output):
         own = documents(output, study)
         wanted = [(d["id"], d["scale"]) for d in own]
         if not wanted:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from flatminima.cli.terminal import out, say
+from flatminima.errors import FlatMinimaError, UsageError
 from flatminima.io import json_text
 
 if TYPE_CHECKING:
@@ -39,6 +41,20 @@ def plan_table(
     out().print(table, markup=False)
     if any(p["seconds_left"] is None for p in plans):
         say("time left is known once a run of the study is done; the smoke scale takes seconds")
+
+
+@contextmanager
+def read_from(output: Path) -> Iterator[None]:
+    """Say of results that somebody edited where they are, as they may break any part of a page."""
+    try:
+        yield
+    except (FlatMinimaError, typer.Exit):
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise UsageError(
+            f"the results in {output} are not what this version writes ({reason}); run the study again"
+        ) from error
 
 
 def finish(
