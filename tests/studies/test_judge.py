@@ -91,6 +91,15 @@ def test_a_trend_is_of_one_network():
     assert "trials" not in judge(one, both).note
 
 
+def test_a_data_set_that_does_not_train_does_not_hide_another():
+    """Tiny ImageNet's networks do not fit in the time; CIFAR-10's do, and speak for themselves."""
+    fitted = claim(TRIAL, premise=("train error at most 0.5",))
+    ten = paired(train_error=0.0, data="cifar10")
+    tiny = paired(+1.0, train_error=0.9, data="tinyimagenet")
+    assert judge(fitted, {"a": [*ten, *tiny]}).verdict == REPRODUCED
+    assert judge(claim(TRIAL), {"a": [*ten, *tiny]}).verdict == CONTRADICTED, "where there is no premise both count"
+
+
 def test_networks_of_similar_loss_only():
     def with_losses(ratios):
         found = paired()

@@ -202,7 +202,7 @@ def _figure(results: Sequence[Result]) -> Figure:
             for panel, column in ((axes[2 * row], 1), (axes[2 * row + 1], 2)):
                 lines(panel, x, [1 - p[column] for p in points], label=said, index=index)
         for panel, of in ((axes[2 * row], "training"), (axes[2 * row + 1], "held-out")):
-            label(panel, "epoch", f"{of} accuracy (share)", f"{data}, {of} images", legend="method, rate or gamma")
+            label(panel, "epoch", f"{of} accuracy (share)", f"{data}\n{of} images", legend="method, rate or gamma")
     return figure
 
 

@@ -70,10 +70,12 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
 
 
 def _by_network(claim: Claim, trial: Trial, rows: Sequence[Row]) -> list[Verdict]:
-    """`try_one`, once for each network that the study has: what holds of one need not hold of another."""
-    names = dict.fromkeys(r.get("name") for r in rows)
-    groups = [[r for r in rows if r.get("name") == name] for name in names]
-    return [verdict for own in groups if (verdict := try_one(claim, trial, own)) is not None]
+    """`try_one`, once for each data set and network of the study: what holds of one need not hold of another."""
+    apart = [key for key in _TOGETHER if key not in trial.first and key not in trial.second]
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for r in rows:
+        groups.setdefault(tuple(r.get(key) for key in apart), []).append(r)
+    return [verdict for own in groups.values() if (verdict := try_one(claim, trial, own)) is not None]
 
 
 def _over_all(found: Sequence[Verdict]) -> Verdict:
