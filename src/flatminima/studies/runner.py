@@ -80,7 +80,7 @@ def reproduce(
 
 
 def sources_of(study: Study, scale: str, data: str | None) -> Sources:
-    """Where the data sets lie that a scale's configurations use, see `images.find`."""
+    """Find the data sets that a scale's configurations use, see `images.find`."""
     used = {config.get("data") for config in study.list_runs(scale)}
     unsaid = None in used  # a study that does not say which
     return find([name for name in study.datasets if unsaid or name in used], data)
