@@ -171,6 +171,16 @@ def test_without_norm_the_signal_keeps_its_size() -> None:
     assert 1 / 3 < float(after.std() / before.std()) < 3
 
 
+def test_a_narrow_vgg_has_every_layer_narrow() -> None:
+    wide, narrow = (models.build("vgg", seed=0, width=width) for width in (64, 8))
+    shapes = [[tuple(p.shape) for p in model.parameters()] for model in (wide, narrow)]
+    for of_wide, of_narrow in zip(*shapes, strict=True):
+        fixed = (3, 10)  # colours and classes; a kernel's side is 3, too
+        assert of_narrow == tuple(n if n in fixed else n // 8 for n in of_wide)
+    default = models.build("vgg", seed=0)
+    assert [tuple(p.shape) for p in default.parameters()] == shapes[0], "64 is the paper's"
+
+
 def test_vgg_pools_four_times_before_its_average() -> None:
     """Neither the parameter count nor the output shape tells how often."""
     seen: list[tuple[int, ...]] = []

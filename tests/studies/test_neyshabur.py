@@ -20,6 +20,41 @@ def curve(factor, kls):
     return {"curve": [{"kl": kl, "sharpness": factor / kl} for kl in kls]}
 
 
+@pytest.mark.parametrize("study", ["neyshabur-confusion", "neyshabur-random-labels"])
+def test_two_networks_have_lines_and_comparisons_of_their_own(study):
+    """The CNN and the narrow VGG are of other sizes: no line, and no equal KL, goes from one to the other."""
+    from flatminima.studies import STUDIES
+
+    def result(name, seed, size, is_random):
+        scale = 1.0 if name is None else 50.0
+        curve = [{"alpha": a, "sharpness": a * size * scale, "kl": scale / a, "stderr": 0.0} for a in (0.01, 0.1, 1.0)]
+        told = {"seed": seed, "size": size, "confusion": size - 1, "random": is_random, "curve": curve, "fitted": True}
+        told |= dict.fromkeys(("l2", "l1_path", "l2_path", "spectral", "sharpness", "train_error"), scale + 0.1 * seed)
+        expected = scale * (size + 0.1 * seed + is_random)
+        return told | {"expected_sharpness": expected, "test_error": 0.5} | ({} if name is None else {"name": name})
+
+    results = [
+        result(name, seed, size + 10 * (name is not None), is_random)
+        for name in (None, "VGG")
+        for seed in range(3)
+        for size in (1, 2, 3)
+        for is_random in (False, True)
+    ]
+    verdicts = STUDIES[study].claims(results)
+    assert [v.claim.endswith(", VGG") for v in verdicts] == [False, False, True, True]
+    alone = STUDIES[study].claims([r for r in results if "name" not in r])
+    assert [v.statistic for v in alone] == [v.statistic for v in verdicts[:2]], "the VGG changes nothing of the CNN's"
+    drawn = STUDIES[study].figure(results).axes
+    x = [{*line.get_xdata()} for panel in drawn[1:7] for line in panel.lines]
+    assert x and all(max(own) - min(own) <= 2 for own in x)
+    titles = " ".join(panel.get_title() for panel in drawn)
+    assert "CNN" in titles and "VGG" in titles
+    listed = STUDIES[study].list_runs("half")
+    assert {c.get("name") for c in listed} == {None, "VGG"} and max(
+        c.get("true", c.get("size")) for c in listed
+    ) == 10_000
+
+
 def test_curves_are_compared_at_one_kl():
     """At each point of its own the second lies higher or lower by chance; the third does not reach far enough."""
     found = at_equal_kl([curve(2.0, (1, 100, 1e4)), curve(3.0, (50, 5e3)), curve(1.0, (1, 10)), {"curve": []}])

@@ -169,6 +169,36 @@ def test_an_edited_file_is_named_before_anything_runs(tmp_path, change, said):
     assert not (tmp_path / "wang-rescaling").exists()
 
 
+def test_another_scale_of_the_same_study_is_read_before_anything_runs(tmp_path):
+    place = tmp_path / "mine" / "cpu"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text('{"id": "mine"')
+    assert refused(call("study", written(tmp_path), "--output", tmp_path), "cpu/results.json")
+    assert not (tmp_path / "mine" / "runs").exists()
+
+
+def test_runs_that_this_version_does_not_list_are_counted():
+    from flatminima.studies import STUDIES
+    from flatminima.studies.index import _compared
+
+    study = STUDIES["wang-rescaling"]
+    listed = study.list_runs("cpu")
+    runs = [{"config": c, "result": {}} for c in (*listed[:2], listed[0] | {"old": 1})]
+    failed = {"config": listed[2], "error": "no"}
+    found = _compared(study, {"scale": "cpu", "runs": [*runs, failed], "missing": 99})
+    assert found == {"missing": len(listed) - 2, "older": 1}
+
+
+def test_a_list_under_data_is_no_name_of_a_data_set():
+    from flatminima.studies.runner import sources_of
+
+    configs = [{"data": ["a", "b"], "seed": 0}]
+    own = Study(
+        "own", "", "", ("mnist",), lambda _: configs, lambda *_: {}, lambda _: [], lambda _: None, {"smoke": ""}
+    )
+    assert "mnist" in sources_of(own, "smoke", None)
+
+
 def test_a_truncated_file_is_named(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text('{"id": "oth')
@@ -197,11 +227,22 @@ def test_smoke_needs_no_data(tmp_path):
 
 
 def test_options_that_would_do_nothing_are_refused(tmp_path):
-    for words in (("--show",), ("--all",), ("--fail-on-claims",), ("--scale", "cpu"), ("--shard", "1/2")):
+    for words in (
+        *(("--show",), ("--all",), ("--fail-on-claims",), ("--scale", "smoke"), ("--shard", "1/2"), ("--dry-run",)),
+        *(
+            ("--seed", "1"),
+            ("--jobs", "2"),
+            ("--engine", "ray"),
+            ("--data", "here"),
+            ("--device", "cpu"),
+            ("--redraw",),
+        ),
+    ):
         assert refused(call("reproduce", "--claims", *words, "--output", tmp_path), words[0], "would do nothing")
     assert refused(call("reproduce", "--claims", "--json", "--markdown", "--output", tmp_path), "--json")
     assert refused(call("reproduce", "wang-toy", "--show", "--dry-run", "--output", tmp_path), "--dry-run")
-    assert refused(call("study", written(tmp_path), "--show", "--scale", "bogus"), "bogus")
+    assert refused(call("study", written(tmp_path), "--show", "--seed", "0"), "--seed")
+    assert refused(call("study", written(tmp_path), "--scale", "bogus"), "bogus")
     assert refused(
         call("reproduce", "--claims", "wang-toy", "--paper", "J20"), "no sentence of J20 is tried by wang-toy"
     )
@@ -222,8 +263,8 @@ def test_a_part_of_the_claims_is_not_said_to_be_all(tmp_path):
 def test_paths_are_not_on_the_page(tmp_path, monkeypatch):
     from flatminima.cli.studies import _without_paths
 
-    words = ["study", "/home/me/own.py", "--output=/home/me/out", "--data", "/data", "--scale", "cpu"]
-    assert _without_paths(words) == ["study", "own.py", "--output=FOLDER", "--data", "DATA", "--scale", "cpu"]
+    words = ["study", "/home/me/own.py", "--output=/home/me/out", "--data", "/data", "--shard", "1/2"]
+    assert _without_paths(words) == ["study", "own.py", "--output=FOLDER", "--data", "DATA", "--shard", "1/2"]
 
 
 def test_own_verdicts_are_those_of_the_package():

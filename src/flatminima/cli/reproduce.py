@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from flatminima.studies import Study
 
 _CLAIM_FAILED = 3
+# parameters beside which others would do nothing
+_OF_MARKDOWN = ("claims", "study", "paper", "output", "markdown")
+_OF_CLAIMS = (*_OF_MARKDOWN, "as_json")
+_OF_SHOW = ("show", "study", "every", "file", "redraw", "output", "fail_on_claims", "as_json")
 
 _Scale = Annotated[str, typer.Option(help="smoke, cpu, half or paper.")]
 Sets = Annotated[
@@ -48,6 +52,7 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="With --claims: the w
 
 
 def reproduce(
+    context: typer.Context,
     study: Annotated[str | None, typer.Argument(help="Id of a study; or --all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every study.")] = False,
     scale: _Scale = "smoke",
@@ -76,11 +81,7 @@ def reproduce(
 
         if study is not None and study not in studies.STUDIES:
             raise UnknownName("study", study, studies.STUDIES)
-        ignored = {"--all": every, "--show": show, "--redraw": redraw, "--dry-run": dry_run, "--json": as_json}
-        ignored |= {"--fail-on-claims": fail_on_claims, "--scale": scale != "smoke", "--shard": shard != "1/1"}
-        if not markdown:
-            ignored.pop("--json")
-        _refuse(ignored, "--claims --markdown" if markdown else "--claims")
+        _refuse_others(context, *(("--claims --markdown", _OF_MARKDOWN) if markdown else ("--claims", _OF_CLAIMS)))
         listed(output, paper, study, as_json=as_json, markdown=markdown)
         return
     if paper is not None or markdown:
@@ -88,7 +89,7 @@ def reproduce(
     if redraw and not show:
         raise UsageError("--redraw goes with --show; add it")
     if show:
-        _refuse({"--dry-run": dry_run, "--shard": shard != "1/1"}, "--show")
+        _refuse_others(context, "--show", _OF_SHOW)
     if every == (study is not None):
         raise UsageError(f"name one study ({', '.join(studies.STUDIES)}), or give --all")
     if study is not None and study not in studies.STUDIES:
@@ -107,6 +108,7 @@ def reproduce(
 
 
 def own_study(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Python file that defines STUDY.")],
     scale: _Scale = "smoke",
     data: Sets = None,
@@ -127,7 +129,7 @@ def own_study(
     if scale not in SCALES:
         raise UnknownName("scale", scale, SCALES)
     if show:
-        _refuse({"--dry-run": dry_run, "--shard": shard != "1/1"}, "--show")
+        _refuse_others(context, "--show", _OF_SHOW)
         _show(output, chosen[0].id, fail_on_claims, as_json)
         return
     if dry_run:
@@ -138,9 +140,11 @@ def own_study(
     _run(chosen, output, how | {"device": usable(device), "seed": seed}, fail_on_claims, as_json)
 
 
-def _refuse(given: Mapping[str, bool], beside: str) -> None:
-    """Refuse what would do nothing."""
-    found = [name for name, is_given in given.items() if is_given]
+def _refuse_others(context: typer.Context, beside: str, taken: Collection[str]) -> None:
+    """Refuse the options on the command line that are not among those taken, as they would do nothing."""
+    sources = {p.name: context.get_parameter_source(str(p.name)) for p in context.command.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    found = [max(p.opts, key=len) for p in context.command.params if p.name in given - {*taken}]
     if found:
         raise UsageError(f"{beside} runs nothing, and {', '.join(found)} would do nothing; leave out what is not meant")
 
@@ -186,12 +190,13 @@ def load(file: Path) -> Study:
 def _run(chosen: Sequence[Study], output: Path, how: dict[str, Any], fail_on_claims: bool, as_json: bool) -> None:
     """Studies one after the other, `how` as `studies.reproduce` takes it; then the table and the page."""
     from flatminima import studies
-    from flatminima.studies.result_files import documents
+    from flatminima.studies.result_files import RESULTS, documents
     from flatminima.studies.runner import sources_of
 
     for s in chosen:  # before hours of runs
         sources_of(s, how["scale"], how["data"])
-    documents(output, besides={s.id for s in chosen})
+    written = {output / s.id / place / RESULTS for s in chosen for place in ("", how["scale"])}
+    documents(output, besides=written)
     with bars():
         done = [studies.reproduce(s, output, **how) for s in chosen]
     with read_from(output):

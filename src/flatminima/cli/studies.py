@@ -86,7 +86,8 @@ def _without_paths(words: list[str]) -> list[str]:
     found = []
     for before, word in zip(["", *words], words, strict=False):
         name, given, _ = word.partition("=")
-        shown = f"{name}={hidden[name]}" if given and name in hidden else Path(word).name if "/" in word else word
+        shown = f"{name}={hidden[name]}" if given and name in hidden else word
+        shown = Path(word).name if word.endswith(".py") else shown
         found.append(hidden.get(before, shown))
     return found
 

@@ -21,12 +21,12 @@ _KEYS = ("id", "claims", "runs", "seconds", "versions", "scale")
 _ORDER = {"cpu": 0, "half": 1, "paper": 2, "smoke": 3}
 
 
-def documents(folder: Path, study: str | None = None, *, besides: Collection[str] = ()) -> list[dict[str, Any]]:
+def documents(folder: Path, study: str | None = None, *, besides: Collection[Path] = ()) -> list[dict[str, Any]]:
     """Every results.json of a folder, or of one study in it, cpu scale before the paper's; each with "place", the
     folder where its figure lies, below `folder`.
 
     Args:
-        folder: of the studies; none there is one without results. study: its id. besides: ids that are left out.
+        folder: of the studies; none there is one without results. study: its id. besides: files that are left out.
 
     Raises:
         UsageError: a file that does not hold results, or a study named that has none; no folder but a file.
@@ -35,9 +35,13 @@ def documents(folder: Path, study: str | None = None, *, besides: Collection[str
         raise UsageError(f"cannot read {folder}: it is no folder; name the folder of the studies")
     names = [study] if study else sorted(place.name for place in folder.glob("*") if place.is_dir())
     found = []
-    for name in (name for name in names if name not in besides):
+    for name in names:
         files = [folder / name / RESULTS, *(folder / name / scale / RESULTS for scale in SCALES)]
-        own = [_read(file, name) | {"place": str(file.parent.relative_to(folder))} for file in files if file.is_file()]
+        own = [
+            _read(file, name) | {"place": str(file.parent.relative_to(folder))}
+            for file in files
+            if file.is_file() and file not in besides
+        ]
         found += sorted(own, key=lambda document: _ORDER.get(document["scale"], len(_ORDER)))
     if study and not found:
         raise UsageError(f"cannot read {folder / study / RESULTS}: there is none; run the study first")

@@ -81,8 +81,8 @@ def reproduce(
 
 def sources_of(study: Study, scale: str, data: str | None) -> Sources:
     """Find the data sets that a scale's configurations use, see `images.find`."""
-    used = {config.get("data") for config in study.list_runs(scale)}
-    unsaid = None in used  # a study that does not say which
+    used = [config.get("data") for config in study.list_runs(scale)]
+    unsaid = not all(isinstance(name, str) for name in used)  # a study that does not say which
     return find([name for name in study.datasets if unsaid or name in used], data)
 
 

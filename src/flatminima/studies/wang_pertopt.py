@@ -155,6 +155,8 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
         base = [r for r in own if r["method"] == "base"]
         tuned = {name: _best(own, name) for name in ("dropout", "PertOPT")}
         verdicts += [
+            _lower(tuned["PertOPT"], base, f"{data}: by validation, PertOPT errs less than the base"),
+            _lower(tuned["dropout"], base, f"{data}: by validation, dropout errs less than the base"),
             _lower(tuned["PertOPT"], tuned["dropout"], f"{data}: both by validation, PertOPT errs less than dropout"),
             _lower(tuned["dropout"], base, f"{data}: dropout's gap of the error is below the base's", "error_gap"),
         ]
