@@ -154,6 +154,21 @@ def test_a_tau_is_no_run():
     assert sum("tau" in r for r in found) == 4 * len(SEEDS)
 
 
+def test_levels_of_noise_keep_which_minimum_is_the_global_one():
+    half = {"loss": 0.1, "test_loss": 0.2, "noisy_losses": [0.1, 0.3]}
+    run = {"config": {"seed": 0}, "seconds": 1.0}
+    told = {"found": True, "seed": 0, "sharp": half, "flat": half, "sharp_is_global": True}
+    levels = [r for r in rows({"runs": [run | {"result": told}]}) if "noise" in r]
+    assert len(levels) == 4 and all(r["sharp_is_global"] is True for r in levels)
+    other = [r for r in rows({"runs": [run | {"result": told | {"sharp_is_global": False}}]}) if "noise" in r]
+    assert not any(r["sharp_is_global"] for r in other)
+
+
+def test_a_row_says_whether_it_had_all_images():
+    runs = [{"config": {"seed": 0, "limit": limit}, "result": {}, "seconds": 1.0} for limit in (None, 3_000)]
+    assert [r["all_images"] for r in rows({"runs": runs})] == [True, False]
+
+
 def test_confusion_sets_have_taus_of_norm_and_sharpness():
     def run(seed, confusion):
         curve = [{"sharpness": s, "kl": (1 + confusion) / s, "stderr": 0.0} for s in (0.01, 0.1)]

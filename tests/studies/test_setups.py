@@ -41,6 +41,20 @@ def test_smaller_scales_list_what_they_reduce():
     assert deviations(STUDIES["wang-mnist-batch"], "cpu") == ["training samples: 3,000 (all)"]
 
 
+@pytest.mark.parametrize(
+    ("name", "seeds", "settings"),
+    [
+        ("jia-confusion", 14, {"epochs": 250, "scheme": "4-crop-f", "target_loss": None}),
+        ("jia-augmentation", 14, {"epochs": 250, "target_loss": None}),
+        ("jia-batch", 5, {"epochs": 250, "scheme": "4-crop-f"}),
+    ],
+)
+def test_half_has_the_seeds_that_its_table_says(name, seeds, settings):
+    runs = STUDIES[name].list_runs("half")
+    assert {run["seed"] for run in runs} == {*range(seeds)}
+    assert all(settings.items() <= run.items() for run in runs)
+
+
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if "half" in study.scales])
 def test_half_lies_between_cpu_and_paper(name):
     """Its seeds have data of their own, its trainings are as long as the printed ones, and it says what it reduces."""
