@@ -15,6 +15,7 @@ from flatminima.studies.claims import claims, papers
 from flatminima.studies.claims.checks import coverage, wang
 from flatminima.studies.claims.judge import judge
 from flatminima.studies.claims.quantities import rows
+from flatminima.studies.runner import sources_of
 from flatminima.training import evaluate
 
 
@@ -189,6 +190,26 @@ def test_what_is_drawn_and_compared_has_the_printed_rho_where_it_was_measured():
     both = [r | {"pacgen_printed_rho": 7.0 * r["batch_size"]} for r in old]
     told = [[v.claim for v in study.claims(results) if "printed rho" in v.claim] for results in (old, new, both)]
     assert told[0] == told[1] == [] and all("at equal loss" in claim for claim in told[2]) and len(told[2]) == 2
+
+
+def test_half_scale_follows_every_seed_by_epoch_and_draws_the_printed_rho():
+    study = STUDIES["wang-cifar-batch"]
+    assert all(c.get("curves", False) is (c["target_loss"] is None) for c in study.configurations("half"))
+    assert not any("curves" in c for scale in ("cpu", "paper") for c in study.configurations(scale))
+    sources, told = sources_of(study, "smoke", None), {}
+    for scale in ("smoke", "half"):
+        small = study.configurations("smoke")[0] | {"data": "digits", "seed": 1, "limit": 64, "samples": 8}
+        small |= {"curves": True, "printed_rho": True} if scale == "half" else {}
+        told[scale] = study.run(small, sources)
+    assert told["smoke"]["curve"] == [] and "curve_of" not in told["smoke"]  # the second seed of three scales
+    assert told["half"]["curve_of"] == "pacgen_printed_rho" and len(told["half"]["curve"]) > 1
+    epoch, gap, psi = told["half"]["curve"][-1]
+    assert (epoch, gap) == (small["epochs"], told["half"]["gap"]) and psi == told["half"]["pacgen_printed_rho"]
+    seeds = [told["half"] | {"seed": seed} for seed in (0, 1)]
+    titles = [axes.get_title() for axes in study.figure(seeds).axes]
+    assert titles[:2] == ["gap", "pacGen, printed rho"]
+    titles = [axes.get_title() for axes in study.figure(seeds[:1]).axes]
+    assert titles[:2] == ["gap, one seed", "pacGen, printed rho, one seed"]
 
 
 def test_a_data_set_without_two_minima_counts_where_all_are_counted():

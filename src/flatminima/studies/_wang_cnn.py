@@ -58,7 +58,8 @@ class Scale:
     """Settings of one scale: values of what varies, seeds, epochs, most epochs to equal loss, that loss, samples.
 
     `look_every`: steps from one look at that loss to the next, beside the end of each epoch. `channels_last`: images
-    and weights in that memory format, 1.3 times as fast. `fresh_data`: other samples for each seed.
+    and weights in that memory format, 1.3 times as fast. `fresh_data`: other samples for each seed. `curves`: the
+    curves by epoch of every seed, with the printed rho; else of the first, with the library's.
     """
 
     values: tuple[float, ...]
@@ -70,6 +71,7 @@ class Scale:
     look_every: int | None = None
     channels_last: bool = False
     fresh_data: bool = False
+    curves: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Variation:
                 **({"channels_last": True} if s.channels_last else {}),
                 **({"fresh_data": True} if s.fresh_data else {}),
                 **({"printed_rho": True} if scale != "paper" or not equal_loss else {}),
+                **({"curves": True} if s.curves and not equal_loss else {}),
                 "limit": s.limit,
                 "samples": 50 if scale == "smoke" else 300,
             }
@@ -129,14 +132,14 @@ class Variation:
         return trend(claim, x, y, seeds=seeds, sign=self.sign, control=True)
 
     def figure(self, results: Sequence[Result]) -> Figure:
-        """Draw by epoch as in the papers, one seed; then the end of training by what varies."""
+        """Draw by epoch as in the papers; then the end of training by what varies."""
         figure, axes = panels(3, 2)
-        first = [r for r in results if not r["equal_loss"] and is_first(r["seed"])]
-        for index, r in enumerate(sorted(first, key=lambda r: float(r[self.vary]))):
+        followed = [r for r in results if r["curve"]]
+        for index, value in enumerate(sorted({float(r[self.vary]) for r in followed})):
+            points = [point for r in followed if r[self.vary] == value for point in r["curve"]]
             for panel, column in ((axes[0], 1), (axes[1], 2)):
-                epochs = [point[0] for point in r["curve"]]
-                values = [point[column] for point in r["curve"]]
-                lines(panel, epochs, values, label=number(r[self.vary]), index=index)
+                epochs, values = [p[0] for p in points], [p[column] for p in points]
+                lines(panel, epochs, values, label=number(value), index=index)
         shown = _PRINTED_RHO if any(_PRINTED_RHO in r for r in results) else _PAPERS
         for equal_loss, said in ((False, "equal epochs"), (True, "to equal loss")):
             own = [r for r in results if r["equal_loss"] is equal_loss and r["reached"]]
@@ -146,8 +149,10 @@ class Variation:
                     x, y = zip(*points, strict=True)
                     lines(panel, x, y, label=said, index=int(equal_loss), dashed=equal_loss)
         name = _NAMES[self.vary]
-        label(axes[0], "epoch", "test minus training loss (nats)", "gap, one seed", legend=name)
-        label(axes[1], "epoch", "pacGen (nats)", "pacGen, library's rho, one seed", legend=name)
+        of = "" if len({r["seed"] for r in followed}) > 1 else ", one seed"
+        rho = _FORMS[_PRINTED_RHO] if any(_PRINTED_RHO == r.get("curve_of") for r in followed) else "library's rho"
+        label(axes[0], "epoch", "test minus training loss (nats)", f"gap{of}", legend=name)
+        label(axes[1], "epoch", "pacGen (nats)", f"pacGen, {rho}{of}", legend=name)
         at_the_end = (
             ("training loss (nats)", "training loss at the end"),
             ("test minus training loss (nats)", "gap at the end"),
@@ -195,13 +200,14 @@ def run(config: Config, sources: Sources) -> Result:
         seed=config["seed"],
     )
     marks = {max(1, config["epochs"] * k // _MARKS) - 1 for k in range(_MARKS + 1)}
-    psi = _psi(config, x, y)
+    psi, drawn = _psi(config, x, y), _PRINTED_RHO if config.get("curves") else _PAPERS
+    followed = config["target_loss"] is None and (config.get("curves") or is_first(config["seed"]))
 
     def follow(epoch: int, model: nn.Module) -> list[float] | None:
-        if config["target_loss"] is not None or not is_first(config["seed"]) or epoch not in marks:
+        if not followed or epoch not in marks:
             return None
         gap = evaluate(model, *test).loss - evaluate(model, x, y).loss
-        return [epoch + 1, gap, float(psi(model, _PAPERS)[_PAPERS])]
+        return [epoch + 1, gap, float(psi(model, drawn)[drawn])]
 
     _, curve = train(model, x, y, config=recipe, follow=follow)
     own, held_out, found = evaluate(model, x, y), evaluate(model, *test), psi(model)
@@ -217,6 +223,7 @@ def run(config: Config, sources: Sources) -> Result:
         **{name: float(estimate) for name, estimate in found.items()},
         "curvature": {name: estimate.details["curvature_bound"] for name, estimate in found.items()},
         "curve": curve,
+        **({"curve_of": drawn} if curve else {}),
     }
 
 

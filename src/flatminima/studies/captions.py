@@ -19,7 +19,7 @@ _N17 = (
     "that fit their training set."
 )
 _CNN = (
-    "Gap and pacGen of one seed by epoch, as the papers draw them; then the training loss, the gap and pacGen in two "
+    "Gap and pacGen by epoch, as the papers draw them; then the training loss, the gap and pacGen in two "
     "forms at the end of training against the {}. "
 ) + _TO_LOSS
 _PANELS: Mapping[str, str] = MappingProxyType(

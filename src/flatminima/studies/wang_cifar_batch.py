@@ -12,7 +12,7 @@ _VARIATION = Variation(
     scales={
         "smoke": Scale((16, 64, 256), 1, 2, 10, 2.2, 256),
         "cpu": Scale((8, 16, 32, 64), 3, 60, 600, 0.5, 2_000, channels_last=True),
-        "half": Scale((8, 16, 32, 64), 5, 300, 600, 0.5, 2_000, channels_last=True, fresh_data=True),
+        "half": Scale((8, 16, 32, 64), 5, 300, 600, 0.5, 2_000, channels_last=True, fresh_data=True, curves=True),
         "paper": Scale((64, 128, 256, 512, 1024, 2048, 4096), 5, 100, 400, 0.5, None, channels_last=True),
     },
 )

@@ -12,7 +12,7 @@ _VARIATION = Variation(
     scales={
         "smoke": Scale((0.03, 0.1, 0.3), 1, 2, 10, 2.2, 256),
         "cpu": Scale((0.1, 0.2, 0.3, 0.4), 3, 60, 600, 0.5, 2_000, channels_last=True),
-        "half": Scale((0.1, 0.2, 0.3, 0.4), 5, 300, 600, 0.5, 2_000, channels_last=True, fresh_data=True),
+        "half": Scale((0.1, 0.2, 0.3, 0.4), 5, 300, 600, 0.5, 2_000, channels_last=True, fresh_data=True, curves=True),
         "paper": Scale((0.005, 0.01, 0.05, 0.1, 0.5), 5, 100, 400, 0.5, None, channels_last=True),
     },
 )
