@@ -95,6 +95,8 @@ def test_the_vocabulary_is_closed():
 
 _CONTRADICTED = {
     "sigma_scales",
+    "principal_submatrix",
+    "spectral_radius",
     "truncation_radius",
     "truncated_sigma",
     "cifar_sizes",
@@ -105,16 +107,13 @@ _CONTRADICTED = {
     "smallest_dominate",
     "locally_quadratic",
     "theorem_1_covers",
-    "height_exists",
     "gram_is_fisher",
     "subset_eigenvalues",
     "labels_close",
     "path_is_minimum",
-    "frobenius_to_spectral",
     "weight_scaled_kl",
     "appendix_kl",
     "linear_sharpness",
-    "depth_power",
     "changed_activations",
     "simplified_theorem",
     "pacgen_from_bound",
@@ -122,7 +121,6 @@ _CONTRADICTED = {
     "printed_grid_constant",
     "grid_index",
     "blog_sigma",
-    "m_equation",
 }
 
 

@@ -12,7 +12,7 @@ from flatminima.core.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies import STUDIES, _toy_minima, _wang_cnn, wang_rescaling, wang_toy
 from flatminima.studies.claims import claims, papers
-from flatminima.studies.claims.checks import coverage, wang
+from flatminima.studies.claims.checks import coverage, truncated, wang
 from flatminima.studies.claims.judge import judge
 from flatminima.studies.claims.quantities import rows
 from flatminima.studies.runner import sources_of
@@ -36,8 +36,13 @@ def _times(function, factor):
         (wang, "behind_logarithm", "uniform_perturbation_simplified", lambda risk, h, rho, *rest: float(h[0] + rho)),
         (wang, "only_relevant_term", "uniform_perturbation_simplified", bounds.uniform_perturbation),
         (coverage, "eta_grid", "hoeffding_grid", _lower(bounds.hoeffding_grid, 0.4)),
-        (coverage, "lemma_3_covers", "uniform_perturbation_simplified", _lower(bounds.uniform_perturbation_simplified)),
-        (coverage, "lemma_5_covers", "lambda_max", _lower(bounds.lambda_max)),
+        (coverage, "hoeffding_covers", "hoeffding", lambda risk, *rest: risk + 0.3),
+        (coverage, "perturbed_loss_bounded", "uniform_perturbation_grid", lambda risk, *rest: risk + 0.2),
+        (coverage, "lemma_3_covers", "uniform_perturbation_simplified", lambda risk, *rest: risk + 0.2),
+        (coverage, "other_radius", "uniform_perturbation_simplified", lambda risk, *rest: risk + 0.2),
+        (coverage, "lemma_5_covers", "lambda_max", lambda risk, *rest: risk + 0.2),
+        (wang, "sigma_minimizes", "uniform_sigma", _times(bounds.uniform_sigma, 1.01)),
+        (wang, "noise_tradeoff", "kl_uniform", lambda tau, sigma: 1.0),
     ],
 )
 def test_a_calculation_notices_a_wrong_bound(module, check, name, broken, monkeypatch):
@@ -57,16 +62,16 @@ class _Patched:
 
 
 def test_the_bound_of_the_gaussian_kl_is_tried_against_another_computation(monkeypatch):
-    assert wang.gaussian_kl().holds
-    monkeypatch.setattr(wang, "kl_divergence", lambda p, q: 1.5 + torch.distributions.kl_divergence(p, q))
-    assert not wang.gaussian_kl().holds
+    assert truncated.gaussian_kl().holds
+    monkeypatch.setattr(truncated, "kl_divergence", lambda p, q: 1.5 + torch.distributions.kl_divergence(p, q))
+    assert not truncated.gaussian_kl().holds
 
 
 def test_a_sentence_that_fails_as_printed_holds_as_corrected(monkeypatch):
     """So that it is the print that fails, and not the calculation."""
     exact = lambda *at, variant="exact", **more: bounds.truncated_gaussian(*at, **more)  # noqa: E731
-    monkeypatch.setattr(wang, "bounds", _Patched(truncated_gaussian=exact))
-    assert wang.truncated_bound().holds
+    monkeypatch.setattr(truncated, "bounds", _Patched(truncated_gaussian=exact))
+    assert truncated.truncated_bound().holds
     ours = lambda h, rho, kappa, eta: 0.1 / np.sqrt(np.asarray(h) + rho * kappa)  # noqa: E731
     monkeypatch.setattr(wang, "bounds", _Patched(uniform_sigma=ours))
     assert wang.blog_sigma().holds

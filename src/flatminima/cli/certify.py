@@ -27,7 +27,18 @@ from flatminima.cli.around import Around, maker
 from flatminima.cli.certificate import WRITES, show
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.option_groups import grouped
-from flatminima.cli.options import DATA_HELP, AppDir, AsJson, Device, DryRun, ModelArg, ModelConfig, Seed, Threads
+from flatminima.cli.options import (
+    DATA_HELP,
+    MODEL_HELP,
+    AppDir,
+    AsJson,
+    Device,
+    DryRun,
+    ModelArg,
+    ModelConfig,
+    Seed,
+    Threads,
+)
 from flatminima.cli.output import writable
 from flatminima.cli.sample_options import Reading
 from flatminima.cli.source import Source
@@ -46,7 +57,7 @@ if TYPE_CHECKING:
 @grouped
 def certify(
     reading: Reading,
-    model: Annotated[str | None, typer.Option(help="Import string, package.module:factory.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     split: Annotated[str, typer.Option(help="Split of the training data.")] = "train",
     test_split: Annotated[str | None, typer.Option(help="Split to report the error on, never trained on.")] = None,
@@ -75,7 +86,7 @@ def certify(
     minutes: Annotated[float | None, typer.Option("--time", help="Minutes; chooses epochs and passes.")] = None,
     model_arg: ModelArg = None,
     model_config: ModelConfig = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from; see --initial, --posterior.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from; see --stated, --posterior.")] = None,
     stated: Annotated[
         str, typer.Option("--stated", "--initial", help="What a --checkpoint was trained on: none of these samples.")
     ] = "",
@@ -86,9 +97,9 @@ def certify(
     posterior: Annotated[
         str | None, typer.Option(help=f"Around the --checkpoint instead: {', '.join(POSTERIORS)}.")
     ] = None,
-    prior_checkpoint: Annotated[Path | None, typer.Option(help="With it: weights of the prior's mean.")] = None,
-    prior_split: Annotated[str | None, typer.Option(help="With it: split that they were trained on.")] = None,
-    draws: Annotated[int, typer.Option(min=1, help="With it: of the weights, at least.")] = 2000,
+    prior_checkpoint: Annotated[Path | None, typer.Option(help="With --posterior: the prior's mean.")] = None,
+    prior_split: Annotated[str | None, typer.Option(help="With --posterior: split that they were trained on.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="With --posterior: draws of the weights, at least.")] = 2000,
     output: Annotated[Path | None, typer.Option(help="Folder for the certificate, its weights and a plot.")] = None,
     verify: Annotated[
         Path | None, typer.Option(help="Recompute this certificate.json from its weights; needs --data.")

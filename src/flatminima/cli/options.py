@@ -9,7 +9,8 @@ import typer
 
 from flatminima.catalog.choices import LOSSES
 
-Model = Annotated[str, typer.Option(help="Import string package.module:factory, or hf:NAME_OR_FOLDER\\[@revision].")]
+MODEL_HELP = "package.module:factory, file.py:factory, or hf:NAME_OR_FOLDER\\[@revision]."
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 ModelArg = Annotated[list[str] | None, typer.Option(help="key=value for the factory; repeat.")]
 AppDir = Annotated[Path | None, typer.Option(help="Folder to import --model from.")]
 DATA_HELP = "'digits', a file or folder, a hub name, or package.module:function."

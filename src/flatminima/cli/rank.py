@@ -22,6 +22,7 @@ from flatminima.cli.early_checks import check_data
 from flatminima.cli.gaps import read_gaps
 from flatminima.cli.option_groups import grouped
 from flatminima.cli.options import (
+    MODEL_HELP,
     AppDir,
     AsJson,
     BatchSize,
@@ -55,7 +56,7 @@ _NONE = "none"
 def rank(
     reading: Reading,
     checkpoints: Annotated[list[Path], typer.Argument(help="Weights of the networks, two or more.")],
-    model: Annotated[list[str], typer.Option(help="Import string, package.module:factory; repeat: one a checkpoint.")],
+    model: Annotated[list[str], typer.Option(help=f"{MODEL_HELP} Repeat: one a checkpoint.")],
     data: Data,
     split: Annotated[str, typer.Option(help="Split that they were trained on.")] = "train",
     test_split: Annotated[str | None, typer.Option(help="Held-out split with labels: decides by paired tests.")] = None,

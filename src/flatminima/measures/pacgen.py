@@ -146,7 +146,7 @@ def sharpness_divergence(
     """Cost of uniform noise of the best widths: sharpness + divergence (Wang et al. 2020, sec. 5.2).
 
     sharpness  = ``sum_i (h_i / 6 + rho sqrt(m) kappa_i / 18) sigma_i^2``, an upper bound of E_u L(w + u) - L(w) as far
-    as h and rho are right (the paper writes =, erratum W-b);
+    as h and rho are right (erratum W-b);
     divergence = ``(sum_i ln(tau_i / sigma_i) + ln(1 / delta)) / eta + eta / (8 n)``;
     sigma_i minimises their sum within kappa_i = gamma |w_i| + epsilon, and tau_i = |w_i| + kappa_i. A score: tau
     depends on the weights, and rho is estimated from below.

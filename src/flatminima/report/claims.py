@@ -147,14 +147,25 @@ def _cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ").replace("<", "&lt;")
 
 
+def _cost(document: Mapping[str, Any]) -> str:
+    """The time on the clock, which other work made longer, and in brackets the processor's, where runs recorded it."""
+    of_cores = [run.get("core_seconds") for run in document["runs"] if "result" in run]
+    recorded = of_cores and None not in of_cores
+    return duration(document["seconds"]) + (f" ({sum(of_cores) / 3_600:.2g} core-hours)" if recorded else "")
+
+
 def _runs(documents: Sequence[Mapping[str, Any]]) -> str:
     """The studies, their scales and deviations."""
-    lines = ["## The runs\n", "| study | scale | runs | cost | deviations from the paper |", "|---|---|---|---|---|"]
+    lines = [
+        "## The runs\n",
+        "| study | scale | runs | time, with others beside it | deviations from the paper |",
+        "|---|---|---|---|---|",
+    ]
     for d in documents:
         done = sum("result" in run for run in d["runs"])
         missing = f", {d['missing']} missing" if d["missing"] else ""
         missing += f", {d['older']} of an older version's configurations" if d.get("older") else ""
-        cost = f"that of `{d['shares']}`" if d.get("shares") else duration(d["seconds"])
+        cost = f"that of `{d['shares']}`" if d.get("shares") else _cost(d)
         differ = "; ".join(d.get("deviations") or [])
         said = d["reduction"] + (f". Of the printed settings: {differ}" if differ else "")
         lines.append(f"| `{d['id']}` | {d['scale']} | {done}{missing} | {cost} | {_cell(said)} |")

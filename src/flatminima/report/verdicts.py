@@ -185,6 +185,7 @@ def summary(findings: Sequence[Mapping[str, Any]], *, whole: bool = True) -> lis
     own = [f for f in tried if f["kind"] != "cited"]
     by_runs = [f for f in tried if f["scale"] != "calculation" and f["verdict"] == "reproduced"]
     empirical = sum(f["kind"] == "empirical" for f in by_runs)
+    defined = sum(bool(f.get("definition")) for f in tried)
     revised = Counter(f["verdict"] for f in tried if f.get("revised"))
     undecided = sum(f["verdict"] == "not informative" for f in own)
     parts = [f"{words[w]} {w} ({_tests([f for f in tried if f['verdict'] == w])})" for w in _TRIED if words[w]]
@@ -200,7 +201,8 @@ def summary(findings: Sequence[Mapping[str, Any]], *, whole: bool = True) -> lis
         f"{len(tried)} sentences, decided by {_tests(tried)} tests, {how}: {', '.join(parts)}. In "
         "brackets are the tests, as sentences that the same trials or the same calculation decide count once.",
         f"Of the reproduced, {len(by_runs)} are so by runs, {empirical} of these the papers' own observations and the "
-        f"others cited or theoretical; {words['reproduced'] - len(by_runs)} are so by calculation.",
+        f"others cited or theoretical; {words['reproduced'] - len(by_runs)} are so by calculation, {defined} of these "
+        "by definition.",
         f"{len(own)} of the sentences are the papers' own, not cited ones; of these {undecided} are not informative.",
         *_revised(revised),
         "An interval is at 95 %, Student's, each seed with its own level; a verdict that has one holds after Holm's "

@@ -150,7 +150,7 @@ class Variation:
                     lines(panel, x, y, label=said, index=int(equal_loss), dashed=equal_loss)
         name = _NAMES[self.vary]
         of = "" if len({r["seed"] for r in followed}) > 1 else ", one seed"
-        rho = _FORMS[_PRINTED_RHO] if any(_PRINTED_RHO == r.get("curve_of") for r in followed) else "library's rho"
+        rho = _FORMS[_PRINTED_RHO] if any(r.get("curve_of") == _PRINTED_RHO for r in followed) else "library's rho"
         label(axes[0], "epoch", "test minus training loss (nats)", f"gap{of}", legend=name)
         label(axes[1], "epoch", "pacGen (nats)", f"pacGen, {rho}{of}", legend=name)
         at_the_end = (

@@ -89,6 +89,7 @@ class Finding:
             "note",
             "own_numbers",
             "revised",
+            "definition",
         )
         entry = {k: getattr(c, k) for k in told}
         more = {

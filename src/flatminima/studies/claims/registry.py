@@ -99,6 +99,7 @@ class Claim:
         reads: what it says, where the quotation alone does not tell: its subject, its condition, its negation.
         note: what a reader must know of the verdict. own_numbers: `check` compares it with what the paper prints.
         revised: its runs, premise, margin or calculation were changed after a result was seen; `note` says how.
+        definition: true by the form of what is defined, so that its calculation shows it and could not fail.
     """
 
     id: str
@@ -117,6 +118,7 @@ class Claim:
     note: str = ""
     own_numbers: bool = False
     revised: bool = False
+    definition: bool = False
 
     @property
     def studies(self) -> tuple[str, ...]:
