@@ -12,7 +12,7 @@ from flatminima.core.minimum import Minimum
 from flatminima.models import build
 from flatminima.studies import STUDIES, _toy_minima, _wang_cnn, wang_rescaling, wang_toy
 from flatminima.studies.claims import claims, papers
-from flatminima.studies.claims.checks import coverage, truncated, wang
+from flatminima.studies.claims.checks import coverage, truncated_noise, wang
 from flatminima.studies.claims.judge import judge
 from flatminima.studies.claims.quantities import rows
 from flatminima.studies.runner import sources_of
@@ -62,16 +62,16 @@ class _Patched:
 
 
 def test_the_bound_of_the_gaussian_kl_is_tried_against_another_computation(monkeypatch):
-    assert truncated.gaussian_kl().holds
-    monkeypatch.setattr(truncated, "kl_divergence", lambda p, q: 1.5 + torch.distributions.kl_divergence(p, q))
-    assert not truncated.gaussian_kl().holds
+    assert truncated_noise.gaussian_kl().holds
+    monkeypatch.setattr(truncated_noise, "kl_divergence", lambda p, q: 1.5 + torch.distributions.kl_divergence(p, q))
+    assert not truncated_noise.gaussian_kl().holds
 
 
 def test_a_sentence_that_fails_as_printed_holds_as_corrected(monkeypatch):
     """So that it is the print that fails, and not the calculation."""
     exact = lambda *at, variant="exact", **more: bounds.truncated_gaussian(*at, **more)  # noqa: E731
-    monkeypatch.setattr(truncated, "bounds", _Patched(truncated_gaussian=exact))
-    assert truncated.truncated_bound().holds
+    monkeypatch.setattr(truncated_noise, "bounds", _Patched(truncated_gaussian=exact))
+    assert truncated_noise.truncated_bound().holds
     ours = lambda h, rho, kappa, eta: 0.1 / np.sqrt(np.asarray(h) + rho * kappa)  # noqa: E731
     monkeypatch.setattr(wang, "bounds", _Patched(uniform_sigma=ours))
     assert wang.blog_sigma().holds

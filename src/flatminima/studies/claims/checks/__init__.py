@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from flatminima.studies.claims.checks import coverage, jia, layers, networks, neyshabur, truncated, wang
+from flatminima.studies.claims.checks import coverage, jia, layers, networks, neyshabur, truncated_noise, wang
 from flatminima.studies.claims.checks.outcome import Outcome
 
 __all__ = ["CHECKS", "Outcome"]
@@ -19,7 +19,7 @@ def _public(module: ModuleType) -> dict[str, Callable[[], Outcome]]:
     }
 
 
-_MODULES = (wang, truncated, coverage, networks, neyshabur, layers, jia)
+_MODULES = (wang, truncated_noise, coverage, networks, neyshabur, layers, jia)
 CHECKS: Mapping[str, Callable[[], Outcome]] = {
     name: found for module in _MODULES for name, found in _public(module).items()
 }
