@@ -28,6 +28,47 @@ def test_the_first_seed_tries_every_setting_and_the_others_take_its_choice():
         assert all((c["seed"] - c["choice"]["seeds_before"]) == 2_000 for c in runs if "choice" in c)
 
 
+@pytest.mark.parametrize("scale", ["half", "paper"])
+def test_each_network_is_trained_as_its_own_paper_has_it(scale):
+    """Sec. 7.2: "identical to those in their original paper"; He et al. 2016 count steps, 64,000 on 45,000 images."""
+    steps = 45_000 / 128
+    printed = {
+        "CNN": (0.01, 200, [100, 150], 0.1, 128, 1e-4, True),
+        "ResNet": (0.1, round(64_000 / steps), [round(32_000 / steps), round(48_000 / steps)], 0.1, 128, 1e-4, False),
+        "WRN": (0.1, 200, [60, 120, 160], 0.2, 128, 5e-4, True),
+        "DenseNet": (0.1, 300, [150, 225], 0.1, 64, 1e-4, True),
+    }
+    for name, wanted in printed.items():
+        for c in TABLE.list_runs(scale):
+            if c["name"] == name:
+                own = [c["lr"], c["epochs"], c["milestones"], c.get("gamma", 0.1), c.get("batch_size", 128)]
+                assert (*own, c.get("weight_decay", 1e-4), c.get("nesterov", True)) == wanted
+
+
+def test_a_network_s_recipe_reaches_its_training(monkeypatch):
+    class Enough(Exception):
+        pass
+
+    seen = {}
+
+    def train(model, x, y, *, config, optimizer, **more):
+        group = optimizer.param_groups[0]
+        seen.update({key: group[key] for key in ("lr", "weight_decay", "nesterov")})
+        seen.update(gamma=config.gamma, batch=config.batch_size, milestones=config.milestones, epochs=config.epochs)
+        raise Enough
+
+    monkeypatch.setattr(_jia_table, "train", train)
+    (smoke,) = (c for c in TABLE.list_runs("smoke") if c["beta"] == 0.0)
+    with pytest.raises(Enough):
+        _jia_table.run(
+            smoke | _jia_table._ORIGINAL["WRN"] | {"batch_size": 16, "nesterov": False}, {"digits": "digits"}
+        )
+    assert seen == {"lr": 0.05, "weight_decay": 5e-4, "nesterov": False, "gamma": 0.2, "batch": 16} | {
+        "milestones": (60, 120, 160),
+        "epochs": 200,
+    }
+
+
 @pytest.mark.parametrize("best", [0, 3, 6])
 def test_a_choice_is_the_setting_that_errs_least_on_the_first_split(tmp_path, best):
     tried = configs(0)[1:-1]

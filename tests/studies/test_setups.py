@@ -65,8 +65,12 @@ def test_half_lies_between_cpu_and_paper(name):
     assert len(seeds["half"]) >= min(len(seeds["cpu"]), 5)
     assert all(c.get("fresh_data", name == "wang-toy") for c in runs)  # each data set of the toy is a seed
     if name.startswith("jia"):
-        printed_epochs = {c["epochs"] for c in study.list_runs("paper") if not c.get("target_loss")}
-        assert min(c["epochs"] for c in runs if not c.get("target_loss")) >= max(printed_epochs)
+        of_networks: dict[str, dict[str, set[int]]] = {}
+        for scale in ("half", "paper"):
+            for c in study.list_runs(scale):
+                if not c.get("target_loss"):
+                    of_networks.setdefault(c.get("name", ""), {}).setdefault(scale, set()).add(c["epochs"])
+        assert all(min(found["half"]) >= max(found["paper"]) for found in of_networks.values()) and of_networks
         assert not [d for d in deviations(study, "half") if d.startswith(("augmentation", "images of its own", "l2"))]
 
 
