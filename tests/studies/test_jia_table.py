@@ -21,7 +21,7 @@ def test_the_first_seed_tries_every_setting_and_the_others_take_its_choice():
     first, second = configs(0), configs(1)
     assert [c.get("beta") for c in first] == [0.0, 10.0, 50.0, 10.0, 10.0, 10.0, 10.0, 10.0, None]
     assert [c.get("clip", True) for c in second] == [True, True, False] and second[0]["beta"] == 0.0
-    for scale, networks, sets in (("half", 4, 1), ("paper", 4, 2)):
+    for scale, networks, sets in (("half", 3, 1), ("paper", 4, 2)):
         runs = TABLE.list_runs(scale, 2)
         betas = len(dict.fromkeys(c["beta"] for c in runs if "beta" in c))
         assert len(runs) == networks * sets * (betas + 5 + 1 + 4 * 3)
