@@ -254,8 +254,8 @@ REDUCTION = {
     "half": "2,000 images of 16 x 16, others for each seed, padding scaled with the image, a ResNet-8, a WRN-10-1 and, "
     "on 1,000 images, a DenseNet of growth 8 and depth 16 on CIFAR-10, of more images than which they do not fit; no "
     "CNN, as a quarter of its width does not fit in 200 epochs; betas 10 and 50, 5 seeds; M and the threshold by "
-    "validation one at a time, on the first seed's split; 10 or 20 disjoint subsets of 100 (100); no second training on "
-    "the held-out images; the step of the penalty and the rescaled logits as at cpu scale",
+    "validation one at a time, on the first seed's split; 10 or 20 disjoint subsets of 100 (100); no second training "
+    "on the held-out images; the step of the penalty and the rescaled logits as at cpu scale",
     "paper": "M and the threshold by validation, one at a time, on the first seed's split; no second training on all "
     "50,000 images; the step of the penalty and the rescaled logits as at cpu scale",
 }
