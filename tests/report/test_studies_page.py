@@ -156,6 +156,9 @@ def test_sentences_that_one_test_decides_count_once() -> None:
     told = [f.to_dict() for f in findings]
     assert "5 sentences, decided by 3 tests" in " ".join(summary(told))
     assert "5 contradicted (3)" in " ".join(summary(told))
+    defined = [f | {"verdict": "reproduced", "scale": "calculation", "definition": i < 2} for i, f in enumerate(told)]
+    defined[0]["verdict"] = "contradicted"
+    assert "are so by calculation, 1 of these by definition" in " ".join(summary(defined)), "of the reproduced ones"
     words, rows = overview(told, {"J20": "paper"})
     assert words[-1] == "distinct tests" and rows == [("paper", [5, 1, 3])]
     assert "| paper | 5 | 1 | 3 |" in claims_page(told, [], {"J20": "paper"})

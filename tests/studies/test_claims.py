@@ -156,6 +156,23 @@ def test_a_capacity_over_another_margin_is_that_of_the_definition():
     assert "l2_at_0.001" not in found and "spectral_at_0.01" not in found
 
 
+def test_a_run_that_its_limit_of_epochs_ended_has_not_reached_its_loss():
+    def one(train_loss, **more):
+        return {"config": {"target_loss": 0.01}, "result": {"seed": 0, "train_loss": train_loss} | more, "seconds": 1.0}
+
+    found = [r.get("reached") for r in rows({"runs": [one(0.009), one(0.01), one(0.009, reached=False)]})]
+    assert found == [True, False, False], "what a study itself says of it stays"
+    free = {"config": {"target_loss": None}, "result": {"seed": 0, "train_loss": 1.0}, "seconds": 1.0}
+    assert "reached" not in rows({"runs": [free]})[0]
+
+
+def test_that_networks_fit_is_said_of_those_whose_training_ended_by_itself():
+    for claim in claims():
+        for trial in claim.trials:
+            if (trial.study, trial.y) == ("neyshabur-random-labels", "train_error") and trial.shape == "at_most":
+                assert trial.where["reached"] is True, claim.id
+
+
 def test_a_core_hour_is_the_time_of_a_core():
     """Not of a clock, which a machine shared by others lets run."""
     run = {"config": {}, "result": {"seed": 0}, "seconds": 900.0, "core_seconds": 30.0}

@@ -10,7 +10,8 @@ from torch import nn
 from flatminima import Minimum, measures
 from flatminima.models import build
 from flatminima.statistics.conditions import sample_conditions
-from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl, curve_over_batches, half, look
+from flatminima.studies import STUDIES, _neyshabur
+from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl, curve_over_batches, fit, half, look
 from flatminima.studies._neyshabur_histograms import DELTAS, EDGES, histograms
 from flatminima.studies.neyshabur_conditions import c2_of_the_figure
 
@@ -20,10 +21,32 @@ def curve(factor, kls):
     return {"curve": [{"kl": kl, "sharpness": factor / kl} for kl in kls]}
 
 
+def test_a_first_loss_is_reached_and_then_the_next_from_there(monkeypatch):
+    """One training a loss, of the same network, and the epochs of both."""
+    asked = []
+
+    def train(model, x, y, *, config):
+        asked.append((config.target_loss, config.epochs, float(model.weight.detach().sum())))
+        with torch.no_grad():
+            model.weight += 1
+        return type("History", (), {"epochs": [None] * (3 + len(asked))})(), []
+
+    monkeypatch.setattr(_neyshabur, "train", train)
+    x, y = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2
+    config = {"epochs": 9, "target_loss": 3e-4, "seed": 0}
+    for first, losses, epochs in (({}, [3e-4], 4), ({"first_loss": 1e-2}, [1e-2, 3e-4], 4 + 5)):
+        asked.clear()
+        found = fit(nn.Linear(2, 2), x, y, (x, y), config | first)
+        assert [loss for loss, *_ in asked] == losses and found["epochs"] == epochs
+    assert asked[1][2] == pytest.approx(asked[0][2] + 4), "the second training is of what the first one left"
+    for name in ("neyshabur-confusion", "neyshabur-random-labels"):
+        narrow = [c for c in STUDIES[name].list_runs("half") if c.get("name") == "VGG"]
+        assert narrow and all((c["first_loss"], c["target_loss"]) == (1e-2, 3e-4) for c in narrow)
+
+
 @pytest.mark.parametrize("study", ["neyshabur-confusion", "neyshabur-random-labels"])
 def test_two_networks_have_lines_and_comparisons_of_their_own(study):
     """The CNN and the narrow VGG are of other sizes: no line, and no equal KL, goes from one to the other."""
-    from flatminima.studies import STUDIES
 
     def result(name, seed, size, is_random):
         scale = 1.0 if name is None else 50.0

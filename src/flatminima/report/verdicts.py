@@ -185,7 +185,7 @@ def summary(findings: Sequence[Mapping[str, Any]], *, whole: bool = True) -> lis
     own = [f for f in tried if f["kind"] != "cited"]
     by_runs = [f for f in tried if f["scale"] != "calculation" and f["verdict"] == "reproduced"]
     empirical = sum(f["kind"] == "empirical" for f in by_runs)
-    defined = sum(bool(f.get("definition")) for f in tried)
+    defined = sum(bool(f.get("definition")) and f["verdict"] == "reproduced" for f in tried)
     revised = Counter(f["verdict"] for f in tried if f.get("revised"))
     undecided = sum(f["verdict"] == "not informative" for f in own)
     parts = [f"{words[w]} {w} ({_tests([f for f in tried if f['verdict'] == w])})" for w in _TRIED if words[w]]

@@ -251,11 +251,11 @@ REDUCTION = {
     "30), one l2, batch and Nesterov's momentum for all networks, as for the CNN of the paper; M 8, threshold 5; 5 "
     "disjoint subsets of 100 (100); in Table 2 logits rescaled to norm 25 by the code of the authors, which the paper "
     "does not say; ResNet on CIFAR-100 is not in the paper",
-    "half": "2,000 images of 16 x 16, others for each seed, padding scaled with the image, a ResNet-8, a WRN-10-1 and, "
-    "on 1,000 images, a DenseNet of growth 8 and depth 16 on CIFAR-10, of more images than which they do not fit; no "
-    "CNN, as a quarter of its width does not fit in 200 epochs; betas 10 and 50, 5 seeds; M and the threshold by "
-    "validation one at a time, on the first seed's split; 10 or 20 disjoint subsets of 100 (100); no second training "
-    "on the held-out images; the step of the penalty and the rescaled logits as at cpu scale",
+    "half": "2,000 images of 16 x 16 for a ResNet-8 and a WRN-10-1 and 1,000 for a DenseNet of growth 8 and depth 16, "
+    "which do not fit 5,000, on CIFAR-10, others for each seed, padding scaled with the image; no CNN, as one of a "
+    "quarter of its width does not fit in 200 epochs; betas 10 and 50, 5 seeds; M and the threshold by validation one "
+    "at a time, on the first seed's split; 10 or 20 disjoint subsets of 100 (100); no second training on the held-out "
+    "images; the step of the penalty and the rescaled logits as at cpu scale",
     "paper": "M and the threshold by validation, one at a time, on the first seed's split; no second training on all "
     "50,000 images; the step of the penalty and the rescaled logits as at cpu scale",
 }

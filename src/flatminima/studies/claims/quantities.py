@@ -93,8 +93,8 @@ def _derived(row: Row) -> Row:
     found: Row = {}
     if row.get("scheme") in _SCHEMES:
         found["scheme_order"] = float(_SCHEMES.index(row["scheme"]))
-    if row.get("target_loss") is not None and "train_loss" in row:
-        found["finished"] = row["train_loss"] < row["target_loss"]
+    if row.get("target_loss") is not None and "train_loss" in row and "reached" not in row:
+        found["reached"] = row["train_loss"] < row["target_loss"]
     if "limit" in row:
         found["all_images"] = row["limit"] is None
     if "factor" in row:
