@@ -22,8 +22,9 @@ _CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 TRIALS, WEIGHT_DECAY = 10, 1e-4  # trials below the paper's scale
 BATCH, MOMENTUM = 128, 0.9  # App. E, of the CNN; below half scale of all networks
 SUB_BATCHES, MAX_NORM = 8, 5.0  # M and the threshold of clipping where no other is tried
-# the CNN's training is in App. E; the others' is "identical to those in their original paper" (sec. 7.2): He et al.
-# 2016 (64,000 steps on 45,000 images, rate / 10 at 32,000 and 48,000), Zagoruyko and Komodakis 2016, Huang et al. 2017
+# the CNN's training is in App. E; the others' is "identical to those in their original paper" (sec. 7.2): He et al.,
+# arXiv 1512.03385 (64,000 steps on 45,000 images, rate / 10 at 32,000 and 48,000), Zagoruyko and Komodakis,
+# arXiv 1605.07146, Huang et al., arXiv 1608.06993
 _ORIGINAL: dict[str, Config] = {
     "CNN": {"lr": 0.01, "epochs": 200, "milestones": [100, 150]},
     "ResNet": {"epochs": 182, "milestones": [91, 137], "nesterov": False},
