@@ -25,6 +25,21 @@ _COMMAND = "flatminima reproduce --claims --markdown --output results/studies > 
 _HEAD = """# The papers' claims, tried again
 
 Every sentence of the papers that claims something, quoted, with what the runs of [the studies](studies.md) say of it.
+
+{summary}
+
+{overview}
+"""
+_READING = """## How to read it
+
+{meanings}
+
+That two things are alike, or that something does not predict, is a test of equivalence within a margin: a lack of data
+never confirms it. Runs are at one of three scales, and the largest that decides is shown; how each deviates from the
+papers is [below](#the-runs):
+
+{scales}
+
 This page is written by a command from the committed results, and so is every number of a verdict; what a note says of
 other runs, and what is needed, was written by hand in the registry.
 
@@ -33,12 +48,6 @@ other runs, and what is needed, was written by hand in the registry.
 flatminima reproduce --all --show --output results/studies          # the page with the figures
 flatminima reproduce --claims --paper N17 --output results/studies  # one paper, in the terminal
 ```
-
-{summary}
-
-{meanings} That two things are alike, or that something does not predict, is a test of equivalence within a margin: a
-lack of data never confirms it. Runs are at one of three scales ({scales}); the largest that decides is shown. How each
-scale deviates from the papers is [below](#the-runs).
 """
 _TABLE = "| sentence | premise | the paper | here | verdict |\n|---|---|---|---|---|\n"
 
@@ -55,10 +64,14 @@ def claims_page(
     Returns:
         Markdown, ending in a newline.
     """
-    scales = "; ".join(f"*{word}*: {meaning}" for word, meaning in SCALES_MEAN.items() if word != "counts")
-    said = {"meanings": _defined(MEANINGS), "scales": scales, "summary": " ".join(summary(findings))}
-    parts = [_HEAD.format(command=_COMMAND, **said), _overview(findings, titles)]
-    parts += [_contradicted(findings), _of_own_numbers(findings)]
+    said = "\n".join(f"- {sentences}" for sentences in summary(findings))
+    scales = "\n".join(f"- `{word}`: {meaning}." for word, meaning in SCALES_MEAN.items() if word != "counts")
+    parts = [
+        _HEAD.format(summary=said, overview=_overview(findings, titles)),
+        _READING.format(meanings=_defined(MEANINGS), scales=scales, command=_COMMAND),
+        _contradicted(findings),
+        _of_own_numbers(findings),
+    ]
     for paper, title in titles.items():
         own = [f for f in findings if f["paper"] == paper]
         if own:
@@ -67,14 +80,14 @@ def claims_page(
 
 
 def _defined(meanings: Mapping[str, str]) -> str:
-    return " ".join(f"*{word.capitalize()}*: {meaning}." for word, meaning in meanings.items())
+    return "\n".join(f"- *{word.capitalize()}*: {meaning}." for word, meaning in meanings.items())
 
 
 def _overview(findings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
     words, rows = overview(findings, titles)
     lines = [f"| document | {' | '.join(words)} |", "|---|" + "---|" * len(words)]
     lines += [f"| {title} | {' | '.join(map(str, counts))} |" for title, counts in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _contradicted(findings: Sequence[Mapping[str, Any]]) -> str:
