@@ -100,7 +100,7 @@ def independence(division: Division, *, refused: bool = True) -> Condition:
     if division.doubt:
         return Condition(INDEPENDENT, False, division.doubt, remedy=division.remedy, refused=refused)
     found = division.evidence
-    evidence = f"rests on how they were gathered; {found}" if found else "rests on how they were gathered"
+    evidence = "; ".join(part for part in ("rests on how they were gathered and prepared", found) if part)
     return Condition(INDEPENDENT, None, evidence, division.stated)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from flatminima.certification.division.layout import Layout, layouts
-from flatminima.certification.division.reading import FEWEST_VALUES, Floats, chunks, flat_rows
+from flatminima.certification.division.reading import FEWEST_VALUES, Floats, chunks, flat_rows, tensors_of
 from flatminima.certification.division.shifts import Images, find_shifted
 from flatminima.core.samples import Samples, leaves
 
@@ -81,19 +81,33 @@ def _found(samples: Samples, others: Samples | None) -> Copies:
     if all(_tokens(s) for s in (first, second)):
         return Copies.none("integer inputs are compared as they are")
     found: dict[tuple[int, int], str] = {}
-    for mine, theirs in product(*layouts(*shapes)):
+    for mine, theirs in layouts(*shapes):
         a = _Set.of(first, mine)
         b = a if others is None else _Set.of(second, theirs)
         if sizes[0] >= FEWEST_VALUES:
             _by_moments(a, b, others is None, found)
         if others is not None and sizes[0] >= 2:
             _by_columns(a, b, found)
-        if not a.layout.flat:
-            _by_windows(a, b, found)
+        _by_windows(a, b, found)
+    for pair, kind in _found_in_tensors(first, None if others is None else second, shapes):
+        found.setdefault(pair, kind)
     if not found:
         return Copies.none()
     pairs = sorted(found)
     return Copies(torch.tensor(pairs), tuple(found[p] for p in pairs))
+
+
+def _found_in_tensors(
+    first: Samples, second: Samples | None, shapes: Sequence[tuple[tuple[int, ...], ...]]
+) -> Iterator[tuple[tuple[int, int], str]]:
+    """Pairs of which one tensor is a near-copy: a picture in another form beside an age of its own."""
+    if shapes[0] != shapes[1]:
+        return
+    mine = tensors_of(first)
+    theirs = mine if second is None else tensors_of(second)
+    for one, two in zip(mine, theirs, strict=True):
+        copies = _found(one, None if second is None else two)
+        yield from zip(map(tuple, copies.pairs.tolist()), copies.kinds, strict=True)
 
 
 def _tokens(samples: Samples) -> bool:

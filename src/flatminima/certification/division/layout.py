@@ -74,19 +74,25 @@ class Layout:
             yield name, np.ascontiguousarray(image).reshape(len(rows), -1)
 
 
-def layouts(first: tuple[Shape, ...], second: tuple[Shape, ...]) -> tuple[list[Layout], list[Layout]]:
-    """Layouts that two sets of equal size may have, all to try.
+def layouts(first: tuple[Shape, ...], second: tuple[Shape, ...]) -> list[tuple[Layout, Layout]]:
+    """Pairs of layouts that two sets of equal size may have, all to try.
 
-    A set of rows has the layout of the other, where that one has images: their channels may be first or last in it.
+    A set of rows has the layout of the other, where that one has images: their channels may be first or last in it. A
+    volume is images of its height and width with its depth among the channels, and one of its depth by the rest.
     """
     one, two = _layout(first), _layout(second)
     if one is None and two is None:
         d = sum(math.prod(shape) for shape in first)
-        return [Layout(1, 1, d)], [Layout(1, 1, d)]
+        row = [(Layout(1, 1, d), Layout(1, 1, d))]
+        if first == second and len(first) == 1 and len(first[0]) == 4:
+            channels, depth, height, width = first[0]
+            of = Layout(channels * depth, height, width), Layout(channels, depth, height * width)
+            return [*((layout, layout) for layout in of), *row]
+        return row
     if one is None:
         assert two is not None
-        return _either(two), [two]
-    return [one], _either(one) if two is None else [two]
+        return [(mine, two) for mine in _either(two)]
+    return [(one, theirs) for theirs in _either(one)] if two is None else [(one, two)]
 
 
 def _either(layout: Layout) -> list[Layout]:

@@ -82,6 +82,27 @@ class _Taken(Samples):
         return map_tensors(plain_samples, inputs), plain_samples(targets)
 
 
+class OneTensor(Samples):
+    """The samples with one tensor of their inputs, by its place among `leaves`; targets as they are."""
+
+    def __init__(self, samples: Samples, place: int) -> None:
+        self._samples, self._place = samples, place
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        inputs, targets = self._samples.take(indices)
+        return leaves(inputs)[self._place], targets
+
+
+def tensors_of(samples: Samples) -> list[OneTensor]:
+    """Each tensor of at least 12 values a sample on its own, where the inputs are of several; else none."""
+    first = leaves(samples.take(torch.tensor([0]))[0])
+    large = [i for i, t in enumerate(first) if t[0].numel() >= FEWEST_VALUES]
+    return [OneTensor(samples, i) for i in large] if len(first) > 1 else []
+
+
 class Unchanging(Samples):
     """Some of the samples, each compared with what was divided whenever it is read.
 

@@ -8,9 +8,10 @@ everything or in nothing although their values are continuous.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.stats import binom, chi2, poisson
 from torch import Tensor
 
 from flatminima.certification.division.copies import Copies, find_copies
+from flatminima.certification.division.partly import CROWDED, Columns, Read, crowded, halves, without_columns
 from flatminima.certification.division.reading import (
     CHUNK,
     FEWEST_VALUES,
@@ -29,19 +31,17 @@ from flatminima.certification.division.reading import (
     flat_rows,
     group_hashes,
     row_hashes,
+    tensors_of,
 )
 from flatminima.core.samples import Samples, leaves
 from flatminima.errors import DataError
 
 IMPROBABLE = 1e-3  # probability at most under which counts are said to be those of no independent draws
 
-_SPLITS = 4  # of the columns into two halves, at random
 _ALIKE = 0.05  # share of the repeated rows that may have a half in common with a row unlike them
 _MANY_HALVES = 3  # of 2 x 4 in which repeated rows must be alone, for their repetition to be copying
 _FEWEST_ROWS = 8  # distinct rows from which on halves say anything
 _FEWEST_COARSE = 3  # values of a row from which on unlike ones are seldom equal in bfloat16
-_LATTICE_ROWS = 1_000  # rows that a column is looked at
-_INJECTIVE = 0.9  # share of distinct values in a column that alone tells rows apart
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Repeats:
         n: samples. distinct: unlike in input or target. inputs: unlike in input. most: copies of the most frequent.
         p_value: of the counts, at most, whatever distribution the samples were drawn from independently.
         whole: the rows that repeat are continuous values, which independent draws do not repeat.
-        identity: (n,) hashes by which they repeat, of the inputs or, where they repeat off in their last bits, of the
-            inputs in bfloat16.
+        identity: (n,) hashes by which they repeat: of the inputs, or, where they repeat off in their last bits, of the
+            inputs in bfloat16, or of a part of them. part: which, in words; "" for the whole.
+        tight: share of the rows in groups far from all others, of rows too short for near-copies to be recognised.
     """
 
     n: int
@@ -63,6 +64,8 @@ class Repeats:
     p_value: float
     whole: bool
     identity: RowHashes = field(repr=False, compare=False)
+    part: str = ""
+    tight: float = 0.0
 
     @property
     def even(self) -> bool:
@@ -70,11 +73,22 @@ class Repeats:
         return self.p_value < IMPROBABLE
 
     @property
+    def dependent(self) -> bool:
+        """No independent draws are like that, whichever of the rows are copies."""
+        return self.even or self.tight > CROWDED
+
+    @property
     def evidence(self) -> str:
         """The counts in words for the reader; "" where nothing repeats."""
+        if self.tight > CROWDED:
+            return (
+                f"{self.tight:.0%} of the {self.n} samples lie in tight groups, the next sample five times as far, as "
+                "copies with a little noise do"
+            )
         if self.inputs == self.n:
             return ""
-        text = f"{self.n} samples, {self.distinct} distinct ({self.inputs} inputs), the most frequent {self.most} times"
+        of = f"inputs {self.part}".strip()
+        text = f"{self.n} samples, {self.distinct} distinct ({self.inputs} {of}), the most frequent {self.most} times"
         if self.even:
             return f"{text}: counts more alike than independent draws give them (p <= {self.p_value:.1g})"
         if self.whole:
@@ -89,19 +103,42 @@ def find_repeats(samples: Samples, numbers: Tensor | None = None) -> Repeats:
         numbers: (n,) of each sample's group, whose contents are counted then instead of the samples'.
     """
     inputs, coarse = samples.input_hashes, _coarse(samples)
-
-    def read(at: np.ndarray[Any, Any]) -> Floats:
-        return flat_rows(samples.take(torch.from_numpy(at))[0])
-
-    whole, identity = _repeats(inputs) and repeat_whole(inputs, read), inputs
-    if coarse is not None and _repeats(coarse) and repeat_whole(coarse, lambda at: _rounded(read(at))):
-        whole, identity = True, coarse
+    found = [(len(counts_of(hashes)), part, hashes) for part, hashes in _copied_rows(samples, coarse)]
+    _, part, identity = min(found, key=itemgetter(0), default=(0, "", inputs))
     tested = [samples.hashes, inputs] + ([] if coarse is None else [coarse])
     if numbers is not None:
         tested = [np.array(group_hashes(t, numbers.numpy()), dtype=np.uint64) for t in tested]
     p_value = min(1.0, len(tested) * min(evenness(counts_of(t)) for t in tested))
     rows = counts_of(identity)
-    return Repeats(len(inputs), len(counts_of(samples.hashes)), len(rows), int(rows.max()), p_value, whole, identity)
+    counts = len(inputs), len(counts_of(samples.hashes)), len(rows), int(rows.max())
+    return Repeats(*counts, p_value, bool(found), identity, part, _tight(samples, numbers))
+
+
+def _copied_rows(samples: Samples, coarse: RowHashes | None) -> Iterator[tuple[str, RowHashes]]:
+    """What repeats as copies do: the part of the inputs in words, "" for the whole, and hashes of it."""
+
+    def read(at: np.ndarray[Any, Any]) -> Floats:
+        return flat_rows(samples.take(torch.from_numpy(at))[0])
+
+    if coarse is not None and _repeats(coarse) and repeat_whole(coarse, lambda at: _rounded(read(at))):
+        yield "", coarse
+    if _repeats(samples.input_hashes) and repeat_whole(samples.input_hashes, read):
+        yield "", samples.input_hashes
+    for one in tensors_of(samples):
+        own = one.input_hashes
+        if _repeats(own) and repeat_whole(own, lambda at, one=one: flat_rows(one.take(torch.from_numpy(at))[0])):  # type: ignore[misc]
+            yield "in one of their tensors", own
+    for hashes, some in without_columns(read, len(samples)):
+        if repeat_whole(hashes, some):
+            yield "without some columns", hashes
+
+
+def _tight(samples: Samples, numbers: Tensor | None) -> float:
+    """The share in tight groups, of one sample a group of the caller's; 0.0 for rows that moments recognise."""
+    if not _short(samples, 1):
+        return 0.0
+    first = np.arange(len(samples)) if numbers is None else np.unique(numbers.numpy(), return_index=True)[1]
+    return crowded(np.concatenate([flat_rows(x) for _, x in chunks(samples, torch.from_numpy(first))]))
 
 
 def _repeats(hashes: RowHashes) -> bool:
@@ -110,11 +147,16 @@ def _repeats(hashes: RowHashes) -> bool:
 
 def _coarse(samples: Samples) -> RowHashes | None:
     """Hashes of the inputs in bfloat16; None where moments recognise near-copies, or there are no fractions."""
-    first = leaves(samples.take(torch.tensor([0]))[0])
-    values = sum(t[0].numel() for t in first)
-    if not _FEWEST_COARSE <= values < FEWEST_VALUES or not any(t.is_floating_point() for t in first):
+    if not _short(samples, _FEWEST_COARSE):
         return None
     return np.concatenate([row_hashes(_rounded(flat_rows(x))) for _, x in chunks(samples)])
+
+
+def _short(samples: Samples, least: int) -> bool:
+    """Whether inputs have so many values at least, too few for moments, and fractions among them."""
+    first = leaves(samples.take(torch.tensor([0]))[0])
+    values = sum(t[0].numel() for t in first)
+    return least <= values < FEWEST_VALUES and any(t.is_floating_point() for t in first)
 
 
 def _rounded(rows: Floats) -> Floats:
@@ -167,7 +209,7 @@ def _most_likely(t: int, a: int, b: int) -> float:
     return min(1.0, best * (1 + 1e-5))
 
 
-def repeat_whole(inputs: RowHashes, read: Callable[[np.ndarray[Any, Any]], Floats]) -> bool:
+def repeat_whole(inputs: RowHashes, read: Read) -> bool:
     """Whether the rows that repeat share no half with rows unlike them, as copies of continuous values do.
 
     Args:
@@ -180,7 +222,7 @@ def repeat_whole(inputs: RowHashes, read: Callable[[np.ndarray[Any, Any]], Float
     columns = _columns_to_split(read, first)
     if len(columns) == 0:
         return False
-    masks = _halves(len(columns))
+    masks = halves(len(columns))
     parts: list[list[RowHashes]] = [[] for _ in masks]
     for at in np.array_split(first, math.ceil(len(first) / CHUNK)):
         rows = read(at)[:, columns]
@@ -193,45 +235,14 @@ def repeat_whole(inputs: RowHashes, read: Callable[[np.ndarray[Any, Any]], Float
     return alone >= _MANY_HALVES
 
 
-def _halves(d: int) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Random halves of d columns, and what they leave; the same ones in every run."""
-    generator = np.random.default_rng(0)
-    out = []
-    for _ in range(_SPLITS):
-        mask = np.zeros(d, dtype=bool)
-        mask[generator.permutation(d)[: (d + 1) // 2]] = True
-        out += [mask, ~mask]
-    return [mask for mask in out if mask.any()]
+def _columns_to_split(read: Read, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """All columns but one that numbers the rows: integers, or steps of one size, that alone tell rows apart.
 
-
-def _columns_to_split(
-    read: Callable[[np.ndarray[Any, Any]], Floats], rows: np.ndarray[Any, Any]
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """All columns but those that number the rows: integers, or steps of one size, that alone tell rows apart."""
-    places = np.linspace(0, len(rows) - 1, min(len(rows), _LATTICE_ROWS)).astype(np.int64)
-    sample = read(rows[places])
-    ordered = np.sort(sample, axis=0)
-    distinct = 1 + (ordered[1:] != ordered[:-1]).sum(0)
-    kept = [
-        j
-        for j in range(sample.shape[1])
-        if distinct[j] < _INJECTIVE * len(sample) or not _lattice(np.unique(sample[:, j]).astype(np.float64))
-    ]
-    return np.array(kept, dtype=np.int64)
-
-
-def _lattice(values: np.ndarray[Any, Any]) -> bool:
-    """Whether sorted distinct values are decimals of at most three places, or steps of one size."""
-    for scale in (1.0, 10.0, 100.0, 1000.0):
-        scaled = values * scale
-        if np.abs(scaled - np.round(scaled)).max() < 1e-3 * min(1.0, scale / 10):
-            return True
-    gaps = np.diff(values)
-    step = gaps.min()
-    if values[-1] - values[0] > 100 * len(values) * step:
-        return False
-    ratios = gaps / step
-    return bool(np.abs(ratios - np.round(ratios)).max() < 0.02)
+    Two that agree whenever one of them does are no numbers of categories drawn again, but copies.
+    """
+    columns = Columns.of(read, rows)
+    numbers = columns.injective & columns.even
+    return np.flatnonzero(~numbers) if numbers.sum() == 1 else np.arange(len(numbers))
 
 
 TOO_ALIKE = 1e-3  # probability at most under which two sets are said to be no independent draws
@@ -285,10 +296,15 @@ def find_overlap(samples: Samples, others: Samples) -> Overlap:
     own, theirs = samples.input_hashes, others.input_hashes
     equal = np.isin(own, theirs)
     copies = find_copies(samples, others)
-    p_value, repeated = 1.0, 0
-    if equal.any() and not _copied(samples, others, own, theirs):
+    p_value, repeated, read = 1.0, 0, _both(samples, others)
+    if equal.any() and not repeat_whole(np.concatenate([own, theirs]), read):
         p_value, repeated = alikeness(own, theirs), int(equal.sum())
         equal[:] = False
+    if not copies.unchecked.startswith("inputs of different"):
+        for hashes, some in without_columns(read, len(own) + len(theirs)):
+            shared = np.isin(hashes[: len(own)], hashes[len(own) :])
+            if shared.sum() > equal.sum() and repeat_whole(hashes, some):
+                equal |= shared
     found = np.flatnonzero(equal)
     if len(copies.kinds):
         found = np.union1d(found, copies.pairs[:, 0].numpy())
@@ -332,12 +348,13 @@ def alikeness(own: RowHashes, theirs: RowHashes) -> float:
     return (1 + int((statistic(drawn) <= seen * (1 + 1e-9)).sum())) / (1 + _DIVISIONS)
 
 
-def _copied(samples: Samples, others: Samples, own: RowHashes, theirs: RowHashes) -> bool:
-    """Whether the inputs that occur in both are copies of continuous values rather than categories drawn again."""
+def _both(samples: Samples, others: Samples) -> Read:
+    """Read rows of the samples and, counted on, of the others."""
+    n = len(samples)
 
     def read(at: np.ndarray[Any, Any]) -> Floats:
-        inside = at < len(own)
-        parts = [(samples, at[inside]), (others, at[~inside] - len(own))]
+        inside = at < n
+        parts = [(samples, at[inside]), (others, at[~inside] - n)]
         rows = [flat_rows(s.take(torch.from_numpy(i))[0]) for s, i in parts if len(i)]
         if len({r.shape[1] for r in rows}) > 1:
             raise DataError(f"inputs of {rows[0].shape[1]} and {rows[1].shape[1]} numbers; give samples of one kind")
@@ -345,4 +362,4 @@ def _copied(samples: Samples, others: Samples, own: RowHashes, theirs: RowHashes
         merged[np.argsort(~inside, kind="stable")] = np.concatenate(rows)
         return merged
 
-    return repeat_whole(np.concatenate([own, theirs]), read)
+    return read

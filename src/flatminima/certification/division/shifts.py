@@ -1,8 +1,8 @@
 """Images that are others moved by a few pixels, as augmentation leaves them: found by hashes of every window.
 
-The middle of one image is somewhere in the other, to the bit once both are brought to 256 levels. A hash that is a sum
-over pixels, each weighed by powers of two odd numbers, is had for all windows from one table of sums (Karp & Rabin
-1987 in two dimensions), so that 81 windows an image cost little more than one.
+The middle of one image, or series, is somewhere in the other, to the bit once both are brought to 256 levels. A hash
+that is a sum over pixels, weighed by powers of two odd numbers, is had for all windows from one table of sums (Karp
+& Rabin 1987 in two dimensions), so that 81 windows an image cost little more than one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _Levels = np.ndarray[Any, np.dtype[np.uint8]]
 Read = Callable[[np.ndarray[Any, Any]], Floats]  # indices (k,) to rows (k, channels height width)
 
 _MOST, _SHARE = 4, 8  # pixels that an image may be moved by: an eighth of its side, at most four
+_MOST_STEPS = 16  # that a series may be moved by, an eighth of it at most
 _CANDIDATES = 5  # images with one middle that a window is compared with
 _FEW_LEVELS, _FEWEST_OTHER = 8, 32  # of a window that tells images apart: distinct levels, pixels unlike the commonest
 
@@ -56,22 +57,56 @@ class Images:
         return levels
 
 
-def margin_of(height: int, width: int) -> int:
-    """Pixels that images of this size may be moved by; 0 where they are too small to tell."""
-    return min(_MOST, min(height, width) // _SHARE)
+@dataclass(frozen=True)
+class Windows:
+    """Windows of an image that are smaller by a margin on each side.
+
+    Attributes:
+        height, width: of the image. down, across: pixels that it may be moved by.
+    """
+
+    height: int
+    width: int
+    down: int
+    across: int
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Windows:
+        """Take an eighth of each side, of an image four pixels at most, of a series 16 steps."""
+        most = _MOST if min(height, width) >= _SHARE else _MOST_STEPS
+        return cls(height, width, min(most, height // _SHARE), min(most, width // _SHARE))
+
+    @property
+    def starts(self) -> list[tuple[int, int]]:
+        """Rows and columns at which they begin."""
+        return [(y, x) for y in range(2 * self.down + 1) for x in range(2 * self.across + 1)]
+
+    def at(self, images: _Levels, y: int, x: int) -> _Levels:
+        """The windows of (..., height, width) that begin there."""
+        h, w = self.height - 2 * self.down, self.width - 2 * self.across
+        return images[..., y : y + h, x : x + w]
+
+    def middle(self, images: _Levels) -> _Levels:
+        """What is left without the margin."""
+        return self.at(images, self.down, self.across)
 
 
 def find_shifted(first: Images, second: Images) -> Iterator[tuple[int, int, str]]:
-    """Pairs (i, j, kind) of images of which the second holds the first's middle, moved and perhaps flipped."""
-    _, height, width = first.shape
-    margin = margin_of(height, width)
-    if margin == 0:
+    """Pairs (i, j, kind) of images of which the second holds the first's middle, moved and perhaps flipped.
+
+    A row may be a table's, whose columns are no series: in it only what was moved counts, not what agrees in place.
+    """
+    windows = Windows.of(*first.shape[1:])
+    starts = windows.starts
+    if first.shape[:2] == (1, 1):
+        starts.remove((windows.down, windows.across))
+    if not starts or (windows.down, windows.across) == (0, 0):
         return
     middles, telling = [], []
     for part in _parts(len(first.hashes)):
         levels = first.levels(part)
-        middles.append(_window_hashes(levels, margin, middle=True)[:, 0])
-        telling.append(~_plain(levels[:, :, margin : height - margin, margin : width - margin]))
+        middles.append(_window_hashes(levels, windows, [(windows.down, windows.across)])[:, 0])
+        telling.append(~_plain(windows.middle(levels)))
     middle, known = np.concatenate(middles), np.flatnonzero(np.concatenate(telling))
     if not len(known):
         return
@@ -80,15 +115,16 @@ def find_shifted(first: Images, second: Images) -> Iterator[tuple[int, int, str]
     for part in _parts(len(second.hashes)):
         as_they_are = second.levels(part)
         for kind, levels in (("shifted", as_they_are), ("flipped, shifted", as_they_are[..., ::-1])):
-            windows = _window_hashes(levels, margin)
-            places = np.searchsorted(ordered, windows)
-            for row, window in np.argwhere(ordered[np.minimum(places, len(ordered) - 1)] == windows):
+            hashes = _window_hashes(levels, windows, starts)
+            places = np.searchsorted(ordered, hashes)
+            for row, window in np.argwhere(ordered[np.minimum(places, len(ordered) - 1)] == hashes):
                 some = slice(int(places[row, window]), int(places[row, window]) + _CANDIDATES)
-                same = ordered[some] == windows[row, window]
+                same = ordered[some] == hashes[row, window]
+                moved = windows.at(levels[row], *starts[window])
                 for i in order[some][same]:
                     if first.hashes[i] == second.hashes[part[row]]:
                         continue  # equal, which others look for
-                    if _holds(levels[row], first.levels(np.array([i]))[0], margin, int(window)):
+                    if np.array_equal(moved, windows.middle(first.levels(np.array([i]))[0])):
                         yield int(i), int(part[row]), kind
 
 
@@ -96,8 +132,8 @@ def _parts(n: int) -> list[np.ndarray[Any, Any]]:
     return np.array_split(np.arange(n), max(1, -(-n // CHUNK)))
 
 
-def _window_hashes(levels: _Levels, margin: int, *, middle: bool = False) -> RowHashes:
-    """Hashes (k, (2 margin + 1)^2) of windows that are smaller by the margin on each side, or (k, 1) of the middle."""
+def _window_hashes(levels: _Levels, windows: Windows, starts: list[tuple[int, int]]) -> RowHashes:
+    """Hashes (k, len(starts)) of the windows that begin there."""
     _, channels, height, width = levels.shape
     down, across, table = _multipliers(channels)
     with np.errstate(over="ignore"):
@@ -109,14 +145,12 @@ def _window_hashes(levels: _Levels, margin: int, *, middle: bool = False) -> Row
         inner *= rows[:, None] * columns
         np.cumsum(total, axis=1, out=total)
         np.cumsum(total, axis=2, out=total)
-        h, w = height - 2 * margin, width - 2 * margin
-        back = [_powers(pow(int(factor), -1, 1 << 64), 2 * margin + 1) for factor in (down, across)]
-        starts = (
-            [(margin, margin)] if middle else [(y, x) for y in range(2 * margin + 1) for x in range(2 * margin + 1)]
-        )
+        h, w = height - 2 * windows.down, width - 2 * windows.across
+        back_down = _powers(pow(int(down), -1, 1 << 64), 2 * windows.down + 1)
+        back_across = _powers(pow(int(across), -1, 1 << 64), 2 * windows.across + 1)
         out = [
             (total[:, y + h, x + w] - total[:, y, x + w] - total[:, y + h, x] + total[:, y, x])
-            * (back[0][y] * back[1][x])
+            * (back_down[y] * back_across[x])
             for y, x in starts
         ]
         return np.stack(out, 1)
@@ -139,11 +173,3 @@ def _plain(windows: _Levels) -> np.ndarray[Any, np.dtype[np.bool_]]:
     levels = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)
     other = (ordered != ordered[:, ordered.shape[1] // 2][:, None]).sum(1)
     return np.asarray((levels < _FEW_LEVELS) & (other < _FEWEST_OTHER))
-
-
-def _holds(image: _Levels, other: _Levels, margin: int, window: int) -> bool:
-    """Whether that window of an image is the middle of the other one."""
-    _, height, width = image.shape
-    h, w = height - 2 * margin, width - 2 * margin
-    y, x = divmod(window, 2 * margin + 1)
-    return np.array_equal(image[:, y : y + h, x : x + w], other[:, margin : margin + h, margin : margin + w])

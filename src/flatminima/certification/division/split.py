@@ -195,7 +195,7 @@ def split(
     left = _leave_out(drawn.bound, lost)
     why = "; ".join(e for e in (repeats.evidence, copies.evidence) if e)
     doubt = f"{int(lost.sum())} of the bound's {len(lost)} samples are copies ({why})" if left is None else ""
-    if repeats.even and not stated:
+    if repeats.dependent and not stated:
         doubt = repeats.evidence
     bound, out, nats = left or (drawn.bound.sort().values, _NONE, 0.0)
     count = None if numbers is None else len(drawn.order)
