@@ -181,8 +181,16 @@ BAD = [
     ("token_cross_entropy", (3, 2, 4), torch.tensor([[0, 1], [2, 1], [-100, -100]]), r"target of sample 12 is ignored"),
     ("causal_lm", (3, 2, 4), torch.tensor([[0, 1], [2, -100], [1, 1]]), r"target of sample 11 is ignored"),
     ("mse", (3, 1), torch.randn(3), r"shape \(1,\) and a target of shape \(\).*broadcast in silence"),
-    ("mse", (3,), torch.randn(3, 1), r"shape \(\) and a target of shape \(1,\)"),
+    ("mse", (3,), torch.randn(3, 2), r"shape \(\) and a target of shape \(2,\)"),
+    ("mse", (3, 4), torch.randn(3, 1), r"shape \(4,\) and a target of shape \(1,\).*broadcast in silence"),
     ("binary_cross_entropy", (3, 1), torch.zeros(3), r"binary_cross_entropy needs equal shapes"),
+    (
+        "binary_cross_entropy",
+        (3, 1),
+        torch.tensor([[0.0], [7.0], [1.0]]),
+        r"target 7 of sample 11 is not between 0 and",
+    ),
+    ("binary_cross_entropy", (3, 2), torch.tensor([[0.0, 1.0], [1.0, 0.5], [1.0, -1.0]]), r"target -1 of sample 12 is"),
 ]
 
 
@@ -191,6 +199,19 @@ def test_targets_that_do_not_fit(name: str, shape: tuple[int, ...], target: Tens
     """Named by the sample's place in the data, before a kernel asserts (on CUDA that kills the process)."""
     with pytest.raises(DataError, match=message):
         Loss.of(name).check_targets(target, torch.randn(shape), torch.tensor([10, 11, 12]))
+
+
+@pytest.mark.parametrize("name", ["mse", "binary_cross_entropy"])
+def test_a_column_of_targets_is_one_number_a_sample(name: str) -> None:
+    """Values and derivatives of outputs (3,) at a column (3, 1), as files give it; broadcast they would be (3, 3)."""
+    loss, target = Loss.of(name), torch.tensor([0.2, 1.0, 0.0])
+    output = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
+    loss.check_targets(target[:, None], output.detach(), torch.arange(3))
+    one, other = loss(output, target), loss(output, target[:, None])
+    assert torch.equal(one, other) and one.shape == (3,)
+    for flat, column in zip(loss.seed(output, target), loss.seed(output, target[:, None]), strict=True):
+        assert torch.equal(flat, column)
+    assert torch.equal(loss.columns(output, target), loss.columns(output, target[:, None]))
 
 
 def test_a_callable_may_be_called_mse() -> None:

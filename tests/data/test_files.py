@@ -147,9 +147,31 @@ def test_labels_of_every_kind(values: Any, options: dict[str, Any], numbers: lis
 
 def test_numbers_to_predict_stay_numbers() -> None:
     found, names = as_targets([0.5, 2.0], range(2), "price", "here", targets="numbers")
-    assert found.tolist() == [0.5, 2.0] and names is None and found.dtype == torch.float32
+    assert found.tolist() == [[0.5], [2.0]] and names is None and found.dtype == torch.float32
     many, _ = as_targets(np.array([[1, 1, 0], [0, 0, 1]]), range(2), "tags", "here", targets="numbers")
     assert many.shape == (2, 3) and many.dtype == torch.float32
+
+
+COLUMNS: list[tuple[Any, dict[str, Any], list[float]]] = [
+    (np.array([[0.5], [2.0]]), {}, [0.5, 2.0]),
+    (np.array([3, -7]), {}, [3.0, -7.0]),
+    ([True, False], {}, [1.0, 0.0]),
+    (["no", "yes", "no"], {}, [0.0, 1.0, 0.0]),
+    (["no", "yes"], {"classes": ("yes", "no")}, [1.0, 0.0]),
+    ([1, 0, 1], {"names": ("cat", "dog")}, [1.0, 0.0, 1.0]),
+]
+
+
+@pytest.mark.parametrize(("values", "options", "numbers"), COLUMNS)
+def test_one_number_a_sample_is_a_column(values: Any, options: dict[str, Any], numbers: list[float]) -> None:
+    """As a network of one output gives it: (n, 1) was flattened, and such a network then refused its targets."""
+    found, _ = as_targets(values, range(len(values)), "label", "here", targets="numbers", **options)
+    assert found.dtype == torch.float32 and found.tolist() == [[v] for v in numbers]
+
+
+def test_a_hidden_label_is_no_number() -> None:
+    with pytest.raises(DataError, match="row 1 of here has no label"):
+        as_targets([3, -1, 2], range(3), "label", "here", targets="numbers")
 
 
 @pytest.mark.parametrize(

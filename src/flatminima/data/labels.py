@@ -17,6 +17,7 @@ from flatminima.errors import DataError
 
 _SHOWN = 5  # values in a message
 _SIGNS = {-1, 1}
+_HIDDEN = -1  # the hub's convention for a hidden test label
 
 
 def as_targets(
@@ -37,10 +38,10 @@ def as_targets(
         column, where: names of the column and the source, for messages.
         classes: names in the order of the network's outputs; a label is the place of its text.
         names: what integer labels are called, as the source says.
-        targets: "numbers" keeps what is no class (float32).
+        targets: "numbers" keeps what is no class (float32), one number a sample as a column.
 
     Returns:
-        int64 of shape (n,) with names or None; or float32 of shape (n, ...) and None.
+        int64 of shape (n,) with names or None; or float32 of shape (n, ...), (n, 1) of one number a sample, and None.
 
     Raises:
         DataError: a label that is missing, hidden (-1), a fraction, or none of `classes`.
@@ -54,26 +55,26 @@ def as_targets(
         array = array[:, 0]
     if array.dtype.kind in "OUS":
         array = _plain(array, rows, column, where)
+    if targets == "numbers" and classes is None and array.ndim == 1 and array.dtype.kind in "biuf":
+        return _column(array, rows, column, where), None
     if array.ndim != 1:
         return _rows_of_numbers(array, rows, column, where, classes, targets)
     if array.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(array))
-        if len(bad):
-            raise DataError(f"row {rows[bad[0]]} of {where} has no label ({column!r} is {array[bad[0]]}): drop it")
-        if (array != np.round(array)).any() or (targets == "numbers" and classes is None):
+        _refuse_missing(array, rows, column, where)
+        if (array != np.round(array)).any():
             return _numbers(array, rows, column, where, targets), None
         array = as_int64(array, column, where, rows)
     if classes is not None:
-        return _named(array, rows, classes, names, column, where), classes
+        return _of_one_output(_named(array, rows, classes, names, column, where), classes, targets), classes
     if array.dtype.kind == "b":
         return torch.from_numpy(array.astype(np.int64)), ("False", "True")
     if array.dtype.kind in "US":
         found = in_order(set(array.tolist()))
-        return _places(array.tolist(), rows, found, column, where), found
+        return _of_one_output(_places(array.tolist(), rows, found, column, where), found, targets), found
     if set(np.unique(array).tolist()) == _SIGNS:
         return torch.from_numpy((array > 0).astype(np.int64)), ("-1", "1")
     low = int(array.min()) if len(array) else 0
-    if low < 0:  # the hub's convention for a hidden test label
+    if low < 0:
         row = rows[int(np.flatnonzero(array == low)[0])]
         raise DataError(f"row {row} of {where} has no label ({column!r} is {low}): use a labelled split")
     return torch.from_numpy(as_int64(array, column, where, rows)), names
@@ -133,6 +134,28 @@ def _rows_of_numbers(
     if classes is not None and len(classes) != array.shape[1]:
         raise DataError(f"{column!r} of {where} is one-hot over {array.shape[1]} classes; {len(classes)} are named")
     return torch.from_numpy(array.argmax(1).astype(np.int64)), classes
+
+
+def _refuse_missing(array: NDArray[Any], rows: Any, column: str, where: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise DataError(f"row {rows[bad[0]]} of {where} has no label ({column!r} is {array[bad[0]]}): drop it")
+
+
+def _column(array: NDArray[Any], rows: Any, column: str, where: str) -> Tensor:
+    """One number a sample, (n, 1): as a network of one output gives it; losses take it for outputs (n,), too."""
+    _refuse_missing(array, rows, column, where)
+    if array.dtype.kind in "iu" and set(np.unique(array).tolist()) == _SIGNS:
+        array = array > 0
+    if array.dtype.kind in "iu" and len(array) and int(array.min()) == _HIDDEN:
+        row = rows[int(np.flatnonzero(array == _HIDDEN)[0])]
+        raise DataError(f"row {row} of {where} has no label ({column!r} is {_HIDDEN}): use a labelled split")
+    return torch.from_numpy(as_float32(array, column, where, rows)).unsqueeze(1)
+
+
+def _of_one_output(labels: Tensor, classes: tuple[str, ...], targets: Targets) -> Tensor:
+    """Places of two classes as the numbers 0 and 1 of a network of one output, where the loss compares numbers."""
+    return labels.float().unsqueeze(1) if targets == "numbers" and len(classes) == 2 else labels
 
 
 def _numbers(array: NDArray[Any], rows: Any, column: str, where: str, targets: Targets) -> Tensor:

@@ -1,8 +1,4 @@
-"""A candidate as it is before it is compared: its answers, and what keeps it out of a comparison.
-
-A flat minimum of nothing is flat: an untrained network, a head that was drawn anew, outputs scaled to nothing have the
-smallest norms and curvatures of all. So every candidate is first asked whether it fits its training data.
-"""
+"""A candidate as it is before it is compared: its answers, and what keeps it out of a comparison."""
 
 from __future__ import annotations
 
@@ -14,51 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from flatminima.core.losses.elementwise import SquaredError
 from flatminima.core.minimum import Minimum
-from flatminima.core.samples import Samples, as_samples, map_tensors
+from flatminima.core.samples import Samples, as_samples
 from flatminima.diagnosis import Finding, batchnorm_findings
-from flatminima.errors import FlatMinimaError
+from flatminima.errors import DataError, FlatMinimaError
+from flatminima.ranking.answers import Answers, answers, unlabelled_answers
+from flatminima.ranking.fit import Fit, fit_of
+from flatminima.ranking.held_out import in_shape, seen_in_training, unlabelled_in_training, without_targets
+from flatminima.ranking.loss_kinds import Kind, kind_of
 
-_SIGNIFICANT = 1e-3  # of being better than a constant answer
-_HALF = 0.5  # of the constant answer's error, above which a network does not fit
 _BEHIND = 0.05  # training error above the best fitted candidate's
-_OF_CONSTANT = 0.9  # of the constant answer's loss, above which outputs say nothing
+_BEHIND_LOSS = 0.1  # the same of the share of the constant's loss that is left
+_ROUNDING = 1e-7  # of a probability of 1 in float32: below, a loss of labels has hardly a gradient
+_MANY_TIMES = 100  # as large, that another's loss is
 _SMALL = 1e-3  # nats: below, ratios of losses mean little
-_GAIN = 0.05  # that renaming must bring
-_BETTER = 0.5  # a renaming of classes must leave at most this share of the errors
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Answers of a network on some samples.
-
-    Attributes:
-        losses: (n,) float64.
-        wrong: (n,) where there are labels, else None.
-        predicted: (n,) class numbers, or None.
-        confidence: (n,) probability of the predicted class, or None.
-        targets: as the samples have them.
-    """
-
-    losses: NDArray[np.float64]
-    wrong: NDArray[np.bool_] | None
-    predicted: NDArray[np.int64] | None
-    confidence: NDArray[np.float64] | None
-    targets: NDArray[Any]
-
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.losses).all())
-
-    @property
-    def error(self) -> float | None:
-        return None if self.wrong is None else float(self.wrong.mean())
-
-    @property
-    def loss(self) -> float | None:
-        return float(self.losses.mean()) if self.finite else None
 
 
 @dataclass(frozen=True)
@@ -98,39 +65,12 @@ class Candidate:
         return self.compared and self.unordered is None
 
 
-def answers(minimum: Minimum, data: Any = None) -> Answers:
-    """The network's answers on its training samples, or on others.
-
-    Args:
-        minimum: the network. data: other samples, in any form that a Minimum takes; None: its own.
-    """
-    samples: Samples = minimum.samples if data is None else as_samples(data)
-    parts: list[tuple[Any, ...]] = []
-    labels = minimum.loss.labels
-    with minimum.open(), torch.no_grad():
-        for rows in torch.arange(len(samples)).split(minimum.batch_size):
-            inputs, targets = samples.take(rows)
-            inputs, y = map_tensors(lambda t: t.to(minimum.device), inputs), targets.to(minimum.device)
-            output = minimum.forward(inputs)
-            losses = minimum.loss(output, y)
-            if labels:
-                best = output.softmax(1).double().max(1)
-                parts.append((losses, output.argmax(1), best.values, targets))
-            else:
-                parts.append((losses, targets))
-    columns = [torch.cat([p[k].detach().cpu() for p in parts]).numpy() for k in range(len(parts[0]))]
-    own = columns[0].astype(np.float64)
-    if not labels:
-        return Answers(own, None, None, None, columns[1])
-    return Answers(own, columns[1] != columns[3], columns[1], columns[2], columns[3])
-
-
 def failed(name: str, error: FlatMinimaError) -> Candidate:
     """A candidate of which no Minimum can be made."""
     return Candidate(name, left_out=str(error))
 
 
-def _judge(name: str, minimum: Minimum, train: Answers) -> Candidate:
+def _judge(name: str, minimum: Minimum, train: Answers) -> tuple[Candidate, Fit]:
     """The candidate by its training samples alone.
 
     Args:
@@ -140,84 +80,12 @@ def _judge(name: str, minimum: Minimum, train: Answers) -> Candidate:
     found = Candidate(name, train.error, None, train.loss, None, count)
     weights = all(bool(torch.isfinite(t).all()) for t in minimum.parameters.tensors)
     if not weights or not train.finite:
-        return replace(found, left_out=f"its {'outputs' if weights else 'weights'} hold NaN or Inf")
-    left_out, unordered = _labels(train) if train.predicted is not None else _numbers(train)
-    findings = batchnorm_findings(minimum)
+        return replace(found, left_out=f"its {'outputs' if weights else 'weights'} hold NaN or Inf"), Fit()
+    fit = fit_of(minimum, train)
+    unordered, findings = fit.unordered, batchnorm_findings(minimum)
     if findings and unordered is None:
         unordered = findings[0].what
-    return replace(found, left_out=left_out, unordered=unordered, findings=tuple(findings))
-
-
-def _labels(train: Answers) -> tuple[str | None, str | None]:
-    """Reasons against any comparison, and against the measures' order."""
-    from scipy.stats import binomtest
-
-    assert train.wrong is not None and train.predicted is not None
-    classes, counts = np.unique(train.targets, return_counts=True)
-    n, common = len(train.wrong), classes[counts.argmax()]
-    base, error = 1 - counts.max() / n, float(train.wrong.mean())
-    if base == 0:
-        return None, None  # one class: nothing to fit
-    renamed = _renamed(train, error)
-    if renamed is not None:
-        return renamed, None
-    if len(np.unique(train.predicted)) == 1:
-        only = int(train.predicted[0])
-        return f"it answers class {only} for every sample, as an untrained or broken network does", None
-    constant = train.targets != common
-    better, worse = int((constant & ~train.wrong).sum()), int((train.wrong & ~constant).sum())
-    p = float(binomtest(better, better + worse, alternative="greater").pvalue) if better + worse else 1.0
-    if p > _SIGNIFICANT:
-        return (
-            f"it errs on {error:.1%} of its training labels, no better than one answer for all ({base:.1%}): "
-            "untrained, or other data, labels or preprocessing than in its training"
-        ), None
-    if error > _HALF * base:
-        return None, f"it does not fit: {error:.1%} of its training labels are wrong ({base:.1%} by one answer for all)"
-    shares = counts / n
-    entropy = float(-(shares * np.log(shares)).sum())
-    loss = float(train.losses.mean())
-    if loss > _OF_CONSTANT * entropy:
-        return None, (
-            f"its training loss of {loss:.3g} nats is that of one answer for all ({entropy:.3g}), at {error:.1%} "
-            "errors: its outputs are not on the scale of training"
-        )
-    return None, None
-
-
-def _renamed(train: Answers, error: float) -> str | None:
-    """Whether another order of the classes would fit."""
-    from scipy.optimize import linear_sum_assignment
-
-    assert train.predicted is not None
-    k = int(max(train.targets.max(), train.predicted.max())) + 1
-    table = np.zeros((k, k))
-    np.add.at(table, (train.predicted, train.targets), 1)
-    rows, columns = linear_sum_assignment(-table)
-    best = 1 - table[rows, columns].sum() / len(train.targets)
-    moved = sum(1 for r, c in zip(rows, columns, strict=True) if r != c and table[r, c] > 0)
-    if moved < 2 or best > _BETTER * error or error - best < _GAIN:
-        return None
-    return (
-        f"its classes are in another order: it errs on {error:.1%}, and on {best:.1%} once {moved} of {k} are renamed"
-    )
-
-
-def _numbers(train: Answers) -> tuple[str | None, str | None]:
-    """Of a loss without labels: whether squared errors beat the mean, where targets are numbers."""
-    targets = train.targets.astype(np.float64).reshape(len(train.targets), -1)
-    spread = float(((targets - targets.mean(0)) ** 2).mean())
-    loss = float(train.losses.mean())
-    if train.targets.dtype.kind == "f" and spread > 0 and loss > _OF_CONSTANT * spread and not _binary(targets):
-        return (
-            f"its training loss {loss:.3g} is no better than the mean's ({spread:.3g}): untrained, or other data",
-            None,
-        )
-    return None, None
-
-
-def _binary(targets: NDArray[np.float64]) -> bool:
-    return bool(np.isin(targets, (0.0, 1.0)).all())
+    return replace(found, left_out=fit.left_out, unordered=unordered, findings=tuple(findings)), fit
 
 
 @dataclass(frozen=True)
@@ -228,6 +96,9 @@ class Look:
         candidate: as it is alone.
         shapes: names and shapes of its parameters. data: fingerprint of its samples. weights: hash of its parameters.
         test: answers on the held-out samples, or None. unlabelled: on samples without labels, or None.
+        share: of the best constant output's training loss that is left, where errors do not say more; None: not known.
+        kind: its loss. seen: held-out samples that are training samples too, in words.
+        refused: the held-out samples do not fit it.
     """
 
     candidate: Candidate
@@ -236,6 +107,10 @@ class Look:
     weights: str = ""
     test: Answers | None = None
     unlabelled: Answers | None = None
+    share: float | None = None
+    kind: Kind | None = None
+    seen: tuple[str, ...] = ()
+    refused: DataError | None = None
 
 
 def look(name: str, minimum: Minimum, test: Any = None, unlabelled: Any = None) -> Look:
@@ -243,34 +118,71 @@ def look(name: str, minimum: Minimum, test: Any = None, unlabelled: Any = None) 
 
     Args:
         name: of the network. minimum: it. test: held-out samples with labels. unlabelled: samples without; their
-            targets
-            are not read.
+            targets are not read.
     """
-    found = _judge(name, minimum, answers(minimum))
-    held = None if test is None or found.train_loss is None else answers(minimum, test)
-    if held is not None and held.finite:
-        found = replace(found, test_error=held.error, test_loss=held.loss)
-    elif held is not None:
-        reason = found.left_out or "its outputs on the held-out samples hold NaN or Inf"
-        found, held = replace(found, left_out=reason), None
-    free = None if unlabelled is None or not found.compared else answers(minimum, unlabelled)
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in minimum.parameters.tensors:
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    train = answers(minimum)
+    found, fit = _judge(name, minimum, train)
+    held = free = kind = refused = None
+    seen: tuple[str, ...] = ()
+    if train.finite:
+        kind = kind_of(minimum, minimum.samples, train.losses)
+        try:
+            if test is not None:
+                held_out = in_shape(minimum, as_samples(test))
+                found, held, seen = _tested(found, minimum, held_out)
+                kind = kind if held is None else kind_of(minimum, held_out, held.losses)
+            if unlabelled is not None and found.compared:
+                found, free, more = _free(found, minimum, without_targets(unlabelled))
+                seen += more
+        except DataError as error:
+            refused, held, free = error, None, None
+            found = replace(found, left_out=found.left_out or f"the held-out samples do not fit it: {error}")
     return Look(
         found,
         tuple((n, tuple(p.shape)) for n, p in minimum.parameters),
         minimum.samples.fingerprint,
-        digest.hexdigest(),
+        _hash(minimum),
         held,
         free,
+        fit.share,
+        kind,
+        seen,
+        refused,
     )
+
+
+def _hash(minimum: Minimum) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in minimum.parameters.tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tested(found: Candidate, minimum: Minimum, test: Samples) -> tuple[Candidate, Answers | None, tuple[str, ...]]:
+    """The candidate on the held-out samples."""
+    seen = seen_in_training(minimum, test)
+    held = answers(minimum, test)
+    if not held.finite:
+        reason = found.left_out or "its outputs on the held-out samples hold NaN or Inf"
+        return replace(found, left_out=reason), None, ()
+    if found.train_error is None:
+        held = replace(held, wrong=None)
+    return replace(found, test_error=held.error, test_loss=held.loss), held, seen
+
+
+def _free(found: Candidate, minimum: Minimum, samples: Samples) -> tuple[Candidate, Answers | None, tuple[str, ...]]:
+    """The candidate on the samples without labels."""
+    free = unlabelled_answers(minimum, samples)
+    if not free.defined:
+        return replace(found, left_out="its outputs on the samples without labels hold NaN"), None, ()
+    return found, free, unlabelled_in_training(minimum, samples)
 
 
 def among(looks: Sequence[Look]) -> list[Candidate]:
     """The candidates with what only a comparison of them shows: fits, architectures, data, copies, agreement."""
     out = [one.candidate for one in looks]
-    _behind(out)
+    _behind(out, looks)
+    _saturated(out, looks)
     alive = [i for i, c in enumerate(out) if c.compared and looks[i].shapes]
     if not alive:
         return out
@@ -301,18 +213,41 @@ def _without_labels(out: list[Candidate], looks: Sequence[Look]) -> list[Candida
     return out
 
 
-def _behind(out: list[Candidate]) -> None:
-    """Leave those out of the order whose training error is far from the others'."""
-    errors = [c.train_error for c in out if c.ordered and c.train_error is not None]
-    if not errors:
-        return
-    lowest = min(errors)
-    for i, c in enumerate(out):
-        if c.ordered and c.train_error is not None and c.train_error > lowest + _BEHIND:
+def _behind(out: list[Candidate], looks: Sequence[Look]) -> None:
+    """Leave those out of the order whose training error or loss is far from the others'."""
+    errors = {i: c.train_error for i, c in enumerate(out) if c.ordered and c.train_error is not None}
+    lowest = min(errors.values(), default=0.0)
+    for i, error in errors.items():
+        if error > lowest + _BEHIND:
+            reason = f"its training error of {error:.1%} is far from the best's {lowest:.1%}: measures order gaps"
+            out[i] = replace(out[i], unordered=reason)
+    shares = {i: s for i, one in enumerate(looks) if out[i].ordered and (s := one.share) is not None}
+    least = min(shares.values(), default=0.0)
+    for i, share in shares.items():
+        if out[i].ordered and share > least + _BEHIND_LOSS:
             reason = (
-                f"its training error of {c.train_error:.1%} is far from the best's {lowest:.1%}: measures order gaps"
+                f"its training loss is {share:.0%} of the best constant output's, far from the best's {least:.0%}: "
+                "measures order gaps"
             )
-            out[i] = replace(c, unordered=reason)
+            out[i] = replace(out[i], unordered=reason)
+
+
+def _saturated(out: list[Candidate], looks: Sequence[Look]) -> None:
+    """Leave those out of the order whose labels' losses are 0 to rounding, where others' are not."""
+    losses = {i: c.train_loss for i, c in enumerate(out) if c.ordered and c.train_loss is not None}
+    most = max(losses.values(), default=0.0)
+    for i, loss in losses.items():
+        if _of_labels(out[i], looks[i]) and 0 <= loss < _ROUNDING and most > _MANY_TIMES * _ROUNDING:
+            reason = (
+                f"its training loss of {loss:.2g} is 0 to rounding, unlike the others' (up to {most:.2g}): outputs so "
+                "large have no gradients, whatever the weights"
+            )
+            out[i] = replace(out[i], unordered=reason)
+
+
+def _of_labels(candidate: Candidate, one: Look) -> bool:
+    """Whether its loss is one of labels, in nats or like these."""
+    return candidate.train_error is not None and one.kind is not None and not isinstance(one.kind.loss, SquaredError)
 
 
 def losses_ratio(candidates: Sequence[Candidate]) -> float:
@@ -324,3 +259,6 @@ def losses_ratio(candidates: Sequence[Candidate]) -> float:
 
 def _noted(candidate: Candidate, what: str, do: str) -> Candidate:
     return replace(candidate, findings=(*candidate.findings, Finding("caution", what, do)))
+
+
+__all__ = ["Answers", "Candidate", "Look", "among", "answers", "failed", "look", "losses_ratio"]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from flatminima.errors import UsageError
+from flatminima.errors import DataError, UsageError
 from flatminima.ranking.calibrated import Calibration, nearest
 from flatminima.ranking.candidates import Candidate, Look, among, losses_ratio
+from flatminima.ranking.loss_kinds import groups_of
 from flatminima.ranking.order import Order, order
 from flatminima.ranking.paired import Paired, compare_errors, compare_losses
 from flatminima.table import MeasureTable
@@ -48,6 +49,9 @@ class Choice:
     pairs: tuple[Paired, ...] = ()
     order: Order | None = None
     test_samples: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(dict.fromkeys(self.notes)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
@@ -92,26 +96,83 @@ def choose(
 
     Raises:
         UsageError: fewer than two candidates, or two of one name.
+        DataError: held-out samples that fit none of the candidates which could be compared.
     """
     if len(looks) < 2 or len({one.candidate.name for one in looks}) < len(looks):
         raise UsageError(f"got {len(looks)} candidates; give two or more, of different names")
     candidates = _named_shortly(among(looks))
     compared = [i for i, c in enumerate(candidates) if c.compared]
-    out = _left_out(candidates)
+    refused = next((one.refused for one in looks if one.refused is not None), None)
+    if not compared and refused is not None:
+        raise DataError(f"the held-out samples do not fit the networks: {refused}")
     if not compared:
         answer = f"Ship none: not one of the {len(looks)} candidates is a trained network on this data"
-        return Choice(answer, "none", (), out, tuple(candidates))
-    if all(looks[i].test is not None for i in compared):
-        return _by_test(candidates, looks, compared, out)
+        return Choice(answer, "none", (), _left_out(candidates), tuple(candidates))
+    tested = all(looks[i].test is not None for i in compared)
+    by_errors = tested and all(_has_errors(looks[i]) for i in compared)
+    groups = _by_loss(looks, compared)
+    mixed = _said_of(candidates, looks, groups) if len(groups) > 1 else None
+    if mixed is not None and not by_errors:
+        if len(groups[0]) == len(groups[1]):
+            notes = (*_left_out(candidates), *_cautions(candidates))
+            answer = f"{'No answer' if tested else 'No order'}: {mixed}: make every Minimum with one loss"
+            return Choice(answer, "none", (), notes, tuple(candidates))
+        compared, mixed = groups[0], None
+        candidates = _of_most(candidates, looks, groups)
+    out = _left_out(candidates) + _seen(candidates, looks, compared)
+    if mixed is not None:
+        out = (*out, f"Caution: {mixed}: compared by errors, not by losses")
+    if tested:
+        return _by_test(candidates, looks, compared, out, of_errors=mixed is not None)
     return _by_measures(candidates, looks, tables, measures, out, seed)
+
+
+def _has_errors(one: Look) -> bool:
+    return one.test is not None and one.test.wrong is not None
+
+
+def _by_loss(looks: Sequence[Look], compared: list[int]) -> list[list[int]]:
+    """Places of the candidates that have one loss, the largest group first."""
+    known = [(i, kind) for i in compared if (kind := looks[i].kind) is not None]
+    return [sorted(known[k][0] for k in group) for group in groups_of([kind for _, kind in known])]
+
+
+def _loss(one: Look) -> str:
+    return "another loss" if one.kind is None else one.kind.said
+
+
+def _said_of(candidates: list[Candidate], looks: Sequence[Look], groups: list[list[int]]) -> str:
+    """What the losses of the candidates are, where they differ."""
+    said = "; ".join(f"{_listed([candidates[i].name for i in g])}: {_loss(looks[g[0]])}" for g in groups)
+    return f"the candidates have different losses, which are not on one scale ({said})"
+
+
+def _of_most(candidates: list[Candidate], looks: Sequence[Look], groups: list[list[int]]) -> list[Candidate]:
+    """Those of another loss than most left out."""
+    usual, out = _loss(looks[groups[0][0]]), list(candidates)
+    for i in (i for group in groups[1:] for i in group):
+        reason = f"its loss, {_loss(looks[i])}, is not that of most ({usual}): losses of two kinds are not on one scale"
+        out[i] = replace(out[i], left_out=reason)
+    return out
+
+
+def _seen(candidates: list[Candidate], looks: Sequence[Look], compared: list[int]) -> tuple[str, ...]:
+    """Cautions about held-out samples that are training samples: in one line where they are those of all."""
+    every = {looks[i].seen for i in compared}
+    if len(every) == 1:
+        return tuple(f"Caution: {note}" for note in every.pop())
+    return tuple(f"Caution: {candidates[i].name}: {note}" for i in compared for note in looks[i].seen)
 
 
 # -- with held-out labels --------------------------------------------------------------------------------------------
 
 
-def _by_test(candidates: list[Candidate], looks: Sequence[Look], compared: list[int], out: tuple[str, ...]) -> Choice:
+def _by_test(
+    candidates: list[Candidate], looks: Sequence[Look], compared: list[int], out: tuple[str, ...], *, of_errors: bool
+) -> Choice:
+    """By errors where the losses say that the targets are labels, or where losses cannot be compared."""
     tests = [looks[i].test for i in compared]
-    errors = [t.wrong for t in tests if t is not None and t.wrong is not None]
+    errors = [t.wrong for t in tests if t is not None and t.wrong is not None and (of_errors or t.of_labels)]
     by_errors = len(errors) == len(compared)
     basis: Basis = "errors" if by_errors else "losses"
     score = [_score(candidates[i], by_errors) for i in compared]

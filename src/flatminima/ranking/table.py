@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flatminima import budgets
 from flatminima.core.ambient import in_neutral
 from flatminima.core.minimum import Minimum
+from flatminima.core.samples import as_samples
 from flatminima.display import html
 from flatminima.errors import UsageError, optional
 from flatminima.measuring import MeasureFunction, measure
@@ -17,6 +18,7 @@ from flatminima.ranking.candidates import look
 from flatminima.ranking.choice import Choice, choose
 from flatminima.ranking.controlled import Controlled, Point, controlled
 from flatminima.ranking.correlation import Correlation, kendall
+from flatminima.ranking.held_out import without_targets
 from flatminima.table import MeasureTable
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ def rank(
 
     Raises:
         UsageError: no network, lengths that differ, tables without gaps, gaps with `test`.
+        DataError: held-out samples that fit none of the networks, or are nothing but training samples.
     """
     if gaps is not None and test is not None:
         raise UsageError("got gaps= and test=; give one of them")
@@ -155,6 +158,8 @@ def _compared(
     labels = [f"network {i + 1}" for i in range(len(networks))] if names is None else list(names)
     if len(labels) != len(networks):
         raise UsageError(f"got {len(networks)} networks and {len(labels)} names; give one a network")
+    test = None if test is None else as_samples(test)  # read once for all of them
+    unlabelled = None if unlabelled is None else without_targets(unlabelled)
     looks = [look(name, m, test, unlabelled) for name, m in zip(labels, networks, strict=True)]
     chosen = budgets.names("fast") if wanted is None else wanted
     tables = [measure(m, chosen) if one.candidate.compared else None for m, one in zip(networks, looks, strict=True)]

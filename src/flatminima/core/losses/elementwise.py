@@ -1,4 +1,8 @@
-"""Losses that are means over the output's entries: squared error and binary cross-entropy of logits."""
+"""Losses that are means over the output's entries: squared error and binary cross-entropy of logits.
+
+Targets have the outputs' shape; a column (batch, 1), as files give one number a sample, is taken for outputs (batch,)
+too. Nothing is broadcast.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ from flatminima.core.losses.loss import (
 )
 from flatminima.errors import DataError, Undefined
 
+_ROUNDED = 1e-6  # of a target of 0 or 1 that was computed
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -34,10 +40,10 @@ class SquaredError(ExactLoss):
         return self
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
-        return as_rows((accurate(output) - target).square()).mean(1)
+        return as_rows((accurate(output) - _as_output(target, output)).square()).mean(1)
 
     def seed(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = as_rows(2 * (output.detach().double() - target) / output[0].numel())
+        gradient = as_rows(2 * (output.detach().double() - _as_output(target, output)) / output[0].numel())
         scale = gradient.abs().amax(1)
         shift = torch.where(scale > 0, scale, 1.0)
         return unit_and_log_norm(gradient / shift.unsqueeze(1), shift.log(), output)
@@ -108,6 +114,15 @@ class BinaryCrossEntropy(ExactLoss):
 
     def check_targets(self, target: Tensor, output: Tensor, indices: Tensor) -> None:
         _refuse_broadcast(self.name, target, output)
+        bad = (~((target >= -_ROUNDED) & (target <= 1 + _ROUNDED))).reshape(len(target), -1).any(1).nonzero()
+        if len(bad):
+            place = int(bad[0])
+            first = as_rows(target)[place]
+            seen = float(first[(~((first >= -_ROUNDED) & (first <= 1 + _ROUNDED))).nonzero()[0]])
+            raise DataError(
+                f"target {seen:g} of sample {int(indices[place])} is not between 0 and 1, as {self.name} needs it: "
+                "the loss would have no minimum"
+            )
         for weight, what in ((self.weight, "weight"), (self.pos_weight, "pos_weight")):
             if weight is None:
                 continue
@@ -171,9 +186,18 @@ def _diagonal(entries: Tensor, output: Tensor) -> Tensor:
     return entries.diag_embed().movedim(1, 0).reshape(entries.shape[1], *output.shape).to(output.dtype)
 
 
+def _as_output(target: Tensor, output: Tensor) -> Tensor:
+    """A column of targets as the outputs of one number a sample."""
+    return target.squeeze(1) if _is_column(target, output) else target
+
+
+def _is_column(target: Tensor, output: Tensor) -> bool:
+    return output.dim() == 1 and target.dim() == 2 and target.shape[1] == 1
+
+
 def _refuse_broadcast(name: str, target: Tensor, output: Tensor) -> None:
     got, one = tuple(target.shape[1:]), tuple(output.shape[1:])
-    if got != one:
+    if got != one and not _is_column(target, output):
         raise DataError(
             f"got an output of shape {one} and a target of shape {got} a sample; {name} needs equal "
             "shapes (they would broadcast in silence): reshape the targets"
