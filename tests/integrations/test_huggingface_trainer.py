@@ -162,6 +162,32 @@ def test_what_cannot_work_is_refused(tmp_path):
         FlatMinimaTrainer(bert(), arguments, method="fisher_trace", options={"sub_batches": 0})
 
 
+@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("own", ["pertopt", "sam"])
+@pytest.mark.parametrize("options", [{}, {"eta": 1.0}])
+def test_an_optimizer_that_the_words_do_not_fit_is_refused(tmp_path, method, own, options):
+    """It would train with the optimizer, whatever method and options say."""
+    model = bert()
+    base = torch.optim.SGD(model.parameters(), 0.1)
+    opt = {"pertopt": PertOPT, "sam": SAM}[own](base)
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    if method == own and not options:
+        FlatMinimaTrainer(model, arguments, method=method, optimizers=(opt, None))
+        return
+    message = "got options eta beside a" if method == own else f"got method='{method}' and an optimizer that is"
+    with pytest.raises(UsageError, match=message):
+        FlatMinimaTrainer(model, arguments, method=method, options=options, optimizers=(opt, None))
+
+
+@pytest.mark.parametrize("method", ["pertopt", "sam"])
+def test_an_optimizer_made_here_is_no_ones_own(tmp_path, method):
+    found = trainer(tmp_path, method, num_train_epochs=1)
+    found.train()
+    found.train()
+    assert found._own is not None
+    assert found._own.base is not None
+
+
 def language_model():
     torch.manual_seed(0)
     return transformers.GPT2LMHeadModel(

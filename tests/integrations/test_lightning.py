@@ -119,11 +119,12 @@ def test_accumulated_batches_share_one_perturbation(tmp_path):
     close(module.net, by_hand("pertopt", accumulate=2))
 
 
+@pytest.mark.parametrize("clip", [None, 100.0])
 @pytest.mark.parametrize("kind", WRAP)
-def test_accumulated_batches_without_the_callback_are_refused(tmp_path, kind):
+def test_accumulated_batches_without_the_callback_are_refused(tmp_path, kind, clip):
     """PertOPT would perturb the last of them only, SAM displace along all and step along the last."""
     with pytest.raises(UsageError, match="outside of a perturbed block"):
-        fit(Module(kind), tmp_path, accumulate_grad_batches=2, callbacks=[])
+        fit(Module(kind), tmp_path, accumulate_grad_batches=2, gradient_clip_val=clip, callbacks=[])
 
 
 def test_fisher_trace_in_manual_optimization(tmp_path):

@@ -33,14 +33,18 @@ class TestLightning:
         class Module(lightning.LightningModule):
             def __init__(self):
                 super().__init__()
-                self.net = network()
+                self.net, self.losses = network(), []
 
-            def training_step(self, batch, _):
-                return cross_entropy(self.net(batch[0]), batch[1])
+            def training_step(self, batch, batch_idx):
+                if batch_idx == skipped:
+                    return None
+                self.losses.append(cross_entropy(self.net(batch[0]), batch[1]))
+                return self.losses[-1]
 
             def configure_optimizers(self):
                 return torch.optim.Adam(self.net.parameters(), 1e-2)
 
+        skipped = settings.pop("skipped", None)
         module, path = Module(), settings.pop("ckpt_path", None)
         torch.manual_seed(1)
         settings = {"max_epochs": 2, "enable_checkpointing": False, "logger": False, **settings}
@@ -49,6 +53,7 @@ class TestLightning:
             callbacks=callbacks, **settings,
         )  # fmt: skip
         trainer.fit(module, DataLoader(TensorDataset(*data()), batch_size=4), ckpt_path=path)
+        self.losses = [float(loss.detach()) for loss in module.losses]
         return module.state_dict(), trainer
 
     def callback(self, **options):
@@ -66,6 +71,22 @@ class TestLightning:
         assert [row["step"] for row in rows] == ([0, 3, 6, 9] if accumulate == 1 else [0, 3])
         assert all(row["loss"] is not None and row["values"]["eigenvalue"] is not None for row in rows)
         assert rows[-1]["threshold"] == pytest.approx(3800)
+
+    @pytest.mark.parametrize("skipped", [None, 1])
+    @pytest.mark.parametrize("accumulate", [1, 2, 4])
+    def test_the_loss_of_a_row_is_that_of_the_whole_step(self, tmp_path, accumulate, skipped):
+        """The mean of its micro-batches, and neither the last one's nor Lightning's share of it; an epoch's last
+        step may have fewer."""
+        from flatminima.integrations.lightning_track import TrackerCallback
+
+        callback = TrackerCallback(data(), module="net", every=1, quantities=["gradient_norm"], strict=True)
+        self.fit(tmp_path, [callback], max_epochs=1, accumulate_grad_batches=accumulate, skipped=skipped)
+        of = {i: loss for i, loss in zip([i for i in range(6) if i != skipped], self.losses, strict=True)}
+        steps = [[of[i] for i in range(a, min(a + accumulate, 6)) if i in of] for a in range(0, 6, accumulate)]
+        found = [row["loss"] for row in callback.tracker.table()]
+        expected = [sum(step) / len(step) for step in steps if step]
+        assert found[-len(expected) + 1 :] == pytest.approx(expected[1:])
+        assert found[0] == pytest.approx(expected[0])
 
     def test_a_checkpoint_has_the_vector_and_loggers_get_the_numbers(self, tmp_path):
         loggers = pytest.importorskip("lightning.pytorch.loggers")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from wrapped import (
     BASES,
     RADII,
@@ -274,6 +275,91 @@ def test_two_wrappers_may_be_inside_at_once(kind):
             a.state_dict()
     a.state_dict()
     first.step(), second.step()
+
+
+@both
+@pytest.mark.parametrize("earlier", [False, True])
+def test_backward_after_the_block_is_refused_where_torch_computes_the_forward_pass_again(kind, earlier):
+    """Activation checkpointing does, at the weights of then: nothing is wrong for torch."""
+    model, (x, y) = network(), samples(0)
+    opt = WRAPPERS[kind](BASES["sgd"](model.parameters()))
+    train(model, opt, range(2))
+    opt.zero_grad()
+    before = copy.deepcopy(model)
+    if kind in TWO_PASSES:
+        cross_entropy(model(x), y).backward()
+    if earlier and kind not in TWO_PASSES:  # another micro-batch, as it should be
+        by_hand(kind, model, opt, x, y)
+    with opt.perturbed():
+        loss = cross_entropy(checkpoint(model, x, use_reentrant=False), y)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    with pytest.raises(UsageError, match="came after the perturbed block"):
+        opt.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
+    opt.zero_grad()
+    by_hand(kind, model, opt, x, y)
+    opt.step()
+
+
+@both
+def test_a_block_without_a_pass_is_no_late_one(kind):
+    """A batch that is skipped; the next one's plain pass, or another block, is not its backward pass."""
+    model, twin, (x, y) = network(), network(), samples(0)
+    opt, other = (WRAPPERS[kind](BASES["sgd"](m.parameters())) for m in (model, twin))
+    for t in range(3):
+        if kind not in TWO_PASSES or t:
+            if kind in TWO_PASSES:
+                cross_entropy(model(x), y).backward()
+            with opt.perturbed():
+                pass
+            opt.zero_grad()
+        by_hand(kind, model, opt, x, y)
+        by_hand(kind, twin, other, x, y)
+        for some in (opt, other):
+            some.step()
+            some.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@both
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_step_of_the_base_in_place_of_ours_is_refused(kind, copied):
+    """PertOPT would never draw noise: its clock stands still."""
+    model = network()
+    opt = WRAPPERS[kind](BASES["sgd"](model.parameters()))
+    if copied:
+        model, opt = copy.deepcopy((model, opt))
+    x, y = samples(0)
+    by_hand(kind, model, opt, x, y)
+    with pytest.raises(UsageError, match="of the base optimizer after a perturbed pass"):
+        opt.base.step()
+    by_hand(kind, model, opt, x, y)
+    opt.step()
+    opt.base.step()  # no pass of ours comes to nothing: plain training goes on
+
+
+@both
+def test_a_base_that_is_wrapped_again_is_the_new_wrappers(kind):
+    model, (x, y) = network(), samples(0)
+    base = BASES["sgd"](model.parameters())
+    old = WRAPPERS[kind](base)
+    by_hand(kind, model, old, x, y)  # and no step
+    new = WRAPPERS[kind](base)
+    new.zero_grad()
+    by_hand(kind, model, new, x, y)
+    new.step()
+    assert old._at.entered
+
+
+@both
+def test_a_base_without_a_rate_of_its_own(kind):
+    """Adafactor of transformers chooses its rate: lr=None."""
+    model = network()
+    opt = WRAPPERS[kind](BASES["sgd"](model.parameters()))
+    opt.param_groups[0]["lr"] = None
+    with pytest.raises(UsageError, match="without a perturbed pass"):
+        opt.step()
 
 
 @both

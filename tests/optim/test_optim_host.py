@@ -159,6 +159,71 @@ def test_gradients_from_outside_of_a_block_are_not_added_to(kind):
     opt.step(closure)  # zeros are nothing to be added to
 
 
+def twice(model, x, y):
+    out = model(x)
+    (cross_entropy(out, y) / 2).backward(retain_graph=True)
+    (cross_entropy(out, y) / 2).backward()
+
+
+def clipped(model, x, y):
+    cross_entropy(model(x), y).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+
+
+@both
+@pytest.mark.parametrize("passes", [twice, clipped])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_whatever_a_closure_does_it_adds_to_no_gradients_from_outside(kind, passes, frozen):
+    """Clipping and second passes write a gradient too: a count of writes took them for a clearing in place."""
+    model = network()
+    if frozen:  # the smallest parameter keeps a gradient that no pass adds to
+        model[2].bias.grad = torch.ones(3)
+        model[2].bias.requires_grad_(False)
+    opt = WRAPPERS[kind](torch.optim.SGD(model.parameters(), 0.1))
+    x, y = samples()
+    before = [p.detach().clone() for p in model.parameters()]
+    passes(model, x, y)
+    with pytest.raises(UsageError, match="outside of a perturbed block"):
+        opt.step(lambda: passes(model, x, y))
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert not any(p._backward_hooks for p in model.parameters())
+
+
+@both
+@pytest.mark.parametrize("passes", [twice, clipped])
+@pytest.mark.parametrize("clear", [
+    lambda model, opt: opt.zero_grad(), lambda model, opt: opt.zero_grad(set_to_none=False),
+    lambda model, opt: model.zero_grad(), lambda model, opt: model.zero_grad(set_to_none=False),
+], ids=["zero_grad", "in place", "the model's", "the model's, in place"])  # fmt: skip
+def test_gradients_that_a_closure_clears_in_any_way_are_no_addition(kind, passes, clear):
+    model, plain = network(), network()
+    opt, base = (WRAPPERS[kind](torch.optim.SGD(m.parameters(), 0.1)) for m in (model, plain))
+    x, y = samples()
+    for _ in range(3):
+
+        def closure(model=model, opt=opt, clear=clear):
+            clear(model, opt)
+            passes(model, x, y)
+
+        opt.step(closure)
+        base.step(lambda: closure(plain, base, lambda m, _: m.zero_grad()))
+    assert same(model, plain)
+
+
+@both
+def test_gradients_that_are_added_to_from_some_step_on(kind):
+    """A framework may begin to accumulate in a later epoch: the closures before cleared, this one does not."""
+    model = network()
+    opt = WRAPPERS[kind](torch.optim.SGD(model.parameters(), 0.1))
+    x, y = samples()
+    for _ in range(2):
+        opt.step(closure_of(model, opt))
+    clipped(model, x, y)
+    opt.step(lambda: clipped(model, x, y))  # nobody looked
+    with pytest.raises(UsageError, match="outside of a perturbed block"):
+        opt.step(lambda: clipped(model, x, y))
+
+
 @both
 @pytest.mark.parametrize("flat", [False, True])
 def test_distributed_checkpoints_before_the_first_step(kind, flat):

@@ -103,15 +103,18 @@ def test_running_statistics_move_once(momentum, given):
     assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
-@pytest.mark.parametrize("plain_between", [True, False])
-def test_a_second_block_in_one_step_is_refused(plain_between):
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("plain_between", [0, 1, 2])
+def test_a_second_block_in_one_step_is_refused(plain_between, clip):
     """It would displace along the gradient of the first one's block, and clear it: a step of the last micro-batch."""
     model, opt, (x, y) = small_problem()
     before = oracle.weights(model)
     cross_entropy(model(x), y).backward()
     with opt.perturbed():
         cross_entropy(model(x), y).backward()
-    if plain_between:
+    if clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for _ in range(plain_between):
         cross_entropy(model(x), y).backward()
     with pytest.raises(UsageError, match="in one step, which would displace along the first"), opt.perturbed():
         raise AssertionError
@@ -132,6 +135,9 @@ def test_a_block_after_a_skipped_step_is_not(clear):
         clear(model, opt)
         if clear.__code__.co_names == ("step",):
             opt.zero_grad()
+        for _ in range(2):  # micro-batches
+            cross_entropy(model(x), y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
 
 def small_problem():

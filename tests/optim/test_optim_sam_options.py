@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import optim_oracle as oracle
 import pytest
@@ -10,7 +12,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flatminima.errors import UsageError
-from flatminima.optim import SAM
+from flatminima.optim import SAM, PertOPT
+from flatminima.optim.diagnostics import PerturbationWarning
 
 
 def looksam(w, opt, steps, rho, every, alpha):
@@ -160,3 +163,38 @@ def test_maximising_minus_f_is_minimising_f(every):
 def test_settings_without_a_meaning_are_refused(wrong):
     with pytest.raises(UsageError, match=r"^got "):
         SAM(torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1), **wrong)
+
+
+BY_EPOCH = {
+    "start_epoch": (lambda b, **k: SAM(b, start_epoch=3, **k), "start_epoch=3"),
+    "schedule": (lambda b, **k: SAM(b, schedule=lambda epoch: min(1.0, epoch / 4), **k), "schedule="),
+    "a table": (lambda b, **k: SAM(b, schedule=lambda epoch: [0.0, 1.0, 2.0][int(epoch)], **k), "schedule="),
+    "anneal": (lambda b, **k: PertOPT(b, beta2=10.0, anneal=lambda epoch: 1 / epoch, **k), "anneal="),
+}
+
+
+@pytest.mark.parametrize("kind", BY_EPOCH)
+@pytest.mark.parametrize("told", ["never", "set", "counted"])
+def test_what_goes_by_the_epoch_needs_to_be_told(kind, told):
+    make, given = BY_EPOCH[kind]
+    model = oracle.network(oracle.start())
+    opt = make(torch.optim.SGD(model.parameters(), 0.1), **({"steps_per_epoch": 2} if told == "counted" else {}))
+    if told == "set":
+        opt.epoch = 1.0
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for x, y in oracle.torch_batches(2):
+            opt.step(closure_of(model, opt, x, y))
+    messages = [str(w.message) for w in seen if issubclass(w.category, PerturbationWarning)]
+    assert len(messages) == (told == "never")
+    assert all(f"every epoch for the first, and {given} goes by it" in m for m in messages)
+
+
+def test_a_schedule_of_one_number_needs_no_epoch():
+    model = oracle.network(oracle.start())
+    opt = SAM(torch.optim.SGD(model.parameters(), 0.1), schedule=lambda epoch: 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x, y in oracle.torch_batches(2):
+            opt.step(closure_of(model, opt, x, y))
+    assert opt.epoch == 1

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flatminima.core.distributed import Ranks
 from flatminima.track import Options, Tracker, TrackTable
 
+SHARDED = ("fsdp", "fsdp, evaluated", "fsdp, nested")
 NAMES = ["eigenvalue", "preconditioned", "trace", "gradient_norm", "critical_sharpness", "distance"]
 
 
@@ -30,10 +31,19 @@ def network():
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
 
 
-def train(model, rank, tracked, log=None, **options):
+def train(model, rank, tracked, log=None, evaluated=False, **options):
     x, y = data()
+
+    def evaluate():
+        """After which FSDP2 has the root's whole weights in the shards' place."""
+        if evaluated:
+            with torch.no_grad():
+                model.eval()(x)
+            model.train()
+
     mine = slice(0, 11) if rank == 0 else slice(11, 22)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
+    evaluate()
     tracker = None
     if tracked:
         chosen = Options(fresh_every=2, seed=3, tolerance=1e-4, **options)
@@ -45,8 +55,11 @@ def train(model, rank, tracked, log=None, **options):
         loss = cross_entropy(model(x[mine]), y[mine])
         loss.backward()
         optimizer.step()
+        evaluate()
         if tracker is not None:
             tracker.step(step, loss)
+    if evaluated:
+        model.reshard()
     weights = [getattr(p, "full_tensor", lambda p=p: p)().detach().clone() for p in model.parameters()]
     return weights, tracker
 
@@ -58,6 +71,15 @@ def sharded(model):
     return fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
 
 
+def nested(model):
+    """The first layer is gathered by itself, and the root keeps the last."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model[0], mesh=init_device_mesh("cpu", (2,)))
+    return sharded(model)
+
+
 def worker(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -67,6 +89,8 @@ def worker(rank, port, folder):
         "alone": (DistributedDataParallel, True, {}),
         "together": (DistributedDataParallel, True, {"ranks": Ranks()}),
         "fsdp": (sharded, True, {}),
+        "fsdp, evaluated": (sharded, True, {"evaluated": True}),
+        "fsdp, nested": (nested, True, {"evaluated": True}),
     }
     try:
         found = {}
@@ -92,10 +116,12 @@ def test_ddp_and_fsdp2(tmp_path):
     for found in (one, two):
         for name in ("plain", "alone", "together"):
             assert all(torch.equal(a, b) for a, b in zip(found[name][0], plain, strict=True)), name
-        assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found["fsdp"][0], plain, strict=True))
+        for name in SHARDED:
+            assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found[name][0], plain, strict=True)), name
     assert two["alone"][1] == []  # it looked alone
     assert [row["values"] for row in one["together"][1]] == [row["values"] for row in two["together"][1]]
-    for name, names in (("together", NAMES), ("fsdp", [n for n in NAMES if n != "preconditioned"])):
+    here = [n for n in NAMES if n != "preconditioned"]
+    for name, names in (("together", NAMES), *((name, here) for name in SHARDED)):
         for row, other in zip(one[name][1], one["alone"][1], strict=True):
             for key in names:
                 assert row["values"][key] == pytest.approx(other["values"][key], rel=2e-3, abs=1e-9), (name, key)

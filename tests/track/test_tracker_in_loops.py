@@ -236,3 +236,16 @@ def test_the_time_of_a_slow_sink_is_counted(monkeypatch):
     tracker.step(0)
     now[0] += 10.0
     assert tracker.seconds == pytest.approx(5.0) and tracker.overhead == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("wrap", [lambda base: base, SAM, PertOPT], ids=["plain", "sam", "pertopt"])
+def test_an_optimizer_that_chooses_its_rate_has_rows_all_the_same(wrap):
+    """transformers' Adafactor has lr=None by default; every row of the run was missing."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(6, 3), torch.randn(32, 6), torch.arange(32) % 3
+    base = torch.optim.Adafactor(model.parameters())
+    base.param_groups[0]["lr"] = None
+    tracker = Tracker(model, (x, y), optimizer=wrap(base), every=1, quantities=["gradient_norm"], strict=True)
+    for step in range(3):
+        tracker.step(step, 1.0)
+    assert [row["lr"] for row in tracker.table()] == [None] * 3

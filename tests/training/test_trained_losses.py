@@ -158,6 +158,7 @@ def test_the_methods_take_every_loss_and_every_input():
     ("cross_entropy", draws(6, 4), draws(6, 2), "need int64 targets"),
     ("binary_cross_entropy", draws(6, 4), torch.zeros(6, 3), "shape"),
     ("token_cross_entropy", draws(6, 4), torch.zeros(6, dtype=torch.int64), "needs logits"),
+    (nn.CrossEntropyLoss(ignore_index=0), draws(6, 4), torch.arange(6) % 2, "label 0 of sample 0 is ignored"),
 ])  # fmt: skip
 def test_targets_that_do_not_fit_are_refused_before_the_first_step(loss, x, y, message):
     model = made()

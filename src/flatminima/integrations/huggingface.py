@@ -44,7 +44,8 @@ class FlatMinimaTrainer(Trainer):
         options: keyword arguments of that class, but for `base`, `model` and `steps_per_epoch`.
 
     Raises:
-        UnknownName: no such method. UsageError: FisherTrace in 16 bits or on several ranks.
+        UnknownName: no such method. UsageError: FisherTrace in 16 bits or on several ranks; an optimizer that is
+            PertOPT or SAM already, and is not the method's, or would not get the options.
 
     Example (needs a model and a data set):
         trainer = FlatMinimaTrainer(model, arguments, train_dataset=data, method="pertopt", options={"gamma": 0.1})
@@ -63,7 +64,9 @@ class FlatMinimaTrainer(Trainer):
         self.method, self.method_options = method, dict(options or {})
         self.fisher_trace: FisherTrace | None = None
         self._repeated: list[tuple[dict[str, Any], Any, Tensor]] = []  # the step's micro-batches, for SAM's second pass
+        self._own: torch.optim.Optimizer | None = None  # made here, and kept by a later train()
         super().__init__(*args, **kwargs)
+        self._check_the_users(self.optimizer)
         if method == "fisher_trace":
             if self.args.fp16 or self.args.bf16:
                 raise UsageError(
@@ -77,19 +80,37 @@ class FlatMinimaTrainer(Trainer):
         """The Trainer's own, wrapped."""
         base: torch.optim.Optimizer = super().create_optimizer(model)
         self._repeated = []
-        if isinstance(getattr(base, "optimizer", base), PertOPT | SAM) or self.method == "fisher_trace":
+        self._check_the_users(base)
+        if isinstance(_inner(base), PertOPT | SAM) or self.method == "fisher_trace":
             return base  # wrapped already: an earlier call of train(), or the user's own
         found: PertOPT | SAM
         if self.method == "pertopt":
             found = PertOPT(base, **{"model": self.model, **self.method_options})
         else:
             found = SAM(base, **{"model": self.model, **self.method_options})
-        self.optimizer = found
+        self.optimizer = self._own = found
         return found
+
+    def _check_the_users(self, optimizer: Any) -> None:
+        """Refuse a PertOPT or SAM of the user's that is not what `method` and `options` say."""
+        inner = _inner(optimizer)
+        if inner is self._own or not isinstance(inner, PertOPT | SAM):
+            return
+        name = "PertOPT" if isinstance(inner, PertOPT) else "SAM"
+        if name.lower() != self.method:
+            raise UsageError(
+                f"got method={self.method!r} and an optimizer that is {name} already: "
+                f"give method={name.lower()!r}, or the optimizer within it"
+            )
+        if self.method_options:
+            raise UsageError(
+                f"got options {', '.join(self.method_options)} beside a {name} of your own, which has its own: give "
+                f"them to {name}, or give the optimizer within it"
+            )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch: its gradient where the method wants it."""
-        wrapper = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate has wrapped it
+        wrapper = _inner(self.optimizer)
         if self.method == "fisher_trace":
             return self._fisher_step(model, inputs, num_items_in_batch)
         if wrapper.clock.steps_per_epoch is None:
@@ -149,6 +170,10 @@ class FlatMinimaTrainer(Trainer):
         if "shift_labels" not in inputs and getattr(self, "_loss_shifts_labels", False):
             labels = labels[..., 1:]
         return float((labels != _MASKED).sum())
+
+
+def _inner(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)  # accelerate has wrapped it
 
 
 class _Loss(nn.Module):

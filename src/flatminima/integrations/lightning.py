@@ -66,8 +66,10 @@ class FlatMinima(Callback):
                     "got a training_step(dataloader_iter), whose batches SAM's second pass cannot see again: "
                     "take (batch, batch_idx), or use manual optimization"
                 )
+        self._open_in_training_step(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._forget()  # micro-batches of a step that the last epoch's end cut off: Lightning clears their gradients
         for opt in _wrappers(trainer):
             if opt.clock.steps_per_epoch is None:
                 opt.epoch = float(trainer.current_epoch + 1)
@@ -77,10 +79,8 @@ class FlatMinima(Callback):
             return
         takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)  # as Lightning asks
         self._batch = (batch, batch_idx) if takes_index else (batch,)
-        if trainer.fit_loop._should_accumulate() or _scaler(trainer) is not None:
-            for opt in _wrappers(trainer):
-                if isinstance(opt, PertOPT):
-                    self._stack.enter_context(opt.perturbed())
+        for opt in _wrappers(trainer):
+            opt._at.idle = _measures_only(trainer)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if pl_module.automatic_optimization and not self._repeating:
@@ -106,10 +106,10 @@ class FlatMinima(Callback):
             self._forget()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._stack.close()
-        self._forget()
+        self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._stack.close()
         for opt in _wrappers(trainer) if self.log else ():
             if isinstance(opt, PertOPT):
                 if opt.drawn:  # the epoch's last step was skipped
@@ -121,9 +121,44 @@ class FlatMinima(Callback):
                 pl_module.log("sam/rise", opt.last.rise)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._leave(trainer)
         for opt in _wrappers(trainer):
             if opt.model is pl_module:
                 opt.model = None
+
+    def _open_in_training_step(self, trainer: Any, pl_module: Any) -> None:
+        """PertOPT's block opens there: a hook before it may skip the batch, and meets the true weights."""
+        trainer.strategy.__dict__.pop("training_step", None)  # of a fit that nobody ended
+        step = trainer.strategy.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            try:
+                self._open(trainer, pl_module)
+                output = step(*args, **kwargs)
+            except BaseException:  # StopIteration ends an epoch, and nobody is told
+                self._stack.close()
+                raise
+            if output is None:  # no backward pass follows
+                self._stack.close()
+            return output
+
+        trainer.strategy.training_step = training_step
+
+    def _open(self, trainer: Any, pl_module: Any) -> None:
+        if self._repeating or not pl_module.automatic_optimization or _measures_only(trainer):
+            return
+        if trainer.fit_loop._should_accumulate() or _scaler(trainer) is not None:
+            for opt in _wrappers(trainer):
+                if isinstance(opt, PertOPT):
+                    self._stack.enter_context(opt.perturbed())
+
+    def _leave(self, trainer: Any) -> None:
+        """The training is over."""
+        self._stack.close()
+        self._forget()
+        trainer.strategy.__dict__.pop("training_step", None)
+        for opt in _wrappers(trainer):
+            opt._at.idle = False
 
     def _forget(self) -> None:
         self._repeated, self._losses = [], []
@@ -183,6 +218,11 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     return list(value) if isinstance(value, list) else value
+
+
+def _measures_only(trainer: Any) -> bool:
+    """Whether the passes are forward only, as when StochasticWeightAveraging measures running statistics anew."""
+    return bool(trainer.fit_loop._skip_backward)
 
 
 def _scaler(trainer: Any) -> Any:

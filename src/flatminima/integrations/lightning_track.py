@@ -24,6 +24,9 @@ __all__ = ["TrackerCallback"]
 class TrackerCallback(Callback):
     """A `Tracker` in `Trainer(callbacks=[...])`; what is carried lies in Lightning's checkpoints.
 
+    The training loss of a row is the mean over the step's micro-batches; in manual optimization it is what the last
+    `training_step` returned.
+
     Args:
         probe: samples, as `Tracker` takes them.
         module: the network whose outputs the loss is of: an attribute's name, or a function of the LightningModule;
@@ -50,6 +53,7 @@ class TrackerCallback(Callback):
         self.tracker: Tracker | None = None
         self._state: dict[str, Any] = {}
         self._steps = 0  # of the optimizer that the tracker knows of
+        self._losses: list[Any] = []  # of the micro-batches since
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         network = pl_module
@@ -63,14 +67,24 @@ class TrackerCallback(Callback):
             network, self.probe, optimizer=optimizer, **{"sinks": list(trainer.loggers), **self.options}
         )
         self.tracker.load_state_dict(self._state)
-        self._steps = trainer.global_step
+        self._steps, self._losses = trainer.global_step, []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._losses = []  # of a step that the last epoch's end cut off
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if pl_module.automatic_optimization:
+            if loss is not None:  # else the batch was skipped
+                self._losses.append(loss * trainer.accumulate_grad_batches)  # by which Lightning has divided it
+        else:
+            self._losses = [loss]
         if self.tracker is None or trainer.global_step == self._steps:  # in the middle of accumulated batches
             return
-        self._steps = trainer.global_step
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        self.tracker.step(self._steps - 1, loss)
+        self._steps, losses, self._losses = trainer.global_step, self._losses, []
+        self.tracker.step(
+            self._steps - 1, sum(losses) / len(losses) if len(losses) > 1 else losses[0] if losses else None
+        )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.tracker is not None:

@@ -7,13 +7,14 @@ instead. Lists of tensors go through foreach kernels: on a small network the cal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatminima.optim.rounding import is_narrow, judge, of_steps
 from flatminima.optim.shards import check_dense, gradient, is_sharded, local, process_groups, total
 
 _SMALL = 1 << 18  # elements that are rather copied side by side than looked at one tensor after the other
@@ -102,6 +103,28 @@ def climb(slope: Slope, inverse: float | Tensor) -> None:
     torch._foreach_mul_(directions, slope.radii)
     for w, e in zip(slope.weights, directions, strict=True):
         w.add_(e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))  # an infinite gradient times 0
+
+
+def check_arrival(held: list[Slope], originals: list[Tensor], inverse: float | Tensor, *, refuse: bool) -> bool:
+    """Warn, or refuse, after `climb`, where rounding takes e away in weights of few bits; returns whether it warned."""
+    rest = iter(originals)
+    pairs = [(slope, [next(rest) for _ in slope.weights]) for slope in held]
+    narrow = [(slope, before) for slope, before in pairs if is_narrow(slope.weights[0].dtype)]
+    sums = [(slope.parameters[0], of_steps(_steps(slope, before, inverse))) for slope, before in narrow]
+    there, missed, wanted = (float(total([(p, s[i]) for p, s in sums])) for i in range(3))
+    if not 0 < wanted < math.inf or not missed < math.inf:
+        return False
+    dtypes = [slope.weights[0].dtype for slope, _ in narrow]
+    return judge("SAM's displacement", 1.0 - missed / wanted, there / wanted if refuse else 1.0, dtypes, "raise rho")
+
+
+def _steps(slope: Slope, originals: list[Tensor], inverse: float | Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(weights, what they were, e) of each parameter."""
+    parts = zip(slope.weights, originals, slope.gradients, slope.scales, slope.radii, strict=True)
+    for w, original, g, eta, radius in parts:
+        direction = g if eta is None else _scaled(original, g, eta, 2)
+        high = torch.promote_types(w.dtype, torch.float32)
+        yield w, original, direction.to(high) * (radius * inverse)
 
 
 def product(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> float | Tensor:

@@ -6,13 +6,22 @@ DDP's own reduction hangs on its forward pass, so the passes run on the module i
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flatminima.errors import UsageError
+from flatminima.errors import FlatMinimaError, UsageError
+from flatminima.optim import gathered
+
+_NUMBERS = 3  # of every question: whatever a rank asks next, one that failed can answer it
+
+
+class RankFailed(FlatMinimaError):
+    """Another rank failed where all ranks work together."""
 
 
 def inner(model: nn.Module) -> nn.Module:
@@ -56,15 +65,41 @@ def mean(model: nn.Module, gradients: list[Tensor | None], like: list[nn.Paramet
     return list(dense)
 
 
-def every(model: nn.Module, true: bool) -> bool:
-    """Whether it is true on every rank."""
+def greatest(model: nn.Module, *here: float) -> list[float]:
+    """The greatest over the ranks of each of at most two numbers, 0 or more; every rank asks, as often.
+
+    Raises:
+        RankFailed: another rank is in `in_step` no more.
+    """
+    failed, *found = _greatest(model, [0.0, *here])
+    if failed:
+        raise RankFailed("another rank failed in FisherTrace.backward(), and its own error says why; all ranks stop")
+    return found[: len(here)]
+
+
+@contextmanager
+def in_step(model: nn.Module) -> Iterator[None]:
+    """A block that all ranks leave alike: where one fails in it, the others do too, and none waits for ever."""
+    try:
+        yield
+    except RankFailed:
+        raise
+    except Exception:
+        with suppress(Exception):  # what failed may be the connection itself
+            _greatest(model, [1.0])
+        raise
+    greatest(model)
+
+
+def _greatest(model: nn.Module, here: list[float]) -> list[float]:
     found = _wrapper(model)
     if found is None:
-        return true
-    device = next(found.module.parameters()).device
-    flag = torch.tensor(1.0 if true else 0.0, device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MIN, group=found.process_group)
-    return bool(flag)
+        return here
+    numbers = torch.zeros(_NUMBERS, device=next(found.module.parameters()).device)
+    numbers[: len(here)] = torch.tensor(here)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=found.process_group)
+    held: list[float] = numbers.tolist()
+    return held
 
 
 def refuse_shards(model: nn.Module) -> None:
@@ -76,7 +111,7 @@ def refuse_shards(model: nn.Module) -> None:
     fsdp = sys.modules.get("torch.distributed.fsdp")  # where it was never imported, nothing is wrapped in it
     if fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules()):
         kind = "FullyShardedDataParallel"
-    elif any(hasattr(p, "device_mesh") for p in model.parameters()):
+    elif gathered.of_model(model) or any(hasattr(p, "device_mesh") for p in model.parameters()):
         kind = "fully_shard or a tensor-parallel plan"
     else:
         return

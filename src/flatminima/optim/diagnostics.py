@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from flatminima.optim.kernels import kappa, width
+from flatminima.optim.rounding import PerturbationWarning, is_narrow, judge, of_uniform
+
+__all__ = ["Census", "Diagnostics", "PerturbationWarning", "choose_eta", "threshold", "warn"]
 
 _SAMPLE = 1 << 16  # coordinates a quantile is read from; its standard error is then below 0.002
 MOSTLY = 0.5  # a share above this is worth a warning
-
-
-class PerturbationWarning(UserWarning):
-    """The noise does something that nobody wants."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Diagnostics:
         kappa_bound: share of coordinates whose sigma is kappa = gamma |w| / ln(1 + epoch) + eps.
         curvature_bound: share whose sigma comes from the curvature.
         gated: share whose sigma is 0 because |gradient| >= beta2.
-        relative_noise: sqrt(E ||u||^2) / ||w||.
+        relative_noise: sqrt(E ||d||^2) / ||w||, where d is what rounding to the weights' dtype leaves of u.
+        arrived: 1 - E ||d - u||^2 / E ||u||^2 over weights of 16 bits: 0 where all noise is rounded away there.
     """
 
     step: int
@@ -37,6 +37,7 @@ class Diagnostics:
     curvature_bound: float
     gated: float
     relative_noise: float
+    arrived: float = 1.0
 
 
 class Census:
@@ -44,6 +45,7 @@ class Census:
 
     def __init__(self) -> None:
         self._n = 0
+        self.narrow: set[torch.dtype] = set()  # dtypes of few bits that were met
         self._sums: list[Tensor] = []
 
     def add(self, w: Tensor, previous: Tensor, h: Tensor, drift: Tensor, numbers: tuple[Any, ...]) -> None:
@@ -52,7 +54,14 @@ class Census:
         bound = kappa(previous, drift.dtype, *numbers[:2])
         is_open = torch.isfinite(drift)
         counts = [(~is_open).sum(), (is_open & (sigma >= bound)).sum()]
-        squares = [sigma.double().square().sum() / 3, w.double().square().sum()]
+        wanted = kept = sigma.double().square()
+        missed = wanted.new_zeros(())
+        if is_narrow(w.dtype):
+            self.narrow.add(w.dtype)
+            kept, missed = of_uniform(w, sigma)
+        else:
+            wanted = missed
+        squares = [kept.sum() / 3, w.double().square().sum(), missed.sum(), wanted.sum()]
         self._sums.append(torch.stack([t.double().cpu() for t in (*counts, *squares)]))
         self._n += len(w)
 
@@ -60,15 +69,20 @@ class Census:
         """The shares."""
         if not self._n:
             return Diagnostics(step, 0.0, 0.0, 0.0, 0.0)
-        gated, bound, noise, weight = torch.stack(self._sums).sum(0).tolist()
+        gated, bound, noise, weight, missed, wanted = torch.stack(self._sums).sum(0).tolist()
         ratio = math.sqrt(noise / weight) if weight > 0 else (math.inf if noise > 0 else 0.0)
         return Diagnostics(
-            step, bound / self._n, (self._n - gated - bound) / self._n, gated / self._n, ratio
+            step, bound / self._n, (self._n - gated - bound) / self._n, gated / self._n, ratio,
+            1.0 - missed / wanted if wanted > 0 else 1.0,
         )  # fmt: skip
 
 
-def warn(found: Diagnostics, already: set[str]) -> None:
-    """Once each."""
+def warn(found: Diagnostics, dtypes: set[torch.dtype], already: set[str], *, refuse: bool) -> None:
+    """Once each; where all noise is rounded away, refuse."""
+    if dtypes and "rounding" not in already:
+        length = found.arrived if refuse else 1.0
+        if judge("PertOPT's noise", found.arrived, length, dtypes, "raise gamma or eps"):
+            already.add("rounding")
     if 1 < found.relative_noise < math.inf and "noise" not in already:
         already.add("noise")
         warnings.warn(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,6 +38,8 @@ from flatminima.optim.difference import (
 from flatminima.optim.guards import Guards
 from flatminima.optim.running_statistics import couples_the_batch
 from flatminima.optim.sub_batches import cut
+
+_Compared = tuple[float, Tensor, GradientList, bool]
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class FisherTrace:
         Args:
             loss_fn: maps (model(x), y) to the *mean* loss, a scalar.
             x, y: tensors, or lists or dictionaries of them, with the samples along the first axis.
-            scale: `scaler.get_scale()` with a GradScaler; 1 / steps when accumulating. Clipping comes before it.
+            scale: `float(scaler.scale(torch.ones(())))` with a GradScaler, which then knows its scale; 1 / steps when
+                accumulating. Clipping comes before it.
             count: maps (x, y) of a part to what its mean loss divides by, where the model itself returns the loss:
                 its unmasked tokens, the sum of its class weights.
 
@@ -154,16 +159,12 @@ class FisherTrace:
         if self.mode == "difference" and self.beta > 0:
             check_precision(weights.all, self.step, self.alpha)
         ddp.share_buffers(self.model)
-        marks = mark_moved(weights.all)  # waits for a measurement, and none begins in another thread
-        accumulated = [p.grad for p in weights.all]
+        marks: list[int] = []
         try:
-            try:
-                for p in weights.all:
-                    p.grad = None
-                loss, total = self._combined(weights, loss_fn, x, y, count)
-            finally:
-                for p, before in zip(weights.all, accumulated, strict=True):
-                    p.grad = before
+            with ddp.in_step(self.model):
+                marks += mark_moved(weights.all)  # waits for a measurement, and none begins in another thread
+                with _set_aside(weights.all):
+                    loss, total = self._combined(weights, loss_fn, x, y, count)
             total = ddp.mean(self.model, total, weights.all)
             self._clip(total)
             for p, g in zip(weights.all, total, strict=True):
@@ -181,20 +182,16 @@ class FisherTrace:
         weights = ModuleWeights(ddp.inner(self.model), self._guards)
         check_precision(weights.all, self.step, self.alpha)
         xi, yi, _ = cut(x, y, self.sub_batches)[0]
-        before = [p.grad for p in weights.all]
         devices = [d.index for d in {p.device for p in weights.all if p.is_cuda} if d.index is not None]
-        try:
-            for p in weights.all:
-                p.grad = None
+        with _set_aside(weights.all):
             weights.keep()
-            with torch.random.fork_rng(devices):
-                ours = differenced(weights, loss_fn, xi, yi, self.step, self.alpha)
-            with torch.random.fork_rng(devices):
-                truth = exact(weights, loss_fn, xi, yi)
-        finally:
-            weights.buffers.restore()
-            for p, grad in zip(weights.all, before, strict=True):
-                p.grad = grad
+            try:
+                with torch.random.fork_rng(devices):
+                    ours = differenced(weights, loss_fn, xi, yi, self.step, self.alpha)
+                with torch.random.fork_rng(devices):
+                    truth = exact(weights, loss_fn, xi, yi)
+            finally:
+                weights.buffers.restore()
         return compare(ours.product, truth.product)
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,7 +209,7 @@ class FisherTrace:
     ) -> tuple[Tensor, GradientList]:
         if self.beta == 0:
             self.last = None
-            return weights.gradient(loss_fn, x, y)[:2]
+            return self._checked(*weights.gradient(loss_fn, x, y)[:2])
         parts = cut(x, y, ddp.local_count(self.model, self.sub_batches, "sub_batches"))
         chosen = self._chosen(len(parts))
         whole = self.main_gradient == "batch" or couples_the_batch(weights.module)
@@ -221,13 +218,17 @@ class FisherTrace:
         weights.keep()
         try:
             sums = summed_parts(weights, loss_fn, pieces, lambda p: self._pass(weights, loss_fn, p), main=not whole)
-            if sums.weight == 0:  # nothing counts in the whole batch: what the loss itself says of that
-                self.last = Penalty(0.0, 0.0, math.nan)
-                return (loss, main) if whole else weights.gradient(loss_fn, x, y)[:2]
-            if not whole:
+            compare = None
+            if sums.weight == 0 and not whole:  # nothing counts in the whole batch: what the loss itself says of that
+                loss, main = weights.gradient(loss_fn, x, y)[:2]
+            elif not whole:
                 loss, main = sums.loss / sums.weight, scale(sums.main, 1 / sums.weight)
                 sums.main = main
-                loss, main = self._checked(weights, loss_fn, pieces, sums, x, y, loss)
+                compare = partial(_compared, weights, loss_fn, pieces, sums, x, y)
+            loss, main = self._checked(loss, main, compare)
+            if sums.weight == 0:
+                self.last = Penalty(0.0, 0.0, math.nan)
+                return loss, main
         finally:
             weights.buffers.restore()
         if weights.buffers.moved and not whole:  # by the parts; now as a pass over the batch moves them, once
@@ -240,18 +241,26 @@ class FisherTrace:
         return loss, add(main, sums.product, self.beta * self.alpha * upscale)
 
     def _checked(
-        self, weights: ModuleWeights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any, loss: Tensor
+        self, loss: Tensor, main: GradientList, compare: Callable[[], _Compared] | None = None
     ) -> tuple[Tensor, GradientList]:
-        """The parts' mean, or the whole batch's own where that is another: then from now on."""
-        self.combined += 1
-        due = self.combined == 1 or not (self._measured or self.combined & (self.combined - 1))
-        if not due:
-            return loss, sums.main
-        off, whole_loss, whole = compared(weights, loss_fn, pieces, sums, x, y)
-        found = sums.measured and all(piece.count is None for piece in pieces)
-        self._measured = ddp.every(self.model, found)
-        if ddp.every(self.model, off == 0):
-            return loss, sums.main
+        """These, or the whole batch's own where the parts' mean is another on some rank: then from now on.
+
+        Every rank comes here once a call, whatever its batch: what counts on none of one may count on another's.
+
+        Args:
+            compare: of the parts' mean; None where there is none.
+        """
+        mine = compare is not None
+        due = self.combined == 0 or not (self._measured or self.combined & (self.combined + 1))
+        counted, due_somewhere = ddp.greatest(self.model, mine, mine and due)
+        self.combined += int(counted)
+        if not due_somewhere:
+            return loss, main
+        off, whole_loss, whole, found = compare() if compare is not None else (0.0, loss, main, True)
+        off, unmeasured = ddp.greatest(self.model, off, not found)
+        self._measured = not unmeasured
+        if off == 0:
+            return loss, main
         self.main_gradient = "batch"
         warnings.warn(
             f"the mean of the sub-batches' gradients is {off:.1%} off the gradient of the batch: the loss is no mean "
@@ -284,3 +293,24 @@ class FisherTrace:
             for g in total:
                 if g is not None:
                     g.mul_(self.max_norm / length)
+
+
+def _compared(
+    weights: ModuleWeights, loss_fn: LossFn, pieces: Sequence[Piece], sums: Sums, x: Any, y: Any
+) -> _Compared:
+    """What `compared` finds, and whether the parts' weights are the loss's own."""
+    found = sums.measured and all(piece.count is None for piece in pieces)
+    return *compared(weights, loss_fn, pieces, sums, x, y), found
+
+
+@contextmanager
+def _set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """No gradients within the block, and afterwards those of before."""
+    accumulated = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        yield
+    finally:
+        for p, before in zip(parameters, accumulated, strict=True):
+            p.grad = before

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from flatminima.errors import UsageError
-from flatminima.optim.shards import is_sharded, reshard
+from flatminima.optim import gathered
+from flatminima.optim.shards import is_sharded
 
 _REMEDY = "leave the `with ....perturbed():` block first"
 
@@ -56,10 +57,11 @@ class Guards:
         remedy: what to do instead, for messages.
     """
 
+    _key: tuple[int, ...]  # of the model and the parameters
     _unknown: set[int]  # parameters whose module was not met yet
     _owners: list[weakref.ref[nn.Module]]
     _whole: list[weakref.ref[nn.Module]]
-    _sharded: list[weakref.ref[nn.Module]]  # whose weights FSDP2 gathers
+    _sharded: list[nn.Module]  # that gather them, during a block
     _reduced: list[tuple[weakref.ref[nn.Module], list[Any]]]  # by DistributedDataParallel, and how they were made
     _handles: list[RemovableHandle]
 
@@ -85,12 +87,20 @@ class Guards:
     def enter(self, parameters: list[Tensor], model: nn.Module | None) -> None:
         """Guard the parameters, which are displaced from now on."""
         key = (id(model), *map(id, parameters))
-        if key != self._key:
-            self._clear(key)
-            self._unknown = {id(p) for p in parameters}
+        if anew := key != self._key:
+            _refuse_copies(parameters)
+            self._clear(())
             self._any_sharded = any(is_sharded(p) for p in parameters)
+        if self._any_sharded:  # first: modules then hold the shards that the optimizer has, and are known by them
+            self._sharded = gathered.of_parameters(parameters)
+            self.reshard()
+        if model is not None:
+            _refuse_others(model, set(key[1:]))
+        if anew:
+            self._key, self._unknown = key, set(key[1:])
+            for top in gathered.roots(self._sharded) if model is None else [model]:
+                self._meet(top)
             if model is not None:
-                self._meet(model)
                 self._unknown = set()
         for reduced, layout in self._reduced:
             if (known := reduced()) is not None and _layout(known) != layout:
@@ -108,14 +118,13 @@ class Guards:
 
     def leave(self) -> None:
         """The parameters are themselves again; harmless if they were."""
-        self.active = False
+        self.active, self._sharded = False, []
         while self._handles:
             self._handles.pop().remove()
 
     def reshard(self) -> None:
         """Let the next pass gather the weights of now, where FSDP2 has gathered those of before."""
-        if self._any_sharded:
-            reshard(list(_alive(self._sharded)))
+        gathered.reshard(self._sharded)
 
     def _clear(self, key: tuple[int, ...]) -> None:
         self._key = key
@@ -130,7 +139,6 @@ class Guards:
                 self._handles.append(new.register_state_dict_pre_hook(self._saving))
             for whole in _alive(self._whole):
                 self._guard_whole(whole)
-            self.reshard()
 
     def _meet(self, module: nn.Module) -> list[nn.Module]:
         """Its modules that own parameters of ours, unless they are known."""
@@ -146,16 +154,30 @@ class Guards:
         whole = [m for m in parts if m is module or ids <= {id(p) for p in m.parameters()}]
         self._whole += [weakref.ref(m) for m in whole]
         self._reduced += [(weakref.ref(m), _layout(m)) for m in parts if isinstance(m, DistributedDataParallel)]
-        if self._any_sharded:
-            from torch.distributed.fsdp import FSDPModule
-
-            self._sharded += [weakref.ref(m) for m in parts if isinstance(m, FSDPModule)]
         return list(dict.fromkeys(new))
 
     def _guard_whole(self, module: nn.Module) -> None:
         self._handles.append(module.register_load_state_dict_pre_hook(self._loading))
         if module.training and not hasattr(module, "_orig_mod"):
             self._handles.append(module.register_forward_pre_hook(self._training_only))
+
+
+def _refuse_copies(parameters: list[Tensor]) -> None:
+    """Refuse an optimizer of what FSDP2 has gathered for a pass: neither it nor we would move the weights."""
+    if found := gathered.copies(parameters):
+        raise UsageError(
+            f"got an optimizer of weights that fully_shard had gathered for a pass, {len(found)} of {len(parameters)}, "
+            "which nobody trains: make it right after fully_shard, or after reshard() of every sharded module"
+        )
+
+
+def _refuse_others(model: nn.Module, ids: set[int]) -> None:
+    """Refuse a model with none of these parameters: its passes would not see them move."""
+    if not any(id(p) in ids for p in model.parameters()):
+        raise UsageError(
+            f"got model={type(model).__name__}, in which none of the optimizer's parameters is: make the optimizer "
+            "after whatever replaces them (fully_shard, load_state_dict(assign=True))"
+        )
 
 
 def _layout(module: nn.Module) -> list[Any]:

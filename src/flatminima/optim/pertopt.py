@@ -24,7 +24,7 @@ from flatminima.optim.curvature import CurvatureState, Levels
 from flatminima.optim.diagnostics import Census, Diagnostics, choose_eta, threshold, warn
 from flatminima.optim.displacement import Gradients, Shared
 from flatminima.optim.noise import NoiseStream
-from flatminima.optim.schedule import Clock, log_anneal
+from flatminima.optim.schedule import Clock, depends_on_epoch, log_anneal
 from flatminima.optim.shards import is_sharded
 from flatminima.optim.wrapper import Wrapper
 
@@ -151,19 +151,19 @@ class PertOPT(Wrapper):
             raise UsageError("the noise of this step is drawn already: ask for diagnostics() after step()")
         with torch.no_grad():
             self._curvature.fit()
-            return self._census()
+            return self._census().finish(self.clock.step)
 
     def mean_h(self) -> float | None:
         """Mean of h over the coordinates that have had a gradient: what noise is sized by. None: none has."""
         self._outside("mean_h()")
         return self._curvature.mean_h()
 
-    def _census(self) -> Diagnostics:
+    def _census(self) -> Census:
         census = Census()
         for part in self._curvature.parts(self.param_groups):
             for _, (w, previous, h, drift) in walk(part.blocks, part.weights, part.previous, part.h, part.drift):
                 census.add(w, previous, h, drift, self._numbers_of(part.group, drift))
-        return census.finish(self.clock.step)
+        return census
 
     def perturbed(self) -> AbstractContextManager[None]:
         """Forward and backward in this block, at w + u; afterwards the weights are as they were, bit for bit."""
@@ -180,6 +180,9 @@ class PertOPT(Wrapper):
     def _micro_batch(self, closure: Callable[[], Any]) -> Any:
         with self.perturbed(), torch.enable_grad():
             return closure()
+
+    def _by_epoch(self) -> str:
+        return "anneal=" if self.anneal is not log_anneal and depends_on_epoch(self.anneal) else ""
 
     def _needs_block(self) -> bool:
         return True
@@ -237,7 +240,11 @@ class PertOPT(Wrapper):
                 eta = choose_eta(found, self.auto_share)
                 if eta is not None:
                     group["pert_eta_chosen"] = eta / self._scale(group)
-        warn(self._census(), self._warned)
+        census = self._census()
+        # what falls to nothing later was noise before, and a shard does not speak for all
+        at_once = self.clock.step == 1 and self.anneal is log_anneal
+        refuse = at_once and not any(is_sharded(p) for p in self._parameters())
+        warn(census.finish(self.clock.step), census.narrow, self._warned, refuse=refuse)
 
     def _numbers_of(self, group: dict[str, Any], like: Tensor, eta: float | None = None) -> tuple[Any, ...]:
         """gamma (annealed), eps, anneal / sqrt(eta), pull of a group."""

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.errors import UsageError
-from flatminima.optim.ascent import Slope, climb, inverse_norm, slopes
+from flatminima.optim.ascent import Slope, check_arrival, climb, inverse_norm, slopes
 from flatminima.optim.displacement import Gradients, Shared
 from flatminima.optim.looksam import Reuse
 from flatminima.optim.running_statistics import kept
-from flatminima.optim.schedule import Clock
+from flatminima.optim.schedule import Clock, depends_on_epoch
 from flatminima.optim.wrapper import Wrapper
 
 
@@ -61,7 +61,8 @@ class SAM(Wrapper):
             gradient (one tensor a parameter). 0: plain steps; the paper has 0.7.
         schedule: epoch -> factor of rho.
         start_epoch: the first epoch with an ascent, from 1.
-        steps_per_epoch: advances `epoch`; None: set `opt.epoch` yourself.
+        steps_per_epoch: advances `epoch`; None: set `opt.epoch` yourself, as `flatminima.training` and the
+            integrations do; a warning tells where nobody does, and one of the two above goes by it.
 
     Source: Foret, Kleiner, Mobahi, Neyshabur, arXiv 2010.01412; Kwon, Kim, Park, Choi, arXiv 2102.11600; Liu, Mai,
     Chen, Hsieh, You, arXiv 2203.02714 (`every`, `reuse`).
@@ -89,6 +90,7 @@ class SAM(Wrapper):
     schedule: Shared[Callable[[float], float] | None] = Shared()
     start_epoch: Shared[float] = Shared()
     _losses: Shared[tuple[Any, Any] | None] = Shared()  # at w and at w + e
+    _warned: Shared[bool] = Shared()  # that e is rounded away
     _since: Shared[int] = Shared()  # steps since the last ascent; -1: there was none
 
     def __init__(
@@ -119,7 +121,7 @@ class SAM(Wrapper):
         super().__init__(base, {"sam_rho": rho, "sam_adaptive": adaptive}, numbers=numbers, model=model)
         self.eta, self.every, self.reuse = eta, every, reuse
         self.schedule, self.start_epoch = schedule, start_epoch
-        self._losses, self._since = None, -1
+        self._losses, self._since, self._warned = None, -1, False
 
     @property
     def epoch(self) -> float:
@@ -153,7 +155,7 @@ class SAM(Wrapper):
     def perturbed(self) -> Iterator[None]:
         """The second pass: weights w + e, gradients cleared, buffers kept."""
         with kept(self.model), self._block():
-            self._at.left = None
+            self._at.let_go()
             yield
         self._at.leave(self._parameters())
 
@@ -182,6 +184,11 @@ class SAM(Wrapper):
         with torch.enable_grad():
             return closure()
 
+    def _by_epoch(self) -> str:
+        if self.start_epoch > 1:
+            return f"start_epoch={self.start_epoch:g}"
+        return "schedule=" if self.schedule is not None and depends_on_epoch(self.schedule) else ""
+
     def _needs_block(self) -> bool:
         return self.due
 
@@ -198,6 +205,9 @@ class SAM(Wrapper):
         for slope in held:
             self._keep(slope)
             climb(slope, inverse)
+        if not self._warned and self._at.blocks & (self._at.blocks - 1) == 0:  # the first, then more and more rarely
+            originals, refuse = [original for _, original in self._at.moved], self._at.blocks + self.clock.step == 0
+            self._warned = check_arrival(held, originals, inverse, refuse=refuse and self.schedule is None)
         if self.every > 1 and self.reuse > 0:
             self._reuse.remember([pair for s in held for pair in zip(s.parameters, s.gradients, strict=True)])
         for p in self._parameters():

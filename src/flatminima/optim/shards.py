@@ -6,7 +6,7 @@ once, whatever the mesh.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -130,9 +130,3 @@ def like(p: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
         found.copy_(t)
     return found
-
-
-def reshard(modules: Sequence[nn.Module]) -> None:
-    """Give up gathered weights, so that the next pass gathers those of now."""
-    for module in modules:
-        module.reshard()  # type: ignore[operator]

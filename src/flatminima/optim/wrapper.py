@@ -7,7 +7,6 @@ calls `step`: weights are back, bit for bit, when the block is left, also on an 
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,9 +22,13 @@ from flatminima.core.ambient import SWITCHES_LOCK
 from flatminima.core.moved_weights import mark_moved, put_back
 from flatminima.errors import UsageError
 from flatminima.optim.accelerate import adopt
+from flatminima.optim.arrivals import Snapshot
+from flatminima.optim.base_steps import needs_closure, watch_steps
 from flatminima.optim.displacement import Displacement, Gradients, Shared
+from flatminima.optim.schedule import Clock
 from flatminima.optim.shards import check_dense, check_sharding, check_values, gradient
 from flatminima.optim.state import hide, merge, own_copies, show, split_state
+from flatminima.optim.trainer_closures import only_measures, trainer_epoch
 
 
 class Wrapper(Optimizer, ABC):
@@ -39,6 +42,7 @@ class Wrapper(Optimizer, ABC):
     """
 
     name: str  # of ours in a checkpoint of an earlier version
+    clock: Clock
     model: Shared[nn.Module | None] = Shared()
 
     def __init__(
@@ -46,7 +50,7 @@ class Wrapper(Optimizer, ABC):
     ) -> None:
         if not isinstance(base, Optimizer) or isinstance(base, Wrapper):
             raise UsageError(f"got base={type(base).__name__}; give a plain torch optimizer, such as torch.optim.AdamW")
-        if _needs_closure(base):
+        if needs_closure(base):
             raise UsageError(
                 f"got base={type(base).__name__}, whose step() evaluates a closure by itself; use a first-order method"
             )
@@ -58,6 +62,11 @@ class Wrapper(Optimizer, ABC):
         # not Optimizer.__init__, which would make groups of its own
         Optimizer.__setstate__(self, {"defaults": {**base.defaults, **own}})
         self._complete()
+        watch_steps(base, self._at)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)
+        watch_steps(self.base, self._at)  # copies have no hooks
 
     # The base's, always: a base that replaces its lists (load_state_dict does) cannot part from its wrapper.
     @property
@@ -101,6 +110,10 @@ class Wrapper(Optimizer, ABC):
         """Run the closure of a micro-batch that does not end a step."""
 
     @abstractmethod
+    def _by_epoch(self) -> str:
+        """What the user gave that goes by the epoch; "" where the default does, or nothing."""
+
+    @abstractmethod
     def _needs_block(self) -> bool:
         """Whether the coming step wants a perturbed pass."""
 
@@ -132,7 +145,8 @@ class Wrapper(Optimizer, ABC):
     def perturbed(self) -> AbstractContextManager[None]:
         """Forward and backward in this block; afterwards the weights are as they were, bit for bit.
 
-        The backward pass belongs inside: after the block the weights that it needs are gone, and torch says so.
+        The backward pass belongs inside: after the block the weights that it needs are gone. torch says so, or, where
+        activation checkpointing computes them again at others, `step()` does.
         """
 
     @contextmanager
@@ -151,7 +165,11 @@ class Wrapper(Optimizer, ABC):
             torch.clear_autocast_cache()  # it holds casts of the old weights
             at.entered = True
             at.blocks += 1
+            at.forget_late()
+            before = Snapshot(self._parameters())
             yield
+            if before.unchanged():
+                at.expect_late(self._parameters())
         finally:
             at.restore()
 
@@ -169,13 +187,18 @@ class Wrapper(Optimizer, ABC):
 
         Raises:
             UsageError: inside the block; without a block since the last step; sparse gradients; a closure that adds
-                to gradients from outside of a block.
+                to gradients from outside of a block; a backward pass after the block of its forward pass.
         """
         self._outside("step()")
         check_values(self._parameters())
         at = self._at
+        if at.idle or only_measures(closure):
+            return None if closure is None else closure()
         if at.complete is not None and not at.complete():
             return None if closure is None else self._of_micro_batch(closure)
+        if not self.clock.told:
+            given = self._by_epoch() if self.clock.step == 0 else ""
+            self.clock.warn(type(self).__name__, given, trainer_epoch(closure) or 1)
         loss = None
         if closure is not None and at.scaled_by:
             raise UsageError(
@@ -203,6 +226,12 @@ class Wrapper(Optimizer, ABC):
                 f"step() of {type(self).__name__} without a perturbed pass is the plain {type(self.base).__name__}'s: "
                 "run forward and backward in `with opt.perturbed():`, or give step() a closure"
             )
+        if at.is_late():
+            at.end()
+            raise UsageError(
+                f"the backward pass came after the perturbed block of {type(self).__name__}, at other weights than the "
+                "forward pass: call backward() in `with opt.perturbed():` too"
+            )
         for p in self._parameters():
             check_dense(p.grad)
         with SWITCHES_LOCK, torch.no_grad():  # a measurement in another thread would put the weights back
@@ -210,7 +239,11 @@ class Wrapper(Optimizer, ABC):
                 hide(self.base)
             at.blank = False
             self._before_base()
-            self.base.step()
+            at.entered, entered = False, at.entered
+            try:
+                self.base.step()
+            finally:
+                at.entered = entered
             self._after_base()
         at.end()
         return loss
@@ -225,6 +258,8 @@ class Wrapper(Optimizer, ABC):
         if at.complete is not None and (at.micro_batches or not at.complete()):
             return  # in the middle of a step of several micro-batches
         at.cleared = True
+        at.let_go()
+        at.expect_late([])
         with SWITCHES_LOCK:
             self.base.zero_grad(set_to_none)
 
@@ -280,18 +315,25 @@ class Wrapper(Optimizer, ABC):
 
     def _run(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
         """(the closure's loss, whether there is a gradient to step with)."""
-        entered, before = self._at.entered, Gradients(self._parameters())
-        self._at.cleared = False
-        loss = self._evaluate(closure, before)
+        at = self._at
+        entered, at.cleared = at.entered, False
+        watch = not entered and not at.clears
+        before = Gradients(self._parameters(), watch=watch, cleared=lambda: at.cleared)
+        try:
+            loss = self._evaluate(closure, before)
+        finally:
+            before.close()
         if before.absent():
             return loss, False
         if not entered and before.untouched():
-            self._at.entered = False
+            at.entered = False
         return loss, True
 
     def _refuse_added(self, before: Gradients) -> None:
         """After a closure at the start of a step, of which no micro-batch was perturbed."""
-        if not self._at.cleared and not self._at.micro_batches and before.added_to():
+        at = self._at
+        at.clears = at.cleared or before.replaced() or (at.clears and not before.unclear())
+        if not at.cleared and not at.micro_batches and before.added_to():
             raise UsageError(
                 f"the closure of {type(self).__name__} added to gradients of passes outside of a perturbed block: "
                 "run every micro-batch of a step in the block, or let the closure clear the gradients"
@@ -311,6 +353,7 @@ class Wrapper(Optimizer, ABC):
         with torch.no_grad():
             return (
                 not self._tensors()
+                and all(group.get("lr", 0.0) is not None for group in self.param_groups)  # Adafactor chooses its rate
                 and all(float(group.get("lr", 0.0)) == 0 for group in self.param_groups)
                 and all(p.grad is None or not bool(gradient(p).any()) for p in self._parameters())
             )
@@ -341,12 +384,6 @@ class Wrapper(Optimizer, ABC):
     def _outside(self, what: str) -> None:
         if self._at.inside:
             raise UsageError(f"{what} while the weights are perturbed: leave the `with opt.perturbed():` block first")
-
-
-def _needs_closure(base: Optimizer) -> bool:
-    """Whether step() cannot be called without an argument."""
-    found = list(inspect.signature(type(base).step).parameters.values())[1:]
-    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found)
 
 
 def _flat(groups: list[dict[str, Any]]) -> list[Any]:

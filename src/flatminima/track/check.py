@@ -175,7 +175,7 @@ class Check:
     def rate(self) -> float | None:
         """The largest learning rate."""
         groups = [] if self.optimizer is None else self.optimizer.param_groups
-        rates = [float(group["lr"]) for group in groups if "lr" in group]
+        rates = [float(group["lr"]) for group in groups if group.get("lr") is not None]  # Adafactor may choose
         return max(rates) if rates and max(rates) > 0 else None
 
     def gradient(self) -> tuple[float, Tensor]:

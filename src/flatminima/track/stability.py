@@ -134,7 +134,7 @@ def sam_threshold(optimizer: Any, gradient_norm: float) -> float | None:
         return None
     group = own.param_groups[0]
     plain = type(own.base) is SGD and not group["momentum"] and not group["sam_adaptive"]
-    rho, rate = float(group["sam_rho"]), float(group["lr"])
+    rho, rate = float(group["sam_rho"]), float(group["lr"] or 0.0)  # Adafactor may have none
     if not plain or not rho > 0 or not rate > 0:
         return None
     x = gradient_norm / (2 * rho)

@@ -18,6 +18,7 @@ from flatminima.core.losses import Loss
 from flatminima.core.minimum import Minimum
 from flatminima.core.network import Network
 from flatminima.core.parameters import unwrap
+from flatminima.optim.gathered import of_model, reshard
 from flatminima.track.tracker_state import Options
 from flatminima.track.train_mode import AsItTrains, mean_loss, one_sample, refuse
 
@@ -56,8 +57,8 @@ class Watched:
 
     @property
     def sharded(self) -> bool:
-        """Whether the weights lie in FSDP2's shards."""
-        return any(hasattr(p, "device_mesh") for p in self.model.parameters())
+        """Whether the weights lie in FSDP2's shards, also where a pass has left them gathered."""
+        return bool(of_model(self.model)) or any(hasattr(p, "device_mesh") for p in self.model.parameters())
 
     @property
     def together(self) -> bool:
@@ -117,6 +118,7 @@ class Watched:
                 return Minimum(self._as_it_trains, probe, mean_loss(self._loss), ranks=self._options.ranks, **asked)
         asked |= {"loss": self._loss, "output": self._options.output}
         if self.sharded:
+            reshard(of_model(self.model))  # also after a pass that failed in the middle
             with evaluating(self.model):
                 return ShardedMinimum(self.model, self._probe, **asked)
         with untouched(self.model):

@@ -307,7 +307,7 @@ class Tracker:
 
     def _rate(self) -> float | None:
         groups = getattr(self.optimizer, "param_groups", None) or []
-        rates = [float(group["lr"]) for group in groups if "lr" in group]
+        rates = [float(group["lr"]) for group in groups if group.get("lr") is not None]  # Adafactor may choose
         return max(rates) if rates else None
 
     def _tell(self, row: LogRow) -> None:

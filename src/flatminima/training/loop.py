@@ -38,10 +38,14 @@ from flatminima.training.steps import (
     batch_sizes,
     check_images,
     make_optimizer,
+    rates,
     seed_dropout,
+    state_copy,
     stream_seed,
     switch,
     take_step,
+    tell_epoch,
+    warn_of_eval_mode,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +119,7 @@ class Training:
         self.plateau = Plateau(self.config.patience) if self.config.schedule == "plateau" else None
         self.average = None if self.config.average_from is None else Average(model)
         self.best = Best(keep=self.config.keep_best) if VALIDATION in self.held_out else None
-        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._rates = rates(self.optimizer)
         self._batches = batch_sizes(count(inputs), self.config.batch_size)
         self.total = self.config.epochs * len(self._batches)
         self.epoch = self.batch = self.steps = 0  # the epoch under way, from 0; its steps, and all, that are done
@@ -199,7 +203,7 @@ class Training:
             own["best"] = self.best.state_dict()
         if self.plateau is not None:
             own["plateau"] = asdict(self.plateau)
-        state: dict[str, Any] = _copied(
+        state: dict[str, Any] = state_copy(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -241,6 +245,7 @@ class Training:
         self._loss_sum, self._wrong, self._seconds = 0.0, 0.0, 0.0
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor()
+        tell_epoch(self.optimizer, self.epoch + 1)
         rank = 0 if self.ranks is None else self.ranks.rank
         seed_dropout(stream_seed(self.config.seed, self.epoch, DROPOUT, rank), self.targets.device)
         self._noise.manual_seed(stream_seed(self.config.seed, self.epoch, AUGMENT))
@@ -355,14 +360,13 @@ class Training:
             self.best.install(self.model)
             self._final = None
         if self._final is None:
-            self._final = assess(
-                self.model, self.inputs, self.targets, objective=self.objective, ranks=self.ranks
-            )  # fmt: skip
+            self._final = assess(self.model, self.inputs, self.targets, objective=self.objective, ranks=self.ranks)
         return self._final
 
     @contextmanager
     def _modes_and_rates(self) -> Iterator[Callable[[], None]]:
         """Memory format, modes and rates are put back after the block; yields what puts the modes back."""
+        warn_of_eval_mode(self.model)
         modes = [(module, module.training) for module in self.model.modules()]
 
         def put_modes_back() -> None:
@@ -390,11 +394,3 @@ class Training:
             self._noise.set_state(state["augment"])
             for i, device in enumerate(self._devices()):
                 torch.cuda.set_rng_state(state[f"device {i}"], device)
-
-
-def _copied(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: _copied(value) for key, value in tree.items()}
-    return [_copied(value) for value in tree] if isinstance(tree, list | tuple) else tree

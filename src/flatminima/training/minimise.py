@@ -36,13 +36,15 @@ def train(
     """Minimise the mean loss, in place.
 
     Args:
-        model: maps (batch, ...) to outputs (batch, ...), on the device of the inputs.
+        model: maps (batch, ...) to outputs (batch, ...), on the device of the inputs. It trains in the mode that it
+            has; a warning tells where eval mode keeps BatchNorm and dropout from training.
         inputs: shape (n, ...); of several, a tuple of them, or a dictionary by name.
         targets: shape (n,), int64, for cross-entropy; what the loss takes for others.
         config: a TrainConfig; None for the defaults.
         loss: a name, one of torch's own losses, or a callable that returns a loss a sample.
         augment: applied to each batch with a CPU generator, e.g. `flatminima.data.random_flip`.
-        optimizer: used in place of the configuration's; the schedule multiplies each group's own rate.
+        optimizer: used in place of the configuration's; the schedule multiplies each group's own rate. SAM and PertOPT
+            are told the epoch, unless they have `steps_per_epoch`.
         backward: called as backward(loss_fn, x, y) in place of `loss_fn(model(x), y).backward()`; fills the
             gradients and returns the loss, as `optim.FisherTrace.backward` does; in float32 only.
         validation: inputs and targets that are evaluated after each epoch, for `keep_best`, `stop_after` and "plateau".

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from flatminima.errors import DataError
+from flatminima.errors import DataError, UsageError
+from flatminima.optim.wrapper import Wrapper
 from flatminima.training.config import TrainConfig
 from flatminima.training.data_parallel import part, summed_over_processes
 from flatminima.training.objective import Objective, logits_of
@@ -75,6 +79,12 @@ def switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
         found()
 
 
+def tell_epoch(optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """The epoch, from 1, to PertOPT or SAM, unless they count steps."""
+    if isinstance(optimizer, Wrapper) and optimizer.clock.steps_per_epoch is None:
+        optimizer.clock.epoch = float(epoch)
+
+
 def _gradient(
     model: nn.Module, x: Any, y: Tensor, share: float, *, objective: Objective, half: bool
 ) -> tuple[Tensor, float]:
@@ -102,6 +112,38 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Learning rates of its groups; a schedule multiplies them."""
+    found = [group.get("lr") for group in optimizer.param_groups]
+    if any(rate is None for rate in found):
+        raise UsageError(
+            f"got {type(optimizer).__name__} with lr=None, which chooses its rate by itself: the schedule needs a "
+            "number, so give lr= (Adafactor: with relative_step=False)"
+        )
+    return [float(rate) for rate in found if rate is not None]
+
+
+def warn_of_eval_mode(model: nn.Module) -> None:
+    """Warn of a network in eval mode where it matters; within one in training mode a layer is so on purpose."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm | _DropoutNd) and not m.training]
+    if not model.training and any(isinstance(m, _BatchNorm) or m.p > 0 for m in layers):
+        warnings.warn(
+            "the network trains in eval() mode: BatchNorm keeps its statistics and dropout drops nothing; "
+            "call model.train() first unless that is wanted",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def state_copy(tree: Any) -> Any:
+    """A state with tensors of its own."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: state_copy(value) for key, value in tree.items()}
+    return [state_copy(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def check_images(inputs: Any, augment: Augment | None, *, channels_last: bool) -> None:
