@@ -6,6 +6,7 @@ escaped is all that Unicode calls control, format, surrogate, private or unassig
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
@@ -24,6 +25,19 @@ def shown(text: object) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, cut where that is long.
+
+    Examples:
+        >>> brief(1.5), len(brief(10**400)), brief(10**5000)
+        ('1.5', 40, 'an int')
+    """
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        return f"an {type(value).__name__}"
 
 
 def shown_lines(text: object) -> str:

@@ -123,7 +123,7 @@ ATTACKS = (
         "score",
     ),
     Attack("a cached function", lambda: certify(cached, data(), recipe=FREE), "false: 0.022", "refused"),
-    Attack("trained weights under noise", lambda: certify(loaded, data(), recipe=FREE), "holds", "holds"),
+    Attack("trained weights under noise", lambda: certify(loaded, data(), recipe=FREE), "holds", "refused"),
     Attack("trained from the third call on", lambda: certify(third_call(), data(), recipe=FREE), "holds", "refused"),
     Attack(
         "a global network makes the features",

@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from two_blobs import blobs, linear
 
 from flatminima import Minimum, bounds
 from flatminima.certification import Certificate, Scales, Union, certify, certify_around
+from flatminima.certification.gibbs.outputs import class_labels
 from flatminima.certification.gibbs.posteriors import (
     POSTERIORS,
     DiagonalGaussian,
@@ -285,6 +287,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prior": linear(), "prior_data": "a corpus", "stated": "untrained"}, "two statements"),
     ({"prior": linear(), "prior_data": blobs(8, 1), "stated": "untrained"}, "two statements"),
     ({"data": blobs(7, 0)}, "at least 8"),
+    ({"delta": "0.05"}, "got delta='0.05' of type str"),
+    ({"draws": 1.5}, "got draws=1.5; expected a whole number of at least 1"),
+    ({"batch_size": 1.5}, "got batch_size=1.5"),
+    ({"p_min": "a"}, "got p_min='a' of type str"),
+    ({"box": "a"}, "got box='a' of type str"),
+    ({"rho": None}, "got rho=None of type NoneType"),
+    ({"scales": "abc"}, "got scales='abc' of type str"),
+    ({"scales": None}, "got scales=None of type NoneType"),
+    ({"etas": "a"}, "got etas='a' of type str"),
+    ({"kappa": 0.5}, "got kappa of type float; expected a flatminima Relative"),
+    ({"prior_fraction": "a"}, "got prior_fraction='a' of type str"),
+    ({"prior_training": 3}, "got prior_training of type int"),
+    ({"posterior": "fisher_laplace", "curvature_samples": 1.5}, "got curvature_samples=1.5"),
+    ({"seed": 1 << 63}, "got seed=9223372036854775808"),
+    ({"prior_seed": 1.5}, "got prior_seed=1.5; expected a whole number from"),
+    ({"prior": lambda: 1 // 0}, "raised ZeroDivisionError"),
 ]
 
 
@@ -293,6 +311,47 @@ def test_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says) as error:
         around(**options)
     assert "\n" not in str(error.value)
+
+
+def test_seeds_and_scales_of_numpy_are_numbers() -> None:
+    one = around(prior=lambda: nn.Linear(2, 2), prior_seed=np.int64(3), seed=np.int64(5), scales=np.array([0.5, 2.0]))
+    two = around(prior=lambda: nn.Linear(2, 2), prior_seed=3, seed=5, scales=(0.5, 2.0))
+    assert one.risk_bound == two.risk_bound and one.details["prior_seed"] == 3
+
+
+class InPlace(nn.Module):
+    """A line over inputs that it shifts and cuts off where they lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.sub_(0.3).clamp_(-1.0, 1.0))
+        return out
+
+
+class Pure(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer((x - 0.3).clamp(-1.0, 1.0))
+        return out
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_network_that_writes_its_inputs_leaves_the_callers_data_as_they_are(posterior: str) -> None:
+    """Views of them went past `Minimum.forward`: the data were cut off, and the Minimum said that they had changed."""
+    x, y = blobs(64, 0)
+    found = []
+    for kind in (InPlace, Pure):
+        data = x.clone(), y.clone()
+        torch.manual_seed(0)
+        minimum = Minimum(kind().eval(), data)
+        # a box around 0 holds the weights of every seed
+        found.append(
+            certify_around(minimum, posterior, prior=kind, scales=(2.0, 4.0), draws=64, test_data=blobs(64, 1))
+        )
+        assert torch.equal(data[0], x) and len(minimum.samples) == 64
+    assert found[0].risk_bound == found[1].risk_bound and found[0].details["test"] == found[1].details["test"]
 
 
 def test_what_is_no_classifier_is_refused() -> None:
@@ -304,6 +363,9 @@ def test_what_is_no_classifier_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=says):
             certify_around(Minimum(nn.Linear(2, out), (x, targets), loss), prior="zero")
+    minimum = Minimum(linear(), (x, y))
+    with pytest.raises(UsageError, match=r"targets of dtype torch\.complex64 .* one class index a sample"):
+        class_labels(y * 1j, minimum.forward(x), minimum.loss)  # whose imaginary parts would be lost
     y[3] = -100
     ignoring = nn.CrossEntropyLoss(reduction="none")
     with pytest.raises(DataError, match="label -100"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,25 @@ def with_statistics() -> nn.Module:
 FREE = Recipe(prior_fraction=0.0)
 
 
+def labelled(y: Tensor) -> tuple[Tensor, Tensor]:
+    return blobs(len(y))[0], y
+
+
+class Returning(nn.Module):
+    """A line whose logits are returned as something else."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.change = nn.Linear(2, 2), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.layer(x))
+
+
+def returning(change: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Returning(change)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -256,6 +276,57 @@ FREE = Recipe(prior_fraction=0.0)
         (lambda: Recipe(objective="kll"), UnknownName, "did you mean 'kl'"),
         (lambda: Recipe(augment="flip"), UnknownName, "augment"),
         (lambda: recompute(Path("nowhere.json"), net, blobs(9)), UsageError, "cannot read nowhere.json"),
+        (
+            lambda: certify(net, labelled(2 * blobs(40)[1] - 1)),
+            DataError,
+            "has the label -1; the network has 2 classes",
+        ),
+        (lambda: certify(net, labelled(blobs(40)[1] + 40_000_000)), DataError, "has the label 4000000[01]; the netw"),
+        (lambda: certify(net, labelled(blobs(40)[1] - 1), recipe=FREE), DataError, "has the label -1"),
+        (lambda: certify(net, labelled(blobs(40)[1] * 1j)), DataError, "labels of dtype torch.complex64"),
+        (lambda: certify(net, blobs(40), test_data=(blobs(40, 1)[0], 1 + blobs(40)[1])), DataError, "the label 2"),
+        (lambda: cost(net(), labelled(blobs(40)[1] - 1), QUICK), DataError, "has the label -1"),
+        (lambda: certify(returning(lambda z: z[:, None]), blobs(40)), ModelError, r"float32 of shape \(2, 1, 2\)"),
+        (lambda: certify(returning(lambda z: z > 0), blobs(40)), ModelError, "returned bool of shape"),
+        (lambda: certify(returning(lambda z: z * 1j), blobs(40)), ModelError, "returned complex64 of shape"),
+        (
+            lambda: certify(returning(lambda z: z.sum()), blobs(40)),
+            ModelError,
+            r"of shape \(\) for 2 samples; expected",
+        ),
+        (lambda: certify(returning(lambda z: z.detach()), blobs(40)), ModelError, "no gradient reaches the network's"),
+        (lambda: cost(returning(lambda z: z.detach())(), blobs(40), QUICK), ModelError, "no gradient reaches"),
+        (lambda: certify(net, blobs(40), delta="0.05"), UsageError, "got delta='0.05' of type str; expected a number"),
+        (lambda: certify(net, blobs(40), delta=None), UsageError, "got delta=None of type NoneType"),
+        (lambda: certify(net, blobs(40), delta_mc="a"), UsageError, "got delta_mc='a' of type str"),
+        (lambda: certify(net, blobs(40), evaluations=10**400), UsageError, r"expected at most 1e\+300 together"),
+        (lambda: certify(net, blobs(40), evaluations=10**5000), UsageError, "got candidates=1, evaluations=an int;"),
+        (lambda: certify(net, blobs(40), evaluations=1.5), UsageError, "got evaluations=1.5; expected a whole number"),
+        (lambda: certify(net, blobs(40), seed=1 << 63), UsageError, "got seed=9223372036854775808; expected a whole"),
+        (lambda: certify(net, blobs(40), seed=-(1 << 63) - 1), UsageError, r"expected a whole number from -2\^63"),
+        (lambda: certify(net, blobs(40), seed=1.5), UsageError, "got seed=1.5; expected a whole number"),
+        (lambda: certify(net, blobs(40), seed=None), UsageError, "got seed=None"),
+        (lambda: certify(net, blobs(40), seconds=math.inf), UsageError, "got seconds=inf; expected a time above 0"),
+        (lambda: certify(net, blobs(40), seconds="10"), UsageError, "got seconds='10' of type str"),
+        (
+            lambda: certify(net, blobs(40), recipe={"epochs": 1}),
+            UsageError,
+            "recipe of type dict; expected a flatminima R",
+        ),
+        (lambda: certify(minimum=net(), prior=net), UsageError, "a certificate needs a Minimum itself"),
+        (lambda: Recipe(sigma="a"), UsageError, "got sigma='a' of type str; expected a number, e.g. 0.01"),
+        (lambda: Recipe(p_min="a"), UsageError, "got p_min='a'"),
+        (lambda: Recipe(nats=1j), UsageError, "got nats=1j of type complex"),
+        (lambda: Recipe(passes=1.5), UsageError, "got passes=1.5; expected a whole number of at least 1"),
+        (lambda: Recipe(epochs=0.5), UsageError, "got epochs=0.5; expected a whole number of at least 0"),
+        (lambda: Recipe(prior=TrainConfig(epochs=1.5)), UsageError, "got prior.epochs=1.5"),
+        (lambda: Recipe(prior=3), UsageError, "prior of type int; expected a flatminima TrainConfig"),
+        (lambda: certify(lambda: 1 // 0, blobs(40)), ModelError, "raised ZeroDivisionError: integer division"),
+        (
+            lambda: certify(nn.Linear, blobs(40)),
+            ModelError,
+            "raised TypeError: .*; expected one that takes no arguments",
+        ),
     ],
 )
 def test_what_would_be_no_certificate_is_refused(call: Any, error: type[Exception], says: str) -> None:
@@ -348,3 +419,68 @@ def test_packed_rows_are_the_inputs_to_the_bit() -> None:
     again = packing.unpack(packing.pack(inputs))
     assert {k: t.dtype for k, t in again.items()} == {k: t.dtype for k, t in inputs.items()}
     assert all(torch.equal(again[k], inputs[k]) for k in inputs)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """What JSON and `to_bytes` know of them is not asked."""
+    recipe = replace(QUICK, sigma=np.float32(0.01), passes=np.int64(2), prior_fraction=np.float64(0.5))
+    c = certify(net, blobs(100), recipe=recipe, seed=np.int64(3), evaluations=np.int64(2), delta=np.float64(0.05))
+    same = replace(recipe, sigma=float(np.float32(0.01)))
+    assert c.risk_bound == certify(net, blobs(100), recipe=same, seed=3, evaluations=2).risk_bound
+    assert type(c.delta) is float and type(c.evaluations) is int and type(c.details["recipe"]["passes"]) is int
+    assert certify(net, blobs(100), recipe=QUICK, seed=-3).n == 50
+
+
+class InPlace(nn.Module):
+    """A line over inputs that it shifts and cuts off where they lie: another pass would see other inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.sub_(0.3).clamp_(-1.0, 1.0))
+
+
+class Pure(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x - 0.3).clamp(-1.0, 1.0))
+
+
+@pytest.mark.parametrize("layers", ["all", "head"])
+@pytest.mark.parametrize("cast", [lambda x: x, lambda x: {"x": x.double()}], ids=["tensor", "packed"])
+def test_a_network_that_writes_its_inputs_is_certified_as_one_that_does_not(
+    layers: str, cast: Callable[[Tensor], Any], tmp_path: Path
+) -> None:
+    x, y = blobs(120)
+    recipe = replace(QUICK, layers=layers, epochs=1)
+    bounds_ = []
+    for kind in (InPlace, Pure):
+        data = cast(x.clone()), y
+        made = kind if isinstance(data[0], Tensor) else lambda kind=kind: kind().double()
+        bounds_.append(certify(made, data, recipe=recipe, ledger=False, output=tmp_path / kind.__name__).risk_bound)
+        assert all(row.agrees for row in recompute(tmp_path / kind.__name__ / "certificate.json", made, data))
+        assert torch.equal(data[0] if isinstance(data[0], Tensor) else data[0]["x"].float(), x)
+    assert bounds_[0] == bounds_[1]
+
+
+class RarelyLeftOut(nn.Module):
+    """A layer that about one row in forty does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, reached = x.new_zeros(len(x), 4), x[:, 1] > -3.0
+        out[reached] = self.layer(x[reached])
+        return self.head(torch.relu(out))
+
+
+def test_rows_that_are_rarely_left_out_of_a_layer_take_a_draw_a_batch() -> None:
+    """Three rows do not show it; draws that were begun by the example would stop in the middle."""
+    data = blobs(400)
+    left_out = (data[0][:, 1] <= -3.0).sum()
+    assert 0 < left_out < 20
+    c = certify(RarelyLeftOut, data, recipe=QUICK)
+    assert c.draws_by == "batch" and "its rows are not the examples" in c.details["why_not_by_example"]

@@ -189,5 +189,5 @@ def test_dropout_left_on_is_refused() -> None:
 
 
 def test_a_union_counts_at_least_itself() -> None:
-    with pytest.raises(FlatMinimaError, match="count at least"):
+    with pytest.raises(FlatMinimaError, match="got candidates=0; expected a whole number of at least 1"):
         Union(candidates=0)

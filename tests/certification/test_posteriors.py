@@ -19,6 +19,7 @@ from flatminima.certification.gibbs.posteriors import (
     Posterior,
     TruncatedBox,
     UniformBox,
+    _without_rounding,
 )
 from flatminima.errors import UsageError
 from flatminima.statistics import FisherFactor, GaussNewtonFactor, Gram
@@ -129,6 +130,22 @@ def test_truncated_gaussian_against_quadrature(box: float) -> None:
         truth += integrate.quad(lambda x, a=own, b=prior: a.pdf(x) * (a.logpdf(x) - b.logpdf(x)), d - k, d + k)[0]
     assert q.kl == pytest.approx(truth, rel=1e-9)
     assert TruncatedBox(distance, s, sigma, kappa, float((distance.abs() + kappa).max()) - 1e-9).kl == math.inf
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.1 * (1 - 1e-9), float(np.float32(0.1))])
+@pytest.mark.parametrize("box", [1e-6, 1e-2, 0.1, 1.0, 3.0, math.inf])
+def test_a_truncated_gaussian_that_is_its_prior_costs_nothing(box: float, sigma: float) -> None:
+    """kappa = box at the prior's centre: terms that cancel to 0, of which rounding left -5.7e-14."""
+    size = 22
+    kappa, sigmas = (torch.full((size,), value, dtype=torch.float64) for value in (min(box, 4.0), sigma))
+    q = TruncatedBox(torch.zeros(size).double(), 0.1, sigmas, kappa, box)
+    assert 0.0 <= q.kl < 1e-3
+
+
+def test_a_divergence_that_is_truly_negative_is_not_hidden() -> None:
+    assert _without_rounding(-1e-9, 100.0) == -1e-9
+    assert _without_rounding(-1e-11, 100.0) == 0.0
+    assert _without_rounding(math.inf, math.inf) == math.inf and _without_rounding(0.5, 1.0) == 0.5
 
 
 def test_truncated_gaussian_draws() -> None:

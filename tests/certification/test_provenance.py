@@ -36,6 +36,9 @@ class Named(nn.Module):
             else:
                 self.register_buffer(name, value)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
 
 FIXED = torch.randn(64, generator=torch.Generator().manual_seed(0))
 
@@ -252,3 +255,80 @@ def test_a_network_that_computes_with_a_copy_of_its_weights_is_refused() -> None
 
     with pytest.raises(ModelError, match="computes with a copy"):
         certify_around(Minimum(Copying(), blobs(64, 0)), "uniform", prior="zero", scales=9.0, score=True)
+
+
+class Constants(nn.Module):
+    """A line over inputs that constants are taken from, kept in one way or another."""
+
+    def __init__(self, *, persistent: bool = True) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456]), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x - self.mean)
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("pe", torch.sin(torch.arange(2.0) / 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + self.pe)
+
+
+class PlainConstants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.mean, self.std = nn.Linear(2, 2), (0.485, 0.456), 0.229
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x - x.new_tensor(self.mean)) / self.std)
+
+
+class ComputedTable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + torch.sin(torch.arange(2.0, device=x.device) / 7))
+
+
+def learned_statistics() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Constants, "the buffer 'mean' is the same under two seeds: keep a few constants as plain numbers"),
+        (lambda: Constants(persistent=False), "the buffer 'mean' is the same under two seeds"),
+        (Table, "the buffer 'pe' is the same under two seeds: .*compute a table in forward, or let a BatchNorm layer"),
+        (lambda: Named(p=lambda: FIXED), r"the parameter 'p' is the same under two seeds: draw it from torch's random"),
+        (lambda: Named(p=lambda: FIXED + 1e-3 * torch.randn(64)), "'p' is nearly the same under two seeds"),
+        (lambda: torch.manual_seed(0) and nn.Linear(2, 2), "is the same under two seeds: draw it"),
+    ],
+)
+def test_what_ignores_its_seed_is_told_the_rule_and_the_remedy(given: Callable[[], nn.Module], says: str) -> None:
+    with pytest.raises(UsageError, match=f"ignores its seed: .*{says}.*; or state with stated=") as raised:
+        certify(given, (torch.randn(64, 8), torch.arange(64) % 2) if "'p'" in says else blobs(64, 0), recipe=FREE)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("remedy", [PlainConstants, ComputedTable, learned_statistics])
+def test_the_remedies_that_the_messages_name_give_a_certificate(remedy: Callable[[], nn.Module]) -> None:
+    recipe = Recipe(prior=TrainConfig(epochs=1, batch_size=20), epochs=0, passes=1)
+    assert certify(remedy, blobs(64, 0), recipe=recipe).standing == "certificate"
+
+
+def test_data_in_a_function_is_named_and_what_it_needs_of_them_may_be_taken_first() -> None:
+    x, y = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
+    with pytest.raises(
+        UsageError, match=r"x in .* holds more numbers .*: take from it what is needed first \(d = x.sh"
+    ):
+        certify(lambda: nn.Linear(x.shape[1], 2), (x, y), recipe=FREE)
+    d = x.shape[1]
+    assert certify(lambda: nn.Linear(d, 2), (x, y), recipe=FREE).standing == "certificate"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flatminima import bounds
 from flatminima.certification import Certificate
-from flatminima.certification.certificate import ceiled
+from flatminima.certification.pipeline import contradiction
+from flatminima.display import ceiled, ceiled_digits, ceiled_percent, probability, remaining
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "results" / "certificates"
@@ -82,3 +86,54 @@ def test_the_documents_table_has_its_numbers(path: Path) -> None:
 
 def test_every_target_has_its_result() -> None:
     assert {path.stem for path in RESULTS} == set(MUST)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_a_committed_certificate_does_not_contradict_itself(path: Path) -> None:
+    """And an edited one does: each bound, and what each is made from."""
+    c = Certificate.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    assert contradiction(c) == ""
+    for name in ("risk_bound", "monte_carlo_upper", "cross_entropy_bound", "holdout_bound", "empirical_risk"):
+        assert contradiction(replace(c, **{name: 0.99 * getattr(c, name)})), name
+    assert contradiction(replace(c, kl=c.kl + 0.1))
+
+
+def test_what_is_printed_claims_no_more_than_what_holds() -> None:
+    """Bounds up and probabilities down, by exact fractions; neither by more than its last digit."""
+    rng = np.random.default_rng(0)
+    for bound in (
+        *rng.random(2_000),
+        *10 ** -rng.uniform(0, 12, 500),
+        0.0,
+        1.0,
+        0.0161,
+        0.7122,
+        1 - 2**-53,
+        0.25 + 2**-50,
+    ):
+        exact = Fraction(repr(float(bound)))
+        assert 0 <= Fraction(ceiled(bound)) - exact < Fraction(1, 10_000)
+        assert 0 <= Fraction(ceiled_percent(bound)[:-1]) - 100 * exact < Fraction(1, 10)
+    for delta in (
+        *rng.random(500),
+        *10 ** -rng.uniform(0, 30, 2_000),
+        0.05,
+        0.035,
+        1e-6,
+        1e-7,
+        1e-17,
+        1e-300,
+        1 - 2**-53,
+    ):
+        exact, (whole, _, less) = Fraction(repr(float(delta))), probability(delta).partition(" - ")
+        shown = Fraction(whole) - Fraction(less or "0")
+        assert 0 <= (1 - shown) - exact <= max(Fraction(1, 10**6) if delta >= 1e-4 else exact / 100, 0)
+        assert 0 <= (1 - Fraction(remaining(delta, 4))) - exact < Fraction(1, 10_000)
+        assert 0 <= Fraction(repr(ceiled_digits(delta))) - exact <= exact / 500
+    assert [probability(d) for d in (0.05, 0.035, 1e-6, 1e-8)] == ["0.95", "0.965", "0.999999", "1 - 1e-08"]
+
+
+def test_the_statement_says_no_probability_that_is_rounded_up() -> None:
+    c = Certificate.from_dict(json.loads(RESULTS[0].read_text(encoding="utf-8")))
+    assert "(probability 1 - 1e-08)" in replace(c, delta=1e-8, delta_mc=1e-9).statement
+    assert "probability 0.95; 0.8499 with all others" in replace(c, delta=0.05, together=0.15001).statement

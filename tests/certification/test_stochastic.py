@@ -271,3 +271,51 @@ def test_the_clamped_cross_entropy_is_that_of_the_bounds() -> None:
     assert np.allclose(
         clamped_cross_entropy(logits, y, 1e-3).numpy(), bounds.bounded_cross_entropy(p, 1e-3), atol=1e-12
     )
+
+
+class Cutting(nn.Module):
+    """Cuts its inputs off where they lie, and leaves rows above a level out of its layer."""
+
+    def __init__(self, level: float = math.inf) -> None:
+        super().__init__()
+        self.layer, self.level = nn.Linear(4, 2), level
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5).clamp_(-0.2, 0.2)
+        out, kept = x.new_zeros(len(x), 2), x[:, 0] < self.level
+        out[kept] = self.layer(x if bool(kept.all()) else x[kept])
+        return out
+
+
+def test_a_network_that_writes_its_inputs_leaves_the_callers_as_they_are() -> None:
+    """Every way to call it, and the same numbers each time: halved twice they would be others."""
+    torch.manual_seed(0)
+    network, x = StochasticNetwork(Cutting(), 0.1), torch.randn(12, 4)
+    kept, y = x.clone(), torch.zeros(12, dtype=torch.long)
+    first = network.mean_network(x)
+    one, two = (gibbs_risk(network, x, y, passes=2, batch_size=4) for _ in range(2))
+    assert network.by == "example" and network.writes_inputs and one == two
+    with torch.no_grad():
+        network(x), network.drawn(x), network(x, kernels_by_batch=True)
+    assert torch.equal(x, kept) and torch.equal(network.mean_network(x), first)
+    plain = StochasticNetwork(nn.Linear(4, 2), 0.1)
+    plain.probe(x)
+    assert not plain.writes_inputs  # whose inputs are not copied at each pass
+
+
+def test_rows_left_out_in_the_middle_of_the_draws_are_refused() -> None:
+    """Batches may be chosen before the draws alone: by what they give, the bound would be of the better of two."""
+    network, x = StochasticNetwork(Cutting(0.19), 0.1), torch.zeros(1_000, 4)
+    x[500] = 1.0  # between those that are looked at
+    with pytest.raises(ModelError, match=r"its rows are not the examples\): apply each layer to every row") as raised:
+        gibbs_risk(network, x, torch.zeros(1_000, dtype=torch.long))
+    assert "\n" not in str(raised.value)
+
+
+def test_outputs_in_a_dictionary_are_refused_by_name() -> None:
+    class Named(Noisy):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.layer(x)}
+
+    with pytest.raises(ModelError, match=r"got an output dict; a certificate needs logits"):
+        StochasticNetwork(Named(), 0.1).probe(torch.randn(6, 4))

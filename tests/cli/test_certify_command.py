@@ -359,3 +359,24 @@ def test_in_a_run_folder_the_ledger_is_on(tmp_path: Path) -> None:
     assert [json.loads(run(*quick, "--sigma", s)[1])["evaluations"] for s in ("0.01", "0.02")] == [2, 6]
     assert len(list(tmp_path.glob("ledger-*.json"))) == 1
     assert json.loads(run(*quick, "--sigma", "0.03", "--ledger", "none")[1])["evaluations"] == 1
+
+
+@pytest.mark.parametrize("wrong", [2, 40_000_000], ids=str)
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--prior-fraction", "0"]], ids=["run", "dry", "free"])
+def test_labels_are_looked_at_before_they_are_used(wrong: int, more: list[str], tmp_path: Path) -> None:
+    """A label of 40,000,000 would be a row of as many zeros and a one."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 3)).astype("f4")
+    label = (x[:, 0] > 0).astype("i8")
+    label[7] = wrong
+    np.savez(tmp_path / "data.npz", x=x, y=label)
+    model = ["--model", "flatminima.models:mlp", "--model-arg", "widths=(3,4,2)", "--data", str(tmp_path / "data.npz")]
+    code, out, err = run("certify", *model, "--prior-epochs", "1", "--passes", "1", *more)
+    assert (code, out) == (2, "") and f"the label {wrong}" in err and "\n" not in err
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999", "9223372036854775808", "-1"])
+def test_a_seed_that_64_bits_do_not_hold_is_bad_input(seed: str) -> None:
+    for command in ([*QUICK], [*QUICK, "--dry-run"]):
+        result = CliRunner().invoke(app, [*command, "--seed", seed])
+        assert result.exit_code == 2 and "--seed" in result.stderr and "Traceback" not in result.stderr

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flatminima.certification import Assumption, Certificate
+from flatminima.certification.certificate import CONDITIONS
+from flatminima.certification.pipeline import arithmetic
 from flatminima.cli import main
 from flatminima.report.card import card, put
 from flatminima.report.folder import folder_page
@@ -24,11 +28,13 @@ MEASURES = {
                    "details": {}},
     },
 }  # fmt: skip
-CERTIFICATE = {
-    "statement": "Certificate: error <= 0.0103", "prior": "none", "n": 100, "risk_bound": 0.0103,
-    "empirical_risk": 0.006, "cross_entropy_bound": None,
-    "assumptions": [{"text": "the loss lies in [0, 1]", "status": "met", "evidence": "0-1 error"}],
-}  # fmt: skip
+COUNTS = Certificate(
+    risk_bound=1.0, empirical_risk=0.006, monte_carlo_upper=1.0, kl=0.5, sigma=0.01, n=30_000, draws=300_000,
+    delta=1e-8, delta_mc=2e-9, candidates=1, evaluations=8, holdout_bound=0.0101, holdout_network="the mean network",
+    prior="none", constant_error=0.5, assumptions=tuple(Assumption(text, True, "0-1 error") for text in CONDITIONS),
+)  # fmt: skip
+CERTIFICATE = replace(COUNTS, **arithmetic(COUNTS)).to_dict()
+BOUND = CERTIFICATE["risk_bound"]
 LANDSCAPE = {
     "positions": [-1, 0, 1], "losses": [0.5, None, 0.1], "labels": ["filter 1"], "curvatures": [None],
     "lengths": [2.0], "ball": {"radius": 0.3}, "centre": 0.2, "samples": 50, "loss": "cross_entropy",
@@ -42,7 +48,7 @@ RANK = {
     "networks": [{"checkpoint": "a.pt", "train_error": 0.0, "test_error": 0.1}],
 }
 DOCUMENTS = {
-    "certificate.json": (CERTIFICATE, ["Certificate: error &lt;= 0.0103", "the loss lies in [0, 1]"]),
+    "certificate.json": (CERTIFICATE, ["Certificate: error &lt;= 0.0112", "the loss lies in [0, 1]"]),
     "landscape.json": (LANDSCAPE, ["0.5", "lower than the weights themselves"]),
     "result.json": (RESULT, ["sam", "error 5.00%", "0.875"]),
     "rank.json": (RANK, ["a.pt", "order gaps, not errors"]),
@@ -66,7 +72,7 @@ def test_every_folder_has_a_page(cli, tmp_path, name):
     document, expected = DOCUMENTS[name]
     (tmp_path / name).write_text(json.dumps(document))
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.875}\n')
-    (tmp_path / "certificate.svg").write_text("<svg></svg>")
+    (tmp_path / "landscape.svg").write_text("<svg></svg>")
     code, err = cli("report", str(tmp_path))
     assert code == 0, err
     page = (tmp_path / "report.html").read_text()
@@ -91,11 +97,59 @@ def test_a_card_holds_values_errors_diagnosis_and_certificate(cli, tmp_path):
     text = readme.read_text()
     assert text.startswith("---\nlicense: mit\n---\n# My model\n")
     assert "| fisher\\_trace | 2.5 | 0.12 | lower |" in text
-    assert "Certificate: error &lt;= 0.0103" in text and "the loss lies in \\[0, 1\\]" in text
+    assert "Certificate: error &lt;= 0.0112" in text and "the loss lies in \\[0, 1\\]" in text
     assert "labels \\| are &lt;not&gt; fitted" in text and "no \\* classes" in text and "1,200 samples" in text
     assert cli("card", str(tmp_path), "--output", str(readme))[0] == 0
     assert readme.read_text() == text  # in place of the section that was there
     assert cli("card", str(tmp_path))[0] == 0 and (tmp_path / "card.md").is_file()
+
+
+WRITTEN_IN = "Certificate: error <= 0.0001 (probability 0.999999), fresh weights per prediction"
+
+
+@pytest.mark.parametrize(("command", "file"), [("card", "card.md"), ("report", "report.html")])
+def test_a_verdict_that_was_written_in_is_not_printed(cli, tmp_path, command, file):
+    """Statement and standing are derived from the counts; a bound that these do not give is one line and exit 2."""
+    record, page = tmp_path / "certificate.json", tmp_path / file
+    failed = [CERTIFICATE["assumptions"][0] | {"holds": False}, *CERTIFICATE["assumptions"][1:]]
+    record.write_text(json.dumps(CERTIFICATE | {"statement": WRITTEN_IN, "assumptions": failed}))
+    assert cli(command, str(tmp_path))[0] == 0
+    text = page.read_text()
+    assert "0.0001" not in text and "Score, not a certificate: fails: the loss lies in" in text
+    assert "certify --verify recomputes" in text
+    page.unlink()
+    for name in ("risk_bound", "monte_carlo_upper", "holdout_bound", "kl", "n", "delta", "assumptions", "together"):
+        value = {"n": 90_000, "delta": 0.5, "together": "x", "assumptions": [{"holds": "yes"}]}.get(name, 1e-4)
+        record.write_text(json.dumps(CERTIFICATE | {"statement": WRITTEN_IN, name: value}))
+        code, err = cli(command, str(tmp_path))
+        assert code == 2 and not page.exists(), name
+        assert len(err.strip().splitlines()) == 1 and ("its own counts give" in err or "is not what this" in err), err
+
+
+def test_a_figure_that_was_edited_is_drawn_again_or_left_out(cli, tmp_path):
+    """In the page of a certificate, and in that of the measures that lie beside it."""
+    plot, record = tmp_path / "certificate.svg", tmp_path / "certificate.json"
+    (tmp_path / "measures.json").write_text(json.dumps(MEASURES))
+    plot.write_text("<svg>error <= 0.0001</svg>")
+    assert cli("report", str(tmp_path))[0] == 0
+    assert "data:image/svg+xml" not in (tmp_path / "report.html").read_text()  # no record stands behind it
+    record.write_text(json.dumps(CERTIFICATE))
+    assert cli("report", str(tmp_path))[0] == 0
+    assert "0.0001" not in plot.read_text() and CERTIFICATE["statement"][:24].split("<=")[0] in plot.read_text()
+    assert "data:image/svg+xml" in (tmp_path / "report.html").read_text()
+    record.write_text(json.dumps(CERTIFICATE | {"risk_bound": 1e-4}))
+    code, err = cli("report", str(tmp_path))
+    assert code == 2 and f"risk_bound is 0.0001, its own counts give {BOUND:.8g}" in err
+
+
+def test_bounds_are_rounded_up_on_the_page_of_a_certificate():
+    """To four digits it would be read as 0.01114, and as 0.0111."""
+    page = folder_page(
+        "certificate.json", CERTIFICATE | {"monte_carlo_upper": 0.0070301, "delta": 0.0500001}, Path(".")
+    )
+    assert '<td class="n">0.0112</td>' in page and 0.0111 < BOUND < 0.01115
+    assert '<td class="n">0.0071</td>' in page and '<td class="n">0.05001</td>' in page
+    assert "(probability 1 - 1e-08)" in page
 
 
 def test_what_a_card_cannot_be_made_from(cli, tmp_path):

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from flatminima.cli.certificate import recorded
+from flatminima.cli.demo import _certificate
 from flatminima.demo import run_demo
-from flatminima.errors import UsageError
-from flatminima.report import write_measures, write_report
+from flatminima.errors import CheckpointError, UsageError
+from flatminima.report import plots, write_measures, write_report
 from flatminima.report.page import demo_verdict, measure_verdict
 
 
@@ -214,3 +216,32 @@ def test_chromium_renders_it_without_a_complaint_or_a_request(results: dict[str,
 
 def test_results_are_strict_json(results: dict[str, Any]) -> None:
     json.dumps(results, allow_nan=False)
+
+
+def test_the_demonstrations_certificate_is_derived_again(results: dict[str, Any], tmp_path: Path) -> None:
+    """`report` reads results.json: a verdict that was written into it is not printed."""
+    path, kept = tmp_path / "results.json", results["certificate"]
+    again = recorded(json.loads(json.dumps(results)), path)["certificate"]
+    assert again == json.loads(json.dumps(kept)) | {"assumptions": again["assumptions"], "details": again["details"]}
+    false = kept | {"statement": "Certificate: error <= 0.0001", "standing": "certificate", "is_certificate": True}
+    failed = false | {"assumptions": [kept["assumptions"][0] | {"holds": False}, *kept["assumptions"][1:]]}
+    again = recorded(results | {"certificate": failed}, path)["certificate"]
+    assert again["statement"].startswith("Score, not a certificate") and not again["is_certificate"]
+    with pytest.raises(CheckpointError, match=r"risk_bound is 0\.0001, its own counts give"):
+        recorded(results | {"certificate": false | {"risk_bound": 1e-4}}, path)
+    with pytest.raises(UsageError, match="holds no certificate"):
+        recorded(results | {"certificate": None}, path)
+
+
+def test_the_page_and_the_terminal_round_bounds_up(results: dict[str, Any], tmp_path: Path) -> None:
+    odd = {"risk_bound": 0.41201, "holdout_bound": 0.30201, "delta": 1e-8}
+    document = results | {"certificate": results["certificate"] | odd}
+    write_report(document, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "With probability 1 - 1e-08 over" in text and "<strong>41.3%</strong>" in text
+    assert '<td class="n">0.4121</td>' in text and '<td class="n">0.3021</td>' in text
+    assert any("at most 41.3% of new digits" in line for line in demo_verdict(document))
+    said = "\n".join(_certificate(document["certificate"]))
+    assert "With probability 1 - 1e-08 over" in said and "at most 41.3% of" in said and "samples: 30.3%" in said
+    assert "41.3%" in plots.certificate(document["certificate"])
+    assert "score 41.21%" in plots.certificate_terms(0.412001, {"errors seen": 0.412001}, {}, standing="score")

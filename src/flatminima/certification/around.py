@@ -13,12 +13,17 @@ from typing import Any
 
 from torch import nn
 
-from flatminima.certification.around_setting import AroundSetting, Asked, choose_posterior, on_test, test_minimum
-from flatminima.certification.certificate import Certificate
-from flatminima.certification.conditions import (
-    conditions_of,
-    enforce,
+from flatminima.certification.arguments import of_kind, real, reals
+from flatminima.certification.around_setting import (
+    AroundSetting,
+    Asked,
+    choose_posterior,
+    on_test,
+    refuse_others_minimum,
+    test_minimum,
 )
+from flatminima.certification.certificate import Certificate
+from flatminima.certification.conditions import conditions_of, enforce
 from flatminima.certification.division.reading import confirm, read_samples
 from flatminima.certification.division.split import Groups, Repetition, hold_apart, split
 from flatminima.certification.gibbs.posteriors import CurvatureKind
@@ -29,6 +34,7 @@ from flatminima.certification.provenance import Factory
 from flatminima.core.ambient import neutral
 from flatminima.core.minimum import Minimum
 from flatminima.core.perturbation import Relative
+from flatminima.core.samples import seed_number
 from flatminima.errors import UsageError
 from flatminima.training import TrainConfig
 
@@ -127,9 +133,15 @@ def certify_around(
         >>> certificate.is_certificate, 0 <= certificate.empirical_risk <= certificate.risk_bound <= 1
         (True, True)
     """
+    refuse_others_minimum(minimum)
+    seed, prior_seed = seed_number(seed), seed_number(prior_seed, "prior_seed")
+    prior_fraction = real("prior_fraction", prior_fraction, "0.5")
+    if prior_training is not None:
+        of_kind("prior_training", prior_training, TrainConfig)
     account = Account(delta, delta_mc, union, ledger)
+    scales = scales if isinstance(scales, Scales) else Scales.of(reals("scales", scales, "0.1"))
     asked = Asked(
-        posterior, Scales.of(scales), None if etas is None else tuple(etas), draws, batch_size, p_min,
+        posterior, scales, None if etas is None else reals("etas", etas, "1.0"), draws, batch_size, p_min,
         curvature, curvature_samples, kappa, rho, box, seed,
     )  # fmt: skip
     asked.check(minimum)

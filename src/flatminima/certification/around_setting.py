@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flatminima import bounds
+from flatminima.certification.arguments import of_kind, real, whole
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.conditions import (
     Condition,
@@ -41,6 +42,19 @@ _PILOT_DRAWS, _PILOT_SAMPLES = 32, 32  # of each posterior that is tried, before
 _TEST_DRAWS = 500
 
 
+def refuse_others_minimum(minimum: Any) -> None:
+    """Refuse what is no Minimum, or one of a subclass.
+
+    Raises:
+        UsageError: naming its class.
+    """
+    if type(minimum) is not Minimum:
+        raise UsageError(
+            f"got a {type(minimum).__name__}; a certificate needs a Minimum itself, whose forward pass and samples "
+            "are no one else's"
+        )
+
+
 @dataclass(frozen=True)
 class PosteriorChoice:
     """A posterior that was picked, and the scale of the prior that it is against."""
@@ -67,17 +81,21 @@ class Asked:
     box: float
     seed: int
 
+    def __post_init__(self) -> None:
+        counts = ("draws", "batch_size", *(() if self.curvature_samples is None else ("curvature_samples",)))
+        for name in counts:
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        for name, example in (("p_min", "1e-5"), ("rho", "0.0"), ("box", "1.0")):
+            object.__setattr__(self, name, real(name, getattr(self, name), example))
+        if self.kappa is not None:
+            of_kind("kappa", self.kappa, Relative)
+
     def check(self, minimum: Minimum) -> None:
         """Refuse what can be refused before anything is computed.
 
         Raises:
             UsageError: naming the argument, or what is no classifier's.
         """
-        if type(minimum) is not Minimum:
-            raise UsageError(
-                f"got a {type(minimum).__name__}; a certificate needs a Minimum itself, whose forward pass and samples "
-                "are no one else's"
-            )
         n = len(minimum.samples)
         if n < FEWEST:
             raise UsageError(f"got {n} samples for the bound; the PAC-Bayes-kl bound needs at least {FEWEST}")
@@ -87,8 +105,6 @@ class Asked:
                 if int(part[0]) == 0:
                     output = minimum.forward(minimum.batch(part[:1]).inputs)
                 class_labels(targets.to(output.device), output, minimum.loss, int(part[0]))
-        if self.draws < 1 or self.batch_size < 1:
-            raise UsageError(f"got draws={self.draws!r}, batch_size={self.batch_size!r}; at least one each is needed")
         if not 0 < self.p_min < 1:
             raise UsageError(f"got p_min={self.p_min!r}; expected a clamp in (0, 1), e.g. 1e-5")
         if not self.box > 0:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from flatminima import bounds
-from flatminima.display import html
+from flatminima.display import ceiled, html, probability, remaining
 from flatminima.errors import UsageError
 
 Standing = Literal["certificate", "conditional", "score"]
@@ -134,11 +133,10 @@ class Certificate:
     @property
     def statement(self) -> str:
         """The whole claim in one line: standing, what the caller stated, number, probability and predictor."""
-        probability = f"probability {1 - self.delta:.6g}"
+        said = f"probability {probability(self.delta)}"
         if self.together is not None:
-            left = math.floor(max(0.0, 1 - self.together) * 1e4 + 1e-8) / 1e4
-            probability += f"; {left:g} with all others of these samples computed here"
-        number = f"error <= {ceiled(self.risk_bound)} ({probability}), fresh weights per prediction"
+            said += f"; {remaining(self.together, 4)} with all others of these samples computed here"
+        number = f"error <= {ceiled(self.risk_bound)} ({said}), fresh weights per prediction"
         if self.standing == "score":
             open_ = next((a for a in self.assumptions if a.status == "fails"), None) or next(
                 (a for a in self.assumptions if a.status == "not checked" and a.text != INDEPENDENT), None
@@ -179,14 +177,16 @@ class Certificate:
     def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
         """The inverse of `to_dict`; what is derived is derived again, not read.
 
+        Whether its bounds follow from its counts is not looked at here: see `pipeline.derived`, and `recompute`.
+
         Raises:
             UsageError: something is missing, or of another type.
         """
         try:
             known = {f.name: _typed(f.name, f.type, values[f.name]) for f in fields(cls) if f.name in values}
-            listed = tuple(Assumption(**a) for a in values["assumptions"])
+            listed = tuple(_assumption(a) for a in values["assumptions"])
             return cls(**known | {"assumptions": listed})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"not a certificate: {error}; expected what Certificate.to_dict wrote") from None
 
     def _repr_html_(self) -> str:
@@ -228,19 +228,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
-def ceiled(value: float) -> str:
-    """A bound to four decimals, rounded up: what is printed must not claim more than what holds.
-
-    Examples:
-        >>> ceiled(0.01603), ceiled(0.25)
-        ('0.0161', '0.2500')
-    """
-    return f"{min(math.ceil(value * 1e4 - 1e-8) / 1e4, 1.0):.4f}"
+_PLAIN: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "str": (str,), "bool": ()}
 
 
 def _typed(name: str, kind: Any, value: Any) -> Any:
     """A field of a record, refused where it is no such thing: a text of a number would be compared as one."""
-    plain = {"float": (int, float), "int": (int,), "str": (str,)}.get(str(kind))
-    if plain is not None and (not isinstance(value, plain) or isinstance(value, bool)):
+    plain, _, none = str(kind).partition(" | ")
+    if plain not in _PLAIN or (none and value is None) or (plain == "bool" and isinstance(value, bool)):
+        return value
+    if not isinstance(value, _PLAIN[plain]) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, expected {kind}")
     return value
+
+
+def _assumption(values: Mapping[str, Any]) -> Assumption:
+    kinds = {f.name: f.type for f in fields(Assumption)}
+    return Assumption(**{name: _typed(name, kinds.get(name), value) for name, value in values.items()})

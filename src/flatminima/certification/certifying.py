@@ -18,7 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from flatminima.certification.arguments import of_kind, real
 from flatminima.certification.around import certify_around
+from flatminima.certification.around_setting import refuse_others_minimum
 from flatminima.certification.certificate import Certificate
 from flatminima.certification.division.reading import read_samples
 from flatminima.certification.division.split import Drawn, Groups, Repetition, fair_draw
@@ -29,12 +31,12 @@ from flatminima.certification.pipeline import Union
 from flatminima.certification.provenance import Factory, Start
 from flatminima.certification.recipe import Recipe
 from flatminima.certification.record import save
-from flatminima.certification.train import make_problem, tensors_at
+from flatminima.certification.train import check_task, make_problem, tensors_at
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.minimum import Minimum
 from flatminima.core.parameters import copied
-from flatminima.core.samples import Samples, as_samples
+from flatminima.core.samples import Samples, as_samples, seed_number
 from flatminima.errors import UsageError
 from flatminima.io import claimed, json_text, write_whole
 from flatminima.training import TrainConfig
@@ -73,7 +75,9 @@ def cost(model: nn.Module, train_data: Any, recipe: Recipe, seed: int = 0) -> St
     samples = as_samples(train_data)
     division = fair_draw(samples, recipe.prior_fraction, seed)
     with same_randomness():
-        base = Logits.needed(copied(model), tensors_at(samples, division.bound[:2], model)[0])
+        few, _ = tensors_at(samples, division.bound[:2], model)
+        base = Logits.needed(copied(model), few)
+        check_task(base, few, [samples], recipe, len(division.prior))
         prior = 0.0
         if len(division.prior):
             x, y = tensors_at(samples, division.prior[: recipe.prior.batch_size], base)
@@ -102,8 +106,11 @@ def in_time(recipe: Recipe, found: StageCosts, seconds: float) -> Recipe:
     """The recipe with as many epochs and passes as the budget allows.
 
     Raises:
-        UsageError: not even one epoch and pass fit.
+        UsageError: no time, or not even one epoch and pass fit.
     """
+    seconds = real("seconds", seconds, "600")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"got seconds={seconds!r}; expected a time above 0, e.g. 600")
     spend = seconds * _ROOM
     least = replace(recipe, prior=replace(recipe.prior, epochs=1), epochs=min(recipe.epochs, 1), passes=1)
     if found.total(least) > spend:
@@ -211,7 +218,9 @@ def certify(
         ('certificate', 100, 1000)
     """
     union = None if evaluations is None else Union(evaluations=evaluations)
+    seed = seed_number(seed)
     if minimum is not None:
+        refuse_others_minimum(minimum)
         if any(x is not None for x in (model, train_data, recipe, seconds)):
             raise UsageError(
                 "got a minimum beside what trains a network (model, train_data, recipe, seconds); "
@@ -235,6 +244,7 @@ def certify(
     if model is None or train_data is None:
         raise UsageError("certify needs a model and its training data, or minimum= and its prior=")
     recipe = recipe or Recipe()
+    of_kind("recipe", recipe, Recipe)
     with nullcontext() if output is None else claimed(Path(output)) as folder:
         samples = read_samples(train_data)
         if seconds is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -42,6 +42,7 @@ from flatminima.certification.recipe import Recipe
 from flatminima.certification.train import (
     Checkpoint,
     Problem,
+    check_task,
     count_errors,
     holdout_errors,
     make_problem,
@@ -55,7 +56,7 @@ from flatminima.certification.train import (
 from flatminima.core.ambient import neutral
 from flatminima.core.guard import same_randomness
 from flatminima.core.parameters import copied
-from flatminima.core.samples import Samples, as_samples
+from flatminima.core.samples import Samples, as_samples, seed_number
 from flatminima.errors import UsageError
 from flatminima.io import run_key
 from flatminima.training import evaluate
@@ -95,7 +96,7 @@ def certify_recipe(
 ) -> Certified:
     """`certify` of a network yet to be trained, with the posterior beside the certificate."""
     account = account or Account()
-    undivided = account.undivided
+    undivided, seed = account.undivided, seed_number(seed)
     with same_randomness():
         samples = read_samples(train_data)
         others = None if test_data is None else as_samples(test_data)
@@ -130,8 +131,8 @@ class _Run:
         start = Start.of(model, self.seed, Packing.of(self.samples))
         if start.packing is not None and recipe.augment != "none":
             raise UsageError(f"got augment={recipe.augment!r} for inputs that are no images; use augment='none'")
-        # a network that cannot take the samples is refused here, before its code is looked through
-        Logits.needed(start.network, tensors_at(self.samples, self.division.bound[:2], start.network)[0])
+        # what cannot take the samples, or tell their classes apart, is refused here, before its code is looked through
+        self._check(start.network, [self.samples, *([] if others is None else [others])])
         found = self._findings(start, model, stated)
         enforce(conditions_of(found, Confidence(0.05)), score)  # what can be refused is, before anything is trained
         answers = self._answers(start)
@@ -164,6 +165,11 @@ class _Run:
             details=details,
         )
         return Certified(with_others(certificate, self.samples, key), problem, prior, start)
+
+    def _check(self, network: nn.Module, data: Iterable[Samples]) -> None:
+        """Refuse a network and labels that do not fit each other."""
+        x, _ = tensors_at(self.samples, self.division.bound[:2], network)
+        check_task(Logits.needed(copied(network), x), x, data, self.recipe, len(self.division.prior))
 
     def _findings(self, start: Start, model: nn.Module | Factory, stated: str) -> Findings:
         """What is known before anything is trained."""

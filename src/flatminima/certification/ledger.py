@@ -24,6 +24,7 @@ from flatminima.certification.certificate import PAID, Assumption, Certificate
 from flatminima.certification.division.reading import RowHashes
 from flatminima.certification.pipeline import Confidence, Union
 from flatminima.core.samples import Samples
+from flatminima.display import ceiled_digits
 from flatminima.errors import FolderInUse, UsageError
 from flatminima.io import cannot_write, json_text, make_folder, write_whole
 from flatminima.untrusted import Unreadable, read_json
@@ -208,8 +209,8 @@ class _DataSet:
 
     sketch: RowHashes
     repeats: bool
-    totals: dict[str, float] = field(default_factory=dict)
-    spent: float = 0.0
+    totals: dict[str, Fraction] = field(default_factory=dict)
+    spent: Fraction = Fraction(0)
 
 
 class Computed:
@@ -238,9 +239,10 @@ class Computed:
                 self._sets.append(own)
                 same.append(own)
             if key not in own.totals:
-                own.totals[key] = delta + sum(s.spent for s in same)
-                own.spent += delta
-            return own.totals[key], sum(len(s.totals) for s in same)
+                exact = Fraction(repr(float(delta)))  # sums of floats would be off by what is then rounded up
+                own.totals[key] = exact + sum((s.spent for s in same), Fraction(0))
+                own.spent += exact
+            return float(own.totals[key]), sum(len(s.totals) for s in same)
 
     def forget(self) -> None:
         """Forget all entries, as a new process would."""
@@ -265,7 +267,10 @@ def with_others(certificate: Certificate, samples: Samples, key: str) -> Certifi
     total, count = COMPUTED.add(samples, key, own)
     if total <= certificate.delta * (1 + _ROUNDED):
         return certificate
-    more = f"{count} certificates of these samples in this process, {total:.4g} of failure probability together"
+    more = (
+        f"{count} certificates of these samples in this process, {ceiled_digits(total):.4g} of failure probability "
+        "together"
+    )
     left = total < 1 - _ROUNDED
     listed = tuple(
         Assumption(a.text, left, f"{a.evidence}; {more}: give evaluations=, or ledger=") if a.text == PAID else a

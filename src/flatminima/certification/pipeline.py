@@ -6,16 +6,23 @@ delta / k, delta_mc / k of it for its draws; the exact hold-out bound beside it 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flatminima import bounds
+from flatminima.certification.arguments import real, whole
 from flatminima.certification.certificate import Assumption, Certificate
 from flatminima.certification.gibbs.risk import GibbsRisk
-from flatminima.errors import UsageError
+from flatminima.errors import CheckpointError, FlatMinimaError, UsageError
+from flatminima.escaping import brief
 
 _DRAWS_SHARE = 5  # a fifth of delta is for the draws, of which more can be had
+_MOST = 10**300  # certificates that share one delta
+_SAME = 1e-9  # relative; bounds that are computed twice from one record
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,13 @@ class Union:
     evaluations: int = 1
 
     def __post_init__(self) -> None:
-        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in (self.candidates, self.evaluations)):
-            raise UsageError(f"got {self}; both are whole numbers that count at least the one at hand")
+        for name in ("candidates", "evaluations"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        if self.k > _MOST:
+            raise UsageError(
+                f"got candidates={brief(self.candidates)}, evaluations={brief(self.evaluations)}; expected at most "
+                f"{_MOST:.0e} together, beyond which float64 leaves nothing of delta"
+            )
 
     @property
     def k(self) -> int:
@@ -58,13 +70,20 @@ class Confidence:
     source: str = "by the caller's count"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "delta", real("delta", self.delta, "0.05"))
         if not 0 < self.delta < 1:
             raise UsageError(f"got delta={self.delta!r}; expected a probability in (0, 1), e.g. 0.05")
         if self.delta_mc is None:
             object.__setattr__(self, "delta_mc", self.delta / _DRAWS_SHARE)
+        object.__setattr__(self, "delta_mc", real("delta_mc", self.delta_mc, "0.01"))
         if not 0 < self.for_draws < self.delta:
             raise UsageError(
                 f"got delta_mc={self.delta_mc!r}; expected a part of delta={self.delta!r}, in (0, {self.delta!r})"
+            )
+        if not min(self.samples, self.draws) > 0:
+            raise UsageError(
+                f"got delta={self.delta!r}, delta_mc={self.delta_mc!r} for {self.union.k:.3g} certificates; float64 "
+                "leaves nothing of it for each: expected a larger delta or fewer of them"
             )
 
     @property
@@ -174,4 +193,46 @@ def arithmetic(c: Certificate) -> dict[str, float]:
     if c.cross_entropy is not None:
         upper = float(bounds.monte_carlo_risk(c.cross_entropy, c.draws, confidence.draws))
         out["cross_entropy_bound"] = float(bounds.pac_bayes_kl(upper, nats, c.n, confidence.samples))
-    return out
+    return out | {"holdout_bound": _next_holdout(c.holdout_bound, c.n, confidence.each)}
+
+
+def _next_holdout(recorded: float, n: int, delta: float) -> float:
+    """The exact hold-out bound of n samples, for some number of errors, that is next above the recorded one."""
+
+    def bound(errors: int) -> float:
+        return float(bounds.binomial_tail_inverse(errors, n, delta))
+
+    return bound(min(bisect_left(range(n + 1), recorded * (1 - _SAME), key=bound), n))
+
+
+def contradiction(c: Certificate) -> str:
+    """The first bound of a record that does not follow from its own counts, in words; "" where all do.
+
+    Raises:
+        FlatMinimaError, TypeError, ValueError, ArithmeticError: counts that no certificate has.
+    """
+    for name, value in arithmetic(c).items():
+        own = getattr(c, name)
+        own = math.nan if own is None else float(own)
+        if not math.isclose(value, own, rel_tol=_SAME):
+            return f"{name} is {own:.8g}, its own counts give {value:.8g}"
+    return ""
+
+
+def derived(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A record with statement and standing derived from its fields, whatever is written in their place.
+
+    Args:
+        document: what `Certificate.to_dict` wrote, with what else was recorded. path: of its file, for messages.
+
+    Raises:
+        CheckpointError: no certificate, or one whose bounds do not follow from its own counts.
+    """
+    try:
+        recorded = Certificate.from_dict(document)
+        wrong = contradiction(recorded)
+    except (FlatMinimaError, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{path} is not what this version writes ({error}); run the command again") from None
+    if wrong:
+        raise CheckpointError(f"{path} is no certificate: {wrong}: it was edited or damaged; run the command again")
+    return {**document, **recorded.to_dict()}

@@ -237,13 +237,14 @@ def _weights(network: nn.Module, minimum: Minimum) -> Tensor:
 def _shared_state(model: nn.Module, random: Parameters) -> dict[str, Tensor]:
     """What is the same in P and Q: buffers, and parameters that are not random."""
     state = {name: p for name, p in model.named_parameters() if name not in random.names}
-    return state | {name: b for name, b in model.named_buffers() if not name.endswith(_COUNTER)}
+    return state | {name: b for name, b in model.named_buffers() if b.dim() or not name.endswith(_COUNTER)}
 
 
 def _differing(network: nn.Module, minimum: Minimum) -> tuple[str, ...]:
     own = _shared_state(minimum.model, minimum.parameters)
     other = dict(network.named_parameters()) | dict(network.named_buffers())
-    return tuple(name for name, t in own.items() if name not in other or not _equal(t, other[name]))
+    odd = [name for name, t in own.items() if name not in other or not _equal(t, other[name])]
+    return (*odd, *_applied(minimum))
 
 
 def _untrained(minimum: Minimum) -> tuple[str, ...]:
@@ -254,7 +255,12 @@ def _untrained(minimum: Minimum) -> tuple[str, ...]:
         value = neutral.get(name.rpartition(".")[2])
         if value is None or bool((t != value).any()):
             odd.append(name)
-    return (*odd, *numbers_held(minimum.model))
+    return (*odd, *numbers_held(minimum.model), *_applied(minimum))
+
+
+def _applied(minimum: Minimum) -> list[str]:
+    """What holds numbers in the function that takes the logits from an output; the trained network itself is some."""
+    return numbers_held(nn.Identity(), minimum.output)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

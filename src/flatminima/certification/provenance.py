@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from flatminima.certification.certificate import printable
 from flatminima.certification.conditions import Condition, prior_condition
+from flatminima.certification.from_seed import COUNTER, held, not_from_seed, other_tensors
 from flatminima.certification.gibbs.outputs import Logits, Packed, Packing, find_head, two_class, watched_outputs
 from flatminima.certification.hidden_numbers import numbers_held
+from flatminima.core.gradient_check import out_of_memory
 from flatminima.core.guard import same_randomness
 from flatminima.core.parameters import copied, unwrap
 from flatminima.core.perturbation import mix
@@ -32,10 +34,6 @@ Factory = Callable[..., nn.Module]
 
 UNTRAINED = "untrained"  # the one statement that the samples can contradict
 
-_COUNTER = "num_batches_tracked"  # of BatchNorm; no output depends on it
-_MANY = 32  # entries from which on two draws of a tensor are told from one draw and small noise
-_ALIKE = 0.75  # correlation of a tensor's entries under two seeds; of 32 independent ones it is above once in 10^6
-_NEAR = 0.1  # distance of the small tensors under two seeds, in their size
 _OTHER_SEEDS = 16  # untrained networks that would all have to be lucky: of two classes, once in 10^5
 _LEVEL = 1e-3  # at which a network errs less than a constant answer
 _MOST, _WIDEST = 2_000, 1_000  # samples and features that are examined
@@ -48,13 +46,15 @@ class Start:
 
     Attributes:
         network: in the mode it came in. made: by a factory that was called here. fixed: names of what its seed did
-            not change. packing: of its inputs, None where they are one tensor.
+            not change. packing: of its inputs, None where they are one tensor. why: a clause on the first of `fixed`,
+            with the rule that it breaks and what to do.
     """
 
     network: nn.Module
     made: bool
     fixed: tuple[str, ...] = ()
     packing: Packing | None = None
+    why: str = ""
 
     @classmethod
     def of(cls, model: nn.Module | Factory, seed: int, packing: Packing | None = None) -> Start:
@@ -72,15 +72,16 @@ class Start:
         if not callable(model):
             raise ModelError(f"got {type(model).__name__}; expected a torch.nn.Module or a function that makes one")
         one, two, again = (make(model, s) for s in (seed, mix(seed, 1) % (1 << 31), seed))
-        changed = _differing(one, again)
+        changed = other_tensors(one, again)
         if changed:
             raise ModelError(
                 f"the function that makes the network gives other weights under the same seed ({changed[0]}): it reads "
                 "a clock, a file or a random state of its own; let it draw from torch's (or take seed=), or pass the "
                 "network itself and state with stated= where its weights come from"
             )
-        odd = (*not_from_seed(one, two), *numbers_held(one, model))
-        return cls(_packed(one, packing), True, odd, packing)
+        odd = not_from_seed(one, two)
+        odd |= {name: held(name) for name in numbers_held(one, model) if name not in odd}
+        return cls(_packed(one, packing), True, tuple(odd), packing, next(iter(odd.values()), ""))
 
     @property
     def seeded(self) -> bool:
@@ -100,7 +101,7 @@ def make(factory: Factory, seed: int) -> nn.Module:
     """Call a factory under a seed, as `seed=` where it takes one, without the gradients that training needs.
 
     Raises:
-        ModelError: it takes gradients, or returns something else than a network.
+        ModelError: it raises, takes gradients, or returns something else than a network.
     """
     try:
         takes_seed = "seed" in inspect.signature(factory).parameters
@@ -109,18 +110,28 @@ def make(factory: Factory, seed: int) -> nn.Module:
     with seeded(seed), torch.no_grad():
         try:
             network = factory(seed=seed) if takes_seed else factory()
-        except RuntimeError as error:
+        except Exception as error:
+            if isinstance(error, FlatMinimaError) or out_of_memory(error):
+                raise
             if "does not require grad" in str(error):
                 raise ModelError(
                     "the function that makes the network takes gradients: it trains; pass one that makes initial "
                     "weights, and let certify train them"
                 ) from None
-            raise
+            raise ModelError(
+                f"the function that makes the network raised {_first_line(error)}; expected one that takes no "
+                "arguments, or seed= alone, and returns an nn.Module"
+            ) from error
     if not isinstance(network, nn.Module):
         raise ModelError(
             f"the function that makes the network returned {type(network).__name__}; expected an nn.Module"
         )
     return unwrap(network)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager
@@ -131,74 +142,6 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.seed(seed % (1 << 32))
         random.seed(seed)
         yield
-
-
-def not_from_seed(one: nn.Module, two: nn.Module) -> list[str]:
-    """Names of floating-point parameters and buffers that are alike in two networks made under two seeds.
-
-    A tensor of one round number (zeros, ones, a constant) may be: it holds next to nothing. Integers and truth values
-    are taken for structure (indices, masks). A small change of the same values is no other draw.
-    """
-    first, second = _state(one), _state(two)
-    odd, small, moved = [], [], False
-    for name, a in first.items():
-        b = second.get(name)
-        if not a.is_floating_point() or b is None or a.shape != b.shape:
-            continue
-        a, b = (t.detach().double().flatten().cpu() for t in (a, b))
-        if torch.equal(a, b):
-            if not _plain(first[name].detach()):
-                odd.append(name)
-            continue
-        moved = True
-        if a.numel() < _MANY:
-            small.append((a, b))
-            continue
-        a, b = a - a.mean(), b - b.mean()
-        if float(a @ b) > _ALIKE * float(a.norm() * b.norm()):
-            odd.append(name)
-    if small:
-        a, b = (torch.cat(parts) for parts in zip(*small, strict=True))
-        if float((a - b).norm()) < _NEAR * float(torch.stack([a.norm(), b.norm()]).norm()):
-            odd.append("its small tensors")
-    if not moved and not odd:
-        odd.append("everything")
-    return odd
-
-
-def _differing(one: nn.Module, other: nn.Module) -> list[str]:
-    """Names of parameters and buffers that two networks do not have alike to the bit; NaN is like itself."""
-    first, second = _state(one), _state(other)
-    return sorted(
-        name
-        for name in first.keys() | second.keys()
-        if name not in first or name not in second or not _equal(first[name].detach(), second[name].detach())
-    )
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    state = dict(network.named_parameters()) | dict(network.named_buffers())
-    return {name: t for name, t in state.items() if not name.endswith(_COUNTER)}
-
-
-def _plain(t: Tensor) -> bool:
-    """Whether a tensor is one round number, a vector of zeros and ones, or an identity."""
-    values = t.double().unique()
-    if len(values) <= 1:
-        return all(float(f"{float(v):.1e}") == _short(t, float(v)) for v in values)
-    if t.dim() == 1:
-        return bool(((t == 0) | (t == 1)).all())
-    return t.dim() == 2 and t.shape[0] == t.shape[1] and torch.equal(t, torch.eye(len(t), dtype=t.dtype).to(t.device))
-
-
-def _short(t: Tensor, value: float) -> float:
-    """The value as two decimal digits in the tensor's own precision, so that 0.1 in float32 is one."""
-    nearest = torch.tensor(float(f"{value:.1e}"), dtype=t.dtype)
-    return float(f"{value:.1e}") if float(nearest) == value else float("nan")
 
 
 def start_condition(
@@ -259,11 +202,14 @@ def check_statement(start: Start, stated: str) -> str:
         )
     if start.made and not start.seeded and not words:
         raise UsageError(
-            f"the function that makes the network ignores its seed: {', '.join(start.fixed[:3])} alike under two, or "
-            "held beside the weights; let it draw from torch's random state (or take seed=), or state with stated= "
-            "where its weights come from"
+            f"the function that makes the network ignores its seed: {start.why}; or state with stated= where its "
+            f"weights come from{_also(start.fixed[1:4])}"
         )
     return words
+
+
+def _also(names: tuple[str, ...]) -> str:
+    return f" (also {', '.join(names)})" if names else ""
 
 
 def start_errors(start: Start, x: Tensor, y: Tensor) -> Tensor:
@@ -303,7 +249,7 @@ def _signs(start: Start, x: Tensor, y: Tensor) -> Signs:
     signs = _examine(start.network, x, y)
     if start.seeded:
         return replace(signs, knows=_features_know(start.network, x[:_MOST], y[:_MOST]))
-    counters = [int(b) for name, b in start.network.named_buffers() if name.endswith(_COUNTER)]
+    counters = [int(b) for name, b in start.network.named_buffers() if name.endswith(COUNTER)]
     if max(counters, default=0):
         return Signs(signs.better, signs.text, f"; its norm layers hold statistics of {max(counters)} batches")
     return signs if signs.better else Signs(False, signs.text, _features_know(start.network, x[:_MOST], y[:_MOST]))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flatminima import bounds
 from flatminima.catalog.choices import KEPT_PRECISIONS, PRIOR_AUGMENTATIONS, RANDOM_LAYERS
+from flatminima.certification.arguments import of_kind, real, whole
 from flatminima.errors import UnknownName, UsageError
 from flatminima.training import TrainConfig
 
@@ -68,6 +69,15 @@ class Recipe:
     keep: str = "float32"
 
     def __post_init__(self) -> None:
+        for name in ("prior_fraction", "sigma", "lr", "p_min"):
+            object.__setattr__(self, name, real(name, getattr(self, name), f"{getattr(type(self), name):g}"))
+        if self.nats is not None:
+            object.__setattr__(self, "nats", real("nats", self.nats, "1.4"))
+        for name, least in (("epochs", 0), ("batch_size", 1), ("passes", 1)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        of_kind("prior", self.prior, TrainConfig)
+        for name in ("epochs", "batch_size"):
+            whole(f"prior.{name}", getattr(self.prior, name), 1)
         objective(self.objective)
         for kind, value, known in (
             ("augment", self.augment, PRIOR_AUGMENTATIONS), ("layers", self.layers, RANDOM_LAYERS),
@@ -89,9 +99,6 @@ class Recipe:
             )
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise UsageError(f"got sigma={self.sigma!r}; the prior's standard deviation must be positive")
-        for name in ("epochs", "batch_size", "passes"):
-            if getattr(self, name) < (0 if name == "epochs" else 1):
-                raise UsageError(f"got {name}={getattr(self, name)}; expected at least {int(name != 'epochs')}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""

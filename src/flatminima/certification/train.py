@@ -8,7 +8,7 @@ as one that was not stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from flatminima.certification.gibbs.outputs import (
     Head,
     Packing,
     check_labels,
+    class_count,
     find_head,
     principal_basis,
     turned,
@@ -30,9 +31,10 @@ from flatminima.certification.gibbs.outputs import (
 )
 from flatminima.certification.gibbs.stochastic import Prior, StochasticNetwork
 from flatminima.certification.recipe import Recipe, objective as objective_of
+from flatminima.core.guard import evaluating, same_randomness
 from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Samples
-from flatminima.errors import DataError, NumericalError, UsageError
+from flatminima.errors import DataError, ModelError, NumericalError, UsageError
 from flatminima.io import write_whole
 from flatminima.training import TrainConfig, Training
 from flatminima.training.schedule import cosine
@@ -76,9 +78,9 @@ def make_problem(
         ModelError: what no certificate can be about. DataError: labels that are none of its classes.
     """
     x, y = tensors_at(samples, rows, base)
-    StochasticNetwork(base, recipe.sigma).probe(x)
     with torch.no_grad():
-        check_labels(y, two_class(base(x[:1])).shape[1])
+        check_labels(y, class_count(base(x[:1]), 1))
+    StochasticNetwork(base, recipe.sigma).probe(x)
     if recipe.layers == "all":
         network, head = StochasticNetwork(base, recipe.sigma), None
     else:
@@ -112,15 +114,49 @@ def tensors_at(samples: Samples, rows: Tensor, model: nn.Module) -> tuple[Tensor
     x, y = taken(samples, rows)
     packing = Packing.of(samples)
     x = x if packing is None else packing.pack(x)
-    if y.dim() != 1 or y.is_floating_point():
+    y = class_indices(y)
+    device = next((p.device for p in model.parameters()), x.device)
+    return x.to(device), y.to(device)
+
+
+def class_indices(y: Tensor) -> Tensor:
+    """Labels (n,) as int64.
+
+    Raises:
+        DataError: fractions, complex numbers, several a sample, or torch's mark for what a loss ignores.
+    """
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex():
         raise DataError(
             f"got labels of dtype {y.dtype} and shape {tuple(y.shape)}; expected class indices (n,), one a sample, as "
             "classifiers have"
         )
     if bool((y.long() == -100).any()):
         check_labels(y.long(), 1 << 62)
-    device = next((p.device for p in model.parameters()), x.device)
-    return x.to(device), y.to(device, torch.int64)
+    return y.long()
+
+
+def check_task(base: nn.Module, x: Tensor, data: Iterable[Samples], recipe: Recipe, prior: int) -> None:
+    """Refuse outputs and labels that no certificate can be made of, before anything is computed from them.
+
+    Args:
+        base: the network, which takes x, inputs of a few samples. data: whose labels are all looked at.
+        prior: samples that the prior is trained on.
+
+    Raises:
+        ModelError: outputs that are no logits, or that no gradient reaches. DataError: a label that is no class.
+    """
+    with same_randomness(), evaluating(base), torch.enable_grad():
+        output = base(x)
+    classes = class_count(output, len(x))
+    trained = prior > 0 or (recipe.epochs > 0 and recipe.layers == "all")
+    if trained and not output.requires_grad:
+        raise ModelError(
+            "no gradient reaches the network's outputs from its weights (.detach(), .tolist(), no_grad or frozen "
+            "weights in its forward?), so it cannot be trained here: compute the outputs from its parameters"
+        )
+    for samples in data:
+        for indices, targets in samples.each_target():
+            check_labels(class_indices(targets), classes, int(indices[0]))
 
 
 def round_weights(model: nn.Module, keep: str) -> None:

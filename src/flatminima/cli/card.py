@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flatminima.cli.certificate import recorded
 from flatminima.cli.report import read
 from flatminima.cli.terminal import say
 from flatminima.errors import FlatMinimaError, UsageError
@@ -26,6 +27,8 @@ def card(
     found = {name: read(folder / name) for name in (_MEASURES, _CERTIFICATE) if (folder / name).is_file()}
     if not found:
         raise UsageError(f"{folder} holds neither {_MEASURES} nor {_CERTIFICATE}; run measure or certify with --output")
+    if _CERTIFICATE in found:
+        found[_CERTIFICATE] = recorded(found[_CERTIFICATE], folder / _CERTIFICATE)
     from flatminima.io import write_whole
     from flatminima.report.card import card as section, put
     from flatminima.untrusted import Unreadable, read_text

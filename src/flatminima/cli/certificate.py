@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from flatminima.cli.terminal import say, tell
+from flatminima.errors import UsageError
 from flatminima.io import json_text
 
 if TYPE_CHECKING:
@@ -32,6 +33,31 @@ def show(found: Certificate, output: Path | None, as_json: bool) -> None:
     _draw(found, plot)
     say("", f"Certificate: {record}", f"Plot:        {plot}")
     say(f"Next:        flatminima certify --verify {record} --data ...")
+
+
+def recorded(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The record in a file, or the demonstration's, its verdict derived again: one written into it is not printed.
+
+    Raises:
+        CheckpointError: its bounds do not follow from its own counts.
+    """
+    from flatminima.certification.pipeline import derived
+
+    if path.name != "results.json":
+        return derived(document, path)
+    if not isinstance(document.get("certificate"), dict):
+        raise UsageError(f"{path} holds no certificate of the demonstration; run the command again")
+    return document | {"certificate": derived(document["certificate"], path)}
+
+
+def draw_again(folder: Path) -> None:
+    """The plot that lies in a folder, from the record beside it: an edited plot is no verdict either."""
+    from flatminima.certification import Certificate
+    from flatminima.cli.report import read
+
+    record, _, plot = (folder / name for name in WRITES)
+    if record.is_file() and plot.is_file():
+        _draw(Certificate.from_dict(recorded(read(record), record)), plot)
 
 
 def _text(c: Certificate) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from flatminima.cli.options import AsJson, Seed
 from flatminima.cli.terminal import WIDTH, bars, number, out, say
+from flatminima.display import ceiled_percent, probability
 from flatminima.io import json_text
 
 _BETWEEN = 3  # spaces that rich puts between two columns of this box
@@ -73,8 +74,9 @@ def _certificate(c: dict[str, Any]) -> list[str]:
     lines = [
         c["statement"],
         f"  of a network trained by the recipe of *, {c['recipe']}",
-        f"  With probability {1 - c['delta']:.3f} over the samples, the network that draws its weights",
-        f"  from N(w, {c['sigma']:g}^2) at each prediction errs on at most {100 * c['risk_bound']:.1f}% of new digits.",
+        f"  With probability {probability(c['delta'])} over the samples, the network that draws its weights",
+        f"  from N(w, {c['sigma']:g}^2) at each prediction errs on at most {ceiled_percent(c['risk_bound'])} "
+        "of new digits.",
         f"  It errs on {100 * c['gibbs_test_error']:.1f}% of the test set, "
         f"{100 * c['empirical_risk']:.1f}% of the bound's {c['n']} samples.",
         f"  KL {c['kl']:.1f} nats; {c['draws']} draws of the weights; union over {c['candidates']} priors;",
@@ -82,7 +84,7 @@ def _certificate(c: dict[str, Any]) -> list[str]:
         f"  prior: {c['prior']}.",
     ]
     if c["holdout_bound"] is not None:
-        lines.append(f"  Hold-out bound, same samples: {100 * c['holdout_bound']:.1f}% ({c['holdout_network']}).")
+        lines.append(f"  Hold-out bound, same samples: {ceiled_percent(c['holdout_bound'])} ({c['holdout_network']}).")
     return [*lines, *(f"  FAILS: {a['text']} ({a['evidence']})" for a in c["assumptions"] if a["holds"] is False)]
 
 

@@ -15,6 +15,7 @@ from flatminima.cli import language
 from flatminima.cli.device import take_threads, usable
 from flatminima.cli.option_groups import grouped
 from flatminima.cli.options import (
+    MOST_SEED,
     AppDir,
     AsJson,
     BatchSize,
@@ -61,7 +62,7 @@ def landscape(
     model_config: ModelConfig = None,
     app_dir: AppDir = None,
     batch_size: BatchSize = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of directions and samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of directions and samples.")] = 0,
     device: Device = None,
     threads: Threads = None,
     dry_run: DryRun = False,

@@ -42,7 +42,8 @@ Loss = Annotated[str, typer.Option(help=f"Per-sample loss: {', '.join(LOSSES)}."
 Subset = Annotated[int | None, typer.Option(min=1, help="Samples a Gram matrix (Fisher family).")]
 Budget = Annotated[str, typer.Option(help="'fast', 'default' or 'thorough': how much work to do.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+MOST_SEED = (1 << 63) - 1  # what 64 bits with a sign hold
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of everything that is drawn.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost and stop.")]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flatminima.cli.certificate import draw_again, recorded
 from flatminima.cli.terminal import say
 from flatminima.errors import FlatMinimaError, UsageError
 from flatminima.io import PATIENCE, claimed
@@ -33,6 +34,7 @@ def report(
     page = folder / "report.html"
     try:
         with claimed(folder, wait=PATIENCE):
+            draw_again(folder)
             _write(document, found, page)
     except FlatMinimaError:
         raise
@@ -73,11 +75,12 @@ def _write(document: dict[str, Any], found: Path, page: Path) -> None:
 
         write_ranking(document, page)
     elif found.name in PAGES:
-        write_whole(page, folder_page(found.name, document, found.parent))
+        sure = recorded(document, found) if found.name == "certificate.json" else document
+        write_whole(page, folder_page(found.name, sure, found.parent))
     elif found.name == "measures.json":
         write_measures(document, page)
     else:
-        write_report(document, page)
+        write_report(recorded(document, found), page)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import typer
 
 from flatminima.catalog.choices import SCALES
 from flatminima.cli.device import usable
-from flatminima.cli.options import AsJson, Device, DryRun
+from flatminima.cli.options import MOST_SEED, AsJson, Device, DryRun
 from flatminima.cli.studies import finish, plan_table, read_from
 from flatminima.cli.terminal import bars, say
 from flatminima.errors import FlatMinimaError, UnknownName, UsageError
@@ -37,7 +37,9 @@ Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, max=256, help="Process
 Shard = Annotated[str, typer.Option(help="i/N: only every N-th run, from the i-th.")]
 Engine = Annotated[str, typer.Option(help="local, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; else one is started here.")]
-Replication = Annotated[int, typer.Option("--seed", min=0, help="Replication: 1, 2, ... have other seeds.")]
+Replication = Annotated[
+    int, typer.Option("--seed", min=0, max=MOST_SEED, help="Replication: 1, 2, ... have other seeds.")
+]
 FailOnClaims = Annotated[
     bool,
     typer.Option("--fail-on-claims", help="Exit with 3 where a claim fails or is contradicted; no control counts."),

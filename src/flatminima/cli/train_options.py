@@ -14,6 +14,7 @@ from flatminima.catalog.choices import AUGMENTATIONS, LOSSES, METHODS, PRECISION
 from flatminima.cli import factory
 from flatminima.cli.early_checks import check_network, check_samples
 from flatminima.cli.options import (
+    MOST_SEED,
     AppDir,
     AsJson,
     Data,
@@ -127,7 +128,9 @@ class LengthOptions:
 class MachineOptions:
     """The machine and precision, which decide roundings."""
 
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, batches, noise, everything that is drawn.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Of weights, batches, noise, everything that is drawn.")
+    ] = 0
     device: Device = None
     threads: Threads = None
     precision: Annotated[str, typer.Option(help="float32, or bfloat16: forward passes in autocast.")] = "float32"

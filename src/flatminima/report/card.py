@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flatminima.report.sections import condition_status
+from flatminima.report.sections import RECORDED, condition_status
 
 _BEGIN, _END = "<!-- flatminima -->", "<!-- /flatminima -->"
 
@@ -15,7 +15,8 @@ def card(measures: Mapping[str, Any] | None, certificate: Mapping[str, Any] | No
 
     Args:
         measures: `measures.json` of `flatminima measure`, or None.
-        certificate: `certificate.json` of `flatminima certify`, or None.
+        certificate: `certificate.json` of `flatminima certify` with its statement derived again (see
+            `certification.pipeline.derived`), or None.
     """
     parts = [_BEGIN, "## Generalization, measured with flatminima", ""]
     if certificate is not None:
@@ -23,7 +24,7 @@ def card(measures: Mapping[str, Any] | None, certificate: Mapping[str, Any] | No
         parts += ["| condition | status | evidence |", "|---|---|---|"]
         parts += [f"| {_text(a['text'])} | {condition_status(a)} | {_text(a['evidence'])} |"
                   for a in certificate["assumptions"]]  # fmt: skip
-        parts.append("")
+        parts += ["", RECORDED, ""]
     if measures is not None:
         for finding in measures.get("diagnosis", ()):
             parts.append(f"- **{_text(finding['severity'])}**: {_text(finding['what'])}: {_text(finding['do'])}")

@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flatminima.display import ceiled, ceiled_digits
 from flatminima.report.page import render_template, version_rows
-from flatminima.report.sections import condition_status, pictures
+from flatminima.report.sections import RECORDED, condition_status, pictures
 from flatminima.untrusted import parsed, read_text
 
 _Document = Mapping[str, Any]
+_BOUNDS = ("risk_bound", "monte_carlo_upper", "holdout_bound", "cross_entropy_bound")
+_UP: Mapping[str, Callable[[float], float]] = {name: lambda v: float(ceiled(v)) for name in _BOUNDS} | {
+    "delta": ceiled_digits
+}
 _LONG = 24  # characters of a cell, above which a phone shows each row as lines of text
 
 
@@ -43,15 +48,20 @@ class Page:
 
 
 def certificate_page(document: _Document, folder: Path) -> Page:
-    """The statement, the bound's inputs and the conditions."""
+    """The statement, the bound's inputs and the conditions; bounds and delta are rounded up.
+
+    Args:
+        document: whose statement was derived again from its fields (see `certification.pipeline.derived`).
+    """
     numbers = ("risk_bound", "empirical_risk", "monte_carlo_upper", "kl", "sigma", "n", "draws", "delta",
                "holdout_bound", "constant_error", "cross_entropy_bound")  # fmt: skip
-    rows = tuple((name.replace("_", " "), document[name]) for name in numbers if document.get(name) is not None)
+    found = [(name, document[name]) for name in numbers if document.get(name) is not None]
+    rows = tuple((name.replace("_", " "), _UP[name](value) if name in _UP else value) for name, value in found)
     conditions = tuple((a["text"], condition_status(a), a["evidence"]) for a in document["assumptions"])
     return Page(
         "Certificate",
         f"{document['n']:,} samples, prior: {document['prior']}",
-        (document["statement"],),
+        (document["statement"], RECORDED),
         (
             Section("Numbers", ("", "value"), rows),
             Section("Conditions", ("condition", "status", "evidence"), conditions),

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from flatminima.display import ceiled, ceiled_percent, probability
 from flatminima.escaping import shown_lines
 from flatminima.io import write_whole
 from flatminima.report import plots
@@ -149,7 +150,8 @@ def demo_verdict(results: dict[str, Any]) -> list[str]:
     kind = "is certified to err" if c["is_certificate"] else "scores, without proof, to err"
     said.append(
         f"A network of recipe {c['recipe']}, its weights drawn afresh for each prediction, {kind} on at most "
-        f"{100 * c['risk_bound']:.1f}% of new digits; on the test set it errs on {100 * c['gibbs_test_error']:.1f}%."
+        f"{ceiled_percent(c['risk_bound'])} of new digits; on the test set it errs on "
+        f"{100 * c['gibbs_test_error']:.1f}%."
     )
     return said
 
@@ -234,7 +236,9 @@ def render_template(template: str, **values: Any) -> str:
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("flatminima.report", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
+    made.filters |= {f.__name__: f for f in (ceiled, ceiled_percent, probability)}
+    return made
 
 
 def _shown(value: Any) -> Any:

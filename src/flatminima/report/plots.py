@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flatminima.catalog import MEASURES
+from flatminima.display import ceiled_percent
 from flatminima.escaping import shown
 from flatminima.report.axes import legend_below, linear, logarithmic, plain_ticks, spans_decades
 from flatminima.report.theme import GREY, MARKERS, PALETTE, WIDTH, style, svg
@@ -92,7 +93,7 @@ def _scale(axes: Axes, values: list[float]) -> None:
 
 
 def certificate(c: dict[str, Any]) -> str:
-    """The certificate beside the observed errors."""
+    """The certificate beside the observed errors; each number is rounded up."""
     from matplotlib.figure import Figure
 
     rows = [
@@ -109,7 +110,7 @@ def certificate(c: dict[str, Any]) -> str:
         axes.barh([r[0] for r in shown], [100 * r[1] for r in shown], color=[r[2] for r in shown], height=0.6)
         for i, row in enumerate(shown):
             place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(f"{100 * row[1]:.1f}%", (100 * row[1], i), **place)
+            axes.annotate(ceiled_percent(row[1]), (100 * row[1], i), **place)
         axes.invert_yaxis()
         axes.set_xlabel("0-1 error (%)")
         axes.set_xlim(0, 122 * max(r[1] for r in shown) or 1.0)
@@ -121,7 +122,7 @@ def certificate(c: dict[str, Any]) -> str:
 def certificate_terms(
     bound: float, terms: dict[str, float], beside: dict[str, float], *, standing: str = "certificate", title: str = ""
 ) -> str:
-    """A certificate as the sum of its terms, above other bounds and the observed errors.
+    """A certificate as the sum of its terms, above other bounds and the observed errors; each is rounded up.
 
     Args:
         bound: what the certificate says, in [0, 1]. standing: what it is. title: its whole statement, for the figure.
@@ -130,7 +131,7 @@ def certificate_terms(
     """
     from matplotlib.figure import Figure
 
-    names = [f"{standing} {100 * bound:.2f}%", *(f"{name} {100 * value:.2f}%" for name, value in beside.items())]
+    names = [f"{name} {ceiled_percent(value, 2)}" for name, value in [(standing, bound), *beside.items()]]
     with style("certificate-terms"):
         figure = Figure(figsize=(WIDTH, 0.36 * len(names) + 1.3), layout="constrained")
         axes = figure.add_subplot()

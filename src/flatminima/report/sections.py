@@ -9,7 +9,9 @@ from typing import Any
 
 from flatminima.untrusted import read_bytes
 
+RECORDED = "The numbers are the record's, which flatminima certify --verify recomputes from weights and data."
 _NOISE = "The band or ellipse is the reach of random noise on the weights, which may be smaller than a line."
+_CERTIFICATE = "certificate.svg"
 _PICTURES = {
     "landscape.svg": ("The loss around the weights", _NOISE),
     "landscape-line.svg": ("The loss along a random direction", f"Filter-normalised (Li et al. 2018). {_NOISE}"),
@@ -23,7 +25,7 @@ _PICTURES = {
         "The loss on the plane of the two steepest directions",
         "The Hessian's top two eigenvectors; by the quadratic model the loss rises by 1 at distance 1. " + _NOISE,
     ),
-    "certificate.svg": ("Certificate", "The terms of the bound, written by flatminima certify."),
+    _CERTIFICATE: ("Certificate", "The terms of the bound, written by flatminima certify."),
 }
 
 
@@ -56,11 +58,15 @@ def heat_map(layered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def pictures(folder: Path) -> list[dict[str, str]]:
-    """Figures that `measure --explain`, `landscape` and `certify` drew into the same folder, as images of the page."""
+    """Figures that `measure --explain`, `landscape` and `certify` drew into the same folder, as images of the page.
+
+    That of a certificate is left out where its record is not beside it: a picture alone is no verdict.
+    """
     found = []
     for name, (title, caption) in _PICTURES.items():
         file = folder / name
-        if file.is_file():
+        alone = name == _CERTIFICATE and not file.with_suffix(".json").is_file()
+        if file.is_file() and not alone:
             data = base64.b64encode(read_bytes(file)).decode()
             found.append({"title": title, "caption": caption, "source": f"data:image/svg+xml;base64,{data}"})
     return found

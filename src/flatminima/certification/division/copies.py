@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from flatminima.certification.division.layout import Layout, layouts
-from flatminima.certification.division.reading import FEWEST_VALUES, Floats, chunks, flat_rows, tensors_of
+from flatminima.certification.division.reading import FEWEST_VALUES, Floats, chunks, flat_rows, single_tensors
 from flatminima.certification.division.shifts import Images, find_shifted
 from flatminima.core.samples import Samples, leaves
 
@@ -103,8 +103,8 @@ def _found_in_tensors(
     """Pairs of which one tensor is a near-copy: a picture in another form beside an age of its own."""
     if shapes[0] != shapes[1]:
         return
-    mine = tensors_of(first)
-    theirs = mine if second is None else tensors_of(second)
+    mine = single_tensors(first)
+    theirs = mine if second is None else single_tensors(second)
     for one, two in zip(mine, theirs, strict=True):
         copies = _found(one, None if second is None else two)
         yield from zip(map(tuple, copies.pairs.tolist()), copies.kinds, strict=True)

@@ -7,18 +7,16 @@ groups, each far from all other rows, which independent draws from a density do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from flatminima.certification.division.reading import CHUNK, Floats, RowHashes, row_hashes
+from flatminima.certification.division.reading import CHUNK, Floats, Indices, Read, RowHashes, row_hashes
 
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Read = Callable[[Indices], Floats]  # rows (k, d) at k indices
 
 _LOOKED_AT = 1_000  # rows that a column is judged by
 _INJECTIVE = 0.9  # share of distinct values in a column that tells rows apart
@@ -62,8 +60,8 @@ def lattice(values: np.ndarray[Any, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What some rows say of the columns.
+class ColumnKinds:
+    """Judgement on columns by some of the rows.
 
     Attributes:
         injective: (d,) nearly every row has a value of its own. even: (d,) the values are `lattice`.
@@ -73,7 +71,7 @@ class Columns:
     even: Mask
 
     @classmethod
-    def of(cls, read: Read, rows: Indices) -> Columns:
+    def of(cls, read: Read, rows: Indices) -> ColumnKinds:
         """Judge them by at most 1,000 of the rows."""
         places = np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(np.int64)
         sample = read(rows[places])
@@ -89,7 +87,7 @@ def without_columns(read: Read, n: int) -> Iterator[tuple[RowHashes, Read]]:
     The columns left out are those in which all rows differ, a quarter of them at most; or a random half of those that
     hold continuous values, as copies that differ in a few of these are equal in some half.
     """
-    masks = _masks(Columns.of(read, np.arange(n)))
+    masks = _masks(ColumnKinds.of(read, np.arange(n)))
     parts: list[list[RowHashes]] = [[] for _ in masks]
     for at in np.array_split(np.arange(n), -(-n // CHUNK)) if masks else ():
         rows = read(at)
@@ -101,7 +99,7 @@ def without_columns(read: Read, n: int) -> Iterator[tuple[RowHashes, Read]]:
             yield hashes, lambda at, mask=mask: read(at)[:, mask]  # type: ignore[misc]
 
 
-def _masks(columns: Columns) -> list[Mask]:
+def _masks(columns: ColumnKinds) -> list[Mask]:
     d, found = len(columns.injective), []
     numbered = int(columns.injective.sum())
     if 1 <= numbered <= max(1, d // 4) and d - numbered >= _FEWEST_KEPT:

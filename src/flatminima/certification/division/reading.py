@@ -7,7 +7,7 @@ fast hashes of them are what repeats and near-copies are searched with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from flatminima.errors import DataError
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 RowHashes = np.ndarray[Any, np.dtype[np.uint64]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+Read = Callable[[Indices], Floats]  # rows (k, d) at k indices
 
 FEWEST_VALUES = 12  # of a sample, below which unlike ones are often linear functions of each other
 CHUNK = 2_000  # samples that are read at a time
@@ -96,7 +98,7 @@ class OneTensor(Samples):
         return leaves(inputs)[self._place], targets
 
 
-def tensors_of(samples: Samples) -> list[OneTensor]:
+def single_tensors(samples: Samples) -> list[OneTensor]:
     """Each tensor of at least 12 values a sample on its own, where the inputs are of several; else none."""
     first = leaves(samples.take(torch.tensor([0]))[0])
     large = [i for i, t in enumerate(first) if t[0].numel() >= FEWEST_VALUES]

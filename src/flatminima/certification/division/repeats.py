@@ -20,18 +20,19 @@ from scipy.stats import binom, chi2, poisson
 from torch import Tensor
 
 from flatminima.certification.division.copies import Copies, find_copies
-from flatminima.certification.division.partly import CROWDED, Columns, Read, crowded, halves, without_columns
+from flatminima.certification.division.partly import CROWDED, ColumnKinds, crowded, halves, without_columns
 from flatminima.certification.division.reading import (
     CHUNK,
     FEWEST_VALUES,
     Floats,
+    Read,
     RowHashes,
     chunks,
     counts_of,
     flat_rows,
     group_hashes,
     row_hashes,
-    tensors_of,
+    single_tensors,
 )
 from flatminima.core.samples import Samples, leaves
 from flatminima.errors import DataError
@@ -124,7 +125,7 @@ def _copied_rows(samples: Samples, coarse: RowHashes | None) -> Iterator[tuple[s
         yield "", coarse
     if _repeats(samples.input_hashes) and repeat_whole(samples.input_hashes, read):
         yield "", samples.input_hashes
-    for one in tensors_of(samples):
+    for one in single_tensors(samples):
         own = one.input_hashes
         if _repeats(own) and repeat_whole(own, lambda at, one=one: flat_rows(one.take(torch.from_numpy(at))[0])):  # type: ignore[misc]
             yield "in one of their tensors", own
@@ -240,7 +241,7 @@ def _columns_to_split(read: Read, rows: np.ndarray[Any, Any]) -> np.ndarray[Any,
 
     Two that agree whenever one of them does are no numbers of categories drawn again, but copies.
     """
-    columns = Columns.of(read, rows)
+    columns = ColumnKinds.of(read, rows)
     numbers = columns.injective & columns.even
     return np.flatnonzero(~numbers) if numbers.sum() == 1 else np.arange(len(numbers))
 

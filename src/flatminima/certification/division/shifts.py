@@ -7,16 +7,15 @@ that is a sum over pixels, weighed by powers of two odd numbers, is had for all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from flatminima.certification.division.reading import CHUNK, Floats, RowHashes
+from flatminima.certification.division.reading import CHUNK, Read, RowHashes
 
 _Levels = np.ndarray[Any, np.dtype[np.uint8]]
-Read = Callable[[np.ndarray[Any, Any]], Floats]  # indices (k,) to rows (k, channels height width)
 
 _MOST, _SHARE = 4, 8  # pixels that an image may be moved by: an eighth of its side, at most four
 _MOST_STEPS = 16  # that a series may be moved by, an eighth of it at most
@@ -87,7 +86,7 @@ class Windows:
         return images[..., y : y + h, x : x + w]
 
     def middle(self, images: _Levels) -> _Levels:
-        """What is left without the margin."""
+        """The window that is left without the margin."""
         return self.at(images, self.down, self.across)
 
 

@@ -29,7 +29,7 @@ _IGNORED = -100  # torch's ignore_index
 
 
 class Logits(nn.Module):
-    """A network that returns a tensor of logits.
+    """A network that returns a tensor of logits and leaves its inputs as they are.
 
     Args:
         network: that returns them in an object, a dictionary or a tuple.
@@ -41,24 +41,44 @@ class Logits(nn.Module):
         self.network, self.which = network, which
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        args, kwargs = map_tensors(torch.clone, args), map_tensors(torch.clone, kwargs)
         return plain_samples(logits(self.network(*args, **kwargs), self.which))
 
     @classmethod
     @torch.no_grad()
     def needed(cls, network: nn.Module, x: Any, which: Any = None) -> nn.Module:
-        """The network itself where it returns a tensor for `x`, else wrapped, so that names of weights stay short.
+        """The network itself where it returns a tensor for `x` and does not write into it, else wrapped.
+
+        Names of weights stay short so.
 
         Raises:
             DataError: it cannot take `x`.
         """
         with same_randomness(), evaluating(network):
+            own = map_tensors(torch.clone, x)
+            before = _versions(own)
             try:
-                output = network(x)
+                output = network(own)
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
                 if isinstance(error, FlatMinimaError) or out_of_memory(error):
                     raise
                 raise unfit(x if not isinstance(network, Packed) else network.packing.unpack(x), error) from error
-        return network if which is None and type(output) is Tensor else cls(network, which)
+        plain = which is None and type(output) is Tensor and _versions(own) == before
+        return network if plain else cls(network, which)
+
+
+@torch.no_grad()
+def writes(network: nn.Module, x: Inputs) -> bool:
+    """Whether a forward pass writes into its inputs; these stay as they are. Unknown is True."""
+    own = map_tensors(torch.clone, x)
+    before = _versions(own)
+    network(own)
+    return not before or _versions(own) != before
+
+
+def _versions(inputs: Inputs) -> list[int]:
+    """Counts of writes into each tensor; none of those made in inference mode, which are not counted."""
+    return [t._version for t in leaves(inputs) if not t.is_inference()]
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,22 @@ def two_class(output: Tensor) -> Tensor:
     return output
 
 
+def class_count(output: Tensor, samples: int) -> int:
+    """Classes that the logits of so many samples tell apart.
+
+    Raises:
+        ModelError: no logits (samples, classes), and not one a sample, in real floating-point numbers.
+    """
+    shape = tuple(output.shape)
+    if not output.is_floating_point() or output.dim() not in (1, 2) or len(output) != samples or 0 in shape:
+        raise ModelError(
+            f"the network returned {str(output.dtype).removeprefix('torch.')} of shape {shape} for {samples} samples; "
+            "expected real floating-point logits (samples, classes), or one a sample: return the scores of the "
+            "classes themselves"
+        )
+    return two_class(output).shape[1]
+
+
 def class_labels(targets: Tensor, output: Tensor, loss: Loss, start: int = 0) -> Tensor:
     """Class indices (batch,) of targets, checked against the network's output.
 
@@ -137,7 +173,7 @@ def class_labels(targets: Tensor, output: Tensor, loss: Loss, start: int = 0) ->
             "loss='binary_cross_entropy'"
         )
     labels = targets.reshape(len(targets)) if one_logit and targets.numel() == len(targets) else targets
-    if labels.dim() != 1 or (labels.is_floating_point() and not one_logit):
+    if labels.dim() != 1 or labels.is_complex() or (labels.is_floating_point() and not one_logit):
         raise UsageError(
             f"got targets of dtype {targets.dtype} and shape {tuple(targets.shape)} with loss {loss.name!r}: a "
             "certificate is about the 0-1 error, which needs one class index a sample"

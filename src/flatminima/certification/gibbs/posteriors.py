@@ -26,6 +26,7 @@ from flatminima.core.perturbation import Explicit, Gaussian, Relative, Uniform, 
 from flatminima.errors import UnknownName, UsageError
 from flatminima.statistics import FisherDiagonal, FisherFactor, GaussNewtonDiagonal, GaussNewtonFactor
 
+_ROUNDING = 1e-12  # of the terms of a divergence in float64
 _NEGLIGIBLE = 1e-10  # of the largest eigenvalue; below it vectors would not be orthogonal in float64
 
 
@@ -107,11 +108,13 @@ class TruncatedBox(Posterior):
 
     @property
     def kl(self) -> float:
-        distance, kappa = _array(self.distance), _array(self.kappa)
+        distance, sigma, kappa = _array(self.distance), _array(self.sigma), _array(self.kappa)
         if bool((abs(distance) + kappa > self.box).any()):
             return math.inf
-        open_prior = float(bounds.kl_truncated_gaussian(distance, _array(self.sigma), kappa, self.scale**2))
-        return open_prior + len(distance) * math.log(math.erf(self.box / (math.sqrt(2) * self.scale)))
+        open_prior = float(bounds.kl_truncated_gaussian(distance, sigma, kappa, self.scale**2))
+        cut = len(distance) * math.log(math.erf(self.box / (math.sqrt(2) * self.scale)))
+        terms = abs(np.log(self.scale / sigma)) + (distance**2 + sigma**2) / (2 * self.scale**2) + 0.5
+        return _without_rounding(open_prior + cut, abs(open_prior) + abs(cut) + float(terms.sum()))
 
     def draw(self, weights: Tensor, seed: int, index: int) -> Tensor:
         # inverse distribution function: no rejection loop whose length varies
@@ -190,6 +193,15 @@ class EigenDecomposition:
         values, basis = values[kept], basis[:, kept]
         vectors = (basis / values.sqrt()).T @ rows
         return cls(values, vectors.to(factor.dtype))
+
+
+def _without_rounding(kl: float, terms: float) -> float:
+    """A sum that is 0 or more: what rounding leaves below it is 0, and more than that stays what it is.
+
+    Args:
+        terms: the sum of their sizes.
+    """
+    return 0.0 if -_ROUNDING * terms <= kl < 0 else kl
 
 
 def _array(t: Tensor) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -231,7 +232,8 @@ def _by_example(minimum: Minimum, posterior: Posterior) -> StochasticNetwork | N
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in minimum.parameters.tensors):
         return None
     with minimum.open():
-        network = StochasticNetwork(Logits.needed(minimum.model, samples.inputs[:1], minimum.output), posterior.scale)
+        needed = Logits if minimum.writes_inputs else partial(Logits.needed, x=samples.inputs[:1])
+        network = StochasticNetwork(needed(minimum.model, which=minimum.output), posterior.scale)
         network.probe(samples.inputs)
     if network.by != "example":
         return None

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatminima import bounds
+from flatminima.certification.gibbs.outputs import writes
 from flatminima.certification.gibbs.per_example import PerExample, SharedWeights
 from flatminima.core.guard import Written
 from flatminima.core.kept_values import refuse_kept_values
 from flatminima.core.parameters import Parameters, copied
+from flatminima.core.samples import map_tensors, spread
 from flatminima.errors import ModelError, UsageError
 
 _PROBE, _BATCH = 3, 64  # examples of a probing pass, and of one that looks for what they do to each other
+_SCANNED = 256  # examples; of a layer that one row in fifty does not reach 99% of networks show it
 _LARGEST_KERNEL = 1 << 20  # weights of a convolution drawn by the example; larger ones take one draw a batch
 
 
@@ -76,6 +79,7 @@ class StochasticNetwork(nn.Module):
         self.log_sigmas = nn.ParameterList(torch.full_like(p, math.log(sigma)) for p in self.means)
         self.by = ""  # what shares a draw, "example" or "batch"; known after the first probe
         self.reason = ""
+        self.writes_inputs = True  # until the first probe has seen that it does not
 
     def train(self, mode: bool = True) -> StochasticNetwork:
         """Always in eval mode: dropout and batch statistics are not part of Q."""
@@ -87,7 +91,13 @@ class StochasticNetwork(nn.Module):
             self.probe(x)
         if self.by == "batch":
             return self.drawn(x, generator)
-        return self._per_example(x, generator, kernels_by_batch)
+        try:
+            return self._per_example(x, generator, kernels_by_batch)
+        except SharedWeights as found:  # draws were begun by the example, and no other way may be chosen by them
+            raise ModelError(
+                f"the network uses its weights otherwise for some samples than for others ({found}): apply each layer "
+                "to every row of a batch, and choose among the results with torch.where"
+            ) from None
 
     def drawn(self, x: Any, generator: torch.Generator | None = None) -> Tensor:
         """Logits (batch, classes) of one draw of the whole network."""
@@ -95,13 +105,17 @@ class StochasticNetwork(nn.Module):
             name: mean + rho.exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
             for name, mean, rho in zip(self.names, self.means, self.log_sigmas, strict=True)
         }
-        out: Tensor = functional_call(self.network, weights, (x,))
+        out: Tensor = functional_call(self.network, weights, (self._own(x),))
         return out
 
     def mean_network(self, x: Any) -> Tensor:
         """Logits of the deterministic network at mu, which no certificate speaks of."""
-        out: Tensor = self.network(x)
+        out: Tensor = self.network(self._own(x))
         return out
+
+    def _own(self, x: Any) -> Any:
+        """Inputs that the network may write into: the caller's, and those of the next pass, stay as they are."""
+        return map_tensors(torch.clone, x) if self.writes_inputs else x
 
     @torch.no_grad()
     def probe(self, x: Tensor) -> None:
@@ -110,20 +124,21 @@ class StochasticNetwork(nn.Module):
         Raises:
             ModelError: a forward pass that is random, mixes the examples of a batch or keeps values of its weights.
         """
-        few, fewer = x[:_PROBE], x[: _PROBE - 1]
+        few, fewer, many = x[:_PROBE], x[: _PROBE - 1], x[:_BATCH]
+        self.writes_inputs = True
         written = Written(list(self.network.modules()))
-        first, again, part = self.network(few), self.network(few), self.network(fewer)
-        if not torch.equal(first, again):
-            raise ModelError("two forward passes differ: dropout or other noise is left on; make the network's own off")
+        first, again, part = (self.mean_network(some) for some in (few, few, fewer))
         if not isinstance(first, Tensor) or first.dim() not in (1, 2):
             got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
             raise ModelError(f"got an output {got}; a certificate needs logits (batch, classes)")
-        many = x[:_BATCH]
-        whole, turned = self.network(many), self.network(many.flip(0)).flip(0)
+        if not torch.equal(first, again):
+            raise ModelError("two forward passes differ: dropout or other noise is left on; make the network's own off")
+        whole, turned = self.mean_network(many), self.mean_network(many.flip(0)).flip(0)
         pairs = ((first[: len(part)], part), (whole, turned), (whole[: len(first)], first))
         if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs):
             raise ModelError("an example's output depends on the others of its batch; freeze the network's statistics")
-        refuse_kept_values(lambda: self.network(few), self.means, written)
+        refuse_kept_values(lambda: self.mean_network(few), self.means, written)
+        self.writes_inputs = writes(self.network, many)
         try:
             large = [
                 n for n, p in zip(self.names, self.means, strict=True) if p.dim() > 2 and p.numel() > _LARGEST_KERNEL
@@ -133,6 +148,8 @@ class StochasticNetwork(nn.Module):
             for some in (few, fewer):  # two sizes: an axis may happen to be as long as one batch
                 if bool(self._per_example(some, None, False).isnan().any()):
                     raise SharedWeights("a random weight is used where it cannot be seen, in compiled or scripted code")
+            for rows in spread(len(x), _SCANNED).split(_BATCH):  # some of which a network may leave out of a layer
+                self._per_example(x[rows], None, False)
             self.by, self.reason = "example", ""
         except SharedWeights as found:
             self.by, self.reason = "batch", str(found)
@@ -143,8 +160,9 @@ class StochasticNetwork(nn.Module):
         sigmas = {id(mean): rho.exp() for mean, rho in zip(self.means, self.log_sigmas, strict=True)}
         nan = {n: m.new_full((), math.nan).expand(m.shape) for n, m in zip(self.names, self.means, strict=True)}
         means = {id(nan[name]): mean for name, mean in zip(self.names, self.means, strict=True)}
+        own = self._own(x)
         with PerExample(sigmas, means, len(x), generator, kernels_by_batch=kernels_by_batch) as mode:
-            out: Tensor = functional_call(self.network, nan, (x,))
+            out: Tensor = functional_call(self.network, nan, (own,))
         missing = [n for n, mean in zip(self.names, self.means, strict=True) if id(mean) not in mode.used]
         if missing:
             raise SharedWeights(f"no layer that is known uses {missing[0]}")
