@@ -24,13 +24,16 @@ LAYERS = [
         "interrupts",
         "identity",
         "sharing",
+        "rebinding",
+        "scaled_gradients",
         "space",
         "activation_pattern",
         "spent",
         "catalog",
     ),
+    ("written",),
     ("ambient", "guard", "untrusted", "moved_weights", "statistic_store"),
-    ("estimate", "parameters", "samples", "losses"),
+    ("estimate", "parameters", "samples", "losses", "chance"),
     ("sharded_parameters",),
     ("layer_rules", "perturbation", "statistic", "table", "budgets"),
     ("layer_grams",),
@@ -138,7 +141,7 @@ def complaint(area, target):
         return None
     if ROW[target] > ROW[area]:
         return f"{target} lies above {area}"
-    return None if len(LAYERS[ROW[area]]) > 1 and ROW[area] in (1, 2) else f"{target} lies beside {area}"
+    return None if len(LAYERS[ROW[area]]) > 1 and ROW[area] in (2, 3) else f"{target} lies beside {area}"
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))

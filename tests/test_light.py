@@ -19,8 +19,8 @@ from flatminima.errors import MissingExtra, optional
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# bytes. The aim is a megabyte. 890,000 are code (no file is over 10,000), 88,000 its 437 entries' names and hashes
-MOST = 1_140_000
+# bytes. The aim is a megabyte. 950,000 are code (no file is over 10,000), 92,000 its 460 entries' names and hashes
+MOST = 1_220_000
 MOST_OF_DATA = 105_000  # what is no code: the digits, the papers' sentences, the pages' templates
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal
 
 from flatminima import Minimum, measure, measures
 from flatminima.core.ambient import neutral
@@ -58,7 +60,18 @@ MODES: dict[str, Callable[[], Any]] = {
     "default device meta": lambda: torch.device("meta"),
     "deterministic": deterministic,
     "no_grad in autocast": lambda: _both(torch.autocast("cpu", torch.bfloat16), torch.no_grad()),
+    "saved tensors rounded": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t.half(), lambda t: t.float()),
+    "a function mode that rounds": lambda: Rounds(),
+    "function modes on a device": lambda: _both(torch.device("cpu"), _both(Rounds(), torch.device("meta"))),
 }
+
+
+class Rounds(torch.overrides.TorchFunctionMode):
+    """Rounds what linear layers return."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        return out.bfloat16().float() if function is nn.functional.linear else out
 
 
 @contextlib.contextmanager
@@ -79,14 +92,20 @@ def outside() -> dict[str, Any]:
     return found
 
 
+def switches() -> list[Any]:
+    modes = torch.overrides._get_current_function_mode_stack()
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), modes, hooks]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_table_made_inside_is_the_table_made_outside(mode: str, outside: dict[str, Any]) -> None:
     """Inside autocast an expected sharpness was 0 +- 0: the cache of cast weights hides every perturbation."""
     net, pair = network(), data()
     with MODES[mode]():
-        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
+        before = switches()
         assert numbers(Minimum(net, pair)) == outside
-        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()) == before
+        assert switches() == before
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -146,3 +165,33 @@ def test_modes_are_as_before_after_an_exception() -> None:
             assert not torch.is_autocast_enabled("cpu") and torch.get_default_dtype() == torch.float32
             raise KeyError
         assert torch.is_autocast_enabled("cpu") and torch.get_default_dtype() == torch.float64
+
+
+def orthogonal_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(orthogonal(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3)).eval()
+
+
+@pytest.mark.parametrize("made_inside", [True, False])
+def test_parametrized_weights_follow_every_move_where_they_are_cached(made_inside: bool) -> None:
+    """`parametrize.cached` kept those of before the move: a Fisher trace was half of what it is."""
+    net, pair = orthogonal_network(), data()
+    expected = numbers(Minimum(net, pair))
+    minimum = None if made_inside else Minimum(net, pair)
+    with parametrize.cached():
+        kept = net[0].weight
+        assert numbers(minimum or Minimum(net, pair)) == expected
+        assert net[0].weight is kept and parametrize._cache_enabled == 1
+    assert not parametrize._cache and net[0].weight is not kept
+
+
+def test_a_cache_that_another_thread_leaves_meanwhile_is_not_brought_back() -> None:
+    net = orthogonal_network()
+    with contextlib.ExitStack() as others:
+        others.enter_context(parametrize.cached())
+        first = net[0].weight
+        with neutral():
+            assert net[0].weight is not net[0].weight
+            others.close()
+            assert net[0].weight is not net[0].weight
+    assert not parametrize._cache and not parametrize._cache_enabled and net[0].weight is not first

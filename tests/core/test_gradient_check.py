@@ -76,7 +76,40 @@ def called_past_its_hooks(net: Any, x: Tensor) -> Tensor:
 def a_rare_branch(net: Any, x: Tensor) -> Tensor:
     """Taken by batches that hold an extreme sample: one batch of many."""
     h = torch.tanh(net.a(x))
-    return net.b(h) + (F.linear(h, net.b.weight) if bool((x[:, 0] > 9).any()) else 0.0)
+    extreme = x[:, :1] > 9
+    return net.b(h) + (extreme * F.linear(h, net.b.weight) if bool(extreme.any()) else 0.0)
+
+
+class _Adds(torch.autograd.Function):
+    """h + m * x w^T, whose parameters no torch function sees."""
+
+    @staticmethod
+    def forward(ctx, h, x, w, m):
+        ctx.save_for_backward(x, w, m)
+        return h + m * (x @ w.T)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w, m = ctx.saved_tensors
+        return grad, (m * grad) @ w, (m * grad).T @ x, None
+
+
+def masked_function(net: Any, x: Tensor) -> Tensor:
+    """A custom function takes a weight of no layer that is called, behind a mask that is shut but for one sample."""
+    return _Adds.apply(net.b(torch.tanh(net.a(x))), x, net.c.weight, 1.0 * (x[:, :1] > 9))
+
+
+def masked_function_of_a_layer(net: Any, x: Tensor) -> Tensor:
+    """The same with the weight of a layer that is called as well."""
+    h = torch.tanh(net.a(x))
+    return _Adds.apply(net.b(h), h, net.b.weight, 1.0 * (x[:, :1] > 9))
+
+
+def rare_function(net: Any, x: Tensor) -> Tensor:
+    """The same in a branch that one batch takes, whose other operations are those of all batches."""
+    h = torch.tanh(net.a(x))
+    extreme = 1.0 * (x[:, :1] > 9)
+    return _Adds.apply(net.b(h), h, net.b.weight, extreme) if bool(extreme.any()) else net.b(h)
 
 
 def experts(net: Any, x: Tensor) -> Tensor:
@@ -102,6 +135,9 @@ CASES: dict[str, Callable[[], Net]] = {
     "a neighbour's matrix": lambda: Net(matrix_of_a_neighbour, a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
     "past its hooks": lambda: Net(called_past_its_hooks, a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
     "a rare branch": lambda: Net(a_rare_branch, a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+    "a masked function": lambda: Net(masked_function, a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(6, 3)),
+    "a layer in a function": lambda: Net(masked_function_of_a_layer, a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+    "a rare function": lambda: Net(rare_function, a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
     "experts": lambda: Net(experts, a=nn.Linear(6, 3), b=nn.Linear(6, 3), c=nn.Linear(6, 3)),
     "a scaling hook": lambda: _hooked(),
 }
@@ -165,6 +201,17 @@ def test_what_layers_can_follow_is_followed() -> None:
     minimum[FisherDiagonal()]
     assert minimum.follows_layers and minimum.following.level == 0
     assert 0 < minimum.passes.checks < 1.2 * N
+
+
+def test_the_routes_of_frozen_and_of_checked_passes_are_one() -> None:
+    """Each batch is checked as often as the sweep says: 1, 2, 4, 8, and no batch because its graph has other nodes."""
+    torch.manual_seed(1)
+    embedded = Net(lambda net, x: net.b(torch.relu(net.a(2.0 * x)).square()), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    minimum = Minimum(embedded.eval(), data(), batch_size=4)
+    assert minimum.follows_layers
+    checks = minimum.passes.checks
+    minimum[FisherDiagonal()]
+    assert minimum.passes.checks - checks <= 4 * 4 + 4
 
 
 def test_values_made_in_a_wrong_way_are_made_again() -> None:

@@ -149,3 +149,70 @@ def test_the_check_is_made_once_and_counted_apart() -> None:
     assert 0 < checks < 20 * N
     measures.hessian_top_eigenvalue(chosen)
     assert chosen.passes.checks == checks
+
+
+class Expert(nn.Module):
+    """A function that few samples pass: those few alone, or all of them behind a mask that is shut for the others."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], masked: bool, own: bool = True) -> None:
+        super().__init__()
+        self.a, self.b, self.function, self.masked = nn.Linear(6, 8), nn.Linear(8, 3), function, masked
+        self.expert = nn.Linear(8, 8) if own else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        chosen = x[:, 0] > 2.0
+        if self.masked:
+            return self.b(torch.where(chosen.unsqueeze(1), h + self.function(self.expert(h)), h))
+        if bool(chosen.any()):
+            out = h.clone()
+            out[chosen] = h[chosen] + self.function(self.expert(h[chosen]))
+            h = out
+        return self.b(h)
+
+
+def _rounded(h: Tensor) -> Tensor:
+    return h + (torch.round(4 * h) / 4 - h).detach()
+
+
+def _few_pass(net: nn.Module) -> Minimum:
+    """Two samples of 200, none among those looked at first."""
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).clamp(max=1.9)
+    looked_at = torch.randperm(200, generator=torch.Generator().manual_seed(2))
+    x[looked_at[[100, 150]], 0] = 2.1
+    return Minimum(net.eval(), (x, torch.arange(200) % 3), batch_size=64)
+
+
+@pytest.mark.parametrize("measure", [measures.hessian_trace, measures.hessian_top_eigenvalue])
+@pytest.mark.parametrize(
+    ("function", "masked", "own"),
+    [(Square.apply, False, True), (Square.apply, True, True), (Square.apply, True, False), (_rounded, False, True),
+     (_rounded, True, True), (_rounded, False, False)],
+)  # fmt: skip
+def test_what_few_samples_use_is_looked_at_when_they_come(measure: Any, function: Any, masked: bool, own: bool) -> None:
+    torch.manual_seed(0)
+    found = measure(_few_pass(Expert(function, masked, own)), samples=None)
+    assert found.value is None and found.code == "second_derivative"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_right_function_that_few_samples_use_is_measured_and_looked_at_once(masked: bool) -> None:
+    torch.manual_seed(0)
+    one, two = _few_pass(Expert(Sine.apply, masked)), _few_pass(Expert(torch.sin, masked))
+    two.model.load_state_dict(one.model.state_dict())
+    two = Minimum(two.model, (one.samples.inputs, one.samples.targets), batch_size=64)  # type: ignore[attr-defined]
+    found = [measures.hessian_trace(m, samples=None).value for m in (one, two)]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    checks, forward = one.passes.checks, one.passes.forward
+    assert forward == two.passes.forward
+    measures.hessian_top_eigenvalue(one, samples=None)
+    assert one.passes.checks == checks
+
+
+def test_kinks_of_many_samples_prove_nothing() -> None:
+    """Among many ReLUs differences settle at a smoothed curvature: a fault is one that a few samples show."""
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(6, 4000), nn.ReLU(), nn.Linear(4000, 50), nn.ReLU(), nn.Linear(50, 3))
+    chosen = minimum(wide)
+    assert measures.hessian_trace(chosen).value is not None
+    assert chosen.examined["hessian"] is None

@@ -190,6 +190,11 @@ def test_initial_weights_of_another_network_are_refused(network):
         spectral_complexity(network, initial={})
     with pytest.raises(UsageError, match="same network"):
         spectral_complexity(network, initial=mlp(3, 5, 3, 3))
+    net = nn.Sequential(nn.Conv2d(2, 3, (1, 2)), nn.Flatten(), nn.Linear(9, 3)).double().eval()
+    turned = {name: p.transpose(2, 3) if p.dim() == 4 else p for name, p in net.state_dict().items()}
+    with pytest.raises(UsageError, match=r"'0.weight' has the shape \(3, 2, 2, 1\), the network's \(3, 2, 1, 2\)"):
+        images = torch.randn(30, 2, 1, 4, generator=generator(1), dtype=torch.float64)
+        spectral_complexity(fitted(net, images), initial=turned, over_margin=False)
 
 
 def test_the_norm_of_the_weights(network):

@@ -7,9 +7,17 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from flatminima import Minimum, measure
-from flatminima.measures import frobenius_norm, lipschitz, path_norm, spectral_complexity, spectral_norm
+from flatminima.measures import (
+    frobenius_norm,
+    lipschitz,
+    path_norm,
+    power_law_exponent,
+    spectral_complexity,
+    spectral_norm,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is not ours
 
@@ -74,6 +82,94 @@ def test_huge_and_tiny_matrices_keep_their_digits():
         minimum.model.attention.in_proj_weight.mul_(1e-200)
     again = Minimum(minimum.model, (minimum.samples.inputs, minimum.samples.targets), "causal_lm")
     assert spectral_norm(again).value == pytest.approx(before - 400 * math.log(10), rel=1e-10)
+
+
+class Mixed(nn.Module):
+    """Twelve and more eigenvalues a layer, and a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = nn.LayerNorm(12), nn.Linear(12, 14), nn.Linear(14, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.tanh(self.a(self.norm(x))))
+
+
+class Adapter(nn.Module):
+    """A low-rank adapter in torch's own way, with two matrices that are no layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(2, 12)), nn.Parameter(torch.randn(14, 2))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.up @ self.down
+
+
+def _pruned_twice(layer: nn.Module) -> nn.Module:
+    prune.l1_unstructured(layer, "weight", 0.4)
+    return prune.random_unstructured(layer, "weight", 0.3)
+
+
+MAKERS = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "two": lambda layer: parametrizations.spectral_norm(parametrizations.weight_norm(layer)),
+    "adapter": lambda layer: parametrize.register_parametrization(layer, "weight", Adapter(), unsafe=True),
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned twice": _pruned_twice,
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_weights_are_those_in_effect(kind):
+    """Numbers and names are those of a plain layer that holds the weight that is made; nothing is moved by the look."""
+    torch.manual_seed(0)
+    net, x, y = Mixed().double(), torch.randn(30, 12, dtype=torch.float64), torch.arange(30) % 12
+    MAKERS[kind](net.a)
+    net.double()(x)
+    with torch.no_grad():
+        for p in net.parameters() if kind != "orthogonal" else ():  # which torch then makes zeros of
+            p.add_(0.3 * torch.rand_like(p))
+    net.eval()(x)
+    plain = Mixed().double()
+    kept = {name: p for name, p in net.named_parameters() if not name.startswith("a.") or name == "a.bias"}
+    plain.load_state_dict({**kept, "a.weight": net.a.weight.detach()})
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    made, expected = Minimum(net, (x, y)), Minimum(plain.eval(), (x, y))
+    for measured in (frobenius_norm, spectral_norm, spectral_complexity):
+        assert measured(made).value == pytest.approx(measured(expected).value, rel=1e-9)
+    assert set(spectral_norm(made).details["layers"]) == {"a.weight", "b.weight"}
+    fits = [power_law_exponent(m, max_error=math.inf).details["fits"] for m in (made, expected)]
+    assert fits[0].keys() == fits[1].keys() >= {"b.weight"}
+    for name in fits[0].keys() - {"a.weight"} if kind == "orthogonal" else fits[0]:  # whose eigenvalues are 1 and 1
+        assert fits[0][name] == pytest.approx(fits[1][name], rel=1e-6)
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_a_made_weight_follows_what_it_is_made_from():
+    """The old hook's attribute is that of the last forward pass, which may be another file's."""
+    net, x = Mixed().double(), torch.randn(9, 12, dtype=torch.float64)
+    nn.utils.weight_norm(net.a)
+    with torch.no_grad():
+        net.a.weight_g.mul_(10.0)
+    found = spectral_norm(Minimum(net, (x, torch.arange(9)))).details["layers"]["a.weight"]
+    net(x)
+    assert found == pytest.approx(2 * math.log(float(torch.linalg.matrix_norm(net.a.weight, 2))), rel=1e-10)
+
+
+def test_a_weight_that_one_layer_makes_and_another_takes_as_it_is():
+    """Two matrices; a parametrized layer that is called in two places is one."""
+    net, x = Mixed().double(), torch.randn(9, 12, dtype=torch.float64)
+    net.a, net.b = nn.Linear(12, 12, bias=False).double(), nn.Linear(12, 12).double()
+    net.b.weight, net.again = net.a.weight, net.a
+    parametrizations.spectral_norm(net.a)
+    found = spectral_norm(Minimum(net.eval(), (x, torch.arange(9)))).details["layers"]
+    assert list(found) == ["b.weight", "a.weight"]
+    assert found["a.weight"] == pytest.approx(0, abs=0.05) and found["b.weight"] != pytest.approx(0, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "head", "ia3"])

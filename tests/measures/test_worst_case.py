@@ -153,10 +153,15 @@ def test_distance_from_the_start_in_every_form() -> None:
     [
         (torch.zeros(3), "3 initial weights for 12"),
         ({"0.weight": torch.zeros(2, 2)}, "lack '0.bias'"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), "initial '0.weight' holds 6"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), r"initial '0.weight' has the shape \(2, 3\)"),
+        (
+            {name: p.reshape(-1) for name, p in _network().model.state_dict().items()},
+            r"shape \(4,\), the network's \(2, 2",
+        ),
+        (torch.zeros(3, 4), r"got initial weights of shape \(3, 4\); a vector has the shape \(12,\)"),
         (torch.full((12,), float("nan")), "NaN or Inf"),
     ],
-    ids=["length", "missing", "shape", "nan"],
+    ids=["length", "missing", "shape", "layout", "no vector", "nan"],
 )
 def test_initial_weights_that_do_not_fit(initial: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):

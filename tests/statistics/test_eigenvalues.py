@@ -97,3 +97,45 @@ def test_more_eigenvalues_than_parameters() -> None:
     minimum = Minimum(nn.Linear(1, 2, bias=False), (torch.ones(2, 1), torch.arange(2)))
     with pytest.raises(Undefined, match="2 parameters have no 3 eigenvalues"):
         minimum[TopEigenvalues(3)]
+
+
+class _Quadratic(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.w.expand(len(x), -1) + 0 * x[:, :1]
+
+
+def _quadratic(diagonal: list[float], dtype: torch.dtype = torch.float32) -> Minimum:
+    """Of this Hessian."""
+    d, data = torch.tensor(diagonal, dtype=dtype), (torch.randn(4, 1, dtype=dtype), torch.zeros(4))
+    return Minimum(_Quadratic(len(d)).to(dtype), data, lambda out, _: 0.5 * (out**2 * d.to(out)).sum(1))
+
+
+def test_a_feature_in_milliseconds() -> None:
+    """A Hessian of 6e24 in float32: 1.5e24 came back, called exact."""
+    x = torch.stack([1.7e12 + torch.rand(50, generator=torch.Generator().manual_seed(0)) * 1e9, torch.rand(50)], 1)
+    minimum = Minimum(nn.Linear(2, 1), (x, torch.rand(50, 1)), "mse")
+    inputs = torch.cat([x.double(), torch.ones(50, 1, dtype=torch.float64)], 1)
+    truth = float(torch.linalg.eigvalsh(2 * inputs.T @ inputs / 50)[-1])
+    found = measures.hessian_top_eigenvalue(minimum, samples=None)
+    assert float(found) == pytest.approx(truth, rel=1e-5) and found.details["residuals"][0] < 1e-3 * truth
+    assert measures.negative_curvature(minimum).value == pytest.approx(0, abs=1e-6)
+    assert "drown in the rounding of the largest" in str(measures.effective_dimension(minimum))
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_of_losses_of_any_scale(scale: float) -> None:
+    found = measures.hessian_top_eigenvalue(_quadratic([3 * scale, scale, -2 * scale]), samples=None, k=2)
+    np.testing.assert_allclose(found.details["eigenvalues"], [3 * scale, scale], rtol=1e-4)
+
+
+def test_a_saddle_whose_curvature_is_lost_in_rounding() -> None:
+    """1e-3 and 1e-4 beside -1e4: float32 gave a sixth, called exact; where nothing is above 0, nothing is told."""
+    with pytest.raises(Undefined, match=r"lost in the rounding of one of .* below 0: .*; measure in float64"):
+        _quadratic([-1e4, 1e-3, 1e-4])[TopEigenvalues()]
+    found = measures.hessian_top_eigenvalue(_quadratic([-1e4, 1e-3, 1e-4], torch.float64), samples=None)
+    assert float(found) == pytest.approx(1e-3, rel=1e-6)
+    assert measures.hessian_top_eigenvalue(_quadratic([0.0, 0.0]), samples=None).value == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import aslinearoperator
 
-from flatminima.errors import UsageError
+from flatminima.errors import NumericalError, UsageError
 from flatminima.statistics import extreme_eigenvalues, lanczos
 
 
@@ -153,3 +153,42 @@ def test_an_invariant_space_ends_it() -> None:
 def test_no_steps() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         lanczos(np.eye(2), torch.ones(2), 0)
+
+
+# -- any scale -------------------------------------------------------------------------------------------------------
+
+FAR = [(torch.float32, 1e-25), (torch.float32, 1e24), (torch.float64, 1e-200), (torch.float64, 1e200)]
+
+
+@pytest.mark.parametrize("dtype, scale", FAR, ids=str)
+def test_eigenvalues_of_any_size(dtype: torch.dtype, scale: float) -> None:
+    """The square of 1e24 is infinite in float32: its norm then accepted any residual."""
+    matrix = torch.from_numpy(rotated([*np.linspace(-1, 1, 60), 5.0]))
+    found = extreme_eigenvalues(lambda v: (matrix @ v.double()) * scale, len(matrix), 2, tolerance=1e-4, dtype=dtype)
+    np.testing.assert_allclose(found.values / scale, [5.0, 1.0], rtol=1e-4)
+    assert float(found.residuals.max()) <= 1e-4 * 5 * scale
+    assert found.norm == pytest.approx(5 * scale, rel=0.5)
+
+
+@pytest.mark.parametrize("dtype, scale", FAR, ids=str)
+def test_a_quadrature_of_any_size(dtype: torch.dtype, scale: float) -> None:
+    matrix, start = torch.from_numpy(rotated(list(np.linspace(-1, 2, 40)))), torch.ones(40, dtype=torch.float64)
+    nodes, weights = lanczos(lambda v: (matrix @ v.double()) * scale, start, 10, dtype).quadrature()
+    plain = lanczos(matrix, start, 10, dtype).quadrature()
+    np.testing.assert_allclose(nodes / scale, plain[0], atol=1e-5)
+    np.testing.assert_allclose(weights, plain[1], atol=1e-4)
+
+
+def test_a_product_that_overflows() -> None:
+    for run in (lambda m: extreme_eigenvalues(m, 3), lambda m: lanczos(m, torch.ones(3), 2)):
+        with pytest.raises(NumericalError, match="it overflows, or holds NaN"):
+            run(lambda v: v * torch.inf)
+
+
+def test_the_rounding_of_a_larger_one_is_no_tolerance() -> None:
+    """1e-3 above -100 in float32: within 100 roundings of -100 any number near 0 was accepted."""
+    matrix = torch.from_numpy(rotated([-100.0, 1e-3, *np.linspace(-1, 0, 30)]))
+    lost = extreme_eigenvalues(lambda v: matrix.float() @ v.float(), len(matrix), dtype=torch.float32)
+    assert len(lost.values) == 0 and 0 < lost.missing[0] < 1e-5 * lost.norm
+    found = extreme_eigenvalues(matrix, len(matrix))
+    np.testing.assert_allclose(found.values, [1e-3], rtol=1e-3)

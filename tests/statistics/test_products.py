@@ -179,3 +179,28 @@ def test_the_model_comes_back_bit_for_bit() -> None:
         Products(Minimum(model, data), curvature=curvature)(torch.ones(sum(p.numel() for p in model.parameters())))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+class Filter(nn.Module):
+    """Weights in pairs that are complex numbers, behind a parameter of three entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.w = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(4, 4, 2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.fft.rfft(x, dim=1) @ torch.view_as_complex(self.w)
+        return self.head(torch.fft.irfft(z, n=6, dim=1).square().mean(1)) + self.shift
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_a_part_of_a_vector_begins_anywhere(curvature: str, dtype: torch.dtype) -> None:
+    """A view of the vector at an odd place is no complex number for torch; at an even one nobody notices."""
+    torch.manual_seed(0)
+    model, x, y = Filter().to(dtype), torch.randn(9, 6, 4).to(dtype), torch.arange(9) % 3
+    vector = torch.randn(sum(p.numel() for p in model.parameters())).to(dtype)
+    found = Products(Minimum(model, (x, y)), curvature=curvature)(vector)
+    exact = Products(Minimum(model.double(), (x.double(), y)), curvature=curvature)(vector.double())
+    assert_close(found, exact, 1e-5 if dtype == torch.float32 else 1e-12)

@@ -6,21 +6,21 @@ several random samples, other batch sizes and chosen states of every generator c
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flatminima.core.batch import Batch
+from flatminima.core.chance import DIFFER, refuse_chance, states_of
 from flatminima.core.gradient_check import out_of_memory
-from flatminima.core.guard import random_marks, same_randomness
+from flatminima.core.guard import random_marks
 from flatminima.core.identity import differing, settings
 from flatminima.core.kept_values import refuse_kept_values
 from flatminima.core.output_graph import Reach
 from flatminima.core.samples import Inputs, check_every_target, leaves
+from flatminima.core.scaled_gradients import refuse_scaled_gradients
 from flatminima.errors import DataError, FlatMinimaError, ModelError
 from flatminima.escaping import shown
 
@@ -28,13 +28,11 @@ if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
 _SAMPLES = 8  # random ones, as many as are there
-_DRAWS = 8  # random numbers of a forward pass, each of which is tried at both ends of its range
-_EXTREME = 0.004  # a branch that is taken less often than this may be missed
-_ORDINARY = 16  # passes with ordinary random numbers
 _NAMED = 3  # parameters
 _LOOKED_AT = 2  # samples whose outputs are compared at other weights
 _MIXING = {torch.float64: 1e-6, torch.float32: 1e-2}  # between batches of several and of one, relative
 _MIXING_HALF = 0.2
+_LARGEST_OUTPUT = 1 << 26  # entries of the outputs of a whole batch that is tried
 
 
 def admit(minimum: Minimum) -> int:
@@ -68,12 +66,17 @@ def _admit(minimum: Minimum) -> int:
         draws = random_marks(minimum.device) != before
         minimum.writes_inputs = [t._version for t in leaves(batch.inputs)] != versions
         _refuse_randomness(minimum, batch, draws)
+    minimum.chance.watched, minimum.chance.closely = True, draws
     check_every_target(minimum.samples, minimum.loss, batch.outputs)
     _refuse_memory(minimum, batch)
     _refuse_mixing(minimum, batch)
+    _refuse_crowding(minimum, batch)
     with minimum.open():
+        before_settings = settings(minimum.model)
         rows, weights = batch.indices[: min(_LOOKED_AT, minimum.batch_size)], minimum.parameters.tensors
+        refuse_scaled_gradients(minimum.model, minimum.forward(minimum.batch(rows).inputs))
         reach = refuse_kept_values(lambda: minimum.forward(minimum.batch(rows).inputs), weights, minimum.written)
+        minimum.forget(differing(before_settings, settings(minimum.model)))  # what passes with gradients write
     _remember(minimum, reach)
     return batch.outputs[0].numel()
 
@@ -93,6 +96,17 @@ def _remember(minimum: Minimum, reach: Reach) -> None:
         name = str(reach.coarsest).removeprefix("torch.")
         remarks.append(f"computed in {name} in part (autocast in its forward?): small rises of the loss are rounding")
     minimum.remarks.update(dict.fromkeys(remarks))
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse a model of `fully_shard`, whose weights are whole for a while after a pass.
+
+    Raises:
+        ModelError: it is one.
+    """
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)  # else none can be
+    if kind is not None and any(isinstance(module, kind) for module in model.modules()):
+        raise ModelError("the model is sharded by fully_shard: make a flatminima.ShardedMinimum of it, on every rank")
 
 
 def refuse_training_mode(model: nn.Module) -> None:
@@ -158,49 +172,7 @@ _MIXES = (
 
 def _refuse_randomness(minimum: Minimum, batch: Batch, draws: bool) -> None:
     """Refuse outputs that random numbers of torch, numpy or Python change, each tried at the ends of its range."""
-
-    def again() -> Tensor:
-        return minimum.forward(minimum.batch(batch.indices).inputs)
-
-    states: Iterator[Callable[[], None]] = iter(_states() if draws else [lambda: None])
-    for state in states:
-        with same_randomness():
-            state()
-            if not torch.equal(batch.outputs, again()):
-                raise ModelError(
-                    "two forward passes in eval mode differ: the network draws random numbers (functional dropout "
-                    "with training=True?) or keeps state; measures need a deterministic network"
-                )
-
-
-def _states() -> Iterator[Callable[[], None]]:
-    """Ways to set every generator: such that one of its next draws is near 0 or near 1, and as they come."""
-    for position in range(_DRAWS):
-        for low in (True, False):
-            yield lambda position=position, low=low: _set_extreme(position, low)  # type: ignore[misc]
-    for seed in range(_ORDINARY):
-        yield lambda seed=seed: _seed(seed)  # type: ignore[misc]
-
-
-def _set_extreme(position: int, low: bool) -> None:
-    def wanted(value: float) -> bool:
-        return value < _EXTREME if low else value > 1 - _EXTREME
-
-    seeds = range(position * 1_000_000, position * 1_000_000 + 20_000)
-    python = next((s for s in seeds if wanted([random.Random(s).random() for _ in range(position + 1)][-1])), 0)
-    legacy = next((s for s in seeds if wanted(float(np.random.RandomState(s % 2**32).rand(position + 1)[-1]))), 0)
-    of_torch = next(
-        (s for s in seeds if wanted(float(torch.rand(position + 1, generator=torch.Generator().manual_seed(s))[-1]))), 0
-    )
-    random.seed(python)
-    np.random.seed(legacy % 2**32)
-    torch.manual_seed(of_torch)
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    refuse_chance(batch.outputs, lambda: minimum.forward(minimum.batch(batch.indices).inputs), states_of(draws))
 
 
 def _refuse_memory(minimum: Minimum, batch: Batch) -> None:
@@ -269,11 +241,61 @@ def _refuse_mixing(minimum: Minimum, batch: Batch) -> None:
                 same = False
             if not same:
                 raise ModelError(_MIXES)
-            if not _close(part.losses, batch.losses[rows], allowed):
-                raise DataError(
-                    f"loss {minimum.loss.name!r} of a sample changes with the others in its batch; measures need a "
-                    "sum over samples"
-                )
+            _refuse_other_losses(minimum, part.losses, batch.losses[rows], allowed)
+
+
+def _refuse_crowding(minimum: Minimum, few: Batch) -> None:
+    """Refuse what mixes samples in whole batches alone: experts that take so many and no more.
+
+    Data may lie by class, so that the last batch is crowded otherwise than the first.
+    """
+    n, entries = len(minimum.samples), max(1, few.outputs[0].numel())
+    size = min(minimum.batch_size, n, _LARGEST_OUTPUT // entries)
+    if size <= len(few):  # tried
+        return
+    with minimum.open(), torch.no_grad():
+        for start in sorted({0, n - size}):
+            _refuse_parts(minimum, torch.arange(start, start + size))
+
+
+def _refuse_parts(minimum: Minimum, indices: Tensor) -> None:
+    """A batch against the same samples in smaller ones, in other order, each three fifths of what is left."""
+    before = random_marks(minimum.device)
+    whole = _passed(minimum, indices)
+    if random_marks(minimum.device) != before:
+        minimum.chance.settle(minimum, indices)
+    if whole is None:  # not finite, or too much at once: whoever reads these samples will say
+        return
+    scale = max(float(whole.outputs.abs().max()), float(whole.losses.abs().max()))
+    allowed = scale * _MIXING.get(whole.outputs.dtype, _MIXING_HALF)
+    left = torch.arange(len(indices)).flip(0)
+    while len(left):
+        rows, left = left.split([-(-3 * len(left) // 5), 2 * len(left) // 5])
+        part = _passed(minimum, indices[rows])
+        if part is None or not _close(part.outputs, whole.outputs[rows], allowed):
+            again = _passed(minimum, indices)
+            raise ModelError(DIFFER if again is None or not torch.equal(again.outputs, whole.outputs) else _MIXES)
+        _refuse_other_losses(minimum, part.losses, whole.losses[rows], allowed)
+
+
+def _passed(minimum: Minimum, indices: Tensor) -> Batch | None:
+    """A batch with its outputs and losses; None where it has none."""
+    try:
+        batch = minimum.batch(indices)
+        output = _try(minimum, batch.inputs)
+        if output is not None:
+            batch._receive(output)
+    except FlatMinimaError:
+        return None
+    return None if output is None else batch
+
+
+def _refuse_other_losses(minimum: Minimum, losses: Tensor, others: Tensor, allowed: float) -> None:
+    if not _close(losses, others, allowed):
+        raise DataError(
+            f"loss {minimum.loss.name!r} of a sample changes with the others in its batch; measures need a "
+            "sum over samples"
+        )
 
 
 def _close(a: Tensor, b: Tensor, allowed: float) -> bool:

@@ -1,8 +1,9 @@
 """torch's ambient modes, which no measurement may depend on.
 
 Autocast, inference mode, another default dtype or device are inputs that nobody lists: inside `torch.autocast` the
-cache of cast weights makes every perturbation invisible, and an expected sharpness comes out as exactly 0. With TF32 it
-is rounding. They are switched off around everything that the library computes, and are again as they were afterwards.
+cache of cast weights makes every perturbation invisible, and an expected sharpness comes out as exactly 0; inside
+`parametrize.cached` the same happens to parametrized weights. With TF32 it is rounding. They are switched off around
+everything that the library computes, and are again as they were afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from threading import RLock, get_ident
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn.modules import module as _modules
+from torch.nn.utils import parametrize as _parametrize
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from flatminima.core.full_precision import full_precision
@@ -67,6 +72,8 @@ if hasattr(os, "register_at_fork"):
 def neutral() -> Iterator[None]:
     """No autocast, no inference mode, no TF32, gradients on, float32 and the CPU as defaults; nested, it does nothing.
 
+    Nothing is kept of parametrized weights, nor packed of what a backward pass needs, and no function mode is on.
+
     Raises:
         UsageError: inside a mode whose tensors hold no values, or a functorch transform.
     """
@@ -77,6 +84,8 @@ def neutral() -> Iterator[None]:
             return
         if _refuse_modes():  # a counter of operations takes some of them apart, which is another rounding
             stack.enter_context(_disable_current_modes())
+        for switched_off in (_function_modes_off, _hooks_on_saved_tensors_off, _kept_parametrizations_off):
+            stack.enter_context(switched_off())
         stack.enter_context(_without_trackers())
         stack.enter_context(full_precision())
         for kind in _DEVICE_TYPES:
@@ -125,6 +134,69 @@ def _defaults(wanted: Defaults) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _function_modes_off() -> Iterator[None]:
+    """No function mode of the caller's but default devices, which have a switch of their own."""
+    modes = _get_current_function_mode_stack()  # of this thread
+    devices = [mode for mode in modes if isinstance(mode, DeviceContext)]
+    if len(devices) == len(modes):
+        yield
+        return
+    _change_function_modes(modes, devices)
+    try:
+        yield
+    finally:
+        _change_function_modes(devices, modes)
+
+
+def _change_function_modes(now: list[Any], wanted: list[Any]) -> None:
+    for _ in now:
+        _pop_mode()
+    for mode in wanted:
+        _push_mode(mode)
+
+
+@contextmanager
+def _hooks_on_saved_tensors_off() -> Iterator[None]:
+    """No pair of `saved_tensors_hooks` that the caller has set: one that rounds gives other gradients."""
+    graphs: Any = torch._C._autograd
+    hooks: list[Any] = []  # of this thread, the innermost first
+    if hasattr(graphs, "_top_saved_tensors_default_hooks"):
+        while (pair := graphs._top_saved_tensors_default_hooks(True)) is not None:
+            hooks.append(pair)
+            graphs._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            graphs._push_saved_tensors_default_hooks(pack, unpack)
+
+
+class _Empty(dict[tuple[int, str], Tensor | None]):
+    """A cache that stays empty."""
+
+    def __setitem__(self, key: tuple[int, str], value: Tensor | None) -> None:
+        pass
+
+
+@contextmanager
+def _kept_parametrizations_off() -> Iterator[None]:
+    """Parametrized weights made anew at each use, where `parametrize.cached` would keep those of before a move.
+
+    Its counter stays: another thread may leave its own block meanwhile, which begins another cache.
+    """
+    if not _parametrize._cache_enabled:
+        yield
+        return
+    kept, empty = _parametrize._cache, _Empty()
+    _parametrize._cache = empty
+    try:
+        yield
+    finally:
+        if _parametrize._cache is empty:
+            _parametrize._cache = kept
 
 
 @contextmanager

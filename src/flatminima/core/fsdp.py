@@ -23,6 +23,7 @@ from flatminima.core.guard import same_randomness
 from flatminima.core.identity import sample_bytes
 from flatminima.core.network import Network
 from flatminima.core.samples import Inputs, Samples, as_samples, leaves, map_tensors
+from flatminima.core.scaled_gradients import refuse_scaled_gradients
 from flatminima.core.sharded_parameters import ShardedParameters
 from flatminima.core.space import Space
 from flatminima.core.spent import Passes
@@ -163,6 +164,7 @@ class ShardedMinimum(Network):
         super().__init__(loss, batch_size, seed, output)
         with neutral():
             refuse_training_mode(model)
+            refuse_scaled_gradients(model)
             self.parameters = ShardedParameters.of_shards(model)
             _refuse_half(self.parameters.modules)
             self.model = model

@@ -3,7 +3,8 @@
 The tape records a layer's input and the gradient of its output; what reaches a weight behind its layer's back (a
 functional call, a tied branch, rows in another order) it does not see. Three checks find that:
 
-- a `Watch` sees every torch function that takes a trainable parameter outside of the layer that owns it;
+- a `Watch` sees every torch function that takes a trainable parameter outside of the layer that owns it, and in the
+  graph of the outputs every other operation that does (a custom autograd function, whose gradient may be zero here);
 - on some batches of each sweep (the first, second, fourth, ...) and on every batch that takes a route not seen
   before, ``sum_i r_i g_i`` from the layers is compared with an ordinary backward pass, relative to the gradient of
   each parameter; the ``r_i`` are signed powers of two, so that seeds scale without rounding and rows that changed
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from flatminima.core.layer_gradient import LayerGradient, Unit
 from flatminima.core.layers import COPIES, NoLayerRule
+from flatminima.core.output_graph import nodes_of
 from flatminima.errors import Absent, FlatMinimaError
 
 _RELATIVE = {torch.float64: 1e-8, torch.float32: 5e-3}  # of a parameter's gradient, summed in another order
@@ -59,6 +61,7 @@ class Following:
         self.tried = False  # whether a first small batch has chosen the level
         self._batches = 0
         self._routes: set[int] = set()
+        self._asked: int | None = None
         self._made = False
 
     @property
@@ -69,6 +72,7 @@ class Following:
         """A sweep begins: its first batch is to be checked, whatever others have shown."""
         self._batches = 0
         self._routes.clear()
+        self._asked = None
 
     def skip(self) -> None:
         """The next batch is not checked, as most are not."""
@@ -81,11 +85,14 @@ class Following:
 
     def unseen(self, route: int) -> bool:
         """Whether no batch of this sweep has taken the route."""
+        self._asked = route
         return route not in self._routes
 
     def passed(self, route: int) -> None:
         """A batch with this route was checked, or looks like one that was."""
         self._routes.add(route)
+        if self._asked is not None:  # where weights ask for gradients, the graph of the same batch may have other nodes
+            self._routes.add(self._asked)
         self._made = True
 
     def degrade(self, reason: str) -> None:
@@ -117,26 +124,57 @@ class Watch(TorchFunctionMode):
                 self._owned[id(owner)] = name
         self._within: list[frozenset[str]] = []
         self._trace: list[Any] = []
+        self._first = 0
+        self._begun: list[int] = []
+        self._spans: list[tuple[int, int, frozenset[str]]] = []  # numbers of the graph's nodes that a layer made
+        self._last: Tensor | None = None
 
     @property
     def route(self) -> int:
-        """Hash of the functions called, in order, and of the rows that were picked."""
+        """Hash of the functions called, in order, of the rows that were picked and of how many nodes the graph got."""
         return hash(tuple(self._trace))
 
     def enter(self, unit: Unit) -> None:
         """A layer's forward begins."""
         self._trace.append(unit.name)
         self._within.append(frozenset(unit.names.values()))
+        self._begun.append(_next_node())
 
     def leave(self) -> None:
         """A layer's forward is over."""
         if self._within:
-            self._within.pop()
+            self._spans.append((self._begun.pop(), _next_node(), self._within.pop()))
+
+    def __enter__(self) -> Self:
+        self._first = _next_node()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        output, self._last = self._last, None  # let go of: its graph knows the tape, and the tape knows this
+        layers = _outermost((a, b) for a, b, _ in self._spans)
+        self._trace.append(_next_node() - self._first - sum(b - a for a, b in layers))
+        if output is not None and not any(error):
+            self._look_behind(output)
+
+    def _look_behind(self, output: Tensor) -> None:
+        """Operations in the graph that take a parameter, made outside of its layers."""
+        for node in nodes_of(output):
+            for following, _ in node.next_functions:
+                name = self._owned.get(id(getattr(following, "variable", None)))
+                if name is None or name in self.behind:
+                    continue
+                number = node._sequence_nr()
+                if not any(a <= number < b and name in names for a, b, names in self._spans):
+                    self.behind[name] = node.name().removesuffix("Backward")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if args and isinstance(args[0], Tensor):
+            self._last = args[0]  # in the end the network's output, whose samples are counted
         if name == "__get__" or not self._is_tensor(out):
             return out
         if not self._within:
@@ -160,6 +198,20 @@ class Watch(TorchFunctionMode):
     @staticmethod
     def _is_tensor(out: Any) -> bool:
         return isinstance(out, Tensor) or (isinstance(out, tuple | list) and any(isinstance(x, Tensor) for x in out))
+
+
+def _next_node() -> int:
+    """The number that the next node of a graph gets."""
+    return int(torch._C._autograd._get_sequence_nr())
+
+
+def _outermost(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Spans that lie in no other."""
+    end = -1
+    for a, b in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if b > end:
+            yield a, b
+            end = b
 
 
 def watchable(model: nn.Module) -> bool:

@@ -1,61 +1,32 @@
 """Whatever a measurement does to a model, afterwards it is as before: bit for bit, also when something raised.
 
-Weights, buffers, training modes, gradients, `requires_grad`, hooks and the global random state are put back.
+Weights, buffers, training modes, gradients, `requires_grad`, hooks, what the modules hold and the global random state
+are put back.
 """
 
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import module as _modules
+from torch.utils.hooks import RemovableHandle
 
-from flatminima.core.identity import content_version, dense_parts, same_content
+from flatminima.core.identity import content_version, same_content
+from flatminima.core.written import HOOKS, TABLES, Written as Written, same_entries
 from flatminima.errors import ModelError
 from flatminima.escaping import shown
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_TABLES = ("_parameters", "_buffers", "_modules", *_HOOKS)
-_OWN = (*_TABLES, "forward")  # attributes that no forward pass writes
-_COLLECTIONS = (list, dict, set, deque, OrderedDict, defaultdict)
-
-
-class Written:
-    """Attributes of a model's modules and what their collections hold, as they are when this is made."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self._attributes = [(m, dict(vars(m))) for m in modules]
-        self._buffers = [(m._buffers, dict(m._buffers)) for m in modules]
-        self._collections = [c for _, kept in self._attributes for c in _collections(kept)]
-
-    def put_back(self) -> None:
-        """All attributes, also those that are gone; new ones go."""
-        for m, kept in self._attributes:
-            vars(m).clear()
-            vars(m).update(kept)
-        self._refill()
-
-    def take_away(self) -> None:
-        """Undo what forward passes wrote since (counters, caches), within a block that may have changed the modules."""
-        for m, kept in self._attributes:
-            now = vars(m)
-            for name in [k for k, v in now.items() if k not in _OWN and (k not in kept or kept[k] is not v)]:
-                del now[name]
-            now.update((k, v) for k, v in kept.items() if k not in _OWN)
-        for table, entries in self._buffers:  # a forward pass may replace a buffer instead of writing into it
-            if [*map(id, table.values())] != [*map(id, entries.values())]:
-                table.update(entries)
-        self._refill()
-
-    def _refill(self) -> None:
-        for collection, held in self._collections:
-            _refill(collection, held)
+_OF_MODULES = ("_backward_hooks", "_backward_pre_hooks")
+_OF_WEIGHTS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 @contextmanager
@@ -67,13 +38,13 @@ def untouched(model: nn.Module) -> Iterator[Written]:
     grads = [(p.grad, p.grad.detach().clone()) for p in weights if p.grad is not None]
     compiled = {m for m in modules if isinstance(m, torch.jit.ScriptModule)}  # their tables are copies
     tables = [
-        (getattr(m, name), dict(getattr(m, name))) for m in modules for name in (_HOOKS if m in compiled else _TABLES)
+        (getattr(m, name), dict(getattr(m, name))) for m in modules for name in (HOOKS if m in compiled else TABLES)
     ]
     buffers = [(m, name, b) for m in compiled for name, b in m.named_buffers(recurse=False)]
     modes = [(m, m.training) for m in modules if hasattr(m, "training")]
     written = Written([m for m in modules if m not in compiled])
     try:
-        with same_randomness():
+        with same_randomness(), _gradients_unhooked(modules, weights):
             _evaluate(model)
             yield written
     finally:
@@ -89,16 +60,96 @@ def untouched(model: nn.Module) -> Iterator[Written]:
                 setattr(m, name, buffer)
         with torch.no_grad():
             for tensor, copy, _ in state:
-                if not _same(tensor, copy):
+                if not same_entries(tensor, copy):
                     tensor.copy_(copy)
             for tensor, copy in grads:
-                if not _same(tensor, copy):
+                if not same_entries(tensor, copy):
                     tensor.copy_(copy)
         for tensor, _, version in state:
             same_content(tensor, version)
         for p, grad, requires_grad in parameters:
             p.grad = grad
             p.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _gradients_unhooked(modules: list[nn.Module], weights: list[nn.Parameter]) -> Iterator[None]:
+    """No hook of the caller's on a gradient within the block: one that clips or scales it gives another derivative.
+
+    Neither on weights and modules, nor on tensors that a forward pass makes.
+    """
+    tables = [getattr(owner, name) for owner, name in _hook_tables(modules, weights)]
+    held = [(table, dict(table)) for table in tables if table]
+    before = [(p, name, getattr(p, name)) for p in weights for name in _OF_WEIGHTS]
+    for table, _ in held:
+        table.clear()
+    try:
+        with _hooks_of_all_modules_off({id(m) for m in modules}), _new_hooks_off():
+            yield
+    finally:
+        for p, name, table in before:
+            if getattr(p, name) is not table:
+                setattr(p, name, table)
+        for table, entries in held:
+            table.clear()
+            table.update(entries)
+
+
+def _hook_tables(modules: Iterable[nn.Module], weights: Iterable[nn.Parameter]) -> Iterator[tuple[Any, str]]:
+    yield from ((m, name) for m in modules for name in _OF_MODULES)
+    yield from ((p, name) for p in weights for name in _OF_WEIGHTS)
+
+
+def hooks_left_out(model: nn.Module) -> dict[str, None]:
+    """Remark that hooks hang on the gradients of weights or modules, where there are any."""
+    everywhere = _modules._global_backward_hooks or _modules._global_backward_pre_hooks
+    if everywhere or any(getattr(owner, name) for owner, name in _hook_tables(model.modules(), model.parameters())):
+        return {"hooks on gradients (clipping?) were left out: derivatives are the network's own": None}
+    return {}
+
+
+def emptied(model: nn.Module) -> set[tuple[str, str]]:
+    """Attributes (module, name) that are empty while the model is `untouched`."""
+    return {(name, table) for name, _ in model.named_modules() for table in _OF_MODULES}
+
+
+@contextmanager
+def _hooks_of_all_modules_off(silent: set[int]) -> Iterator[None]:
+    """Backward hooks of the whole process, which another thread may need, say nothing of the modules with these ids."""
+    replaced = []
+    for table in (_modules._global_backward_hooks, _modules._global_backward_pre_hooks):
+        for number, hook in list(table.items()):
+            table[number] = _but_for(hook, silent)
+            replaced.append((table, number, hook))
+    try:
+        yield
+    finally:
+        for table, number, hook in replaced:
+            if number in table:
+                table[number] = hook
+
+
+def _but_for(hook: Callable[..., Any], silent: set[int]) -> Callable[..., Any]:
+    return lambda module, *gradients: None if id(module) in silent else hook(module, *gradients)
+
+
+@contextmanager
+def _new_hooks_off() -> Iterator[None]:
+    """`Tensor.register_hook` hangs up no hook within the block, but those of this library and of sharded tensors."""
+    register: Any = Tensor.register_hook
+    here = get_ident()
+
+    def chosen(tensor: Tensor, hook: Callable[..., Any]) -> Any:
+        origin = getattr(hook, "__module__", None) or ""
+        if get_ident() != here or origin.startswith(("flatminima.", "torch.distributed.")):
+            return register(tensor, hook)
+        return RemovableHandle(OrderedDict())
+
+    Tensor.register_hook = chosen  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Tensor.register_hook = register  # type: ignore[method-assign]
 
 
 def _evaluate(model: nn.Module) -> None:
@@ -113,31 +164,6 @@ def _evaluate(model: nn.Module) -> None:
         raise ModelError(
             f"{shown(type(model).__name__)} has no eval mode: measure the module it was made of"
         ) from error
-
-
-def _collections(attributes: dict[str, Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """Lists, dicts and sets of a module (logs, caches) and those within them, with the entries that they hold."""
-    stack = [value for name, value in attributes.items() if name not in _TABLES]
-    seen: set[int] = set()
-    while stack:
-        value = stack.pop()
-        if id(value) in seen or type(value) not in _COLLECTIONS:
-            continue
-        seen.add(id(value))
-        entries = [*value.items()] if isinstance(value, dict) else [*value]
-        stack += [entry for _, entry in entries] if isinstance(value, dict) else entries
-        yield value, entries
-
-
-def _refill(collection: Any, entries: list[Any]) -> None:
-    if isinstance(collection, dict):
-        now = [*collection.items()]
-        same = len(now) == len(entries) and all(a is c and b is d for (a, b), (c, d) in zip(now, entries, strict=True))
-    else:
-        same = [*map(id, collection)] == [*map(id, entries)]
-    if not same:
-        collection.clear()
-        collection.extend(entries) if isinstance(collection, list | deque) else collection.update(entries)
 
 
 @contextmanager
@@ -175,12 +201,6 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.layout != torch.strided:
-        return all(_same(x, y) for x, y in zip(dense_parts(a), dense_parts(b), strict=True))
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def random_marks(device: torch.device) -> tuple[Any, ...]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from flatminima.core.gradient_check import out_of_memory
-from flatminima.core.guard import Written
 from flatminima.core.output_graph import Reach, reach_of
+from flatminima.core.written import Written
 from flatminima.errors import ModelError
 
 _SHARE = 0.01  # of what a move changes: kernels differ by less

@@ -15,18 +15,18 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from flatminima.core.admission import admit, refuse_training_mode
+from flatminima.core.admission import admit, refuse_sharded, refuse_training_mode
 from flatminima.core.ambient import neutral, the_models_own
 from flatminima.core.distributed import Ranks
 from flatminima.core.gradient_check import LayerComparison, LayersDisagree, RowSums, row_weights, watchable
-from flatminima.core.guard import differentiable, same_randomness, untouched
+from flatminima.core.guard import differentiable, emptied, hooks_left_out, same_randomness, untouched
 from flatminima.core.identity import differing, fingerprint, marks_of, structure
 from flatminima.core.layer_gradient import Unit
 from flatminima.core.layers import units_of
 from flatminima.core.losses import Loss
 from flatminima.core.moved_weights import refuse_moved
 from flatminima.core.network import Network
-from flatminima.core.parameters import Parameters, copied, unwrap
+from flatminima.core.parameters import Parameters, copied, refuse_reaching_back, unwrap
 from flatminima.core.samples import (
     Inputs,
     Samples,
@@ -36,6 +36,7 @@ from flatminima.core.samples import (
     map_tensors,
     refuse_extra_entries,
 )
+from flatminima.core.samples.converted import Converted
 from flatminima.core.sharing import aliases, tied
 from flatminima.core.spent import Passes
 from flatminima.core.statistic import Fold, Needs, Reads, Statistic
@@ -98,6 +99,8 @@ class Minimum(Network):
         with neutral():
             self._load(unwrap(model), data, device, limit)
             self.output_size = admit(self)
+            if self.model is not self._source:
+                self._refuse_reaching_back(self._source)
             self.passes = Passes()
             if ranks is not None:
                 self.ranks = ranks
@@ -114,6 +117,7 @@ class Minimum(Network):
     def _load(self, model: nn.Module, data: Any, device: str | torch.device | None, limit: int | None) -> None:
         refuse_moved(model.parameters())
         refuse_training_mode(model)
+        refuse_sharded(model)
         with same_randomness():  # a loader draws a seed when it is read
             self.samples: Samples = as_samples(data, limit=limit)
             refuse_extra_entries(self.samples, model)
@@ -129,12 +133,12 @@ class Minimum(Network):
                 model = copied(model).to(self.device)
             self._shared = aliases(model)
             self.parameters = Parameters.of(model, self._shared)
-        self.model = model
-        self.writes_inputs, self.trainable = False, True
+        self.model, self.writes_inputs, self.trainable = model, False, True
         self.eps = max(torch.finfo(p.dtype).eps for p in self.parameters.tensors)  # of the coarsest dtype computed in
         self._mark = fingerprint(self._source)
         self._hashed: tuple[tuple[Any, ...], str] | None = None  # hash of the weights, of this mark
-        self._state: set[tuple[str, str]] = set()  # what forward passes write
+        self._state = emptied(self._source)  # and what forward passes write
+        self.remarks.update(hooks_left_out(self._source))
         self._structure = structure(self._source)
         self._data_mark = marks_of(self._held())
 
@@ -232,8 +236,16 @@ class Minimum(Network):
             samples = Converted(samples, dtype)
         output = None if returns_logits else self.output
         other = type(self)(network, samples, self.loss, batch_size=self.batch_size, seed=self.seed, output=output)
+        if dtype is not None:
+            other._refuse_reaching_back(self.model if model is None else model)
         other.ranks, other.passes = self.ranks, self.passes
         return other
+
+    def _refuse_reaching_back(self, original: nn.Module) -> None:
+        """Refuse to compute on a copy that still uses weights of the original."""
+        with self.open():
+            inputs = self.batch(torch.arange(1)).inputs
+            refuse_reaching_back(lambda: self.run(inputs), original.parameters())
 
     def in_precision(self, dtype: torch.dtype) -> Self:
         name = str(dtype).removeprefix("torch.")
@@ -365,26 +377,6 @@ class Minimum(Network):
             )
         if marks_of(self._held()) != self._data_mark:
             raise StaleMinimum("the data changed in place since this Minimum was made; make a new Minimum")
-
-
-class Converted(Samples):
-    """Samples whose floating-point tensors have another dtype; order and identity are those of the samples."""
-
-    def __init__(self, samples: Samples, dtype: torch.dtype) -> None:
-        self._samples, self._dtype = samples, dtype
-        if "_contents" in vars(samples):  # hashed in one precision, whatever they are kept in
-            hashes, targets = samples._contents
-            vars(self)["_contents"] = hashes, [self._convert(t) for t in targets]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
-        inputs, targets = self._samples.take(indices)
-        return map_tensors(self._convert, inputs), self._convert(targets)
-
-    def _convert(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
 
 def refuse_overflow(losses: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.core.batch import Batch
+from flatminima.core.chance import Chance, refusing_chance
 from flatminima.core.distributed import Ranks
 from flatminima.core.gradient_check import Following, out_of_memory
 from flatminima.core.losses import Loss
@@ -39,6 +40,7 @@ class Network(StatisticMapping):
         passes: samples that went forward and backward; a copy made by `replace` counts here too.
         ranks: processes that share the passes, or None.
         following: how per-sample gradients are made.
+        chance: what is known of the random numbers that it draws.
         remarks: what a reader of the numbers must know, in order.
         examined: what was checked once for the network, by name, and what is wrong with it.
         output: which entry of what the model returns is the logits; None: the only tensor.
@@ -64,6 +66,7 @@ class Network(StatisticMapping):
         self.ranks: Ranks | None = None
         self.passes = Passes()
         self.following = Following()
+        self.chance = Chance()
         self.remarks: dict[str, None] = {}
         self.examined: dict[str, Absent | None] = {}
         self._depth = 0
@@ -150,9 +153,9 @@ class Network(StatisticMapping):
 
     def losses(self, indices: Tensor) -> Tensor:
         """Per-sample losses (n,) float64 of the samples at `indices` (n,), at the weights as they are now, no graph."""
-        parts = []
-        with self.open(), torch.no_grad():
-            for rows in indices.split(self.batch_size):
+        parts, batches = [], indices.split(self.batch_size)
+        with self.open(), torch.no_grad(), refusing_chance(self, lambda: batches):
+            for rows in batches:
                 batch = self.batch(rows)
                 parts.append(self.loss(self.forward(batch.inputs), batch.targets).double())
         return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +26,23 @@ class Reach:
 
 def reach_of(outputs: Tensor, weights: list[Tensor]) -> Reach:
     """Walk through the graph of the outputs; where a node may hide some of it, no weight counts as missed."""
-    stack: list[Any] = [outputs.grad_fn]
-    seen, reached, dtypes, hidden = set(), set(), {outputs.dtype}, False
+    reached, dtypes, hidden = set(), {outputs.dtype}, False
+    for node in nodes_of(outputs):
+        hidden |= isinstance(node, BackwardCFunction)  # a checkpoint, an operation of the caller's
+        reached.add(id(getattr(node, "variable", None)))
+        dtypes |= {made.dtype for made in getattr(node, "_input_metadata", ())}
+    missed = () if hidden else tuple(i for i, weight in enumerate(weights) if id(weight) not in reached)
+    return Reach(missed, max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps))
+
+
+def nodes_of(output: Tensor) -> Iterator[Any]:
+    """Each node of a tensor's graph once."""
+    seen: set[Any] = set()
+    stack: list[Any] = [output.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        hidden |= isinstance(node, BackwardCFunction)  # a checkpoint, an operation of the caller's
-        reached.add(id(getattr(node, "variable", None)))
-        dtypes |= {made.dtype for made in getattr(node, "_input_metadata", ())}
+        yield node
         stack += [following for following, _ in node.next_functions]
-    missed = () if hidden else tuple(i for i, weight in enumerate(weights) if id(weight) not in reached)
-    return Reach(missed, max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps))

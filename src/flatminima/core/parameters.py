@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.core.identity import content_version, same_content
+from flatminima.core.rebinding import Rebinding
+from flatminima.core.sharing import repeats
 from flatminima.errors import ModelError, NumericalError
 from flatminima.escaping import shown
 
@@ -48,7 +51,7 @@ class Parameters:
                     f"parameter {name!r} was made in inference mode, where nothing can be differentiated: make or load "
                     "the model outside of torch.inference_mode()"
                 )
-            if any(stride == 0 < size - 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
+            if repeats(p):
                 raise ModelError(f"parameter {name!r} is expanded: several entries are one in memory; clone() it first")
             if not p.is_floating_point():
                 raise ModelError(f"parameter {name!r} is {p.dtype}; measures need real floating-point parameters")
@@ -109,23 +112,56 @@ def copied(model: nn.Module) -> nn.Module:
     """A copy with parameters of its own: TorchScript's deepcopy would leave them hanging on the original's graph.
 
     Tensors that have no deepcopy are cloned: compressed sparse ones, and those that a forward pass kept with their
-    graph (features, an auxiliary loss, the weight of `torch.nn.utils.weight_norm`).
+    graph (features, an auxiliary loss, the weight of `torch.nn.utils.weight_norm`). Functions of the model (hooks, a
+    forward of its own) that know the original's layers know the copy's in the copy.
 
     Raises:
         ModelError: an attribute that cannot be copied.
     """
     held = [*model.buffers(), *(t for m in model.modules() for t in _tensors_in(vars(m)))]
-    clones = {
+    clones: dict[int, Any] = {
         id(t): t.detach().clone() for t in held if not t.is_leaf or t.layout not in (torch.strided, torch.sparse_coo)
     }
     try:
         with torch.no_grad():
             other = copy.deepcopy(model, clones)
+            Rebinding(clones).rebind(other)
     except TypeError as error:  # of a lock, a file, a generator
         raise ModelError(f"{shown(type(model).__name__)} cannot be copied: {str(error).splitlines()[0]}") from error
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         theirs.requires_grad_(ours.requires_grad)
     return other
+
+
+@torch.no_grad()
+def refuse_reaching_back(outputs: Callable[[], Tensor], originals: Iterable[Tensor]) -> None:
+    """Refuse a copy whose outputs are made of the original's weights: these are NaN while it is looked at.
+
+    Args:
+        outputs: of the copy. originals: weights of the original, afterwards as before bit for bit.
+
+    Raises:
+        ModelError: the outputs are not finite, or not there.
+    """
+    before = [(p, p.detach().clone(), content_version(p)) for p in originals if p.is_floating_point()]
+    try:
+        for p, _, _ in before:
+            p.fill_(torch.nan)
+        try:
+            alone = bool(torch.isfinite(outputs()).all())
+        except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
+            alone = False
+    finally:
+        for p, kept, version in before:
+            p.copy_(kept)
+            same_content(p, version)
+    if not alone:
+        raise ModelError(
+            "a copy of the network, which is needed here (another precision or device), still computes with weights of "
+            "the original: make them its own (a submodule, in place of a hook or function that holds a layer)"
+        )
 
 
 def _tensors_in(attributes: dict[str, Any]) -> Iterator[Tensor]:

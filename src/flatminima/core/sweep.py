@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flatminima import progress
 from flatminima.core.batch import Batch
+from flatminima.core.chance import refusing_chance
 from flatminima.core.gradient_check import LayersDisagree, out_of_memory
 from flatminima.core.layer_gradient import LayerGradient
 from flatminima.core.statistic import Fold, Reads
@@ -123,15 +125,21 @@ class SweepRun:
 
     def go(self, start: int, end: int) -> None:
         """Over the positions from start to end."""
+        step = self.shared.multiple * max(1, self.minimum.batch_size // self.shared.multiple)
+        cuts = [*range(start, end, step), end]
+        with refusing_chance(self.minimum, lambda: [self._indices(a, b) for a, b in itertools.pairwise(cuts)]):
+            self._go(start, end, step)
+
+    def _go(self, start: int, end: int, step: int) -> None:
         minimum, multiple = self.minimum, self.shared.multiple
-        step = multiple * max(1, minimum.batch_size // multiple)
         task = ", ".join(sorted({type(fold).__name__ for fold in self.shared.folds}))
         while start < end and self.states:
             limits = self.limits.values()
             stop = min(start + step, end, *(x for x in limits if x > start and x % multiple == 0))
             stop = max(stop, start + 1)
             batch = Batch(minimum, self._indices(start, stop), start)
-            self.update(batch, [fold for fold in self.states if self.limits[fold] > start])
+            with refusing_chance(minimum, lambda batch=batch: [batch.indices], closely=True):  # type: ignore[misc]
+                self.update(batch, [fold for fold in self.states if self.limits[fold] > start])
             start = stop
             progress.report(task, start, self.total)
 

@@ -57,7 +57,7 @@ def distance_from_init(
         raise Undefined(
             "the initial weights are not known: give initial=, the untrained model or its state dict (--initial)"
         )
-    start = flat_initial(initial, weights.names, weights.sizes)
+    start = flat_initial(initial, weights)
     if not bool(torch.isfinite(start).all()):
         raise UsageError("got initial weights with NaN or Inf; they must be finite")
     if norm not in ("frobenius", "spectral"):

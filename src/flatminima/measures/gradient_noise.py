@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,9 @@ from flatminima.measures._measure import at_least_one, catalogued_measure, seed_
 from flatminima.measures._subset import SUBSET, of_subset
 from flatminima.statistics import FisherDiagonal, Gram, GramMatrices, MeanGradient
 
-_ROUNDING = 1e-12  # of the second moment; a variance below it is what float64 and cancellation leave
+_ROUNDING = 1e-12  # of the second moment; a variance below it is what float64 and cancellation leave, however precise
+_ROUNDINGS = 100.0  # of float32 that sums of thousands of gradients lose: 20 were seen
+_COARSE = 4.0  # of half precision, whose sums are made in float32: 1 was seen
 
 
 @catalogued_measure
@@ -58,7 +62,7 @@ def gradient_noise_scale(
             raise Undefined(
                 f"the mean gradient is 0 to rounding (||G||^2 = {signal:.2g}): the noise is infinitely more"
             )
-        stderr = None if variance.stderr is None else variance.stderr / signal
+        stderr = None if variance.stderr is None else math.hypot(variance.stderr, _rounding(minimum) * signal) / signal
         details = {"n": variance.details["n"], "variance": variance.value, "squared_gradient": signal}
         details |= of_subset(gram, subset)
         return Estimate(max(variance.value, 0.0) / signal, stderr, details)
@@ -85,9 +89,9 @@ def gradient_variance(
         seed: of the samples; None: the Minimum's.
 
     Returns:
-        Estimate; stderr over samples; details: n, subset, squared_gradient (||G||^2 of all the data), layers and
-        layer_stderrs (of each parameter, by name; they add up to the value). Undefined: a gradient overflows, one
-        sample.
+        Estimate; stderr over samples, at least what rounding leaves; details: n, subset, squared_gradient (||G||^2 of
+        all the data), layers and layer_stderrs (of each parameter, by name; they add up to the value). Undefined: a
+        gradient overflows, one sample.
 
     Raises:
         UsageError, DataError: an option outside its range, fewer samples than the `subset` that was given.
@@ -102,14 +106,22 @@ def gradient_variance(
         variance = Estimate.mean(gram.squared_norms() - signal)
         if variance.value is None:
             return variance
+        stderr = None if variance.stderr is None else math.hypot(variance.stderr, _rounding(minimum) * signal)
         details = {"n": variance.details["n"], "squared_gradient": signal} | of_subset(gram, subset)
         parts = of_moments(gram.layers)
         if parts:
             shares = zip(parts.items(), gradient.split(list(gram.sizes)), strict=True)
             parts = {k: Estimate(float(e) - float(own.square().sum()), e.stderr) for (k, e), own in shares}
-        return with_layers(Estimate(max(variance.value, 0.0), variance.stderr, details), parts)
+        return with_layers(Estimate(max(variance.value, 0.0), stderr, details), parts)
 
     return until(rtol, trials, estimate)
+
+
+def _rounding(minimum: Statistics) -> float:
+    """What the network's precision leaves of a square, relative; float64's for numbers handed over by `Fixed`."""
+    double = torch.finfo(torch.float64).eps
+    eps = float(getattr(minimum, "eps", double))
+    return (_ROUNDINGS if eps <= torch.finfo(torch.float32).eps else _COARSE) * eps
 
 
 def _gradients(minimum: Statistics, subset: int | None, trials: int, seed: int | None) -> tuple[GramMatrices, Tensor]:
@@ -131,7 +143,8 @@ def gradient_signal_to_noise(minimum: Statistics) -> Estimate:
 
     Returns:
         Estimate (higher is better), exact for the data; details: parameters (looked at), constant (left out: their
-        gradient is the same for every sample, as of dead units). Undefined: all are constant, fewer than two samples.
+        gradient is the same for every sample to the rounding of the network's precision, as of dead units).
+        Undefined: all are constant, fewer than two samples, a squared gradient overflows.
 
     Source:
         Liu, Bai, Jiang, Chen & Wang 2020, "Understanding why neural networks generalize well through GSNR of
@@ -139,8 +152,11 @@ def gradient_signal_to_noise(minimum: Statistics) -> Estimate:
     """
     second, gradient = minimum[FisherDiagonal(), MeanGradient()]
     signal = gradient.square()
+    overflowed = int((~(second + signal).isfinite()).sum())
+    if overflowed:  # no number is larger than its NaN: it would be left out
+        raise Undefined(f"{overflowed} of {len(second)} squared gradients are not finite")
     variance = second - signal
-    varies = variance > _ROUNDING * second
+    varies = variance > max(_ROUNDING, _rounding(minimum)) * second
     count = int(varies.sum())
     if count == 0:
         raise Undefined("every parameter has the same gradient for all samples: there is no noise")

@@ -123,14 +123,15 @@ def hessian_top_eigenvalue(
         curvature: "hessian", or "gauss_newton" (J^T H J).
         samples: of the data, drawn by seed; None: all.
         k: how many of the largest to find; the others are in the details.
-        tolerance: residual relative to the largest at which an eigenvalue counts as converged, in (0, 1).
+        tolerance: residual relative to the largest at which an eigenvalue counts as converged, in (0, 1); float32 takes
+            at least 1.2e-5 (100 roundings).
         seed: of samples and starting vector; None: the Minimum's.
 
     Returns:
         Estimate; stderr over samples to first order, from v^T C_g v of the eigenvector v over groups g of samples (none
         where all were looked at). The largest eigenvalue of a part is larger than that of the whole in the mean.
         details: eigenvalues, residuals (||C v - lambda v||, never assumed), unconverged (how many of the k have no
-        number), products. Undefined: the largest has not converged.
+        number), products. Undefined: the largest has not converged, or is lost in the rounding of larger ones below 0.
 
     Raises:
         UsageError: k or samples below 1, a tolerance outside (0, 1), an unknown curvature.

@@ -115,7 +115,7 @@ def noise_complexity(
     level, weights, n = values
     moved = weights.values.clone()
     if initial is not None:
-        moved -= flat_initial(initial, weights.names, weights.sizes)
+        moved -= flat_initial(initial, weights)
     if magnitude:
         complexity = _in_proportion(moved.square(), epsilon, n, worst=kind == "worst")
     else:

@@ -185,6 +185,9 @@ def sharpness_divergence(
         raise Undefined("a weight is 0 and so is epsilon: its noise has no width, and the divergence is infinite")
     m = len(w)
     temperature = math.sqrt(m * n) if eta is None else eta
+    overflowed = sum(not bool(h.isfinite().all()) for h, _ in found.draws)
+    if overflowed:
+        raise Undefined(f"{overflowed} of {len(found.draws)} curvatures are not finite")
     splits = [_split(w, h.double(), kappa, r, temperature, delta, n) for h, r in found.draws]
     estimate = Estimate.mean(torch.tensor([s["sharpness"] + s["divergence"] for s in splits], dtype=torch.float64))
     mean = {key: sum(s[key] for s in splits) / len(splits) for key in splits[0]}

@@ -12,10 +12,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from flatminima.core.statistic import Statistics
 from flatminima.errors import Undefined, UsageError
 from flatminima.estimate import Estimate
+from flatminima.measures._initial import refuse_other_shape
 from flatminima.measures._matrices import complexity_of_matrices, instead
 from flatminima.measures._measure import catalogued_measure
 from flatminima.measures._over_margin import check_options, log_factors, with_margin
-from flatminima.statistics import FeedForward, LinearLayer, OperatorNorms
+from flatminima.statistics import FeedForward, FlatWeights, LinearLayer, OperatorNorms, Weights
 
 
 @catalogued_measure
@@ -59,11 +60,12 @@ def spectral_complexity(
         if found is None:
             raise
         return found
+    weights = None if initial is None else minimum[Weights()]
     ratios, log_product = {}, 2 * sum(log_factors(network).values())
     for i, (layer, norm) in enumerate(zip(network.layers, norms.layers, strict=True)):
         if norm.two == 0:
             raise Undefined(f"layer {layer.name!r} is all zeros: the product of norms is 0")
-        moved = layer.matrix if initial is None else layer.matrix - _initial(layer, initial)
+        moved = layer.matrix if initial is None or weights is None else layer.matrix - _initial(layer, initial, weights)
         ratios[f"{i}: {layer.name}"] = float(moved.square().sum()) / norm.two**2
         log_product += 2 * math.log(norm.two)
     total = math.fsum(ratios.values())
@@ -74,7 +76,7 @@ def spectral_complexity(
     return Estimate(value, details=details)
 
 
-def _initial(layer: LinearLayer, initial: nn.Module | Mapping[str, Tensor]) -> Tensor:
+def _initial(layer: LinearLayer, initial: nn.Module | Mapping[str, Tensor], weights: FlatWeights) -> Tensor:
     """The layer's matrix at the initial weights, with the trained network's BatchNorm and factors."""
     name = layer.parameter
     if name == "":
@@ -82,6 +84,8 @@ def _initial(layer: LinearLayer, initial: nn.Module | Mapping[str, Tensor]) -> T
     if name is None or layer.arrange is None:
         raise UsageError(f"the weights of layer {layer.name!r} are made from several parameters: initial=None alone")
     weight = _weight(name, initial, made=layer.view is None).detach().double().cpu()
+    if name in weights.names:
+        refuse_other_shape(name, weight, weights.shapes[weights.names.index(name)])
     try:
         matrix = layer.arrange(weight if layer.view is None else layer.view(weight))
     except (RuntimeError, IndexError):

@@ -15,6 +15,7 @@ from flatminima.measures._measure import at_least_one, catalogued_measure, seed_
 from flatminima.statistics import Curvature, SpectralDensity, Spectrum
 
 _POINTS = 201  # of the density's grid
+_DROWNED = 1e-3  # of the largest eigenvalue's rounding: a prior below it, and rounding alone decides what is counted
 _WIDTH = 0.01  # of its Gaussians, relative to the spectrum's
 
 
@@ -47,6 +48,7 @@ def effective_dimension(
     Returns:
         Estimate; stderr over probes and, to first order, over samples (None for one probe). details: parameters,
         largest and smallest (Ritz values, inside the spectrum), density (grid, values, stderr over probes, width).
+        Undefined: alpha / n is far below the rounding of the largest eigenvalue.
 
     Raises:
         UsageError: a count below 1, alpha not positive, an unknown curvature.
@@ -59,6 +61,11 @@ def effective_dimension(
         raise UsageError(f"got prior_precision={prior_precision!r}; it must be positive and finite")
     found = minimum[SpectralDensity(probes, steps, samples, seed_of(minimum, seed), curvature)]
     scale = prior_precision / found.population
+    if scale < _DROWNED * found.rounding:
+        return Estimate.missing(
+            f"eigenvalues of alpha/n = {scale:.2g} drown in the rounding of the largest ({found.rounding:.2g}): "
+            "measure in float64, with model.double(), or scale the features"
+        )
 
     def determined(x: Tensor) -> Tensor:
         return x.clamp_min(0) / (x.clamp_min(0) + scale)

@@ -17,11 +17,12 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatminima.core.batch import Batch
+from flatminima.core.chance import refusing_chance
 from flatminima.core.identity import dense_parts
 from flatminima.core.parameters import dense
 from flatminima.core.space import Space
 from flatminima.errors import NumericalError, Undefined, UsageError
-from flatminima.statistics.second_derivatives import refuse_wrong
+from flatminima.statistics.second_derivatives import refuse_unseen, refuse_wrong
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -136,6 +137,7 @@ class Products:
         return torch.float64 if doubles else torch.float32
 
     def _graphs(self) -> Iterator[Graph]:
+        refuse_wrong(self.minimum, self.curvature)  # before: weights may be written meanwhile, and put back
         now = tuple(p._version for p in self.minimum.parameters.tensors)  # a write, even undone, spoils the graphs
         if now != self._versions:
             self._kept.clear()
@@ -193,7 +195,7 @@ class Graph:
 
     Args:
         batch: of samples. curvature: of their summed loss.
-        examine: check once a network that torch's second derivatives are right.
+        examine: check that torch's second derivatives of what the batch uses are right, if no batch before used it.
 
     Raises:
         Undefined: they are not, or there are none.
@@ -205,7 +207,10 @@ class Graph:
             refuse_wrong(minimum, curvature)
         self.minimum, self.count = minimum, len(batch)
         self.tensors = minimum.parameters.tensors
-        output = minimum.forward(batch.inputs)
+        with refusing_chance(minimum, lambda: [batch.indices], closely=minimum.chance.closely):
+            output = minimum.forward(batch.inputs)
+        if examine and output.requires_grad and refuse_unseen(batch, output, curvature):
+            output = minimum.forward(batch.inputs)
         losses = batch._receive(output, differentiable=curvature == "hessian" and output.requires_grad)
         if not output.requires_grad:
             raise Undefined("the network's output does not depend on a trainable parameter")
@@ -231,7 +236,7 @@ class Graph:
         """(W,) float64."""
         self.minimum.passes.backward += _PRODUCT_COST * self.count
         split = self.minimum.parameters.split(vector)  # a gradient a parameter: joining them costs as much as a layer
-        pairs = [(g, v.to(g.dtype)) for g, v in zip(self.gradients, split, strict=True) if _differentiable(g)]
+        pairs = [(g, _own(v, g)) for g, v in zip(self.gradients, split, strict=True) if _differentiable(g)]
         if not pairs:  # a loss linear in the parameters
             return torch.zeros_like(vector, dtype=torch.float64)
         ends, seeds = [g for g, _ in pairs], [v for _, v in pairs]
@@ -250,7 +255,7 @@ class Graph:
     def jacobian_product(self, vector: Tensor) -> Tensor:
         """J v in the output's shape, for a Gauss-Newton graph."""
         split = self.minimum.parameters.split(vector)
-        pairs = [(g, v.to(g.dtype)) for g, v in zip(self.gradients, split, strict=True) if _differentiable(g)]
+        pairs = [(g, _own(v, g)) for g, v in zip(self.gradients, split, strict=True) if _differentiable(g)]
         if not pairs or self.cotangent is None:
             return torch.zeros_like(self.output)
         (tangent,) = torch.autograd.grad(
@@ -278,6 +283,11 @@ class Graph:
     def _flat(self, parts: tuple[Tensor | None, ...]) -> Tensor:
         pairs = zip(parts, self.tensors, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]).double()
+
+
+def _own(part: Tensor, like: Tensor) -> Tensor:
+    """A part of a vector in memory of its own: where it begins in the vector, `view_as_complex` may not take it."""
+    return part.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _differentiable(gradient: Tensor | None) -> TypeGuard[Tensor]:

@@ -17,7 +17,7 @@ from flatminima.core.statistic import Cost, Needs, Statistic
 from flatminima.errors import Undefined, UsageError
 from flatminima.statistics.curvature import Curvature, check_curvature, products_of
 from flatminima.statistics.hessian import GROUPS, group_edges
-from flatminima.statistics.lanczos import BASIS, PRODUCTS, extreme_eigenvalues
+from flatminima.statistics.lanczos import BASIS, PRODUCTS, ROUNDINGS, Eigenpairs, extreme_eigenvalues
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -55,15 +55,16 @@ class TopEigenvalues(Statistic[Eigenvalues]):
     Args:
         k: how many.
         samples: of the data, drawn by seed; None: all.
-        tolerance: residual relative to the largest |eigenvalue| found at which one counts as converged.
+        tolerance: residual relative to the largest |eigenvalue| found at which one counts as converged, at least 100
+            roundings of the network's precision.
         seed: of the samples and of the starting vectors.
         curvature: ``"hessian"`` or ``"gauss_newton"``.
         products: at most, an eigenvalue asked for.
 
     Raises:
         UsageError: k below 1, a tolerance outside (0, 1), an unknown curvature.
-        Undefined: the largest has not converged within that many products, with the residual reached; fewer than k
-            parameters.
+        Undefined: the largest has not converged within that many products, with the residual reached; it is smaller
+            than the rounding of negative ones; fewer than k parameters.
     """
 
     k: int = 1
@@ -99,17 +100,32 @@ class TopEigenvalues(Statistic[Eigenvalues]):
                 dtype=products.precision,
                 device=minimum.device,
             )
-            if not len(found.values):
-                raise Undefined(
-                    f"the largest eigenvalue has not converged after {found.products} products: its residual is "
-                    f"still {found.missing[0]:.2g}"
-                )
+            self._refuse(found, products.precision, minimum.eps)
             if len(indices) < len(minimum.samples):
                 forms, sizes = self._forms(minimum, indices, found.vectors[0])
             else:  # the value itself: of all the data there is no error
                 forms, sizes = found.values[:1], torch.tensor([len(indices)])
         return Eigenvalues(
             found.values, found.residuals, found.missing, forms, sizes, len(minimum.samples), found.products
+        )
+
+    def _refuse(self, found: Eigenpairs, precision: torch.dtype, eps: float) -> None:
+        """Undefined where the largest has not converged, or is lost in the rounding of larger ones below 0."""
+        rounding = ROUNDINGS * torch.finfo(precision).eps
+        if len(found.values):
+            residual, value = float(found.residuals[0]), abs(float(found.values[0]))
+            if residual <= max(self.tolerance, rounding) * value:
+                return
+        else:
+            residual = found.missing[0]
+        if residual > rounding * found.norm:
+            raise Undefined(
+                f"the largest eigenvalue has not converged after {found.products} products: its residual is "
+                f"still {residual:.2g}" + _finer(precision, eps)
+            )
+        raise Undefined(
+            f"the largest eigenvalue is lost in the rounding of one of {found.norm:.2g} below 0: its residual is "
+            f"{residual:.2g}; measure in float64, with model.double()"
         )
 
     def _forms(self, minimum: Minimum, indices: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,3 +147,8 @@ class TopEigenvalues(Statistic[Eigenvalues]):
         share = self._count(minimum) / len(minimum.samples)
         basis = min(BASIS + 3 * self.k, len(minimum.parameters))
         return Cost(share * 2, 2 * share * _TYPICAL * self.k, 8 * len(minimum.parameters) * basis)
+
+
+def _finer(precision: torch.dtype, eps: float) -> str:
+    """What to do where the network computes in less than the products' precision."""
+    return "" if eps <= torch.finfo(precision).eps else "; the network rounds its products: try model.float()"

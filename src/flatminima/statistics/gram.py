@@ -61,12 +61,15 @@ class GramMatrices:
         """ln det G_t by row normalisation and float64 Cholesky, with how far to trust it.
 
         Raises:
-            Undefined: fewer parameters than samples, or a zero gradient in every subset.
+            Undefined: fewer parameters than samples, a matrix that is not finite, or a zero gradient in every subset.
         """
         if self.parameters < self.subset:
             raise Undefined(
                 f"{self.parameters} parameters cannot give {self.subset} independent gradients: the determinant is 0"
             )
+        overflowed = int((~self.normalized.isfinite()).flatten(1).any(1).sum())
+        if overflowed:
+            raise Undefined(f"{overflowed} of {len(self.normalized)} Gram matrices are not finite")
         diagonal = self.normalized.diagonal(dim1=1, dim2=2)
         none = (diagonal <= 0) | ~torch.isfinite(self.log_norms)  # (T, n): samples without a gradient
         whole = ~none.any(1)

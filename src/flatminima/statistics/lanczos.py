@@ -6,6 +6,7 @@ times, all "converged"); with it, and vectors of the network's own precision, a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from flatminima.core.perturbation import generator
 from flatminima.core.space import Space
-from flatminima.errors import UsageError
+from flatminima.errors import NumericalError, UsageError
 
 _Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]
@@ -26,7 +27,8 @@ PRODUCTS = 300  # at most, an eigenvalue asked for
 BASIS = 60  # vectors kept before a restart, and three more an eigenvalue
 _KEPT = 0.5  # of a vector's norm: where less is left, rounding of what was removed may be seen
 _BREAKDOWN = 10.0  # roundings of the norm below which a new direction is rounding alone
-_ROUNDINGS = 100.0  # of the norm: a residual of less cannot be had, whatever the tolerance
+ROUNDINGS = 100.0  # of an eigenvalue: a residual of less cannot be had, whatever the tolerance
+_PLAIN = 1e15  # norms from 1 over it to it: float32 holds the squares that they are sums of
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Eigenpairs:
         vectors (c, size): the unit eigenvectors x.
         missing: residuals of those that did not converge.
         products: spent.
+        norm: of the largest product with a unit vector; what `dtype` rounds of it, no residual is below.
     """
 
     values: Tensor
@@ -72,6 +75,7 @@ class Eigenpairs:
     vectors: Tensor
     missing: tuple[float, ...]
     products: int
+    norm: float = 0.0
 
     @property
     def converged(self) -> bool:
@@ -96,6 +100,9 @@ def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.f
         steps: at least 1; steps x size numbers of `dtype` are kept.
         dtype: of the basis; coefficients are float64.
 
+    Raises:
+        NumericalError: a product that is not finite.
+
     Examples:
         >>> found = lanczos(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([1.0, 1.0]), 5)
         >>> [round(x, 9) for x in found.quadrature()[0].tolist()]
@@ -107,19 +114,21 @@ def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.f
     basis = torch.empty(steps, len(start), dtype=dtype, device=start.device)
     diagonal: list[float] = []
     off: list[float] = []
-    vector, norm = start.double() / start.double().norm(), 0.0
+    space = Space.whole(len(start))
+    vector, norm = start.double() / _norm(start.double(), space), 0.0
     for j in range(steps):
         basis[j] = vector
         after = product(basis[j]).double()
         diagonal.append(float(after @ basis[j].double()))
-        size = float(after.norm())
+        after, unit, size = _scaled(after, space)
         after, _ = orthogonal(after, basis[: j + 1])
-        beta, norm = float(after.norm()), max(norm, size)
+        left = _norm(after, space)
+        beta, norm = left * unit, max(norm, size)
         if beta <= _BREAKDOWN * torch.finfo(dtype).eps * norm or j + 1 == len(start):
             beta = 0.0
             break
         off.append(beta)
-        vector = after / beta
+        vector = after / left
     m = len(diagonal)
     doubles = [torch.tensor(x, dtype=torch.float64) for x in (diagonal, off[: m - 1])]
     return Tridiagonal(doubles[0], doubles[1], beta, basis[:m])
@@ -147,8 +156,8 @@ def extreme_eigenvalues(
         size: its number of rows, or the Space of its vectors.
         k: how many, at most that number.
         which: ``"largest"`` or ``"smallest"`` algebraically, or largest in ``"magnitude"``.
-        tolerance: residual relative to the largest |eigenvalue| found, at which one counts as converged; so does one
-            that is rounding alone.
+        tolerance: residual relative to the largest |eigenvalue| found, at which one counts as converged (but never
+            below 100 roundings of `dtype`); so does one that is 0 but for the rounding of the largest product.
         seed: of the starting vectors.
         products: at most, an eigenvalue asked for.
         dtype: of the basis, min(size, 60 + 3 k) x size.
@@ -156,6 +165,7 @@ def extreme_eigenvalues(
 
     Raises:
         UsageError: k outside 1 to size, a tolerance outside (0, 1), an unknown `which`.
+        NumericalError: a product that is not finite.
 
     Source:
         Wu & Simon 2000, SIAM J. Matrix Anal. Appl. 22(2).
@@ -184,9 +194,9 @@ def extreme_eigenvalues(
         every = torch.cat([values, found]), torch.cat([residuals, residual]), torch.cat([vectors, other])
         order = search.order(every[0])[:k]
         values, residuals, vectors = (t[order] for t in every)
-    accepted = (residuals <= search.allowed(float(values.abs().max()))).long().cumprod(0).bool()  # no hole
+    accepted = search.accepted(values, residuals).long().cumprod(0).bool()  # no hole
     missing = tuple(residuals[~accepted].tolist())
-    return Eigenpairs(values[accepted], residuals[accepted], vectors[accepted], missing, search.spent)
+    return Eigenpairs(values[accepted], residuals[accepted], vectors[accepted], missing, search.spent, search.norm)
 
 
 @dataclass
@@ -216,14 +226,15 @@ class _Search:
         inner = np.zeros((room, room))
         basis[0], j, stop = self._fresh(locked, basis[:0]), 0, self.spent + self.budget
         while True:
-            after = self.product(basis[j]).to(self.dtype)
+            after, unit, length = _scaled(self.product(basis[j]), self.space)
             self.spent += 1
-            self.norm = max(self.norm, self.space.norm(after))
-            after, _ = orthogonal(after, locked, self.space)
+            self.norm = max(self.norm, length)
+            after, _ = orthogonal(after.to(self.dtype), locked, self.space)
             after, along = orthogonal(after, basis[: j + 1], self.space)
-            inner[: j + 1, j] = inner[j, : j + 1] = along.cpu().numpy()
-            beta = self.space.norm(after)
-            if beta <= _BREAKDOWN * torch.finfo(self.dtype).eps * self.norm:
+            inner[: j + 1, j] = inner[j, : j + 1] = unit * along.cpu().numpy()
+            left = _norm(after, self.space)
+            beta = left * unit
+            if beta <= self._rounding(_BREAKDOWN):
                 beta = 0.0
             values, vectors = np.linalg.eigh(inner[: j + 1, : j + 1])
             order = self.order(torch.from_numpy(values)).numpy()
@@ -239,7 +250,7 @@ class _Search:
                 np.fill_diagonal(inner[:j, :j], values[:j])
                 j -= 1
             if beta > 0:
-                basis[j + 1] = after / beta
+                basis[j + 1] = after / left
             else:
                 basis[j + 1] = self._fresh(locked, basis[: j + 1])
             j += 1
@@ -248,13 +259,23 @@ class _Search:
         self, values: np.ndarray[Any, Any], residuals: np.ndarray[Any, Any], k: int, below: float | None
     ) -> bool:
         scale = max(float(np.abs(values[:k]).max()), abs(below or 0.0))
-        if (residuals[:k] <= 0.5 * self.allowed(scale)).all():  # 0.5: the residual is computed again
+        enough = max(0.5 * self._allowed(scale), self._rounding(1.0))  # 0.5: the residual is computed again
+        if (residuals[:k] <= enough).all():
             return True
         return below is not None and float(residuals[0]) <= 0.5 * self._lead(below, float(values[0]))
 
-    def allowed(self, scale: float) -> float:
+    def accepted(self, values: Tensor, residuals: Tensor) -> Tensor:
+        """Mark what has converged: by its residual beside the largest value, or as a 0 to the rounding of products."""
+        zero = torch.maximum(values.abs(), residuals) <= self._rounding(_BREAKDOWN)
+        return (residuals <= self._allowed(float(values.abs().max()))) | zero
+
+    def _allowed(self, scale: float) -> float:
         """The residual at which an eigenvalue counts as converged."""
-        return max(self.tolerance * scale, _ROUNDINGS * torch.finfo(self.dtype).eps * self.norm)
+        return max(self.tolerance, ROUNDINGS * torch.finfo(self.dtype).eps) * scale
+
+    def _rounding(self, times: float) -> float:
+        """So many roundings of the largest product."""
+        return times * torch.finfo(self.dtype).eps * self.norm
 
     def _lead(self, one: float, two: float) -> float:
         """By how much `one` is more extreme than `two`."""
@@ -274,11 +295,11 @@ class _Search:
         """Rayleigh quotients, ordered, residuals computed from the vectors, and these."""
         values, residuals = [], []
         for vector in vectors:
-            unit = vector.double() / self.space.norm(vector.double())
+            unit = vector.double() / _norm(vector.double(), self.space)
             after = self.product(unit).double()
             self.spent += 1
             values.append(float(self.space.dot(unit, after)))
-            residuals.append(self.space.norm(after - values[-1] * unit))
+            residuals.append(_norm(after - values[-1] * unit, self.space))
         found = torch.tensor(values, dtype=torch.float64)
         order = self.order(found)
         return found[order], torch.tensor(residuals, dtype=torch.float64)[order], vectors[order.to(vectors.device)]
@@ -296,6 +317,30 @@ class _Search:
 
     def _combine(self, weights: np.ndarray[Any, Any], basis: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(weights.T)).to(basis) @ basis
+
+
+def _norm(vector: Tensor, space: Space) -> float:
+    """Euclidean norm of entries of any size: the square of 1e20 is infinite in float32, that of 1e200 in float64."""
+    found = space.norm(vector)
+    if 1 / _PLAIN < found < _PLAIN:
+        return found
+    unit = float(space.total(vector.double().abs().sum()))
+    if unit == 0 or not math.isfinite(unit):
+        return unit
+    return unit * float(space.total((vector.double() / unit).square().sum()).sqrt())
+
+
+def _scaled(product: Tensor, space: Space) -> tuple[Tensor, float, float]:
+    """A product over a power of two, that power and the product's norm.
+
+    Raises:
+        NumericalError: it is not finite.
+    """
+    norm = _norm(product, space)
+    if not math.isfinite(norm):
+        raise NumericalError("a product with the matrix is not finite: it overflows, or holds NaN")
+    unit = 1.0 if norm == 0 or 1 / _PLAIN < norm < _PLAIN else 2.0 ** math.frexp(norm)[1]
+    return product if unit == 1.0 else product.double() / unit, unit, norm
 
 
 def orthogonal(vector: Tensor, basis: Tensor, space: Space | None = None) -> tuple[Tensor, Tensor]:

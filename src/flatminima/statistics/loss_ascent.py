@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from flatminima import progress
+from flatminima.core.chance import refusing_chance
 from flatminima.core.minimum import refuse_overflow
 from flatminima.core.statistic import Cost
 from flatminima.errors import Undefined
@@ -85,7 +86,8 @@ class Around:
     def __init__(self, minimum: Minimum, indices: Tensor, gradient: Tensor | None) -> None:
         self.minimum, self.indices = minimum, indices
         self.weights = minimum.parameters.flat()
-        self.start, own = minimum.mean_gradient(indices)
+        with refusing_chance(minimum, lambda: indices.split(minimum.batch_size)):
+            self.start, own = minimum.mean_gradient(indices)
         self.gradient = own if gradient is None else gradient
         self.tilt = None if gradient is None else gradient - own
 
@@ -185,7 +187,8 @@ def at_the_weights(minimum: Minimum, everything: Tensor) -> tuple[float, Tensor]
         with suppress(Undefined):  # of shards the first has no value
             gradient, outputs = minimum[MeanGradient(), Outputs()]
             return float(outputs.losses.mean()), gradient.to(minimum.device)
-    return minimum.mean_gradient(everything)
+    with refusing_chance(minimum, lambda: everything.split(minimum.batch_size)):
+        return minimum.mean_gradient(everything)
 
 
 def cost_of(share: float, gradients: float, parameters: int) -> Cost:

@@ -40,6 +40,7 @@ class Spectrum:
         sizes (groups,): samples of each group.
         population: samples there are.
         parameters: eigenvalues there are, W.
+        rounding: eps of the products' precision times the largest |node|.
     """
 
     nodes: Tensor
@@ -48,6 +49,7 @@ class Spectrum:
     sizes: Tensor
     population: int
     parameters: int
+    rounding: float = 0.0
 
     def trace(self, f: _Function) -> Tensor:
         """Estimates of tr f(C), one a probe: W times the quadrature's sum, (probes,).
@@ -141,6 +143,7 @@ class SpectralDensity(Statistic[Spectrum]):
             torch.tensor([len(part) for part in parts]),
             len(minimum.samples),
             products.size,
+            torch.finfo(products.precision).eps * float(nodes.abs().max()),
         )
 
     def _row(self, products: Products, parts: list[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.statistic import Statistic
+from flatminima.statistics.matrices import matrices_of
 
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 class WeightSpectra(Statistic["dict[str, Tensor]"]):
     """Positive eigenvalues of W^T W by parameter name, ascending, float64.
 
-    Every parameter of two or more dimensions, each tied one once, frozen ones too. A convolution's kernel
+    Every weight in effect of two or more dimensions, each tied one once, frozen ones too: of a parametrization
+    (weight_norm, spectral_norm, pruning) or a low-rank adapter the weight that it makes. A convolution's kernel
     (out, in, *size) gives one matrix (out, in) a position, and their eigenvalues together are its spectrum.
     """
 
     def compute(self, minimum: Minimum) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {name: spectrum(p) for name, p in minimum.model.named_parameters() if p.dim() >= 2 and p.numel()}
+        with minimum.open(), torch.no_grad():
+            return {name: spectrum(weight) for name, weight in matrices_of(minimum.model)}
 
 
 def spectrum(weight: Tensor) -> Tensor:

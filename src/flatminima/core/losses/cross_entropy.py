@@ -201,9 +201,8 @@ class CrossEntropy(ExactLoss):
                 f"indices, int64 of shape {kind}: for soft labels {remedy}"
             )
         ignored = target == self.ignored
-        if places:
-            self._check_ignored(ignored, indices)
-        bad = ((target < 0) | (target >= classes)) & (~ignored if places else True)
+        self._check_ignored(ignored, indices, places)
+        bad = ((target < 0) | (target >= classes)) & ~ignored
         wrong = bad.nonzero()
         if len(wrong):
             raise DataError(
@@ -211,7 +210,12 @@ class CrossEntropy(ExactLoss):
                 f"the network has {classes} classes, 0 to {classes - 1}"
             )
 
-    def _check_ignored(self, ignored: Tensor, indices: Tensor) -> None:
+    def _check_ignored(self, ignored: Tensor, indices: Tensor, places: tuple[int, ...]) -> None:
+        if not places and bool(ignored.any()):
+            raise DataError(
+                f"label {self.ignored} of sample {int(indices[int(ignored.nonzero()[0])])} is ignored by {self.name} "
+                f"({int(ignored.sum())} such): a sample with no other target has no loss; leave those samples out"
+            )
         counted = ~(ignored[:, 1:] if self.shifted else ignored).reshape(len(ignored), -1)
         empty = (~counted.any(1)).nonzero()
         if len(empty):

@@ -1,6 +1,6 @@
 """Training data with random access, in an order made of its contents."""
 
-from flatminima.core.samples.base import Samples, spread
+from flatminima.core.samples.base import Samples, seed_number, spread
 from flatminima.core.samples.checks import call, check_every_target, refuse_extra_entries
 from flatminima.core.samples.content import content_hashes, hash_bytes
 from flatminima.core.samples.sources import as_samples
@@ -19,6 +19,7 @@ __all__ = [
     "leaves",
     "map_tensors",
     "refuse_extra_entries",
+    "seed_number",
     "split_batch",
     "spread",
 ]

@@ -9,10 +9,11 @@ order, and a subset a draw of clusters. The sorted hashes identify the data set 
 from __future__ import annotations
 
 import hashlib
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor
 from flatminima import progress
 from flatminima.core.samples.content import Hashes, content_hashes, hash_bytes, keys_of, splitmix
 from flatminima.core.samples.structure import Inputs, leaves
-from flatminima.errors import DataError
+from flatminima.errors import DataError, UsageError
+from flatminima.escaping import brief
 
 _CHUNK = 512
+_SEEDS = 1 << 63
 
 
 class Samples(ABC):
@@ -98,8 +101,27 @@ class Samples(ABC):
 
     def order(self, seed: int) -> Tensor:
         """A random permutation (n,) made from the samples' keys and the seed: any part of it is a fair draw."""
-        salt = np.uint64(hash_bytes(seed.to_bytes(8, "little", signed=True)))
+        salt = np.uint64(hash_bytes(seed_number(seed).to_bytes(8, "little", signed=True)))
         return torch.from_numpy(np.argsort(splitmix(self.keys ^ salt), kind="stable"))
+
+
+def seed_number(seed: Any, name: str = "seed") -> int:
+    """A seed as Python's integer; numpy's whole numbers are ones too.
+
+    Raises:
+        UsageError: no whole number, or none that 64 bits with a sign hold.
+
+    Examples:
+        >>> seed_number(np.int64(3))
+        3
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = _SEEDS
+    if not -_SEEDS <= number < _SEEDS:
+        raise UsageError(f"got {name}={brief(seed)}; expected a whole number from -2^63 to 2^63 - 1, e.g. 0")
+    return number
 
 
 def spread(count: int, places: int) -> Tensor:

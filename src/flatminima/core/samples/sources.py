@@ -17,6 +17,7 @@ from flatminima.core.samples.convert import as_tensor, as_tensors
 from flatminima.core.samples.dataset import DatasetSamples
 from flatminima.core.samples.structure import Inputs, concatenate, leaves, map_tensors, split_batch
 from flatminima.core.samples.tensors import EMPTY, TensorSamples
+from flatminima.core.written import same_generators
 from flatminima.errors import DataError, UsageError
 
 _READS = 4  # passes over a loader's indices
@@ -27,6 +28,8 @@ _PAIRS = "pass (inputs, targets), a Dataset of samples, or a DataLoader(batches,
 
 def as_samples(data: Any, *, limit: int | None = None) -> Samples:
     """Tensors or arrays (x, y), a Dataset, a DataLoader, batches or a stream as Samples.
+
+    Generators of random numbers that the data hold are afterwards as before.
 
     Args:
         data: what holds the samples; see `docs/data-and-losses.md`.
@@ -40,6 +43,11 @@ def as_samples(data: Any, *, limit: int | None = None) -> Samples:
         raise UsageError(f"got limit={limit!r}; expected a number of samples, at least 1")
     if isinstance(data, Samples):
         return data if limit is None or limit >= len(data) else _first(data, limit)
+    with same_generators(data):
+        return _of_any_kind(data, limit)
+
+
+def _of_any_kind(data: Any, limit: int | None) -> Samples:
     if isinstance(data, DataLoader):
         return _from_loader(data, limit)
     if _is_pair(data):
