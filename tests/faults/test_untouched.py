@@ -71,7 +71,7 @@ OTHERS: dict[str, Callable[[nn.Module], Any]] = {
     "audit": lambda m: [[e.value for e in row] for rows in audit(Minimum(m, (X, Y)), ["fisher_trace"]).values.values()
                         for row in rows.values()],
     "plan": lambda m: plan(Minimum(m, (X, Y)), ["fisher_trace", "margin"]).cost.forward,
-    "rank by errors": lambda m: rank([Minimum(m, (X, Y))] * 2, test=(X, Y), measures=["margin"]).choice.answer,
+    "rank by errors": lambda m: rank([Minimum(m, (X, Y))] * 2, test=(X * 1.01, Y), measures=["margin"]).choice.answer,
     "rank by gaps": lambda m: str(rank([Minimum(m, (X, Y))] * 3, [0.1, 0.2, 0.3], ["margin"]).correlations),
     "rescalings": lambda m: [str(r) for r in rescalings(Minimum(m, (X, Y)), (1.0, 2.0))],
     "diagnose": lambda m: [str(f) for f in diagnose({}, Minimum(m, (X, Y)))],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flatminima.measuring import MeasureFunction
 
 _PRODUCTS = 12  # until two eigenvectors have converged, typically
+_ADMITTING = 8  # passes over a batch by which the two Minimums of a table see whether samples act on each other
 _STEPS = (3, 23)  # points of two lines that are tried: their difference is the price of a point
 
 
@@ -91,9 +92,10 @@ def _audit(seen: Minimum, wanted: Sequence[MeasureFunction], tables: int, share:
     cost = plan(seen, wanted).cost
     started = clock()
     Minimum(seen.model, seen.samples, seen.loss, batch_size=seen.batch_size)
-    admission = clock() - started
+    admission, n = clock() - started, len(seen.samples)
+    looked = _ADMITTING * min(seen.batch_size, n) / n
     seconds = admission + Trials.of(seen, clock).statistics(absent(seen, wanted))
-    return Part(Cost(tables * share * cost.forward, tables * share * cost.backward), tables * seconds)
+    return Part(Cost(tables * share * (cost.forward + looked), tables * share * cost.backward), tables * seconds)
 
 
 def _landscapes(trials: Trials) -> Part:

@@ -183,6 +183,10 @@ class _Marks:
         self._left -= 1
         if depth and self._left > 0:
             self._known[key] = self._made(value, kind, depth - 1)
+        elif isinstance(value, Tensor | np.ndarray):  # which may have been put back as another of the same contents
+            self._known[key] = (kind, tuple(value.shape))
+        elif isinstance(value, dict | list | tuple | set | frozenset | deque):  # as may these, or be of our making
+            self._known[key] = (kind, len(value))
         return self._known[key]
 
     def _made(self, value: Any, kind: type, depth: int) -> Any:

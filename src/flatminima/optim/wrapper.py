@@ -42,7 +42,6 @@ class Wrapper(Optimizer, ABC):
     """
 
     name: str  # of ours in a checkpoint of an earlier version
-    clock: Clock
     model: Shared[nn.Module | None] = Shared()
 
     def __init__(
@@ -109,9 +108,9 @@ class Wrapper(Optimizer, ABC):
     def _micro_batch(self, closure: Callable[[], Any]) -> Any:
         """Run the closure of a micro-batch that does not end a step."""
 
-    @abstractmethod
     def _by_epoch(self) -> str:
         """What the user gave that goes by the epoch; "" where the default does, or nothing."""
+        return ""
 
     @abstractmethod
     def _needs_block(self) -> bool:
@@ -196,9 +195,10 @@ class Wrapper(Optimizer, ABC):
             return None if closure is None else closure()
         if at.complete is not None and not at.complete():
             return None if closure is None else self._of_micro_batch(closure)
-        if not self.clock.told:
-            given = self._by_epoch() if self.clock.step == 0 else ""
-            self.clock.warn(type(self).__name__, given, trainer_epoch(closure) or 1)
+        clock: Clock | None = vars(self).get("clock")  # of those that go by epochs
+        if clock is not None and not clock.told:
+            given = self._by_epoch() if clock.step == 0 else ""
+            clock.warn(type(self).__name__, given, trainer_epoch(closure) or 1)
         loss = None
         if closure is not None and at.scaled_by:
             raise UsageError(
