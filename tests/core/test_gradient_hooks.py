@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 
 from flatminima import Minimum, measure, measures
+from flatminima.core.guard import untouched
 from flatminima.statistics import HessianDiagonal
 
 # torch's, of what such hooks see
@@ -153,3 +155,33 @@ def test_a_hook_that_is_removed_while_the_network_is_measured_does_no_harm() -> 
 
 def test_a_network_without_hooks_says_nothing_of_them() -> None:
     assert not any("hooks" in note for note in measure(Minimum(network(), (X, Y)), ["margin"]).notes)
+
+
+def test_two_threads_leave_the_hooks_of_the_process_as_they_were() -> None:
+    """Blocks that overlap: whoever came second would put back what the first had put in its place."""
+    register, handle = Tensor.register_hook, everywhere.register_module_full_backward_hook(lambda *_: None)
+    try:
+        tables = dict(everywhere._global_backward_hooks)
+        inside, leave = threading.Event(), threading.Event()
+
+        def first() -> None:
+            with untouched(nn.Linear(2, 2)):
+                inside.set()
+                leave.wait(1)  # the second is in its block by then, if it may be
+
+        def second() -> None:
+            inside.wait(10)
+            with untouched(nn.Linear(2, 2)):
+                leave.set()
+                threads[0].join(1)
+
+        threads = [threading.Thread(target=act) for act in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert Tensor.register_hook is register
+        assert dict(everywhere._global_backward_hooks) == tables
+    finally:
+        handle.remove()

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as _modules
 from torch.utils.hooks import RemovableHandle
 
+from flatminima.core.ambient import SWITCHES_LOCK
 from flatminima.core.identity import content_version, same_content
 from flatminima.core.written import HOOKS, TABLES, Written as Written, same_entries
 from flatminima.errors import ModelError
@@ -31,7 +32,13 @@ _OF_WEIGHTS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Written]:
-    """Run the block in eval mode and restore everything afterwards."""
+    """Run the block in eval mode and restore everything afterwards; one thread at a time: some hooks are the process's."""
+    with SWITCHES_LOCK, _restored(model) as written:
+        yield written
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[Written]:
     modules, weights = list(model.modules()), list(model.parameters())
     state = [(t, t.detach().clone(), content_version(t)) for t in (*weights, *model.buffers())]
     parameters = [(p, p.grad, p.requires_grad) for p in weights]
