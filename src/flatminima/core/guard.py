@@ -32,7 +32,7 @@ _OF_WEIGHTS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Written]:
-    """Run the block in eval mode and restore everything afterwards; one thread at a time: some hooks are the process's."""
+    """Run the block in eval mode and restore everything afterwards; one thread at a time."""
     with SWITCHES_LOCK, _restored(model) as written:
         yield written
 
