@@ -6,14 +6,18 @@ of those a kill leaves the same files behind.
 
 from __future__ import annotations
 
+import datetime
 import multiprocessing
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 _PRELOADED = (
     "processes",
@@ -127,6 +131,33 @@ def ranks(worker: Callable[..., None], *arguments: object) -> None:
 
     context()
     torch.multiprocessing.start_processes(worker, arguments, nprocs=2, start_method="forkserver")
+
+
+def results_of_ranks(worker: Callable[..., None], folder: Path) -> list[Any]:
+    """What worker(rank, port, folder) saved as folder/RANK.pt, in two processes."""
+    import torch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks(worker, port, str(folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@contextmanager
+def process_group(rank: int, port: int) -> Iterator[None]:
+    """One of two ranks of gloo, which waits for the other at the end."""
+    import torch
+    import torch.distributed as dist
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
 
 
 def operations(folder: Path) -> int:

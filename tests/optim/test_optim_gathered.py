@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
-import os
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flatminima.errors import UsageError
 from flatminima.optim import SAM, FisherTrace, PertOPT, gathered
-from processes import ranks
+from processes import process_group, results_of_ranks
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
@@ -167,28 +163,17 @@ def fisher(sharding, rank):
 
 
 def worker(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
-    try:
+    with process_group(rank, port):
         cells = itertools.product(("sam", "pertopt"), SHARDINGS, EVALUATIONS)
         found = {cell: train(*cell, i % 2 == 0, rank) for i, cell in enumerate(cells)}  # with model= and without
         guarded = {given: guards(given, rank) for given in (False, True)}
         refused = {sharding: fisher(sharding, rank) for sharding in ("root", "nested")}
         torch.save({"cells": found, "guards": guarded, "fisher": refused}, f"{folder}/{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gathered")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks(worker, port, str(folder))
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return results_of_ranks(worker, tmp_path_factory.mktemp("gathered"))
 
 
 @pytest.mark.slow

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import socket
 import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from flatminima.optim import FisherTrace
-from processes import ranks
+from processes import process_group, results_of_ranks
 
 STEPS = 5
 GENERATOR = torch.Generator().manual_seed(7)
@@ -161,27 +157,16 @@ def coupled(rank):
 
 
 def worker(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
-    try:
+    with process_group(rank, port):
         found = {(m, o): train(m, o, rank) for m in MASKED for o in OPTIONS}
         found["uneven"] = train("none", "count", rank, sizes(rank))
         found |= {"failures": failures(rank), "apart": apart(rank), "coupled": coupled(rank)}
         torch.save(found, f"{folder}/{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks(worker, port, str(folder))
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return results_of_ranks(worker, tmp_path_factory.mktemp("together"))
 
 
 @pytest.mark.slow

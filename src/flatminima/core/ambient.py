@@ -9,7 +9,7 @@ everything that the library computes, and are again as they were afterwards.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -206,23 +206,31 @@ def _without_trackers() -> Iterator[None]:
     They hang hooks on gradients, which no per-sample backward pass allows. A counter of another thread goes on counting
     what that thread does, and may end meanwhile.
     """
-    silenced = []
-    for table in (_modules._global_forward_pre_hooks, _modules._global_forward_hooks):
-        for number, hook in list(table.items()):
-            if type(getattr(hook, "__self__", None)).__module__.startswith("torch."):
-                table[number] = _but_here(hook, get_ident())
-                silenced.append((table, number, hook))
+    here = get_ident()
+
+    def silent(hook: Callable[..., Any]) -> Callable[..., Any]:
+        if not type(getattr(hook, "__self__", None)).__module__.startswith("torch."):
+            return hook
+        return lambda *arguments: None if get_ident() == here else hook(*arguments)
+
+    with hooks_replaced((_modules._global_forward_pre_hooks, _modules._global_forward_hooks), silent):
+        yield
+
+
+@contextmanager
+def hooks_replaced(
+    tables: Iterable[dict[int, Any]], by: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Hooks of the process replaced within the block, under the lock; one that is gone meanwhile stays so."""
+    held = [(table, number, hook) for table in tables for number, hook in table.items()]
+    for table, number, hook in held:
+        table[number] = by(hook)
     try:
         yield
     finally:
-        for table, number, hook in silenced:
+        for table, number, hook in held:
             if number in table:
                 table[number] = hook
-
-
-def _but_here(hook: Callable[..., Any], here: int) -> Callable[..., Any]:
-    """The hook, silent in one thread."""
-    return lambda *arguments: None if get_ident() == here else hook(*arguments)
 
 
 def in_neutral(function: Callable[P, T]) -> Callable[P, T]:

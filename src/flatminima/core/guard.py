@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as _modules
 from torch.utils.hooks import RemovableHandle
 
-from flatminima.core.ambient import SWITCHES_LOCK
+from flatminima.core.ambient import SWITCHES_LOCK, hooks_replaced
 from flatminima.core.identity import content_version, same_content
 from flatminima.core.written import HOOKS, TABLES, Written as Written, same_entries
 from flatminima.errors import ModelError
@@ -120,24 +120,12 @@ def emptied(model: nn.Module) -> set[tuple[str, str]]:
     return {(name, table) for name, _ in model.named_modules() for table in _OF_MODULES}
 
 
-@contextmanager
-def _hooks_of_all_modules_off(silent: set[int]) -> Iterator[None]:
+def _hooks_of_all_modules_off(silent: set[int]) -> AbstractContextManager[None]:
     """Backward hooks of the whole process, which another thread may need, say nothing of the modules with these ids."""
-    replaced = []
-    for table in (_modules._global_backward_hooks, _modules._global_backward_pre_hooks):
-        for number, hook in list(table.items()):
-            table[number] = _but_for(hook, silent)
-            replaced.append((table, number, hook))
-    try:
-        yield
-    finally:
-        for table, number, hook in replaced:
-            if number in table:
-                table[number] = hook
-
-
-def _but_for(hook: Callable[..., Any], silent: set[int]) -> Callable[..., Any]:
-    return lambda module, *gradients: None if id(module) in silent else hook(module, *gradients)
+    tables = (_modules._global_backward_hooks, _modules._global_backward_pre_hooks)
+    return hooks_replaced(
+        tables, lambda hook: lambda module, *gradients: None if id(module) in silent else hook(module, *gradients)
+    )
 
 
 @contextmanager
