@@ -120,15 +120,14 @@ def lanczos(matrix: Any, start: Tensor, steps: int, dtype: torch.dtype = torch.f
         basis[j] = vector
         after = product(basis[j]).double()
         diagonal.append(float(after @ basis[j].double()))
-        after, unit, size = _scaled(after, space)
+        size = _finite_norm(after, space)
         after, _ = orthogonal(after, basis[: j + 1])
-        left = _norm(after, space)
-        beta, norm = left * unit, max(norm, size)
+        beta, norm = _norm(after, space), max(norm, size)
         if beta <= _BREAKDOWN * torch.finfo(dtype).eps * norm or j + 1 == len(start):
             beta = 0.0
             break
         off.append(beta)
-        vector = after / left
+        vector = after / beta
     m = len(diagonal)
     doubles = [torch.tensor(x, dtype=torch.float64) for x in (diagonal, off[: m - 1])]
     return Tridiagonal(doubles[0], doubles[1], beta, basis[:m])
@@ -226,14 +225,13 @@ class _Search:
         inner = np.zeros((room, room))
         basis[0], j, stop = self._fresh(locked, basis[:0]), 0, self.spent + self.budget
         while True:
-            after, unit, length = _scaled(self.product(basis[j]), self.space)
+            after = self.product(basis[j])
             self.spent += 1
-            self.norm = max(self.norm, length)
+            self.norm = max(self.norm, _finite_norm(after, self.space))
             after, _ = orthogonal(after.to(self.dtype), locked, self.space)
             after, along = orthogonal(after, basis[: j + 1], self.space)
-            inner[: j + 1, j] = inner[j, : j + 1] = unit * along.cpu().numpy()
-            left = _norm(after, self.space)
-            beta = left * unit
+            inner[: j + 1, j] = inner[j, : j + 1] = along.cpu().numpy()
+            beta = _norm(after, self.space)
             if beta <= self._rounding(_BREAKDOWN):
                 beta = 0.0
             values, vectors = np.linalg.eigh(inner[: j + 1, : j + 1])
@@ -250,7 +248,7 @@ class _Search:
                 np.fill_diagonal(inner[:j, :j], values[:j])
                 j -= 1
             if beta > 0:
-                basis[j + 1] = after / left
+                basis[j + 1] = after / beta
             else:
                 basis[j + 1] = self._fresh(locked, basis[: j + 1])
             j += 1
@@ -330,8 +328,8 @@ def _norm(vector: Tensor, space: Space) -> float:
     return unit * float(space.total((vector.double() / unit).square().sum()).sqrt())
 
 
-def _scaled(product: Tensor, space: Space) -> tuple[Tensor, float, float]:
-    """A product over a power of two, that power and the product's norm.
+def _finite_norm(product: Tensor, space: Space) -> float:
+    """Norm of a product.
 
     Raises:
         NumericalError: it is not finite.
@@ -339,8 +337,7 @@ def _scaled(product: Tensor, space: Space) -> tuple[Tensor, float, float]:
     norm = _norm(product, space)
     if not math.isfinite(norm):
         raise NumericalError("a product with the matrix is not finite: it overflows, or holds NaN")
-    unit = 1.0 if norm == 0 or 1 / _PLAIN < norm < _PLAIN else 2.0 ** math.frexp(norm)[1]
-    return product if unit == 1.0 else product.double() / unit, unit, norm
+    return norm
 
 
 def orthogonal(vector: Tensor, basis: Tensor, space: Space | None = None) -> tuple[Tensor, Tensor]:
