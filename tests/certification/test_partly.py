@@ -154,6 +154,15 @@ def test_a_picture_beside_a_number_of_its_own() -> None:
     assert doubt_of({"image": unlike, "age": torch.rand(N, 1, generator=generator(5))}) == ""
 
 
+@pytest.mark.parametrize(("noise", "said"), [(0.0, "in one of their tensors"), (0.01, "tight groups")])
+def test_a_short_table_beside_one_of_its_own(noise: float, said: str) -> None:
+    again, other = drawn_again(rows(8)), torch.randn(N, 8, generator=generator(5))
+    assert said in doubt_of({"a": again + noise * torch.randn(N, 8, generator=generator(6)), "b": other})
+    assert doubt_of({"a": torch.randn(N, 8, generator=generator(7)), "b": other}) == ""
+    place = drawn_again(rows(2, 20))  # of twenty hospitals, beside much that is the patient's
+    assert doubt_of({"a": torch.randn(N, 12, generator=generator(7)), "place": place}) == ""
+
+
 @pytest.mark.parametrize("axis", [2, 3, 4])
 def test_volumes_that_were_moved(axis: int) -> None:
     full = smooth(40, 1, 10, 3)

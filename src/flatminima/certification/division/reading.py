@@ -23,6 +23,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 Read = Callable[[Indices], Floats]  # rows (k, d) at k indices
 
 FEWEST_VALUES = 12  # of a sample, below which unlike ones are often linear functions of each other
+_FEWEST = 3  # of a tensor that may be looked at on its own
 CHUNK = 2_000  # samples that are read at a time
 
 
@@ -99,9 +100,10 @@ class OneTensor(Samples):
 
 
 def single_tensors(samples: Samples) -> list[OneTensor]:
-    """Each tensor of at least 12 values a sample on its own, where the inputs are of several; else none."""
+    """Each tensor of 12 values a sample, or of a third of all, on its own, where there are several; else none."""
     first = leaves(samples.take(torch.tensor([0]))[0])
-    large = [i for i, t in enumerate(first) if t[0].numel() >= FEWEST_VALUES]
+    sizes = [t[0].numel() for t in first]
+    large = [i for i, size in enumerate(sizes) if size >= FEWEST_VALUES or (size >= _FEWEST and 3 * size >= sum(sizes))]
     return [OneTensor(samples, i) for i in large] if len(first) > 1 else []
 
 

@@ -135,7 +135,12 @@ def _copied_rows(samples: Samples, coarse: RowHashes | None) -> Iterator[tuple[s
 
 
 def _tight(samples: Samples, numbers: Tensor | None) -> float:
-    """The share in tight groups, of one sample a group of the caller's; 0.0 for rows that moments recognise."""
+    """The share in tight groups, of one sample a group of the caller's, also in one tensor of several."""
+    return max((_tight_rows(s, numbers) for s in (samples, *single_tensors(samples))), default=0.0)
+
+
+def _tight_rows(samples: Samples, numbers: Tensor | None) -> float:
+    """The same of all values; 0.0 for rows that moments recognise."""
     if not _short(samples, 1):
         return 0.0
     first = np.arange(len(samples)) if numbers is None else np.unique(numbers.numpy(), return_index=True)[1]
