@@ -121,6 +121,13 @@ def test_independent_draws_are_not_said_to_be_crowded(n: int, d: int) -> None:
     assert all(share <= CROWDED for share in shares.values()), shares
 
 
+def test_gaps_by_chance_are_as_the_page_says() -> None:
+    """docs/certificates.md: a quarter in one dimension and on a curve, a twentieth in two, none in four."""
+    one, two, four = (crowded(densities(2_000, d)["normal"].astype(np.float32)) for d in (1, 2, 4))
+    curve = crowded(densities(2_000, 8)["a curve"].astype(np.float32))
+    assert 0.15 < one < 0.35 and 0.15 < curve < 0.35 and 0.02 < two < 0.1 and four < 0.02
+
+
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_diabetes, load_breast_cancer])
 def test_real_tables_are_not_doubted(load: Any) -> None:
     x = torch.from_numpy(load().data).float()
