@@ -26,6 +26,7 @@ from flatminima.errors import FolderInUse, UsageError, WriteFailed
 
 LOCK = ".lock"
 PATIENCE = 60.0  # seconds for another process that writes its results
+GLANCE = 1.0  # seconds for another process that only looks whether a folder is in use, which takes milliseconds
 DAY = 86_400.0
 _UNDER_WAY = ".tmp"  # ends the name of a file that is being written
 _TOKEN_BYTES = 8
@@ -94,13 +95,13 @@ def make_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path, *, wait: float = 0.0) -> Iterator[Path]:
+def claimed(folder: Path, *, wait: float = GLANCE) -> Iterator[Path]:
     """The folder, made if it is not there, for this process alone; the system lets go of it when the process dies.
 
     Files that a killed process left half written are removed.
 
     Args:
-        wait: seconds for another process to end: for work that only writes what is known, at the end of a command.
+        wait: seconds for another process to end; `PATIENCE` for what only writes what is known, at a command's end.
 
     Raises:
         FolderInUse: another process has it. WriteFailed, UsageError: it cannot be written.
@@ -131,14 +132,17 @@ def clear_left(folder: Path, older: float = 0.0) -> None:
                 left.unlink()
 
 
-def refuse_in_use(folder: Path) -> None:
+def refuse_in_use(folder: Path, wait: float = GLANCE) -> None:
     """Refuse before the work a folder that another process has claimed; leaves nothing behind.
+
+    Args:
+        wait: seconds for that process to end.
 
     Raises:
         FolderInUse: it has.
     """
     if (folder / LOCK).is_file():
-        with claimed(folder):
+        with claimed(folder, wait=wait):
             pass
 
 

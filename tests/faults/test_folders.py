@@ -5,6 +5,8 @@ Each command is run in this process. "No space" is a limit on the size of a file
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -163,6 +165,52 @@ def test_two_processes_that_share_results_end_alike(name: str, tmp_path: Path) -
     one, two = (_plain(json.loads((tmp_path / f"{i}.out").read_text())) for i in range(2))
     assert one == two
     _whole(tmp_path / "output")
+
+
+@contextmanager
+def held_until_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Claim a folder as another process would, until somebody waits instead of giving up."""
+    begun, waited = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with claimed(folder):
+            begun.set()
+            waited.wait(120)
+
+    monkeypatch.setattr("time.sleep", lambda _: waited.set())
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        assert waited.is_set()
+        thread.join()
+
+
+def test_rank_waits_where_another_one_writes(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two commands at once, the later refused the folder at its start while the earlier wrote its results."""
+    with held_until_waited_for(tmp_path / "output", monkeypatch):
+        code, said = invoke("rank", tmp_path / "output")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("name", ["measure", "landscape"])
+def test_measured_numbers_are_not_lost_to_another_ones_moment(
+    name: str, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks whether a folder is in use has it for a moment, which must not end a command that has worked."""
+    module = importlib.import_module(f"flatminima.cli.{name}")
+    with contextlib.ExitStack() as held:
+        look = module.writable
+
+        def then_held(output: Path, files: tuple[str, ...]) -> None:
+            look(output, files)
+            held.enter_context(held_until_waited_for(output, monkeypatch))
+
+        monkeypatch.setattr(module, "writable", then_held)
+        code, said = invoke(name, tmp_path / "output")
+    assert code == 0, said
 
 
 def _plain(document: object) -> object:

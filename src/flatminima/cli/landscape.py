@@ -162,9 +162,9 @@ def _words(planned: dict[str, Any]) -> str:
 
 
 def _save(found: Landscape, document: dict[str, Any], output: Path) -> list[Path]:
-    from flatminima.io import claimed, write_whole
+    from flatminima.io import PATIENCE, claimed, write_whole
     from flatminima.landscape import write
 
-    with claimed(output):
+    with claimed(output, wait=PATIENCE):
         write_whole(output / FILES[0], json_text(document) + "\n")
         return [output / FILES[0], *write(found, output)]

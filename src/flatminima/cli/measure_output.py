@@ -98,11 +98,11 @@ def _machine(minimum: Minimum) -> dict[str, Any]:
 
 
 def save(document: dict[str, Any], pictures: dict[str, Landscape], output: Path) -> None:
-    from flatminima.io import claimed, write_whole
+    from flatminima.io import PATIENCE, claimed, write_whole
     from flatminima.report import write_measures
 
     numbers, page = (output / name for name in WRITES)
-    with claimed(output):
+    with claimed(output, wait=PATIENCE):
         write_whole(numbers, json_text(document) + "\n")
         explain.write(pictures, output)
         write_measures(document, page)

@@ -53,16 +53,19 @@ def in_place_of_kept(output: Path | None, write: Callable[[], T]) -> T:
     return written
 
 
-def writable(output: Path, files: tuple[str, ...]) -> None:
+def writable(output: Path, files: tuple[str, ...], *, shared: bool = False) -> None:
     """Refuse before the work what would fail after it, leaving nothing behind.
+
+    Args:
+        shared: several processes write to the folder, one at a time: wait for one that does.
 
     Raises:
         WriteFailed: the folder, or where it would be made, cannot be written.
         FolderInUse: another process writes there. UsageError: a folder has the name of a file.
     """
-    from flatminima.io import cannot_write, refuse_in_use
+    from flatminima.io import GLANCE, PATIENCE, cannot_write, refuse_in_use
 
-    refuse_in_use(output)
+    refuse_in_use(output, wait=PATIENCE if shared else GLANCE)
     try:
         folder = output.absolute()
         while not folder.exists():

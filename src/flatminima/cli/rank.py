@@ -99,7 +99,7 @@ def rank(
         raise UsageError(f"no measure to order by is measured: --by {by}, and --measures {measures or budget}")
     known = None if gaps is None else read_gaps(gaps, checkpoints)
     if output is not None:
-        writable(output, (_RESULT, _PAGE))
+        writable(output, (_RESULT, _PAGE), shared=True)
     with bars(), contextlib.redirect_stdout(sys.stderr):
         given = load_data(request, request.split)
         say_notes(given.notes())
