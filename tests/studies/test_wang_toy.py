@@ -1,5 +1,7 @@
 """The toy surface: its Hessian, pacGen and bound against autograd and the measures at single points."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,13 @@ from torch import nn
 
 from flatminima import Minimum, measures
 from flatminima.statistics import HessianDiagonal
-from flatminima.studies import _toy_minima, wang_toy
+from flatminima.studies import _toy_figure, _toy_minima, wang_toy
+from flatminima.studies._toy_figure import like
+from flatminima.studies.claims import claims
+from flatminima.studies.claims.quantities import rows, value
+from flatminima.studies.result_files import documents
+
+RESULTS = Path(__file__).parents[2] / "results" / "studies"
 
 
 class Shared(nn.Module):
@@ -85,3 +93,62 @@ def test_the_jet_is_what_automatic_differentiation_gives(free, fixed):
     assert np.allclose(slope, torch.func.grad(objective)(at), rtol=1e-10, atol=1e-14)
     second = torch.func.jacrev(torch.func.jacrev(objective))(at)
     assert np.allclose(hessian, second, rtol=1e-10, atol=1e-14)
+
+
+def test_the_toy_that_is_shown_has_all_that_the_paper_says_of_its_picture():
+    """Each sentence of W1's appendix A and the caption, with the margin of the registry's trial of it."""
+    (document,) = [d for d in documents(RESULTS, "wang-toy") if d["scale"] == "half"]
+    own = rows(document)
+    shown = _toy_figure.alike([run["result"] for run in document["runs"]])
+    told = [c for c in claims(study="wang-toy") if c.id.startswith(("w1-toy-", "wb-"))]
+    assert len(told) >= 9 and shown
+    for claim in told:
+        for trial in claim.trials:
+            for r in shown:
+                of = {row["place"]: row for row in own if row["seed"] == r["seed"] and "noise" not in row}
+                if trial.first:
+                    place, other = (of[group["place"]] for group in (trial.first, trial.second))
+                    apart = value(trial.y, place) - value(trial.y, other)
+                    counts = abs(apart) >= trial.margin - 1e-9
+                    assert counts and (apart > 0) is (trial.shape == "larger"), (claim.id, trial.said)
+                else:
+                    found = value(trial.y, of["flat"])
+                    inside = found <= trial.bound if trial.shape == "at_most" else found >= trial.bound
+                    assert inside, (claim.id, trial.said)
+
+
+def test_a_data_set_that_lacks_one_thing_is_not_like_the_papers_picture():
+    good = {"found": True, "local_minima": 3, "sharp_is_global": True, "seed": 0, "fixed": [1.0, 1.0]}
+    sharp = {
+        "loss": 0.3,
+        "trace": 3.0,
+        "pacgen": 5.0,
+        "test_error": 0.3,
+        "train_error": 0.1,
+        "boundary": 2.0,
+        "bound": 1.0,
+    }
+    flat = {
+        "loss": 0.35,
+        "trace": 1.0,
+        "pacgen": 4.0,
+        "test_error": 0.2,
+        "train_error": 0.2,
+        "boundary": 1.0,
+        "bound": 1.01,
+    }
+    r = good | {"sharp": sharp, "flat": flat}
+    assert all(like(r)) and len(like(r)) == len(_toy_figure.LIKE)
+    for lacks in (
+        {"local_minima": 2},
+        {"flat": flat | {"trace": 1.1}},
+        {"sharp_is_global": False},
+        {"sharp": sharp | {"pacgen": 4.05}},
+        {"sharp": sharp | {"test_error": 0.205}},
+        {"flat": flat | {"loss": 0.45}},
+        {"flat": flat | {"bound": 1.06}},
+        {"sharp": sharp | {"train_error": 0.2}},
+        {"sharp": sharp | {"boundary": 1.05}},
+    ):
+        assert like(r | lacks).count(False) == 1, lacks
+    assert not any(like({"found": False, "seed": 1, "local_minima": 1}))

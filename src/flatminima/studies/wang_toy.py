@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from flatminima.io import json_text, write_whole
 from flatminima.report.theme import style
 from flatminima.studies._toy import boundary, mean_under_noise, samples, smoothed
-from flatminima.studies._toy_figure import LIKE, PLACES, draw, draw_one, instance, like
+from flatminima.studies._toy_figure import LIKE, PLACES, alike, draw, draw_one, like
 from flatminima.studies._toy_minima import (
     ETAS,
     FIXED,
@@ -162,15 +162,14 @@ def pages(results: Sequence[Result], folder: Path) -> None:
 
 
 def _instance(results: Sequence[Result], folder: Path) -> None:
-    """The data set that `instance` finds, drawn; beside it how many of all are like it, condition by condition."""
-    own = [r for r in results if r["found"]]
-    if not own:
+    """The first data set that `alike` finds, drawn; beside it how many of all are like it, condition by condition."""
+    if not any(r["found"] for r in results):
         return
-    holds = list(zip(*(like(r) for r in own), strict=True))
-    counts = "".join(f"<li>{said}: {sum(of)} of {len(own)}</li>" for said, of in zip(LIKE, holds, strict=True))
-    alike, picture = sum(all(like(r)) for r in own), "There is none among them."
-    r = instance(own)
-    if r is not None:
+    holds, shown = list(zip(*(like(r) for r in results), strict=True)), alike(results)
+    counts = "".join(f"<li>{said}: {sum(of)} of {len(results)}</li>" for said, of in zip(LIKE, holds, strict=True))
+    picture = "There is none among them."
+    if shown:
+        r = shown[0]
         x, y = samples(r["seed"], SAMPLES)
         fixed = (float(r["fixed"][0]), float(r["fixed"][1]))
         with style("wang-toy-instance"):
@@ -184,8 +183,10 @@ def _instance(results: Sequence[Result], folder: Path) -> None:
         "<title>A toy like the papers'</title><style>body{max-width:60rem;margin:2rem auto;padding:0 1rem;"
         "font:16px/1.5 system-ui,sans-serif;color-scheme:light dark}img{max-width:100%;background:#fff}</style>"
         "<h1>An instance of the toy that shows what the papers' picture shows</h1><p>The papers give neither "
-        "mixture nor fixed weights. The rule: the first data set, by its seed, of which all of this holds. "
-        f"Of {len(own)} with two minima {alike} are like that.</p><ul>{counts}</ul><p>{picture}</p></html>\n"
+        "mixture nor fixed weights. The rule: the first data set, by its seed, of which all of this holds, with the "
+        "margins that the sentences are tried with. The minima are counted over all choices of the fixed weights in "
+        f"this list, and on its own surface in what is drawn. Of {len(results)} data sets {len(shown)} "
+        f"{'is' if len(shown) == 1 else 'are'} like that.</p><ul>{counts}</ul><p>{picture}</p></html>\n"
     )
     write_whole(folder / "instance.html", text)
 
