@@ -82,6 +82,36 @@ def test_what_is_said_of_all_minima_is_tried_on_all_three_figures(name):
     assert set(OWN[name].studies) == set(FIGURES)
 
 
+_OF_THE_FIT = {"train_error", "train_loss", "ln train_loss"}
+
+
+def test_every_sentence_on_a_figure_is_of_networks_of_like_loss_that_fit():
+    """Sec. 7.1 says it of each scenario, and the log-determinant goes with the loss (J-e): else the loss decides."""
+    about = [
+        claim
+        for claim in OWN.values()
+        if claim.kind == "empirical" and any(t.study in FIGURES and t.y not in _OF_THE_FIT for t in claim.trials)
+    ]
+    assert len(about) == 15 and {figure for claim in about for figure in re.findall(r"Fig\. \d", claim.figure)} == {
+        "Fig. 1",
+        "Fig. 2",
+        "Fig. 3",
+    }
+    for claim in about:
+        assert claim.premise == ("train error at most 0.01", "train losses within a factor of 2"), claim.id
+
+
+def test_a_changed_entry_says_what_its_verdict_was():
+    words = r"reproduced|contradicted|smaller than claimed|not informative|premise not met"
+    for claim in OWN.values():
+        assert not claim.revised or re.search(rf"[Bb]efore.*({words})|({words}) it", claim.note), claim.id
+
+
+def test_what_an_entry_needs_is_one_number():
+    for claim in OWN.values():
+        assert len(re.findall(r"core-hours?|hours of an accelerator", claim.needs)) <= 1, claim.id
+
+
 def test_no_two_sentences_are_decided_by_the_same_trials():
     """Else one result counts twice among the paper's claims."""
     tests = [

@@ -154,6 +154,29 @@ def test_a_tau_is_no_run():
     assert sum("tau" in r for r in found) == 4 * len(SEEDS)
 
 
+def test_a_tau_is_of_networks_of_similar_loss():
+    """Both partners are of the same networks, whose losses may differ between themselves."""
+
+    def taus(factor):
+        runs = [
+            {
+                "config": {"seed": seed},
+                "result": {"logdet": float(size), "spectral": float(-size), "frobenius": 1.0, "robustness": 1.0}
+                | {"test_error": 0.1 * size + NOISE[seed] * (size == 1), "train_loss": 0.01 * factor ** (size / 3)},
+                "seconds": 1.0,
+            }
+            for seed in SEEDS
+            for size in range(4)
+        ]
+        return rows({"runs": runs})
+
+    better = Trial("a", "larger", "tau", first={"metric": "logdet"}, second={"metric": "spectral"})
+    similar = claim(better, premise=("train losses within a factor of 2",))
+    assert try_one(similar, better, taus(1.9)).verdict != UNMET
+    unlike = try_one(similar, better, taus(2.1))
+    assert unlike.verdict == UNMET and unlike.note == "training losses within a factor of 2: 0 of 6 pairs"
+
+
 def test_levels_of_noise_keep_which_minimum_is_the_global_one():
     half = {"loss": 0.1, "test_loss": 0.2, "noisy_losses": [0.1, 0.3]}
     run = {"config": {"seed": 0}, "seconds": 1.0}

@@ -193,14 +193,19 @@ def _premises(premises: Sequence[str], trial: Trial, rows: Sequence[Row]) -> tup
 def _alike(trial: Trial, rows: list[Row], factor: float) -> tuple[list[Row], str]:
     """The rows whose training losses differ by a factor at most, from their partner's or, without pairs, from all."""
     if not trial.first:
-        losses = [r["train_loss"] for r in rows]
+        losses = _losses(rows)
         unmet = "" if max(losses) <= factor * min(losses) else f"{min(losses):.3g} to {max(losses):.3g}"
         return rows, unmet and f"training losses from {unmet}: not within a factor of {factor:g}"
     pairs = _pairs(trial, rows)
-    alike = [pair for pair in pairs if max(a := [r["train_loss"] for r in pair]) <= factor * min(a)]
+    alike = [pair for pair in pairs if max(losses := _losses(pair)) <= factor * min(losses)]
     if len(alike) < _MOST * len(pairs):
         return [], f"training losses within a factor of {factor:g}: {len(alike)} of {len(pairs)} pairs"
     return [row for pair in alike for row in pair], ""
+
+
+def _losses(rows: Sequence[Row]) -> list[float]:
+    """Training losses of the networks behind some rows; a tau is of several, and has the largest and the least."""
+    return [r[key] for r in rows for key in ("train_loss", "least_train_loss") if key in r]
 
 
 def _effect(trial: Trial, rows: Sequence[Row]) -> Effect:

@@ -187,6 +187,8 @@ def _taus(found: list[Row]) -> list[Row]:
             tau = kendall(*zip(*pairs, strict=True)).tau if len(pairs) > 1 else None
             shared = {"seed": seed, "name": network, "equal_loss": equal_loss, "metric": metric, "tau": tau}
             shared |= {k: max(r[k] for r in own) for k in ("train_error", "train_loss") if all(k in r for r in own)}
+            if "train_loss" in shared:
+                shared["least_train_loss"] = min(r["train_loss"] for r in own)
             rows_of_tau.append({**shared, "seconds": sum(r["seconds"] for r in own) / len(metrics)})
     return rows_of_tau
 
