@@ -62,8 +62,12 @@ MODES: dict[str, Callable[[], Any]] = {
     "no_grad in autocast": lambda: _both(torch.autocast("cpu", torch.bfloat16), torch.no_grad()),
     "saved tensors rounded": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t.half(), lambda t: t.float()),
     "a function mode that rounds": lambda: Rounds(),
-    "function modes on a device": lambda: _both(torch.device("cpu"), _both(Rounds(), torch.device("meta"))),
+    "function modes on a device": lambda: _both(torch.device("meta"), Rounds()),
+    "two devices": lambda: _both(torch.device("cpu"), _both(Rounds(), torch.device("meta"))),
 }
+SETS_HOOKS_ASIDE = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+if not SETS_HOOKS_ASIDE:  # there torch itself cannot leave one default device within another
+    del MODES["two devices"]
 
 
 class Rounds(torch.overrides.TorchFunctionMode):
@@ -92,9 +96,19 @@ def outside() -> dict[str, Any]:
     return found
 
 
+@contextlib.contextmanager
+def _refused_before_torch_2_7(mode: str) -> Iterator[None]:
+    """Hooks that torch cannot look at are refused, since they may change every gradient."""
+    if mode == "saved tensors rounded" and not SETS_HOOKS_ASIDE:
+        with pytest.raises(UsageError, match="hooks on saved tensors are on"):
+            yield
+    else:
+        yield
+
+
 def switches() -> list[Any]:
     modes = torch.overrides._get_current_function_mode_stack()
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True) if SETS_HOOKS_ASIDE else None
     return [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), modes, hooks]
 
 
@@ -104,14 +118,15 @@ def test_a_table_made_inside_is_the_table_made_outside(mode: str, outside: dict[
     net, pair = network(), data()
     with MODES[mode]():
         before = switches()
-        assert numbers(Minimum(net, pair)) == outside
+        with _refused_before_torch_2_7(mode):
+            assert numbers(Minimum(net, pair)) == outside
         assert switches() == before
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_minimum_made_outside_may_be_measured_inside(mode: str, outside: dict[str, Any]) -> None:
     minimum = Minimum(network(), data())
-    with MODES[mode]():
+    with MODES[mode](), _refused_before_torch_2_7(mode):
         assert numbers(minimum) == outside
         assert measures.fisher_trace(minimum).value == outside["fisher_trace"][0]
 

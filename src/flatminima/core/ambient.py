@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.modules import module as _modules
 from torch.nn.utils import parametrize as _parametrize
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
@@ -45,7 +46,7 @@ class Defaults:
 
     @classmethod
     def now(cls) -> Defaults:
-        return cls(torch.get_default_dtype(), torch.get_default_device())
+        return cls(torch.get_default_dtype(), torch.empty(0).device)  # torch's own word leaves out blocks before 2.7
 
 
 _NEUTRAL = Defaults(torch.float32, _CPU)
@@ -127,12 +128,15 @@ def the_models_own(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _defaults(wanted: Defaults) -> Iterator[None]:
-    dtype = torch.get_default_dtype()
+    dtype, modes = torch.get_default_dtype(), _get_current_function_mode_stack()
+    others = [mode for mode in modes if not isinstance(mode, DeviceContext)]
     torch.set_default_dtype(wanted.dtype)
+    _change_function_modes(modes, others)  # before torch 2.7 the outer one of two default devices wins
     try:
         with torch.device(wanted.device):
             yield
     finally:
+        _change_function_modes(others, modes)
         torch.set_default_dtype(dtype)
 
 
@@ -167,11 +171,24 @@ def _hooks_on_saved_tensors_off() -> Iterator[None]:
         while (pair := graphs._top_saved_tensors_default_hooks(True)) is not None:
             hooks.append(pair)
             graphs._pop_saved_tensors_default_hooks()
+    else:
+        _refuse_hooks_on_saved_tensors()
     try:
         yield
     finally:
         for pack, unpack in reversed(hooks):
             graphs._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def _refuse_hooks_on_saved_tensors() -> None:
+    try:
+        with disable_saved_tensors_hooks("they are looked for"):
+            pass
+    except RuntimeError:
+        raise UsageError(
+            f"hooks on saved tensors are on, which may give other gradients, and torch {torch.__version__} cannot set "
+            "them aside: measure outside `saved_tensors_hooks` and the like, or with a newer torch, such as 2.13"
+        ) from None
 
 
 class _Empty(dict[tuple[int, str], Tensor | None]):
