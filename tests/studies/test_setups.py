@@ -7,7 +7,10 @@ import pytest
 from flatminima.studies import STUDIES
 from flatminima.studies.setups import deviations, printed
 
+_STEP = "step alpha of the penalty: a tenth of the loss over the gradient (0.0001)"
 KNOWN = {  # each with its reason in the study's `reduction`
+    "jia-regularizer": [_STEP],
+    "jia-regularized-metric": [_STEP],
     "neyshabur-width": [
         "draws of the noise: 50 (1,000)",
         "samples: 10,000 (64)",
@@ -31,6 +34,25 @@ def test_a_changed_number_is_a_deviation():
     assert deviations(replace(study, configurations=lambda scale: configs), "paper") == ["learning rate: 0.2 (0.1)"]
     network = [c | {"network": {"name": "resnet20", "depth": 8}} for c in study.list_runs("paper")]
     assert deviations(replace(study, configurations=lambda scale: network), "paper") == ["depth: 8 (20)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("ResNet", {"lr": 0.2}, "learning rate, name DenseNet and ResNet and WRN: 0.1 and 0.2 (0.1)"),
+        ("ResNet", {"network": {"name": "resnet20", "depth": 8}}, "depth, name ResNet: 8 (20)"),
+        ("WRN", {"weight_decay": 1e-4}, "l2, name WRN: 0.0001 (0.0005)"),
+        ("WRN", {"network": {"name": "wide_resnet", "depth": 28, "width": 1}}, "width, name WRN: 1 (2)"),
+        ("WRN", {"momentum": 0.8}, "momentum, name DenseNet and ResNet and WRN: 0.8 and 0.9 (0.9)"),
+        ("DenseNet", {"batch_size": 128}, "batch size, name DenseNet: 128 (64)"),
+        ("DenseNet", {"network": {"name": "densenet", "growth": 8}}, "growth, name DenseNet: 8 (12)"),
+        ("DenseNet", {"epochs": 200}, "epochs, name DenseNet: 200 (300)"),
+    ],
+)
+def test_each_network_of_table_1_is_trained_as_its_own_paper_has_it(name, changed, said):
+    study = STUDIES["jia-regularizer"]
+    configs = [c | changed if c["name"] == name else c for c in study.list_runs("paper")]
+    assert said in deviations(replace(study, configurations=lambda scale: configs), "paper")
 
 
 def test_smaller_scales_list_what_they_reduce():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from flatminima.models import MODELS
 from flatminima.optim.fisher_trace import FisherTrace
 from flatminima.report.axes import number
 from flatminima.studies import _jia, _jia_table, _toy_minima
@@ -18,9 +19,17 @@ from flatminima.studies.study import Config, Study
 from flatminima.studies.words import SETTINGS
 from flatminima.training import TrainConfig
 
+
+def _default(of: Any, name: str) -> Any:
+    """The default of an option of a function or a class; None where it has no such option."""
+    found = inspect.signature(of).parameters.get(name)
+    return None if found is None else found.default
+
+
 _BATCH = TrainConfig().batch_size
 _JIA = {"trials": _jia.TRIALS, "scheme": "none", "fresh_data": False, "weight_decay": _jia.WEIGHT_DECAY}
 _N17 = {"batch_size": _BATCH, "lr": TrainConfig().lr, "momentum": TrainConfig().momentum, "ascent_steps": None}
+_STEPS = {"auto": "a tenth of the loss over the gradient"}  # of the penalty, displaced by another length than alpha
 _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "jia-augmentation": _JIA,
@@ -33,7 +42,7 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "max_norm": _jia_table.MAX_NORM,
             "batch_size": _jia_table.BATCH,
             "momentum": _jia_table.MOMENTUM,
-            "alpha": inspect.signature(FisherTrace).parameters["alpha"].default,
+            "alpha": _STEPS.get(_default(FisherTrace, "step"), _default(FisherTrace, "alpha")),
         },
         "neyshabur-conditions": _N17,
         "neyshabur-confusion": _N17,
@@ -93,9 +102,13 @@ def _lookup(config: Config, key: str, study: str) -> Any:
         return min(place, config.get("true", config["limit"]) // config["subset"])
     if place is None and key == "limit":
         return _ALL
-    if place is None and key == "network.depth" and config.get("network", {}).get("name") == "resnet20":
-        return 20
-    return place
+    return _of_network(config, key.removeprefix("network.")) if place is None and key.startswith("network.") else place
+
+
+def _of_network(config: Config, option: str) -> Any:
+    """What a configuration leaves to the network's own default."""
+    name = config.get("network", {}).get("name")
+    return _default(MODELS[name], option) if name in MODELS else None
 
 
 def _hashable(value: Any) -> Any:

@@ -94,6 +94,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "lr": "learning rate",
         "max_norm": "threshold of the gradient's norm",
         "network.depth": "depth",
+        "network.growth": "growth",
         "network.name": "network",
         "network.width": "width",
         "sub_batches": "sub-batches M",
