@@ -18,6 +18,28 @@ _FEWEST = 5  # runs: of four, a perfect order has p = 2/4! > 0.05
 
 
 @dataclass(frozen=True)
+class TrialVerdict:
+    """Verdict of one trial alone, on one data set and network: before any penalty for how many there are.
+
+    Attributes:
+        study, data, network: of its runs; empty where a run does not name one. quantity: in words.
+        measured, statistic, low, high, p, verdict, note: as of a `Verdict`.
+    """
+
+    study: str
+    data: str
+    network: str
+    quantity: str
+    measured: str
+    verdict: str
+    statistic: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Verdict of the runs on one sentence.
 
@@ -33,6 +55,7 @@ class Verdict:
         p: two-sided. power: to see `effect`.
         effect: the paper's, or the smallest that counts. spent: hours of a core, by the runs. hours: more of them, that
             would decide it, where nothing is.
+        trials: of a paper's sentence, each of which has to come out; the statistic is of the one that decides.
     """
 
     claim: str
@@ -53,6 +76,7 @@ class Verdict:
     effect: float | None = None
     spent: float | None = None
     hours: float | None = None
+    trials: tuple[TrialVerdict, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 _SHARE, _NATS, _SQUARE = "share of samples", "nats", "nats²"
 _CAPACITY = "log capacity by the {} norm"
@@ -82,6 +83,9 @@ _OWN: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "alpha": "step alpha of the penalty",
+        "ascent_batch": "samples of an update of projected ascent",
+        "ascent_lr": "step size of projected ascent",
+        "ascent_momentum": "momentum of projected ascent",
         "ascent_steps": "steps of projected ascent",
         "augment": "augmentation",
         "batch_size": "batch size",
@@ -92,14 +96,20 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "held": "held-out samples",
         "limit": "training samples",
         "lr": "learning rate",
+        "margin_share": "share of samples below the margin",
         "max_norm": "threshold of the gradient's norm",
+        "network.average_pool": "side of the average pool",
         "network.depth": "depth",
+        "network.dropout": "dropout",
         "network.growth": "growth",
         "network.name": "network",
+        "network.norm": "normalisation",
         "network.width": "width",
         "sub_batches": "sub-batches M",
         "subset": "samples of a subset",
+        "printed_rho": "rho as printed",
         "scheme": "augmentation",
+        "sharpness_alpha": "alpha of the sharpness",
         "target_loss": "target loss",
         "trials": "subsets",
         "true": "true samples",
@@ -144,3 +154,16 @@ def unit_of(name: str, study: str = "") -> str:
 def _named(name: str, study: str) -> tuple[str, str]:
     own = next((names for start, names in _OWN.items() if study.startswith(start)), {})
     return own.get(name) or QUANTITIES.get(name, (name, ""))
+
+
+def network_of(row: Mapping[str, Any]) -> str:
+    """The network of a run as its configuration names it, with its depth; empty where it names none.
+
+    Examples:
+        >>> network_of({"network": {"name": "resnet20", "depth": 8}}), network_of({"name": "VGG"}), network_of({})
+        ('resnet20, depth 8', 'VGG', '')
+    """
+    told = row.get("network")
+    own = told if isinstance(told, Mapping) else {}
+    name = str(row.get("name") or own.get("name", "")).replace("_", " ")
+    return f"{name}, depth {own['depth']}" if name and "depth" in own else name

@@ -13,12 +13,21 @@ from flatminima.io import run_key
 from flatminima.studies.claims.judge import WORST_RUN, correct, judge
 from flatminima.studies.claims.quantities import Row, rows
 from flatminima.studies.claims.registry import Claim, claims
-from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, UNINFORMATIVE, UNMET, Verdict
+from flatminima.studies.verdict import (
+    CONTRADICTED,
+    REPRODUCED,
+    SMALLER,
+    UNINFORMATIVE,
+    UNMET,
+    TrialVerdict,
+    Verdict,
+)
 
 RUNGS = ("paper", "half", "cpu")  # the larger first; smoke decides nothing
 CALCULATION = "calculation"
 NOT_TRIED = "not tried"
-_DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
+AGAINST = (CONTRADICTED, SMALLER)
+_DECIDED = (REPRODUCED, *AGAINST)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Finding:
     def scale(self) -> str | None:
         """The largest scale that decides; else the largest that was tried, if it can on runs that meet the premise.
 
-        A scale does not speak for a larger one on which the effect goes the other way and leaves out its value.
+        A scale does not speak for a larger one of which a trial speaks against it, see `_opposes`.
         """
         tried = [scale for scale in (*RUNGS, CALCULATION) if scale in self.verdicts]
         open_ones: list[str] = []
@@ -48,13 +57,18 @@ class Finding:
         return next(iter(open_ones or tried), None)
 
     def _opposes(self, larger: str, scale: str) -> bool:
-        """Whether an undecided effect goes the other way, and its interval leaves out the other's value."""
-        ours, other = self.verdicts[larger], self.verdicts[scale]
-        if ours.measured != other.measured or ours.measured.endswith(WORST_RUN):
-            return False
-        if ours.statistic is None or ours.low is None or ours.high is None or other.statistic is None:
-            return False
-        return ours.statistic * other.statistic < 0 and not ours.low <= other.statistic <= ours.high
+        """Whether a trial of the larger, undecided scale speaks against what the smaller one found.
+
+        A sentence that is reproduced asserts all its trials: any on the larger scale that comes out against it counts,
+        on whatever network. Else only the same trial does, where it comes out, or where its effect goes the other way
+        and leaves out the smaller scale's value.
+        """
+        ours, word = _parts(self.verdicts[larger]), self.verdicts[scale].verdict
+        if word == REPRODUCED and any(part.verdict in AGAINST for part in ours):
+            return True
+        decisive = [part for part in _parts(self.verdicts[scale]) if part.verdict == word]
+        pairs = [(a, b) for b in decisive for a in ours if _same(a, b)]
+        return any(_leaves_out(a, b) or (word != REPRODUCED and a.verdict == REPRODUCED) for a, b in pairs)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -101,6 +115,26 @@ class Finding:
             "test": self.test,
         }
         return entry | more | {"scales": {scale: v.to_dict() for scale, v in self.verdicts.items()}}
+
+
+def _parts(verdict: Verdict) -> tuple[TrialVerdict, ...]:
+    """The verdicts of its trials; of one that was written before these were kept, its own."""
+    own = (verdict.measured, verdict.verdict, verdict.statistic, verdict.low, verdict.high)
+    return verdict.trials or (TrialVerdict(verdict.study, "", "", "", *own),)
+
+
+def _same(a: TrialVerdict, b: TrialVerdict) -> bool:
+    """Whether two scales tried the same, be it on another network."""
+    return (a.study, a.data, a.quantity, a.measured) == (b.study, b.data, b.quantity, b.measured)
+
+
+def _leaves_out(ours: TrialVerdict, other: TrialVerdict) -> bool:
+    """Whether an effect goes the other way, and its interval leaves out the other's value; a range of runs has none."""
+    if ours.measured.endswith(WORST_RUN) or ours.statistic is None or other.statistic is None:
+        return False
+    if ours.low is None or ours.high is None:
+        return False
+    return ours.statistic * other.statistic < 0 and not ours.low <= other.statistic <= ours.high
 
 
 def evaluate(

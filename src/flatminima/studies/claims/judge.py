@@ -12,7 +12,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from flatminima.errors import Undefined
 from flatminima.studies import inference
@@ -25,16 +25,19 @@ from flatminima.studies.verdict import (
     SMALLER,
     UNINFORMATIVE,
     UNMET,
+    TrialVerdict,
     Verdict,
 )
-from flatminima.studies.words import in_words
+from flatminima.studies.words import in_words, network_of
 
 WORST_RUN = "worst run"  # what a sentence about every run shows
+SHARE = "share of runs"  # what a sentence about most of them shows
+_OFTEN = {0.5: "most", 0.9: "nine in ten"}
 _ENOUGH = 0.8  # power
 _MOST = 0.9  # of the runs that must meet a premise
 _DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
 _LESS = ("falls", "smaller", "not_rises", "not_larger")
-_TOGETHER = ("data", "name")  # in which partners agree, too
+_TOGETHER = ("data", "name")  # in which partners agree, too, unless the groups of a trial differ in it
 _NULLS = ("not_rises", "not_falls", "not_larger", "flat", "similar")
 _TWO_SIDED_NULLS = ("flat", "similar")
 
@@ -54,7 +57,7 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
     found = [verdict for _, verdicts in tried for verdict in verdicts]
     if not found:
         return None
-    verdict = _over_all(found)
+    verdict = replace(_over_all(found), trials=tuple(part for own in found for part in own.trials))
     if verdict.verdict == UNMET:
         return verdict
     untried: dict[str, dict[str, None]] = {"no runs of": {}, "no runs that meet the premise of": {}}
@@ -71,11 +74,23 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Row]]) -> Verdict | None:
 
 def _by_network(claim: Claim, trial: Trial, rows: Sequence[Row]) -> list[Verdict]:
     """`try_one`, once for each data set and network of the study: what holds of one need not hold of another."""
-    apart = [key for key in _TOGETHER if key not in trial.first and key not in trial.second]
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    apart, groups = _shared(trial), dict[tuple[object, ...], list[Row]]()
     for r in rows:
         groups.setdefault(tuple(r.get(key) for key in apart), []).append(r)
-    return [verdict for own in groups.values() if (verdict := try_one(claim, trial, own)) is not None]
+    found = [(own[0], verdict) for own in groups.values() if (verdict := try_one(claim, trial, own)) is not None]
+    return [replace(verdict, trials=(_part(trial, apart, row, verdict),)) for row, verdict in found]
+
+
+def _shared(trial: Trial) -> list[str]:
+    """What all rows of a comparison share: data set and network, but for what the trial compares."""
+    return [key for key in _TOGETHER if trial.first.get(key) == trial.second.get(key)]
+
+
+def _part(trial: Trial, apart: Sequence[str], row: Row, verdict: Verdict) -> TrialVerdict:
+    data = str(row.get("data") or "") if "data" in apart else ""
+    network = network_of(row) if "name" in apart else ""
+    told = (verdict.measured, verdict.verdict, verdict.statistic, verdict.low, verdict.high, verdict.p, verdict.note)
+    return TrialVerdict(trial.study, data, network, in_words(trial.y, trial.study), *told)
 
 
 def _over_all(found: Sequence[Verdict]) -> Verdict:
@@ -246,7 +261,7 @@ def _all_alike(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict | N
 
 def _pairs(trial: Trial, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     groups = [[r for r in rows if fits(r, group)] for group in (trial.first, trial.second)]
-    same = [name for name in _TOGETHER if name not in trial.first and name not in trial.second]
+    same = _shared(trial)
 
     def place(row: Row) -> tuple[object, ...]:
         return *(row[k] for k in trial.pair), *(row.get(k) for k in same)
@@ -315,26 +330,34 @@ def _open(told: Verdict, found: Effect, counts: float | None) -> Verdict:
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
-    """A sentence about every run, which one run contradicts; or about a share of them, by the share's interval."""
-    values = [_number(trial.y, r) for r in rows]
+    """A sentence about every run, which one run contradicts; or about a share of them, by the share's interval.
+
+    With two groups it is about the difference in every pair.
+    """
+    values, of_what = [_number(trial.y, r) for r in rows], "runs"
+    if trial.first:
+        values, of_what = [_number(trial.y, a) - _number(trial.y, b) for a, b in _pairs(trial, rows)], "pairs"
+        if not values:
+            raise Undefined("no pairs")
     bound = trial.bound if trial.bound is not None else math.nan
     hits = [v <= bound if trial.shape == "at_most" else v >= bound for v in values]
     worst = max(values) if trial.shape == "at_most" else min(values)
     low, high = inference.proportion(sum(hits), len(hits))
-    note = f"{sum(hits)} of {len(hits)} runs (share {low:.2f} to {high:.2f}); the interval is the range of the runs"
-    told = replace(
-        blank,
-        verdict=REPRODUCED if (all(hits) if trial.share == 1 else low >= trial.share) else CONTRADICTED,
-        statistic=worst,
-        low=min(values),
-        high=max(values),
-        note=note if min(values) < max(values) else note.split(";")[0],
-    )
-    if trial.share == 1 or not low < trial.share <= high:
-        return told
-    apart = abs(sum(hits) / len(hits) - trial.share)
+    counted = f"{sum(hits)} of {len(hits)} {of_what}"
+    if trial.share == 1:
+        word = REPRODUCED if all(hits) else CONTRADICTED
+        note = f"{counted} (share {low:.2f} to {high:.2f}); the interval is the range of the {of_what}"
+        told = replace(blank, verdict=word, statistic=worst, low=min(values), high=max(values), note=note)
+        return told if min(values) < max(values) else replace(told, note=note.split(";")[0])
+    found, claimed = sum(hits) / len(hits), _OFTEN.get(trial.share, f"{trial.share:g}")
+    as_many, as_few = (binom.sf(sum(hits) - 1, len(hits), trial.share), binom.cdf(sum(hits), len(hits), trial.share))
+    told = replace(blank, statistic=found, low=low, high=high, p=min(1.0, 2 * float(min(as_many, as_few))))
+    told = replace(told, note=f"{counted}, claimed of {claimed}; {WORST_RUN} {worst:.3g}")
+    if not low < trial.share <= high:
+        return replace(told, verdict=REPRODUCED if low >= trial.share else CONTRADICTED)
+    apart = abs(found - trial.share)
     more = max(1.0, ((high - low) / 2 / apart) ** 2 - 1) if apart else 1.0
-    return replace(told, verdict=UNINFORMATIVE, hours=more * (blank.spent or 0.0))
+    return replace(told, hours=more * (blank.spent or 0.0))
 
 
 def _vertex(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
@@ -374,4 +397,6 @@ def _measured(trial: Trial) -> str:
         return f"{said}: slope beyond the vertex, along {along}"
     if trial.shape in ALONG:
         return f"{said}: slope along {along}"
+    if trial.shape in BOUNDED and trial.share < 1:
+        return f"{said}, {trial.shape.replace('_', ' ')} {trial.bound:g}: {SHARE}"
     return f"{said}: {WORST_RUN if trial.shape in BOUNDED else 'difference'}"

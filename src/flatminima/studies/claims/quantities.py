@@ -175,17 +175,19 @@ def _chosen(found: list[Row]) -> None:
 
 def _taus(found: list[Row]) -> list[Row]:
     """Of each seed, Kendall's tau with the test error of each metric of J20's figures and N17's third, a row each."""
-    groups: dict[tuple[Any, Any, Any, tuple[str, ...]], list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
         for names in _METRICS:
             if row.keys() >= {*names, "test_error"}:
-                groups.setdefault((row["seed"], row.get("name"), row.get("equal_loss"), names), []).append(row)
+                key = (row["seed"], row.get("data"), row.get("name"), row.get("equal_loss"), names)
+                groups.setdefault(key, []).append(row)
     rows_of_tau = []
-    for (seed, network, equal_loss, metrics), own in groups.items():
+    for (seed, data, name, equal_loss, metrics), own in groups.items():
         for metric in metrics:
             pairs = [(r[metric], r["test_error"]) for r in own if r[metric] is not None]
             tau = kendall(*zip(*pairs, strict=True)).tau if len(pairs) > 1 else None
-            shared = {"seed": seed, "name": network, "equal_loss": equal_loss, "metric": metric, "tau": tau}
+            shared = {"seed": seed, "data": data, "name": name, "equal_loss": equal_loss, "metric": metric, "tau": tau}
+            shared |= {"network": own[0].get("network")}
             shared |= {k: max(r[k] for r in own) for k in ("train_error", "train_loss") if all(k in r for r in own)}
             if "train_loss" in shared:
                 shared["least_train_loss"] = min(r["train_loss"] for r in own)
