@@ -1,6 +1,7 @@
 """What the studies of Neyshabur et al. read off their networks, on curves whose heights are known."""
 
 import math
+from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
@@ -9,11 +10,15 @@ from torch import nn
 
 from flatminima import Minimum, measures
 from flatminima.models import build
+from flatminima.report.theme import style
 from flatminima.statistics.conditions import sample_conditions
 from flatminima.studies import STUDIES, _neyshabur
 from flatminima.studies._neyshabur import EQUAL_KL, at_equal_kl, curve_over_batches, fit, half, look
 from flatminima.studies._neyshabur_histograms import DELTAS, EDGES, histograms
 from flatminima.studies.neyshabur_conditions import c2_of_the_figure
+from flatminima.studies.result_files import documents
+
+RESULTS = Path(__file__).parents[2] / "results" / "studies"
 
 
 def curve(factor, kls):
@@ -176,3 +181,30 @@ def test_shares_that_flip_are_counted_by_hand():
     x = torch.tensor([[0.02, 0.05, 0.2, 0.9]])
     found = histograms([torch.eye(4), torch.ones(2, 4)], x)["flips"]["most"]
     assert [found[DELTAS.index(d)] for d in (0.01, 0.0316, 0.1, 0.316)] == [0.0, 0.25, 0.5, 0.75]
+
+
+def _committed(name, scale):
+    (document,) = [d for d in documents(RESULTS, name) if d["scale"] == scale]
+    return [run["result"] for run in document["runs"] if "result" in run]
+
+
+@pytest.mark.parametrize(("name", "scale"), [("neyshabur-width", "paper"), ("neyshabur-width", "half")])
+def test_no_title_is_cut_off(name, scale):
+    """A layout leaves room for numbers and legends, not for a title that is wider than its panel."""
+    with style(name):
+        figure = STUDIES[name].figure(_committed(name, scale))
+        figure.draw_without_rendering()
+    edge = figure.bbox
+    for axes in figure.axes:
+        box = axes.title.get_window_extent()
+        assert edge.x0 <= box.x0 and box.x1 <= edge.x1 and box.y1 <= edge.y1, axes.get_title()
+
+
+def test_a_figure_of_older_runs_says_so():
+    with style("neyshabur-conditions"):
+        older = [{k: v for k, v in r.items() if k != "histograms"} for r in _committed("neyshabur-conditions", "cpu")]
+        figure = STUDIES["neyshabur-conditions"].figure(older)
+        assert "older version" in figure.get_suptitle() and "Fig. 6 and 7" in figure.get_suptitle()
+    said = STUDIES["neyshabur-conditions"].reduction["paper"]
+    missing = not all("histograms" in r for r in _committed("neyshabur-conditions", "paper"))
+    assert ("older version" in said) is missing, "the page says of the committed runs what they have"

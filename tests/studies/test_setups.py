@@ -8,9 +8,12 @@ from flatminima.studies import STUDIES
 from flatminima.studies.setups import deviations, printed
 
 _STEP = "step alpha of the penalty: a tenth of the loss over the gradient (0.0001)"
+_VGG = ["dropout: 0 (after each stack)", "side of the average pool, network vgg: 2 (4)"]
 KNOWN = {  # each with its reason in the study's `reduction`
     "jia-regularizer": [_STEP],
     "jia-regularized-metric": [_STEP],
+    "neyshabur-confusion": _VGG,
+    "neyshabur-random-labels": _VGG,
     "neyshabur-width": [
         "draws of the noise: 50 (1,000)",
         "samples: 10,000 (64)",
@@ -53,6 +56,24 @@ def test_each_network_of_table_1_is_trained_as_its_own_paper_has_it(name, change
     study = STUDIES["jia-regularizer"]
     configs = [c | changed if c["name"] == name else c for c in study.list_runs("paper")]
     assert said in deviations(replace(study, configurations=lambda scale: configs), "paper")
+
+
+def test_what_a_configuration_leaves_to_its_network_is_looked_at():
+    """Of N17's VGG: its width, normalisation, dropout and pool; of the small CNN that stands for it, what it has."""
+    study = STUDIES["neyshabur-confusion"]
+    narrow = {"width, network vgg: 16 (64)", "side of the average pool, network vgg: 1 (4)", _VGG[0]}
+    assert narrow <= {*deviations(study, "half")} and "normalisation: none (batch)" in deviations(study, "smoke")
+    own = [c | {"network": {"name": "vgg", "norm": "group", "width": 32}} for c in study.list_runs("paper")]
+    found = deviations(replace(study, configurations=lambda scale: own), "paper")
+    assert {"normalisation: group (batch)", "width, network vgg: 32 (64)"} <= {*found}
+
+
+def test_known_deviations_of_n17_have_their_reason():
+    for name in ("neyshabur-confusion", "neyshabur-random-labels"):
+        said = STUDIES[name].reduction
+        assert all("no dropout" in said[scale] and "4 x 4" in said[scale] for scale in ("half", "paper"))
+        assert "250 samples" in said["half"] and "BatchNorm" in said["half"] and "BatchNorm" in said["cpu"]
+    assert all(word in STUDIES["neyshabur-width"].reduction["paper"] for word in ("10,000 samples", "50 draws", "0.05"))
 
 
 def test_smaller_scales_list_what_they_reduce():

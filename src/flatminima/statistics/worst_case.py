@@ -24,7 +24,7 @@ from flatminima.statistics.loss_ascent import Around, NearbyPoint, Worst, ascend
 if TYPE_CHECKING:
     from flatminima.core.minimum import Minimum
 
-_ASCENT_RATE, _ASCENT_MOMENTUM, _ASCENT_BATCH = 0.01, 0.9, 64  # Neyshabur et al. 2017, sec. 2.2
+ASCENT_RATE, ASCENT_MOMENTUM, ASCENT_BATCH = 0.01, 0.9, 64  # Neyshabur et al. 2017, app. A
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class WorstCaseLoss(Statistic[Worst]):
         nu, velocity = torch.zeros_like(box), torch.zeros_like(box)
         batches = len(around.indices)
         for step in range(self.steps):
-            chosen = torch.randint(batches, (_ASCENT_BATCH,), generator=generator(self.seed, step))
+            chosen = torch.randint(batches, (ASCENT_BATCH,), generator=generator(self.seed, step))
             gradient = around.of_batch(nu, around.indices[chosen])
-            velocity = _ASCENT_MOMENTUM * velocity + gradient.to(box.dtype)
-            nu = torch.clamp(nu + _ASCENT_RATE * velocity, -box, box)
+            velocity = ASCENT_MOMENTUM * velocity + gradient.to(box.dtype)
+            nu = torch.clamp(nu + ASCENT_RATE * velocity, -box, box)
             progress.report("worst-case sharpness", step + 1, self.steps)
         rise = around.rise(nu)
         return NearbyPoint(nu if rise > 0 else torch.zeros_like(nu), max(rise, 0.0), self.steps)
 
     def cost(self, minimum: Minimum) -> Cost:
         share = min(self.samples or math.inf, len(minimum.samples)) / len(minimum.samples)
-        steps = self.steps - 1 if self.method == "vertex" else self.steps * _ASCENT_BATCH / len(minimum.samples)
+        steps = self.steps - 1 if self.method == "vertex" else self.steps * ASCENT_BATCH / len(minimum.samples)
         return cost_of(share, steps * share if self.method == "vertex" else steps, len(minimum.parameters))

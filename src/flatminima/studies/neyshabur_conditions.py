@@ -35,7 +35,7 @@ _SCALES = {
     "cpu": (1_000, 3, 40, 1e-3, 6_000, 12),
     "paper": (1_000, 3, 1_000, 1e-4, None, 100),
 }
-_DEPTH = 10
+DEPTH = 10
 _DELTAS = (0.01, 0.03, 0.1, 0.3)  # of Fig. 5 and 7, where perturbations are not smaller and pixels lie in [0, 1]
 _BINS = 30
 
@@ -61,7 +61,7 @@ def run(config: Config, sources: Sources) -> Result:
     """He et al.'s weights, learned or not; the constants of the three conditions at each sample."""
     source = sources[config["data"]]
     x, y = images(source, "train", config["limit"])
-    widths = (x[0].numel(), *[config["width"]] * (_DEPTH - 1), 10)
+    widths = (x[0].numel(), *[config["width"]] * (DEPTH - 1), 10)
     model = build("mlp", seed=config["seed"], widths=widths, bias=False)
     generator = torch.Generator().manual_seed(config["seed"])
     for module in model.modules():
@@ -138,6 +138,7 @@ def _figure(results: Sequence[Result]) -> Figure:
     if whole:
         return draw(whole)
     figure, axes = panels(3)
+    figure.suptitle("runs of an older version: Fig. 6 and 7 are missing, and C2 is not as in Fig. 5", fontsize=10)
     own = [r for r in results if r["by_sample"] is not None]
     names = (
         ("inverse_mu", "1 / mu", "C1: 1 / mu"),
@@ -174,6 +175,7 @@ STUDY = Study(
     {
         "smoke": "10 layers of 16 units, 200 digits, 3 samples looked at",
         "cpu": "6,000 images, to cross-entropy 0.001 (paper: 1e-4), 3 seeds, 12 samples looked at",
-        "paper": "3 seeds, 100 samples looked at",
+        "paper": "3 seeds, 100 samples looked at; the runs in `results/studies` are of an older version, without C2 as "
+        "Fig. 5 has it and without the histograms of Fig. 6 and 7",
     },
 )

@@ -18,6 +18,7 @@ from flatminima.studies._neyshabur import (
     NORMS,
     PRINTED_BATCH,
     SHARPNESS,
+    VGG_DIFFERS,
     at_equal_kl,
     by_network,
     draw,
@@ -149,13 +150,14 @@ STUDY = Study(
     _figure,
     {
         "smoke": "60 and 120 digits, a small CNN, 1 seed",
-        "cpu": "250 to 2,000 images, a CNN of two convolutions in place of the VGG, 3 seeds, to cross-entropy 0.01, "
-        "2,000 test images (all)",
-        "half": "250 to 2,000 images, others for each seed, a CNN of two convolutions in place of the VGG, 8 seeds, to "
-        "cross-entropy 0.01; 12 levels of noise around a sharpness of 0.05, 200 draws (1,000), 2,000 test "
-        "images (all); beside it a VGG at a "
-        "quarter of its width on 1,000 to 10,000 images of 16 x 16, 3 seeds, to 0.01 and from there, its momentum "
-        "begun anew, to 3e-4, at most 150 epochs each, all test images",
-        "paper": "at most 1,000 epochs; the sizes are read off the figure",
+        "cpu": "250 to 2,000 images, a CNN of two convolutions with BatchNorm in place of the VGG, 3 seeds, to "
+        "cross-entropy 0.01, sharpness of 250 samples, 2,000 test images (all)",
+        "half": "250 to 2,000 images, others for each seed, a CNN of two convolutions with BatchNorm in place of the "
+        "VGG, 8 seeds, to cross-entropy 0.01; 12 levels of noise around a sharpness of 0.05, 200 draws (1,000), "
+        "sharpness of 250 samples, 2,000 test images (all); beside it a VGG at a quarter of its width on 1,000 to "
+        "10,000 images of 16 x 16, 3 seeds, to 0.01 and from there, its momentum begun anew, to 3e-4, at most 150 "
+        f"epochs each, all test images; {VGG_DIFFERS}, one pixel here",
+        "paper": "at most 1,000 epochs; the sizes are read off the figure, sharpness is of all the images, whose "
+        f"number the paper does not print; {VGG_DIFFERS}, 2 x 2 pixels",
     },
 )

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from flatminima.measures import margin
 from flatminima.models import MODELS
 from flatminima.optim.fisher_trace import FisherTrace
 from flatminima.report.axes import number
-from flatminima.studies import _jia, _jia_table, _toy_minima
+from flatminima.statistics import worst_case
+from flatminima.studies import _jia, _jia_table, _neyshabur, _toy_minima, neyshabur_conditions
 from flatminima.studies.claims import Setting, papers
 from flatminima.studies.study import Config, Study
 from flatminima.studies.words import SETTINGS
@@ -28,7 +30,18 @@ def _default(of: Any, name: str) -> Any:
 
 _BATCH = TrainConfig().batch_size
 _JIA = {"trials": _jia.TRIALS, "scheme": "none", "fresh_data": False, "weight_decay": _jia.WEIGHT_DECAY}
-_N17 = {"batch_size": _BATCH, "lr": TrainConfig().lr, "momentum": TrainConfig().momentum, "ascent_steps": None}
+_N17 = {
+    "batch_size": _BATCH,
+    "lr": TrainConfig().lr,
+    "momentum": TrainConfig().momentum,
+    "weight_decay": TrainConfig().weight_decay,
+    "margin_share": _default(margin, "fraction"),
+    "sharpness_alpha": _neyshabur.SHARPNESS_ALPHA,
+    "ascent_steps": None,
+    "ascent_lr": worst_case.ASCENT_RATE,
+    "ascent_momentum": worst_case.ASCENT_MOMENTUM,
+    "ascent_batch": worst_case.ASCENT_BATCH,
+}
 _STEPS = {"auto": "a tenth of the loss over the gradient"}  # of the penalty, displaced by another length than alpha
 _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -44,7 +57,7 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "momentum": _jia_table.MOMENTUM,
             "alpha": _STEPS.get(_default(FisherTrace, "step"), _default(FisherTrace, "alpha")),
         },
-        "neyshabur-conditions": _N17,
+        "neyshabur-conditions": _N17 | {"depth": neyshabur_conditions.DEPTH},
         "neyshabur-confusion": _N17,
         "neyshabur-random-labels": _N17,
         "neyshabur-width": _N17,
@@ -52,6 +65,8 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 _ALL = "all"  # of a data set's samples
+_CIFAR_SIDE = 32
+_VGG_SHRINKS = 16  # a side, by four 2 x 2 max-pools
 _SEEDS = "seeds"  # how many there are of each configuration
 _CHOSEN = ("beta", "sub_batches", "max_norm")  # that a run takes from what another run tried
 
@@ -106,8 +121,10 @@ def _lookup(config: Config, key: str, study: str) -> Any:
 
 
 def _of_network(config: Config, option: str) -> Any:
-    """What a configuration leaves to the network's own default."""
+    """What a configuration leaves to the network's own default, and what follows from its form."""
     name = config.get("network", {}).get("name")
+    if name == "vgg" and option == "average_pool":  # over all that its max-pools leave
+        return config.get("side", _CIFAR_SIDE) // _VGG_SHRINKS
     return _default(MODELS[name], option) if name in MODELS else None
 
 
