@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,3 +251,48 @@ def test_no_run_of_pertopt_is_listed_twice_and_the_papers_rates_are_told():
         assert len(told) == len(set(told)), scale
     rates = {c["data"]: c["lr"] for c in study.list_runs("paper")}
     assert rates == {"cifar10": 1e-4, "cifar100": 1e-4, "tinyimagenet": 1e-2}
+
+
+def test_a_gain_is_judged_where_networks_train():
+    """Every sentence about errors of the study, and none of them without its own data set in a comparison."""
+    about = [c for c in claims(study="wang-pertopt") if any("error" in t.y for t in c.trials)]
+    assert len(about) >= 12
+    assert [c.id for c in about if c.premise != ("train error at most 0.5",)] == []
+    pooled = {c.id: t for c in about for t in c.trials if {"data", "name"} & {*t.first, *t.second}}
+    assert pooled == {}
+
+
+def test_the_rate_that_works_best_is_compared_with_every_other_on_each_data_set():
+    for name, best, sets in (("w1-dropout-03", 0.3, ["cifar10"]), ("w1-dropout-01", 0.1, ["cifar100", "tinyimagenet"])):
+        (claim,) = (c for c in claims("W1") if c.id == name)
+        tried = {(t.where["data"], t.second["setting"]) for t in claim.trials if t.first["setting"] == best}
+        rates = {
+            data: {c["rate"] for c in STUDIES["wang-pertopt"].list_runs("half") if c["data"] == data and "rate" in c}
+            for data in sets
+        }
+        assert tried == {(data, rate) for data, of in rates.items() for rate in of - {best}}
+
+
+def test_a_level_of_noise_is_no_data_set():
+    """Each minimum has a row for every level of noise, too, which knows where the global minimum is."""
+    half = {"loss": 0.1, "test_loss": 0.2, "noisy_losses": [0.1, 0.3, 0.3, 0.3]}
+    runs = [
+        {
+            "config": {"seed": seed},
+            "result": {"seed": seed, "found": True, "sharp": half, "flat": half, "sharp_is_global": seed > 0}
+            | {"local_minima": 3, "trace_ratio": 4.0, "loss_above": 0.01, "bound_above": 0.01, "lows_under_noise": 1},
+            "seconds": 1.0,
+        }
+        for seed in range(8)
+    ]
+    shares = [c for c in claims(study="wang-toy") if any(t.share < 1 for t in c.trials)]
+    assert len(shares) >= 5
+    for claim in shares:
+        for trial in claim.trials:
+            found = judge(replace(claim, trials=(trial,)), {"wang-toy": rows({"runs": runs})})
+            assert re.search("of [78] runs", found.note), (claim.id, found.note)
+
+
+def test_the_same_function_is_the_premise_of_every_sentence_about_the_rescaled_network():
+    about = [c for c in claims(study="wang-rescaling") if not any(t.y == "outputs" for t in c.trials)]
+    assert len(about) >= 5 and {c.premise for c in about} == {("outputs equal to 1e-9",)}

@@ -8,6 +8,7 @@ from flatminima.studies import STUDIES
 from flatminima.studies.setups import deviations, printed
 
 _STEP = "step alpha of the penalty: a tenth of the loss over the gradient (0.0001)"
+_SMOOTHING = "smoothing of the diagonal: none (0.999)"
 _VGG = ["dropout: 0 (after each stack)", "side of the average pool, network vgg: 2 (4)"]
 KNOWN = {  # each with its reason in the study's `reduction`
     "jia-regularizer": [_STEP],
@@ -22,7 +23,12 @@ KNOWN = {  # each with its reason in the study's `reduction`
     "wang-pertopt": [
         "gamma, data cifar10 and cifar100, method PertOPT: 0.1 and 1 and 10 (10)",
         "gamma, data tinyimagenet, method PertOPT: 0.1 and 1 (1)",
+        "images of the curves: held-out training and training (test and training)",
     ],
+    "wang-cifar-batch": [_SMOOTHING],
+    "wang-cifar-lr": [_SMOOTHING],
+    "wang-mnist-batch": [_SMOOTHING],
+    "wang-mnist-lr": [_SMOOTHING],
 }
 
 
@@ -81,7 +87,7 @@ def test_smaller_scales_list_what_they_reduce():
     assert {"true samples: 1,000 (10,000)", "augmentation: none (4-crop-f)"} <= {*found}
     assert "images of its own for each seed: no (yes)" in found
     assert deviations(STUDIES["jia-regularized-metric"], "cpu") == deviations(STUDIES["jia-regularizer"], "cpu") != []
-    assert deviations(STUDIES["wang-mnist-batch"], "cpu") == ["training samples: 3,000 (all)"]
+    assert deviations(STUDIES["wang-mnist-lr"], "cpu")[0] == "training samples: 3,000 (all)"
 
 
 @pytest.mark.parametrize(
@@ -134,3 +140,42 @@ def test_three_figures_ask_for_one_network():
 def test_every_study_of_an_experiment_has_printed_settings():
     without = {name for name, study in STUDIES.items() if not printed(study)}
     assert without == {"cohen-edge", "minima-over-time", "wang-rescaling"}  # the last paper has no experiment
+
+
+def test_every_document_with_an_experiment_has_printed_settings():
+    studies = (setting for study in STUDIES.values() for setting in printed(study))
+    assert {setting.paper for setting in studies} == {"W1", "W2", "WB", "N17", "J20"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("wang-toy", {"eta of figure 1": 40.0}, "eta of figure 1: 40 (39)"),
+        (
+            "wang-toy",
+            {"eta of figure 2": (10.0, 1.0)},
+            "eta of figure 2: 1 and 10 (1e-5 and 0.01 and 0.1 and 1,000)",
+        ),
+        ("wang-toy", {"samples": 50}, "samples: 50 (100)"),  # once, though the blog prints it too
+        ("wang-mnist-lr", {"optimizer": "adam"}, "optimizer: adam (sgd)"),
+        ("wang-mnist-lr", {"epsilon": 0.2}, "epsilon: 0.2 (0.1)"),
+        ("wang-cifar-batch", {"printed_rho": False}, "rho as printed, target loss none: no (yes)"),
+        ("wang-pertopt", {"eps": 0.1}, "eps: 0.1 (1e-5)"),
+        ("wang-pertopt", {"beta2": 0.5}, "beta2: 0.5 (0.1)"),
+    ],
+)
+def test_what_no_configuration_holds_is_compared_too(name, changed, said):
+    study = STUDIES[name]
+    configs = [c | changed for c in study.list_runs("paper")]
+    found = deviations(replace(study, configurations=lambda scale: configs), "paper")
+    assert found.count(said) == 1, found
+
+
+def test_the_optimizer_and_batch_of_pertopt_go_with_the_data_set():
+    study = STUDIES["wang-pertopt"]
+    swapped = {"cifar10": "tinyimagenet", "cifar100": "tinyimagenet", "tinyimagenet": "cifar10"}
+    configs = [c | {"data": swapped[c["data"]]} for c in study.list_runs("paper")]
+    assert not [d for d in deviations(replace(study, configurations=lambda scale: configs), "paper") if "batch" in d]
+    configs = [c | {"batch_size": 64} for c in study.list_runs("paper")]
+    found = deviations(replace(study, configurations=lambda scale: configs), "paper")
+    assert {"batch size, data cifar10 and cifar100: 64 (128)", "batch size, data tinyimagenet: 64 (200)"} <= {*found}

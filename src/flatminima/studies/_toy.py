@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _Loss = Callable[[Tensor], Tensor]
+COMPONENTS = 3  # of the mixture
 _NODES = 16  # a side of a box: the loss is smooth, 24 change nothing in the sixth digit
 _CELLS = 200  # a side of the plane of inputs, for the boundary
 _STEPS = 41  # of the segment between two minima
@@ -29,9 +30,9 @@ def samples(seed: int, count: int, threshold: float | None = None) -> tuple[Tens
         x (count, 2) float64, y (count,) int64.
     """
     generator = torch.Generator().manual_seed(seed)
-    centres = 2 * torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    centres = 2 * torch.randn(COMPONENTS, 2, generator=generator, dtype=torch.float64)
     draw = torch.Generator().manual_seed(seed * 7919 + count)
-    which = torch.randint(3, (count,), generator=draw)
+    which = torch.randint(COMPONENTS, (count,), generator=draw)
     x = centres[which] + torch.randn(count, 2, generator=draw, dtype=torch.float64)
     along = x.sum(1)
     return x, (along > (along.median() if threshold is None else threshold)).long()

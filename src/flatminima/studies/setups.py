@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flatminima.measures import margin
+from flatminima.measures import margin, pacgen
 from flatminima.models import MODELS
 from flatminima.optim.fisher_trace import FisherTrace
+from flatminima.optim.pertopt import PertOPT
 from flatminima.report.axes import number
 from flatminima.statistics import worst_case
-from flatminima.studies import _jia, _jia_table, _neyshabur, _toy_minima, neyshabur_conditions
+from flatminima.studies import _jia, _jia_table, _neyshabur, _toy, _toy_minima, neyshabur_conditions, wang_pertopt
 from flatminima.studies.claims import Setting, papers
 from flatminima.studies.study import Config, Study
 from flatminima.studies.words import SETTINGS
@@ -43,6 +44,9 @@ _N17 = {
     "ascent_batch": worst_case.ASCENT_BATCH,
 }
 _STEPS = {"auto": "a tenth of the loss over the gradient"}  # of the penalty, displaced by another length than alpha
+_CNN = {"optimizer": TrainConfig().optimizer, "smoothing of the diagonal": None} | {
+    name: _default(pacgen, name) for name in ("gamma", "epsilon")
+}
 _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "jia-augmentation": _JIA,
@@ -61,7 +65,27 @@ _FIXED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "neyshabur-confusion": _N17,
         "neyshabur-random-labels": _N17,
         "neyshabur-width": _N17,
-        "wang-toy": {"samples": _toy_minima.SAMPLES},
+        "wang-cifar-batch": _CNN,
+        "wang-cifar-lr": _CNN,
+        "wang-mnist-batch": _CNN,
+        "wang-mnist-lr": _CNN,
+        "wang-pertopt": {"rate": 0.0, "images of the curves": wang_pertopt.CURVES}
+        | {name: _default(PertOPT, name) for name in ("eps", "beta1", "beta2")},
+        "wang-toy": {
+            "samples": _toy_minima.SAMPLES,
+            "Gaussians": _toy.COMPONENTS,
+            "layers": _toy_minima.LAYERS,
+            "eta of figure 1": _toy_minima.ETAS[0],
+            "eta of figure 2": _toy_minima.ETAS[1:],
+        },
+    }
+)
+_OF_DATA: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {  # what goes with the data set
+        "wang-pertopt": {
+            data: {"optimizer": name, "batch_size": batch, "test set": wang_pertopt.TEST_SETS.get(data, "test")}
+            for data, (name, _, batch, *_) in wang_pertopt.OPTIMIZERS.items()
+        }
     }
 )
 _ALL = "all"  # of a data set's samples
@@ -93,7 +117,7 @@ def deviations(study: Study, scale: str) -> list[str]:
         if about and ours != wanted:
             of = "".join(f", {_word(key)} {_said(value)}" for key, value in setting.only.items())
             found.append(f"{_word(setting.key)}{of}: {_said(ours)} ({_said(wanted)})")
-    return found
+    return list(dict.fromkeys(found))  # two documents may print one setting
 
 
 def _about(config: Config, only: Mapping[str, Any], study: str) -> bool:
@@ -110,7 +134,8 @@ def _lookup(config: Config, key: str, study: str) -> Any:
 
     Trials are as many as there are: subsets share no sample, and a small set has fewer than were asked for.
     """
-    place: Any = {**_FIXED.get(study, {}), **config}
+    of_data = _OF_DATA.get(study, {}).get(config.get("data", ""), {})
+    place: Any = {**_FIXED.get(study, {}), **of_data, **config}
     for part in key.split("."):
         place = place.get(part) if isinstance(place, Mapping) else None
     if place is not None and key == "trials":

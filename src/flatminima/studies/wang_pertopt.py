@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NO_CURVATURE = 1e-30  # eta: 1 / sqrt(eta h) then exceeds kappa everywhere
-_OPTIMIZERS = {  # name, learning rate, batch, eta, gamma of the papers
+OPTIMIZERS = {  # name, learning rate, batch, eta, gamma of the papers
     "cifar10": ("adam", 1e-4, 128, 0.01, 10.0),
     "cifar100": ("adam", 1e-4, 128, 0.01, 10.0),
     "tinyimagenet": ("sgd", 1e-2, 200, 100.0, 1.0),
@@ -39,9 +39,13 @@ _CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "digits": 10}
 _SMALL = (0.1, 1.0)  # gammas beside the papers'
 _RATES = (0.1, 0.3, 0.5)  # of dropout
 _TESTED = 2_000  # test images at cpu scale
+TEST_SETS = {"tinyimagenet": "validation"}  # else "test"
+CURVES = ("training", "held-out training")  # images of the curves by epoch
 _SMALLER = (
     " without BatchNorm and with dropout before its linear layers only (WRN-58-3, dropout within its blocks), gamma of "
-    "0.1 and 1 beside the printed one, ours, of which 0.1 is chosen and the lowest tried, Adam at 1e-3 (1e-4), "
+    "0.1 and 1 beside the printed one, ours, of which 0.1, the lowest tried, is chosen, as is the highest of dropout's "
+    "rates, 0.5: ends of their grids, beside which a better one may lie; Adam at 1e-3 (1e-4), curves of held-out "
+    "training images (test images), "
 )
 _WRN: dict[str, Any] = {  # beside the CNN of scale "half"
     "data": ("cifar10", "cifar100"),
@@ -62,7 +66,7 @@ _SCALES: dict[str, dict[str, Any]] = {
 
 
 def _methods(data: str, *, noise: bool = True) -> list[dict[str, Any]]:
-    eta, gamma = _OPTIMIZERS[data][3:]
+    eta, gamma = OPTIMIZERS[data][3:]
     return [
         {"method": "base"},
         *({"method": "dropout", "rate": rate} for rate in (_RATES[:2] if data == "tinyimagenet" else _RATES)),
@@ -83,7 +87,7 @@ def _cell(s: dict[str, Any], *, noise: bool = True) -> list[Config]:
     """List the runs of one network, seed by seed."""
     shared = {key: s[key] for key in ("epochs", "limit", "held", "size", "network")} | s.get("of", {})
     return [
-        {"data": data, **shared, "lr": s["lr"] or _OPTIMIZERS[data][1], "seed": seed, **chosen}
+        {"data": data, **shared, "lr": s["lr"] or OPTIMIZERS[data][1], "seed": seed, **chosen}
         for seed, data in product(range(s["seeds"]), s["data"])
         for chosen in _methods(data, noise=noise)
     ]
@@ -98,10 +102,10 @@ def run(config: Config, sources: Sources) -> Result:
     else:
         x, y = images(source, "train", limit, config["size"], "standard")
     tested = None if limit is None or config.get("fresh_data") else _TESTED
-    test = images(source, "validation" if data == "tinyimagenet" else "test", tested, config["size"], "standard")
+    test = images(source, TEST_SETS.get(data, "test"), tested, config["size"], "standard")
     held = (x[len(x) - config["held"] :], y[len(y) - config["held"] :])
     x, y = (t[: len(t) - config["held"]] for t in (x, y))
-    name, _, batch, _, _ = _OPTIMIZERS[data]
+    name, _, batch, _, _ = OPTIMIZERS[data]
     options = dict(config["network"])
     model = build(
         options.pop("name"),
@@ -144,7 +148,7 @@ def run(config: Config, sources: Sources) -> Result:
         "test_error": final.error,
         "test_loss": final.loss,
         "curve": curve,
-        "papers": config["method"] != "PertOPT" or config["gamma"] == _OPTIMIZERS[data][4],
+        "papers": config["method"] != "PertOPT" or config["gamma"] == OPTIMIZERS[data][4],
         **chosen.diagnostics(),
     }
 
@@ -203,7 +207,7 @@ def _figure(results: Sequence[Result]) -> Figure:
             x = [p[0] for p in points]
             for panel, column in ((axes[2 * row], 1), (axes[2 * row + 1], 2)):
                 lines(panel, x, [1 - p[column] for p in points], label=said, index=index)
-        for panel, of in ((axes[2 * row], "training"), (axes[2 * row + 1], "held-out")):
+        for panel, of in zip(axes[2 * row : 2 * row + 2], CURVES, strict=True):
             label(panel, "epoch", f"{of} accuracy (share)", f"{data}\n{of} images", legend="method, rate or gamma")
     return figure
 
