@@ -19,7 +19,8 @@ _N17 = (
     "that fit their training set."
 )
 _CNN = (
-    "Gap and pacGen by epoch, as the papers draw them; then the training loss, the gap and pacGen in two "
+    "Gap and pacGen by epoch, as the papers draw them, of the rho and the seeds that their titles name: runs of before "
+    "the printed rho was drawn hold the library's alone; then the training loss, the gap and pacGen in two "
     "forms at the end of training against the {}. "
 ) + _TO_LOSS
 _PANELS: Mapping[str, str] = MappingProxyType(
