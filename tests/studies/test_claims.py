@@ -218,7 +218,7 @@ def test_the_committed_results_are_readable_and_judged():
     assert len(found) == len(claims()) and len({f.claim.id for f in found}) == len(found)
     words = {f.claim.id: f.word for f in found}
     assert words["n-conf-sharp-poor"] == "reproduced"  # that sharpness does not predict
-    assert words["n-always-higher"] == "reproduced" and words["w1-same-as-keskar"] == "contradicted"
+    assert words["n-always-higher"] == "contradicted" and words["w1-same-as-keskar"] == "contradicted"
     assert words["n-width-l2path"] == "reproduced" and words["w1-union-bound"] == "contradicted"
     assert words["j-fig2-ours"] == "premise not met" and words["n-path-sgd"] == "not tried"
     for finding in found:

@@ -13,6 +13,7 @@ from flatminima import bounds, measures
 from flatminima.core.minimum import Minimum
 from flatminima.studies.claims import claims
 from flatminima.studies.claims.checks import CHECKS, layers, networks
+from flatminima.studies.claims.judge import judge
 
 N17 = {claim.id: claim for claim in claims("N17")}
 
@@ -137,6 +138,57 @@ def test_functions_of_a_smaller_constant_do_not_fit_all_corners():
     assert _numbers("lipschitz_shatters")[:3] == [2**2, 2**5, 2**8]
     wider, deeper = _numbers("lipschitz_capacity")[-6:-3], _numbers("lipschitz_capacity")[-3:]
     assert wider[2] > 3 * wider[0] and deeper[2] > 3 * deeper[0]
+
+
+def test_always_is_of_every_pair():
+    """A mean over pairs, which one pair of the other sign hardly moves, says nothing of "always"."""
+    always = N17["n-always-higher"]
+    own = [
+        {"seed": seed, "size": size, "random": random, "train_error": 0.0, "seconds": 1.0}
+        | dict.fromkeys(("l2", "l1_path", "l2_path", "spectral"), 1.0 * random + 0.1 * seed + 0.01 * size * random)
+        for seed in range(4)
+        for size in (1, 2, 3)
+        for random in (False, True)
+    ]
+    found = judge(always, {"neyshabur-random-labels": own})
+    assert found.verdict == "reproduced" and "12 of 12 pairs" in found.note and found.statistic == pytest.approx(1.01)
+    own[1] |= {"spectral": -0.2}
+    found = judge(always, {"neyshabur-random-labels": own})
+    assert found.verdict == "contradicted" and "11 of 12 pairs" in found.note and found.statistic == pytest.approx(-0.2)
+    lonely = [r for r in own if not (r["random"] and r["size"] > 1) and not (not r["random"] and r["size"] == 1)]
+    assert judge(always, {"neyshabur-random-labels": lonely}).verdict == "not informative", "no pairs"
+
+
+def test_fig_4_is_judged_at_every_scale():
+    """Of 3,000 images as of all: a scale is not left out because of what it shows."""
+    about_width = [(c.id, t) for c in N17.values() for t in c.trials if t.study == "neyshabur-width"]
+    assert about_width and not [name for name, t in about_width if "all_images" in t.where]
+    turn = N17["n-width-turn-128"].trials
+    assert [t.y for t in turn] == ["l2", "l1_path"] and {(t.shape, t.x, t.vertex) for t in turn} == {
+        ("v", "log2 width", math.log2(128))
+    }
+
+
+def test_a_better_predictor_predicts():
+    """To order better than what orders the wrong way round is not enough."""
+    better = N17["n-jointly-better"]
+    own = [
+        {"seed": seed, "train_error": 0.0, "seconds": 1.0, "test_error": 0.1 * k}
+        | {"confusion": k, "ln_kl_at_sharpness": 1.0 - 0.05 * k + 0.01 * ((seed * 7 + k * 3) % 5)}
+        for seed in range(6)
+        for k in range(4)
+    ]
+    taus = [
+        {"seed": seed, "metric": metric, "tau": tau + 0.05 * seed, "train_error": 0.0, "seconds": 1.0}
+        for seed in range(6)
+        for metric, tau in (("ln_kl_at_sharpness", -0.1), ("sharpness", -1.0 - 0.01 * seed))
+    ]
+    found = judge(better, {"neyshabur-confusion": own + taus})
+    assert found.verdict == "contradicted" and found.measured.startswith("ln KL")
+    risen = [
+        r | {"ln_kl_at_sharpness": 9 * r["test_error"] + 0.01 * ((r["seed"] * 7) % 5) * r["confusion"]} for r in own
+    ]
+    assert judge(better, {"neyshabur-confusion": risen + taus}).verdict == "reproduced"
 
 
 def test_quotations_keep_what_decides_them():

@@ -66,8 +66,9 @@ class Trial:
         study: whose runs. shape: of `_SHAPES`. y: a quantity, see `quantities.value`. x: another, for shapes along it.
         where: columns and their values: the runs it is about. first, second: the same for the two groups of a pair.
         pair: columns in which partners agree. effect: the paper's, in units of y per unit of x, where it has a number.
-        margin: the smallest effect that counts, same units. bound: of y, for "at_least" and "at_most".
-        share: of the runs that have to be within it, where the sentence says "generally".
+        margin: the smallest effect that counts, same units. bound: of y, for "at_least" and "at_most"; of its
+            difference in a pair, where there are two groups.
+        share: of the runs, or pairs, that have to be within it, where the sentence says "generally".
         vertex: the paper's, on the scale of x. said: the quantity in words.
     """
 
