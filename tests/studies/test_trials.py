@@ -89,6 +89,27 @@ def test_a_tau_is_of_one_data_set():
     assert taus == {"one": 1.0, "two": -1.0}
 
 
+def test_pairs_of_a_tau_that_are_within_their_noise_are_left_out():
+    """Of three networks two differ by less than what their draws of the noise say; those go the other way."""
+
+    def taus(stderr):
+        kls, errors = (10.0, 11.0, 30.0), (0.2, 0.1, 0.3)
+        runs = [
+            {
+                "config": {"seed": 0},
+                "result": {"confusion": 1, "sharpness": 1.0, "l2": 1.0, "test_error": error}
+                | {"curve": [{"sharpness": s, "kl": kl * (0.05 / s), "stderr": stderr} for s in (0.04, 0.06)]},
+                "seconds": 1.0,
+            }
+            for kl, error in zip(kls, errors, strict=True)
+        ]
+        return {r["metric"]: r["tau"] for r in rows({"runs": runs}) if "tau" in r}["ln_kl_at_sharpness"]
+
+    assert taus(0.0) == pytest.approx(1 / 3) and taus(0.001) == pytest.approx(1 / 3)
+    assert taus(0.005) == 1.0, "about 0.07 of ln KL each, and ln 1.1 is within two errors of the difference"
+    assert taus(0.019) is not None
+
+
 def test_a_share_is_told_by_the_share():
     """And has a p, for Holm: the binomial one of its interval, so that both say the same."""
     most = Trial("a", "at_least", "minima", bound=2, share=0.5, said="minima of a data set")

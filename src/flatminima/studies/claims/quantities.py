@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from flatminima.errors import UsageError
@@ -102,7 +102,8 @@ def _derived(row: Row) -> Row:
     if "test_loss" in row and "loss" in row:
         found["gap"] = row["test_loss"] - row["loss"]
     if row.get("curve") and isinstance(row["curve"][0], dict):
-        found["ln_kl_at_sharpness"] = ln_kl_at(row["curve"], READ_AT)
+        told = _read_off(row["curve"], READ_AT)
+        found["ln_kl_at_sharpness"], found["ln_kl_at_sharpness_stderr"] = told or (None, None)
     if row.get("inverse_mu"):
         found["mu"] = 1 / row["inverse_mu"]
     if "max_norm" in row:
@@ -132,15 +133,23 @@ def ln_kl_at(curve: Sequence[Mapping[str, Any]], sharpness: float) -> float | No
 
     Points within their Monte-Carlo noise are left out; None where the curve does not reach so far.
     """
+    found = _read_off(curve, sharpness)
+    return None if found is None else found[0]
+
+
+def _read_off(curve: Sequence[Mapping[str, Any]], sharpness: float) -> tuple[float, float] | None:
+    """`ln_kl_at`, and the standard error that the Monte-Carlo noise of the points beside it gives it."""
     points = sorted(
-        (p["sharpness"], p["kl"])
+        (p["sharpness"], p["kl"], p.get("stderr") or 0.0)
         for p in curve
         if p["sharpness"] > 0 and p["kl"] > 0 and p["sharpness"] > _NOISE * (p.get("stderr") or 0.0)
     )
-    for (low, first), (high, second) in pairwise(points):
+    for (low, first, error), (high, second, other) in pairwise(points):
         if low <= sharpness <= high and high > low:
             part = math.log(sharpness / low) / math.log(high / low)
-            return (1 - part) * math.log(first) + part * math.log(second)
+            steep = (math.log(second) - math.log(first)) / math.log(high / low)
+            noise = math.hypot((1 - part) * error / low, part * other / high)
+            return (1 - part) * math.log(first) + part * math.log(second), abs(steep) * noise
     return None
 
 
@@ -184,8 +193,9 @@ def _taus(found: list[Row]) -> list[Row]:
     rows_of_tau = []
     for (seed, data, name, equal_loss, metrics), own in groups.items():
         for metric in metrics:
-            pairs = [(r[metric], r["test_error"]) for r in own if r[metric] is not None]
-            tau = kendall(*zip(*pairs, strict=True)).tau if len(pairs) > 1 else None
+            tau = _tau(
+                [(r[metric], r.get(f"{metric}_stderr") or 0.0, r["test_error"]) for r in own if r[metric] is not None]
+            )
             shared = {"seed": seed, "data": data, "name": name, "equal_loss": equal_loss, "metric": metric, "tau": tau}
             shared |= {"network": own[0].get("network")}
             shared |= {k: max(r[k] for r in own) for k in ("train_error", "train_loss") if all(k in r for r in own)}
@@ -193,6 +203,17 @@ def _taus(found: list[Row]) -> list[Row]:
                 shared["least_train_loss"] = min(r["train_loss"] for r in own)
             rows_of_tau.append({**shared, "seconds": sum(r["seconds"] for r in own) / len(metrics)})
     return rows_of_tau
+
+
+def _tau(points: Sequence[tuple[float, float, float]]) -> float | None:
+    """Kendall's tau of values, each with its Monte-Carlo error, with test errors; pairs within their noise are out."""
+    pairs = list(combinations(points, 2))
+    told = [(a, b) for a, b in pairs if not (noise := _NOISE * math.hypot(a[1], b[1])) or abs(a[0] - b[0]) > noise]
+    if not told:
+        return None
+    if len(told) == len(pairs):
+        return kendall([p[0] for p in points], [p[2] for p in points]).tau
+    return sum(math.copysign(1.0, (a[0] - b[0]) * (a[2] - b[2])) * (a[2] != b[2]) for a, b in told) / len(told)
 
 
 def _noises(found: list[Row]) -> list[Row]:
