@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from flatminima.report.claims import claims_page
+from flatminima.report.claims import NOT_SHOWN, claims_page
 from flatminima.report.studies import write_studies
 from flatminima.report.verdicts import elided, here, not_come_out, overview, summary
 from flatminima.studies import STUDIES, index
-from flatminima.studies.claims import Claim, Finding, Trial
+from flatminima.studies.claims import Claim, Finding, Trial, claims as registered, papers
 from flatminima.studies.result_files import documents
-from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, Verdict
+from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, UNMET, TrialVerdict, Verdict
 
 RESULTS = Path(__file__).parents[2] / "results" / "studies"
+LONGEST_CELL = 450  # characters, of which a quotation has up to 370
 LEFT_OUT = re.compile(r"<style.*?</style>|data:image[^\"]*", re.DOTALL)
 
 
@@ -91,12 +92,15 @@ def test_a_row_has_what_the_registry_says_of_the_claim(tmp_path: Path, monkeypat
     said = {"note": "A margin of 2.", "why": "half of it", "reads": "Of the error.", "needs": "a week", "effect": "9"}
     premises = [("", 4), ("train error at most 0", 5)]
     for premise, columns in premises:
-        found = Finding(claim(**said), {"cpu": decided("jia-batch", 1.0, "not informative", premise=premise)})
+        found = Finding(
+            claim(**said), {"cpu": decided("jia-batch", 1.0, "not informative", premise=premise, hours=3.0)}
+        )
         html = shown(tmp_path, [found], [], monkeypatch)
         table = html[html.index('id="jia-batch-cpu"') :]
         text = text_of(table)
         assert "&ldquo;... y rises ...&rdquo; [Of the error]" in text and "9. What counts: half of it" in text
-        assert "A margin of 2; needs a week" in text
+        assert "needs a week" in text and "NoteA margin of 2." in text, "the note is folded"
+        assert "core-hours more" not in text, "one cost, not two"
         assert table[: table.index("</thead>")].count("<th>") == columns, "a column that is empty is not shown"
 
 
@@ -154,14 +158,89 @@ def test_sentences_that_one_test_decides_count_once() -> None:
         Finding(claim("x-6", trials=()), {}),
     ]
     told = [f.to_dict() for f in findings]
-    assert "5 sentences, decided by 3 tests" in " ".join(summary(told))
-    assert "5 contradicted (3)" in " ".join(summary(told))
+    said = " ".join(summary(told))
+    assert "3 by runs, in 2 tests: 3 contradicted (2)." in said
+    assert "2 by calculation, in 1 test: 2 contradicted (1)." in said
     defined = [f | {"verdict": "reproduced", "scale": "calculation", "definition": i < 2} for i, f in enumerate(told)]
     defined[0]["verdict"] = "contradicted"
-    assert "are so by calculation, 1 of these by definition" in " ".join(summary(defined)), "of the reproduced ones"
+    assert "1 of the reproduced hold by definition" in " ".join(summary(defined)), "of the reproduced ones"
     words, rows = overview(told, {"J20": "paper"})
     assert words[-1] == "distinct tests" and rows == [("paper", [5, 1, 3])]
     assert "| paper | 5 | 1 | 3 |" in claims_page(told, [], {"J20": "paper"})
+
+
+def test_what_was_changed_and_what_is_open_is_counted_by_runs_and_by_calculation() -> None:
+    """Calculations, of which few are open, would hide how many of the sentences that networks decide are."""
+
+    def told(word: str, by: str = "cpu", revised: bool = False, **more: Any) -> dict[str, Any]:
+        found = Finding(claim(revised=revised, **more), {by: decided("jia-batch", 1.0, word)}).to_dict()
+        return found | {"scale": by, "verdict": word}
+
+    by_runs = [told(REPRODUCED, revised=True), told(REPRODUCED), told("not informative"), told(UNMET)]
+    calculated = [told(REPRODUCED, "calculation") for _ in range(5)]
+    cited = [told("not informative", revised=True, kind="cited")]
+    said = summary([*by_runs, *calculated, *cited])
+    own = "4 are tried by runs: 1 (25 %) not informative and 1 (25 %) premise not met. With calculations they are 9: "
+    assert any(own + "1 (11 %) not informative and 1 (11 %) premise not met." in line for line in said)
+    changed = "2 of the 5 by runs (40 %; 1 of 2 reproduced, 0 of 1 premise not met, 1 of 2 not informative)"
+    assert any(changed in line and "0 of the 5 by calculation (0 %" in line for line in said)
+    assert not any("changed after" in line for line in summary(by_runs[1:])), "none was"
+
+
+def test_a_row_of_several_trials_has_each_folded_and_a_changed_one_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = tuple(
+        TrialVerdict("jia-batch", "cifar10", name, "y", "y: slope", word, 1.0, 0.5, 1.5, 0.01)
+        for name, word in (("CNN", REPRODUCED), ("VGG", CONTRADICTED))
+    )
+    verdict = decided("jia-batch", 1.0, trials=parts)
+    html = shown(tmp_path, [Finding(claim(revised=True), {"cpu": verdict})], [], monkeypatch)
+    row = html[html.index('id="jia-batch-cpu"') :]
+    assert (
+        "<summary>The 2 trials</summary>" in row and "cifar10, VGG, y: slope +1 (+0.5 to +1.5), p 0.01: contra" in row
+    )
+    assert 'class="counts">revised' in row and 'class="counts">counts' in row
+
+
+def test_the_report_says_what_came_out_first_and_lists_trials_that_disagree() -> None:
+    words = (REPRODUCED, SMALLER, CONTRADICTED, "not informative")
+    parts = {
+        word: TrialVerdict("jia-batch", "d", f"net {i}", "y", "y: slope along x", word, float(i), i - 1, i + 1, 0.01)
+        for i, word in enumerate(words)
+    }
+    apart = decided("jia-batch", 2.0, trials=(parts[REPRODUCED], parts[CONTRADICTED]))
+    alike = decided("jia-batch", 3.0, REPRODUCED, trials=(parts[REPRODUCED], parts[REPRODUCED]))
+    other = decided("jia-batch", 0.5, SMALLER)
+    findings = [
+        Finding(claim("x-apart", note="A note.", revised=True), {"half": apart}),
+        Finding(claim("x-alike", why="one point"), {"half": alike, "cpu": other}),
+        Finding(claim("x-number", trials=(), check="a"), {"calculation": decided("", 1.0, REPRODUCED, note="4 of 4")}),
+    ]
+    page = claims_page([f.to_dict() for f in findings], [], {"J20": "The paper"})
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert headings[:4] == ["How to read it", "What is reproduced", "What does not come out", "What is not decided"]
+    came, failed = (page.split(f"## {heading}\n")[1].split("\n## ")[0] for heading in headings[1:3])
+    assert came.index("x-alike") < came.index("By calculation:") < came.index("x-number") and "x-apart" not in came
+    assert "What counts: one point" in came and "0.5" in came, "the other scale's number"
+    assert "| contradicted, revised |" in failed and "    - d, net 2, y: slope along x +2" in failed
+    assert "    - 1 trial: reproduced." in failed and "- `x-apart`: A note" in failed and "trial" not in came
+    assert "`x-alike`): half reproduced, +3 (+2 to +4); cpu smaller than claimed" in page.split("scales disagree")[1]
+
+
+def test_no_cell_of_the_report_is_too_long_to_read(whole: Any) -> None:
+    """Notes stand below their table: one in a cell made it of 1,395 characters."""
+    titles = {key: found.title for key, found in papers().items()}
+    report = claims_page([f.to_dict() for f in whole[1]], whole[0], titles)
+    cells = [cell for line in report.splitlines() if line.startswith("|") for cell in line.strip("| ").split(" | ")]
+    assert len(cells) > 1_000 and [cell for cell in cells if len(cell) > LONGEST_CELL] == []
+    for f in whole[1]:
+        assert report.count(f"; `{f.claim.id}`)") >= 1, f.claim.id
+
+
+def test_what_the_papers_could_not_show_is_of_the_registry_and_has_a_reason() -> None:
+    about = {c.id: c for c in registered()}
+    assert [name for name in NOT_SHOWN if not about[name].note] == []
 
 
 def test_a_quotation_has_dots_where_it_is_cut() -> None:

@@ -13,10 +13,12 @@ from flatminima.io import write_whole
 from flatminima.report.page import render_template
 from flatminima.report.verdicts import (
     AGAINST,
+    MARKS,
     MEANINGS,
     SCALES_MEAN,
     beside_statistic,
     by_verdict,
+    disagreements,
     duration,
     elided,
     here,
@@ -27,6 +29,7 @@ from flatminima.report.verdicts import (
     overview,
     paper_effect,
     summary,
+    trial_lines,
 )
 from flatminima.untrusted import read_bytes
 
@@ -69,7 +72,8 @@ def write_studies(
         against=against[:_FIRST],
         more_against=against[_FIRST:],
         counts_against=[(word, sum(f["verdict"] == word for f in findings)) for word in AGAINST],
-        meanings=[*MEANINGS.items(), *SCALES_MEAN.items()] if findings else [],
+        disagree=[(f["id"], _cut(f["quote"]), said) for f, said in disagreements(findings)],
+        meanings=[*MEANINGS.items(), *SCALES_MEAN.items(), *MARKS.items()] if findings else [],
         documents=[name for name, _ in counted],
         overview=[(word, [counts[i] for _, counts in counted]) for i, word in enumerate(words)],
         **{part: _by_study(shown) for part, shown in parts.items()},
@@ -126,8 +130,8 @@ def _quoted(finding: Mapping[str, Any]) -> dict[str, Any]:
 
 def _calculated(finding: Mapping[str, Any]) -> dict[str, Any]:
     own = finding["scales"]["calculation"]
-    notes = joined([finding["note"], needed(finding)])
-    return _quoted(finding) | {"verdict": own["verdict"], "numbers": own["note"], "notes": notes}
+    told = {"verdict": own["verdict"], "numbers": own["note"], "notes": needed(finding)}
+    return _quoted(finding) | told | {"remark": finding["note"], "lines": []}
 
 
 def _shown(document: dict[str, Any], folder: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -176,7 +180,7 @@ def _row(claim: dict[str, Any], document: dict[str, Any], finding: Mapping[str, 
     if finding is None:
         notes = [claim["note"] if claim["note"] != said else "", open_question(claim)]
     else:
-        notes = [finding["note"]] if other else beside_statistic(claim, finding)
+        notes = [] if other else beside_statistic(claim, finding)
     counts = finding is not None and finding["scale"] == document["scale"] and not other
     more = {
         "quoted": bool(claim.get("id")),
@@ -185,6 +189,9 @@ def _row(claim: dict[str, Any], document: dict[str, Any], finding: Mapping[str, 
         "paper": claim.get("paper") or "" if finding is None else paper_effect(finding),
         "here": said,
         "notes": joined(notes),
+        "remark": "" if finding is None else finding["note"].rstrip("."),
+        "revised": finding is not None and finding.get("revised"),
+        "lines": [] if other else trial_lines(claim),
         "counts": counts,
         "other": other,
         "place": f"claim-{claim['id']}" if finding and finding["scale"] == document["scale"] else "",

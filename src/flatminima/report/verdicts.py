@@ -10,7 +10,7 @@ from typing import Any
 
 _SHORT = 0.005  # hours of a core, below which a number says nothing
 _OPEN = ("not informative", "premise not met")
-_UNSIGNED = "worst run"  # a value of one run, not a difference or a slope
+_UNSIGNED = ("worst run", "share of runs")  # values of runs, no difference or slope
 _ROUNDING = 1e-12  # of an interval's width
 AGAINST = ("contradicted", "smaller than claimed")
 MEANINGS: Mapping[str, str] = MappingProxyType(
@@ -33,7 +33,14 @@ SCALES_MEAN: Mapping[str, str] = MappingProxyType(
         "counted, and its row is marked",
     }
 )
+MARKS: Mapping[str, str] = MappingProxyType(
+    {
+        "revised": "the sentence's runs, premise, margin or calculation were changed after a result was seen; its note "
+        "says how"
+    }
+)
 _ORDER = ("contradicted", "fails", "smaller than claimed", "reproduced", "holds")
+_DECIDED = ("reproduced", *AGAINST)
 _TRIED = tuple(word for word in MEANINGS if word != "stated")
 TESTS = "distinct tests"
 
@@ -67,8 +74,51 @@ def open_question(claim: Mapping[str, Any]) -> str:
     if claim.get("power") is not None and claim.get("effect") is not None:
         parts.append(f"power {100 * claim['power']:.0f} % to see {abs(claim['effect']):.3g}")
     if claim.get("hours") is not None and claim["hours"] >= _SHORT:
-        parts.append(f"about {claim['hours']:.2g} core-hours more would decide it")
+        parts.append(f"about {claim['hours']:.2g} core-hours more of these runs would decide it")
     return "; ".join(parts)
+
+
+def trial_lines(verdict: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The name of each trial of a sentence, with its number and its verdict; none of a sentence that has one trial.
+
+    The verdicts are of the trials alone, before the penalty for how many there are and before Holm's correction.
+    """
+    trials = verdict.get("trials") or ()
+    same = Counter((t["data"], t["network"], t["measured"]) for t in trials)
+    named = [_trial_name(t, whole=same[t["data"], t["network"], t["measured"]] > 1) for t in trials]
+    told = [(name, f"{_trial_number(t)}{t['verdict']}") for name, t in zip(named, trials, strict=True)]
+    return told if len(trials) > 1 else []
+
+
+def disagree(verdict: Mapping[str, Any]) -> bool:
+    """Whether the trials of a sentence came to different verdicts."""
+    return len({t["verdict"] for t in verdict.get("trials") or ()}) > 1
+
+
+def _trial_name(trial: Mapping[str, Any], *, whole: bool) -> str:
+    """Name what a trial is of; `whole`: with the quantity, where the words alone are those of another too."""
+    said, _, kind = trial["measured"].partition(": ")
+    quantity = trial["quantity"] if whole and trial["quantity"] not in said else ""
+    named = ", ".join(part for part in (trial["data"], trial["network"], said, quantity) if part)
+    return f"{named}: {kind or 'value'}" if trial["statistic"] is not None else f"{named}:"
+
+
+def _trial_number(trial: Mapping[str, Any]) -> str:
+    if trial["statistic"] is None:
+        return f"{trial['note']}: " if trial["note"] else ""
+    p = "" if trial["p"] is None else f", p {trial['p']:.2g}"
+    return f"{interval(trial)}{p}: "
+
+
+def disagreements(findings: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
+    """Sentences that runs decide differently at two scales, with each scale's word and number."""
+    found = []
+    for f in findings:
+        own = {scale: v for scale, v in f["scales"].items() if v["verdict"] in _DECIDED}
+        if len({v["verdict"] for v in own.values()}) > 1:
+            each = (f"{scale} {v['verdict']}, {interval(v)}".rstrip(", ") for scale, v in own.items())
+            found.append((f, f"{'; '.join(each)}. {f['scale']} counts"))
+    return found
 
 
 def joined(parts: Sequence[str]) -> str:
@@ -77,13 +127,17 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def beside_statistic(verdict: Mapping[str, Any], finding: Mapping[str, Any]) -> list[str]:
-    """Everything that a reader must know of a verdict beside its statistic."""
+    """Everything that a reader must know of a verdict beside its statistic, without the registry's note.
+
+    Where the registry names what would decide, that is the cost: more of the same runs would be another.
+    """
     said = verdict["note"] if verdict["statistic"] is not None else ""
-    return [said, open_question(verdict), finding["note"], needed(finding)]
+    needs = needed(finding)
+    return [said, open_question({**verdict, "hours": None} if needs else verdict), needs]
 
 
 def needed(finding: Mapping[str, Any]) -> str:
-    """The runs that would decide a claim that is not decided, beyond more of the same."""
+    """The runs that would decide a claim that is not decided, as the registry names them."""
     return f"needs {finding['needs']}" if finding["needs"] and finding["verdict"] in _OPEN else ""
 
 
@@ -181,44 +235,77 @@ def summary(findings: Sequence[Mapping[str, Any]], *, whole: bool = True) -> lis
     """The verdicts on the papers' claims, in sentences; `whole`: not those of one paper or study."""
     words = Counter(f["verdict"] for f in findings)
     tried = [f for f in findings if f["verdict"] not in ("not tried", "stated")]
-    calculated = sum(f["scale"] == "calculation" for f in tried)
-    own = [f for f in tried if f["kind"] != "cited"]
-    by_runs = [f for f in tried if f["scale"] != "calculation" and f["verdict"] == "reproduced"]
-    empirical = sum(f["kind"] == "empirical" for f in by_runs)
-    defined = sum(bool(f.get("definition")) and f["verdict"] == "reproduced" for f in tried)
-    revised = Counter(f["verdict"] for f in tried if f.get("revised"))
-    undecided = sum(f["verdict"] == "not informative" for f in own)
-    parts = [f"{words[w]} {w} ({_tests([f for f in tried if f['verdict'] == w])})" for w in _TRIED if words[w]]
     first = f"The papers make {len(findings)} claims." if whole else f"These are {len(findings)} of the papers' claims."
-    how = f"{calculated} of the sentences by calculation and the others by runs"
-    if calculated in (0, len(tried)):
-        how = "all by calculation" if calculated else "all by runs"
     if not tried:
         return [f"{first} {words['stated']} are about the papers themselves, and none of the others is tried."]
     return [
         f"{first} {words['stated']} are about the papers themselves, which no run can "
         f"decide; {words['not tried']} are not tried.",
-        f"{len(tried)} sentences, decided by {_tests(tried)} tests, {how}: {', '.join(parts)}. In "
-        "brackets are the tests, as sentences that the same trials or the same calculation decide count once.",
-        f"Of the reproduced, {len(by_runs)} are so by runs, {empirical} of these the papers' own observations and the "
-        f"others cited or theoretical; {words['reproduced'] - len(by_runs)} are so by calculation, {defined} of these "
-        "by definition.",
-        f"{len(own)} of the sentences are the papers' own, not cited ones; of these {undecided} are not informative.",
-        *_revised(revised),
+        *(_came_of(how, own) for how, own in _by_means(tried)),
+        "In brackets are the tests, as sentences that the same trials or the same calculation decide count once.",
+        _open_of_own(tried),
+        *_revised(tried),
         "An interval is at 95 %, Student's, each seed with its own level; a verdict that has one holds after Holm's "
         "correction over the tests of a paper at its scale. A sentence about every run has none: one run contradicts "
         "it. Comparisons beside the papers' are not counted.",
+        "The largest of three scales that decides speaks; that a sentence has three chances so is not corrected for. A "
+        "smaller scale does not speak where a trial on a larger one comes out against it.",
     ]
 
 
-def _revised(counts: Mapping[str, int]) -> list[str]:
+def _by_means(tried: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The sentences that runs decide, and those that calculations do; those of either that there are."""
+    parts: dict[str, list[Mapping[str, Any]]] = {"runs": [], "calculation": []}
+    for f in tried:
+        parts["calculation" if f["scale"] == "calculation" else "runs"].append(f)
+    return [(how, own) for how, own in parts.items() if own]
+
+
+def _came_of(how: str, own: Sequence[Mapping[str, Any]]) -> str:
+    by_word = {word: [f for f in own if f["verdict"] == word] for word in _TRIED}
+    each = ", ".join(f"{len(same)} {word} ({_tests(same)})" for word, same in by_word.items() if same)
+    good = by_word["reproduced"]
+    defined = sum(bool(f.get("definition")) for f in good)
+    empirical = sum(f["kind"] == "empirical" for f in good)
+    more = f"{empirical} of the reproduced are the papers' own observations, the others cited or theoretical"
+    if how == "calculation":
+        more = f"{defined} of the reproduced hold by definition"
+    tests = _tests(own)
+    return f"{len(own)} by {how}, in {tests} test{'s' if tests > 1 else ''}: {each}." + (f" {more}." if good else "")
+
+
+def _open_of_own(tried: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the papers' own sentences are not decided, by runs and in all."""
+
+    def counted(about: Sequence[Mapping[str, Any]]) -> str:
+        open_ones = (f"{_share(about, word)} {word}" for word in ("not informative", "premise not met"))
+        return " and ".join(open_ones)
+
+    own = [f for f in tried if f["kind"] != "cited"]
+    by_runs = [f for f in own if f["scale"] != "calculation"]
+    said = f"Of the papers' own sentences, not cited ones, {len(by_runs)} are tried by runs: {counted(by_runs)}."
+    return said if len(own) == len(by_runs) else f"{said} With calculations they are {len(own)}: {counted(own)}."
+
+
+def _share(about: Sequence[Mapping[str, Any]], word: str) -> str:
+    n = sum(f["verdict"] == word for f in about)
+    return f"{n} ({100 * n / len(about):.0f} %)" if n else "0"
+
+
+def _revised(tried: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence on the entries that were changed after a result was seen; none where none was."""
-    if not counts:
+    if not any(f.get("revised") for f in tried):
         return []
-    each = ", ".join(f"{counts[word]} {word}" for word in _TRIED if counts.get(word))
+    parts = []
+    for how, own in _by_means(tried):
+        changed = [f for f in own if f.get("revised")]
+        each = ((word, [f for f in own if f["verdict"] == word]) for word in _TRIED)
+        of_words = (f"{sum(bool(f.get('revised')) for f in same)} of {len(same)} {word}" for word, same in each if same)
+        share = f"{100 * len(changed) / len(own):.0f} %"
+        parts.append(f"{len(changed)} of the {len(own)} by {how} ({share}; {', '.join(of_words)})")
+    said = "; ".join(parts)
     return [
-        f"Of {sum(counts.values())} sentences runs, premise, margin or calculation were changed after a result was "
-        f"seen, as their notes say: {each}."
+        f"Runs, premise, margin or calculation were changed after a result was seen: {said}. They are marked revised."
     ]
 
 
