@@ -274,3 +274,14 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad * ctx.factor, None
+
+
+def test_no_graph_is_kept_of_weights_that_some_samples_leave_out() -> None:
+    """Under torch 2.6 the zeros of `materialize_grads` ask for gradients, and a sum over them keeps every graph."""
+    torch.manual_seed(1)
+    net = CASES["experts"]().double().eval()
+    x, y = data()
+    minimum = Minimum(net, (x.double(), y), batch_size=16)
+    assert not minimum[FisherDiagonal()].requires_grad
+    assert not minimum.batch(torch.zeros(1, dtype=torch.long)).gradient().requires_grad
+    assert not minimum.mean_gradient(torch.zeros(1, dtype=torch.long))[1].requires_grad

@@ -22,7 +22,7 @@ from flatminima.core.gradient_check import (
 )
 from flatminima.core.layer_gradient import LayerGradient
 from flatminima.core.layers import NoLayerRule, Tape
-from flatminima.core.parameters import dense, frozen
+from flatminima.core.parameters import dense, frozen, gradients
 from flatminima.core.perturbation import generator, mix
 from flatminima.core.samples import Inputs, leaves, map_tensors
 from flatminima.core.statistic import Reads
@@ -113,8 +113,7 @@ class Batch:
     def gradient(self) -> Tensor:
         """Gradient of the summed loss (W,), detached."""
         total, tensors = self._total()
-        grads = torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True)
-        return torch.cat([dense(g).reshape(-1) for g in grads])
+        return torch.cat([g.reshape(-1) for g in gradients(total, tensors)])
 
     def _total(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Sum of the losses, to be differentiated by the parameters."""
@@ -282,19 +281,11 @@ class Batch:
         """
         self.minimum.passes.checks += len(self)
         try:
-            grads = torch.autograd.grad(
-                output,
-                self.minimum.parameters.tensors,
-                seed,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            return gradients(output, self.minimum.parameters.tensors, seed, retain_graph=True)
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
             raise Undefined(f"the network's own backward pass fails: {str(error).splitlines()[0]}") from None
-        return [dense(g) for g in grads]
 
     def _sample_by_sample(self, leaves_in: list[Tensor]) -> Backward:
         """The slow truth: one graph to the parameters, one backward pass a sample. For models no tape can follow."""
@@ -311,19 +302,12 @@ class Batch:
             rows: list[list[Tensor]] = []
             for i, output in enumerate(singles):
                 try:
-                    grads = torch.autograd.grad(
-                        output,
-                        [*parameters.tensors, *leaves_in],
-                        seed[i : i + 1],
-                        retain_graph=retain,
-                        materialize_grads=True,
-                        allow_unused=True,
-                    )
+                    row = gradients(output, [*parameters.tensors, *leaves_in], seed[i : i + 1], retain_graph=retain)
                 except RuntimeError as error:
                     if out_of_memory(error):
                         raise
                     raise Undefined(f"the network's own backward pass fails: {str(error).splitlines()[0]}") from None
-                rows.append([dense(g) for g in grads])
+                rows.append(row)
             stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
             n = len(parameters.tensors)
             by_name = dict(zip(parameters.names, stacked[:n], strict=True))

@@ -26,7 +26,7 @@ from flatminima.core.layers import units_of
 from flatminima.core.losses import Loss
 from flatminima.core.moved_weights import refuse_moved
 from flatminima.core.network import Network
-from flatminima.core.parameters import Parameters, copied, refuse_reaching_back, unwrap
+from flatminima.core.parameters import Parameters, copied, gradients, refuse_reaching_back, unwrap
 from flatminima.core.samples import (
     Inputs,
     Samples,
@@ -206,9 +206,9 @@ class Minimum(Network):
             if not losses.requires_grad:
                 raise Undefined("the network's output does not depend on a trainable parameter")
             tensors = self.parameters.tensors
-            grads = torch.autograd.grad(losses.sum(), tensors, allow_unused=True, materialize_grads=True)
+            grads = gradients(losses.sum(), tensors)
             self.passes.backward += len(part)
-            gradient += torch.cat([g.to_dense().reshape(-1) for g in grads]).double()
+            gradient += torch.cat([g.reshape(-1) for g in grads]).double()
             total += float(losses.detach().double().sum())
         return total / len(indices), gradient / len(indices)
 

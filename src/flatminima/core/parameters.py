@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -182,6 +182,17 @@ def _tensors_in(attributes: dict[str, Any]) -> Iterator[Tensor]:
 def dense(gradient: Tensor) -> Tensor:
     """A gradient as autograd's dense tensor: of an embedding with ``sparse=True`` it holds rows alone."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
+def gradients(
+    of: Tensor, by: Sequence[Tensor], seed: Tensor | None = None, *, retain_graph: bool = False
+) -> list[Tensor]:
+    """d `of` / d `by` against `seed`, dense and without a graph; 0 where nothing depends.
+
+    Under torch 2.6 the zeros of `materialize_grads` ask for gradients, and a sum over them keeps every graph.
+    """
+    found = torch.autograd.grad(of, by, seed, retain_graph=retain_graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else dense(g) for g, p in zip(found, by, strict=True)]
 
 
 def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from flatminima.core.losses import Loss
 from flatminima.core.losses.cross_entropy import CrossEntropy
 from flatminima.core.losses.elementwise import BinaryCrossEntropy, SquaredError
 from flatminima.core.minimum import Minimum
+from flatminima.core.parameters import gradients
 from flatminima.ranking.held_out import batches
 
 _EDGE = 40.0  # a logit whose sigmoid is 1 to float64's rounding
@@ -173,7 +174,7 @@ def _of_mixtures(minimum: Minimum, outputs: Tensor) -> Tensor:
             value = mean(leaf).double().mean()
         if not value.requires_grad:
             break
-        (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+        (gradient,) = gradients(value, [leaf])
         towards = corners[int((corners @ gradient).argmin())] - at
         tried = [(float(mean(at + share * towards).double().mean()), share) for share in _SHARES]
         lowest, share = min(tried)

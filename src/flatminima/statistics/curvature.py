@@ -19,7 +19,7 @@ from torch import Tensor
 from flatminima.core.batch import Batch
 from flatminima.core.chance import refusing_chance
 from flatminima.core.identity import dense_parts
-from flatminima.core.parameters import dense
+from flatminima.core.parameters import dense, gradients
 from flatminima.core.space import Space
 from flatminima.errors import NumericalError, Undefined, UsageError
 from flatminima.statistics.second_derivatives import refuse_unseen, refuse_wrong
@@ -268,10 +268,7 @@ class Graph:
         leaf, gradient = self.at
         if not gradient.requires_grad:
             return torch.zeros_like(tangent)
-        found = torch.autograd.grad(
-            gradient, leaf, tangent.to(gradient.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return found[0]
+        return gradients(gradient, [leaf], tangent.to(gradient.dtype), retain_graph=True)[0]
 
     def _back(self, ends: list[Tensor], seeds: list[Tensor], create_graph: bool = False) -> tuple[Tensor | None, ...]:
         """d ends / d w against `seeds`, one a parameter, None where nothing depends on it; the graph is kept."""

@@ -21,7 +21,7 @@ from flatminima.core.batch import Batch
 from flatminima.core.guard import same_randomness
 from flatminima.core.layer_gradient import LayerGradient
 from flatminima.core.output import logits
-from flatminima.core.parameters import copied, dense
+from flatminima.core.parameters import copied, gradients
 from flatminima.core.samples import call, map_tensors
 from flatminima.core.statistic import Cost, Fold, Reads, Statistic
 from flatminima.errors import Undefined, UsageError
@@ -145,8 +145,7 @@ def _jacobian(minimum: Minimum, model: nn.Module, tensors: list[Tensor], indices
     for i in range(len(indices)):
         seed = torch.zeros_like(unit)
         seed[i] = unit[i]
-        grads = torch.autograd.grad(output, tensors, seed, retain_graph=True, allow_unused=True, materialize_grads=True)
-        rows.append(torch.cat([dense(g).reshape(-1) for g in grads]))
+        rows.append(torch.cat([g.reshape(-1) for g in gradients(output, tensors, seed, retain_graph=True)]))
     minimum.passes.backward += len(indices) ** 2
     return torch.stack(rows), log_norms
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatminima.core.batch import Batch
 from flatminima.core.losses import Loss, has_softmax_columns
-from flatminima.core.parameters import frozen
+from flatminima.core.parameters import frozen, gradients
 from flatminima.core.perturbation import generator
 from flatminima.core.statistic import Cost, Fold, Reads
 from flatminima.errors import Undefined
@@ -163,9 +163,7 @@ def _gram_of_jacobian(
         if not sent.requires_grad:
             return torch.zeros_like(u)
         ahead: Tensor
-        (ahead,) = torch.autograd.grad(
-            sent, cotangent, back.to(sent.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        (ahead,) = gradients(sent, [cotangent], back.to(sent.dtype), retain_graph=True)
         return outer(ahead.double()) * inner * length
 
     return product
@@ -209,7 +207,6 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _send_back(output: Tensor, leaves: list[Tensor], seed: Tensor, create_graph: bool = False) -> Tensor:
     """d output / d input against the seed, (b, D)."""
-    grads = torch.autograd.grad(
-        output, leaves, seed, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([g.reshape(len(output), -1) for g in grads], 1)
+    grads = torch.autograd.grad(output, leaves, seed, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    found = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+    return torch.cat([g.reshape(len(output), -1) for g in found], 1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flatminima.core.losses import Loss
+from flatminima.core.parameters import gradients
 from flatminima.core.perturbation import generator
 from flatminima.errors import Undefined
 
@@ -61,7 +62,7 @@ def _gradient(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
                 total = loss(leaf, targets).sum()
                 if not total.requires_grad:
                     return torch.zeros_like(logits)
-                (found,) = torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True)
+                (found,) = gradients(total, [leaf])
             return found.double()
         except (RuntimeError, ValueError, IndexError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]

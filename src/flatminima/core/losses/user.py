@@ -20,6 +20,7 @@ from flatminima.core.losses.loss import (
     refuse_too_many_columns,
     unit_and_log_norm,
 )
+from flatminima.core.parameters import gradients
 from flatminima.errors import Undefined
 
 _ROUNDING = {torch.float64: 1e-8}  # of a Hessian's eigenvalues, relative to the largest
@@ -206,7 +207,7 @@ def _row(gradient: Tensor, leaf: Tensor) -> Tensor:
     """d gradient_j / d output of each sample, (batch, size)."""
     if not gradient.requires_grad:  # the loss is linear in the output
         return torch.zeros_like(as_rows(leaf))
-    (row,) = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True)
+    (row,) = gradients(gradient.sum(), [leaf], retain_graph=True)
     return as_rows(row)
 
 
