@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,6 +31,7 @@ _PRELOADED = (
     "flatminima.studies",
     "flatminima.training",
 )
+FSDP2_ON_CPU = tuple(int(n) for n in version("torch").split(".")[:2]) >= (2, 7)  # has a backward pass there
 _WRITES = ("open", "os.rename", "os.mkdir", "os.remove", "os.truncate")
 
 

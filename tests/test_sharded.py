@@ -15,12 +15,9 @@ from torch import nn
 from flatminima import Minimum, measure, measures
 from flatminima.core.fsdp import ShardedMinimum
 from flatminima.statistics import HessianProbes, TopEigenvalues
-from processes import ranks
+from processes import FSDP2_ON_CPU, ranks
 
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
-    reason="FSDP2 of torch 2.6 has no backward pass on a CPU",
-)
+pytestmark = pytest.mark.skipif(not FSDP2_ON_CPU, reason="FSDP2 of torch 2.6 has no backward pass on a CPU")
 
 CHOSEN = [
     "margin",

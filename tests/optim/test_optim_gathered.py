@@ -11,12 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from flatminima.errors import UsageError
 from flatminima.optim import SAM, FisherTrace, PertOPT, gathered
-from processes import process_group, results_of_ranks
+from processes import FSDP2_ON_CPU, process_group, results_of_ranks
 
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
-    reason="FSDP2 of torch 2.6 has no backward pass on a CPU",
-)
+pytestmark = pytest.mark.skipif(not FSDP2_ON_CPU, reason="FSDP2 of torch 2.6 has no backward pass on a CPU")
 
 STEPS = 3
 SHARDINGS = ("root", "nested", "kept after forward", "kept after backward", "kept after the first backward", "method")
