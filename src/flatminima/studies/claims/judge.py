@@ -330,10 +330,7 @@ def _open(told: Verdict, found: Effect, counts: float | None) -> Verdict:
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
-    """A sentence about every run, which one run contradicts; or about a share of them, by the share's interval.
-
-    With two groups it is about the difference in every pair.
-    """
+    """A sentence about every run, or each pair's difference, which one contradicts; or about a share, by its interval."""
     values, of_what = [_number(trial.y, r) for r in rows], "runs"
     if trial.first:
         values, of_what = [_number(trial.y, a) - _number(trial.y, b) for a, b in _pairs(trial, rows)], "pairs"
