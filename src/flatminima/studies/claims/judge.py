@@ -330,7 +330,7 @@ def _open(told: Verdict, found: Effect, counts: float | None) -> Verdict:
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
-    """A sentence about every run, or each pair's difference, which one contradicts; or about a share, by its interval."""
+    """Of every run, or every pair's difference, which one contradicts; or of a share of them, by the share's interval."""
     values, of_what = [_number(trial.y, r) for r in rows], "runs"
     if trial.first:
         values, of_what = [_number(trial.y, a) - _number(trial.y, b) for a, b in _pairs(trial, rows)], "pairs"
