@@ -330,7 +330,7 @@ def _open(told: Verdict, found: Effect, counts: float | None) -> Verdict:
 
 
 def _bounded(trial: Trial, rows: Sequence[Row], blank: Verdict) -> Verdict:
-    """Of every run, or every pair's difference, which one contradicts; or of a share of them, by the share's interval."""
+    """Of every run, or every pair's difference, which one contradicts; or of a share of them, by its interval."""
     values, of_what = [_number(trial.y, r) for r in rows], "runs"
     if trial.first:
         values, of_what = [_number(trial.y, a) - _number(trial.y, b) for a, b in _pairs(trial, rows)], "pairs"
