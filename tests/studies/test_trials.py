@@ -148,6 +148,8 @@ def test_a_contradiction_does_not_speak_where_the_same_trial_of_the_larger_comes
     small = of(CONTRADICTED, part(REPRODUCED), part(CONTRADICTED, -1.0, quantity="z"))
     came = of(UNINFORMATIVE, part(UNINFORMATIVE), part(REPRODUCED, 1.0, quantity="z"))
     assert Finding(claim(BETTER), {"half": came, "cpu": small}).scale == "half"
+    less = of(SMALLER, part(REPRODUCED), part(SMALLER, 0.3, quantity="z"))
+    assert Finding(claim(BETTER), {"half": came, "cpu": less}).scale == "half", "the same way, and large enough"
     other = of(UNINFORMATIVE, part(REPRODUCED), part(UNINFORMATIVE, -0.5, quantity="z"))
     assert Finding(claim(BETTER), {"half": other, "cpu": small}).scale == "cpu", "another of its trials did"
 

@@ -57,7 +57,7 @@ flatminima reproduce --claims --paper N17 --output results/studies  # one paper,
 """
 _RUN_TABLE = "| sentence | premise | the paper | here | verdict |\n|---|---|---|---|---|\n"
 _CALCULATED_TABLE = "| sentence | numbers | verdict |\n|---|---|---|\n"
-_SHORT = 120  # characters of a verdict's note that a cell takes; a longer one stands below the table
+_SHORT = 120  # characters of a verdict's note that a cell takes; a longer one is put below the table
 # what comes out, what does not, and what stays open, in this order; the papers are in that of the catalogue
 _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
