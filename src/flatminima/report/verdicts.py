@@ -248,8 +248,8 @@ def summary(findings: Sequence[Mapping[str, Any]], *, whole: bool = True) -> lis
         "An interval is at 95 %, Student's, each seed with its own level; a verdict that has one holds after Holm's "
         "correction over the tests of a paper at its scale. A sentence about every run has none: one run contradicts "
         "it. Comparisons beside the papers' are not counted.",
-        "The largest of three scales that decides speaks: a sentence has three chances, and no correction is made for it. A "
-        "smaller scale does not speak where a trial on a larger one comes out against it.",
+        "The largest of three scales that decides speaks: a sentence has three chances, and nothing corrects for it. "
+        "A smaller scale does not speak where a trial on a larger one comes out against it.",
     ]
 
 
