@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -173,3 +175,19 @@ def test_a_key_names_its_document_and_its_file(tmp_path: Path) -> None:
     file.write_bytes(b"2")
     assert first != io.run_key({"a": 1}, content=file)
     assert len(io.run_key([], digest_size=12)) == 24
+
+
+@POSIX
+def test_a_folder_that_its_owner_removes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends removes its folder under whoever waits for it, who said that it cannot be written."""
+    folder = tmp_path / "run.part"
+    with contextlib.ExitStack() as owner:
+        owner.enter_context(io.claimed(folder))
+
+        def end(_: float) -> None:
+            shutil.rmtree(folder)
+            owner.close()
+
+        monkeypatch.setattr("time.sleep", end)
+        with io.claimed(folder, wait=60):
+            assert names(folder) == [io.LOCK]

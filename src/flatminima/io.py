@@ -106,22 +106,32 @@ def claimed(folder: Path, *, wait: float = GLANCE) -> Iterator[Path]:
     Raises:
         FolderInUse: another process has it. WriteFailed, UsageError: it cannot be written.
     """
-    make_folder(folder)
-    lock = FileLock(folder / LOCK)
-    try:
-        _refuse_link(folder / LOCK)
-        lock.acquire(timeout=wait)
-    except Timeout:
-        raise FolderInUse(
-            f"another process is writing to {folder}: wait until it ends, or choose another folder"
-        ) from None
-    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
-        raise cannot_write(folder, error, to="to ") from None
+    until = time.monotonic() + wait
+    while (lock := _locked(folder, until)) is None:
+        pass
     try:
         clear_left(folder)
         yield folder
     finally:
         lock.release()
+
+
+def _locked(folder: Path, until: float) -> FileLock | None:
+    """The folder's lock, held; None where the process that had it has meanwhile removed the folder."""
+    make_folder(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        _refuse_link(folder / LOCK)
+        lock.acquire(timeout=max(0.0, until - time.monotonic()))
+    except Timeout:
+        raise FolderInUse(
+            f"another process is writing to {folder}: wait until it ends, or choose another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+        if isinstance(error, FileNotFoundError) and not folder.is_dir():
+            return None
+        raise cannot_write(folder, error, to="to ") from None
+    return lock
 
 
 def clear_left(folder: Path, older: float = 0.0) -> None:

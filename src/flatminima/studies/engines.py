@@ -140,7 +140,7 @@ def attempt(run: Any, work: Work, told: Told = lambda: None) -> Run | None:
         return _attempt(run, work)[0]
     folder = under_way(work.file)
     try:
-        with claimed(folder):
+        with claimed(folder, wait=0.0):  # there are others to do
             if succeeded(read_run(work.file)):
                 shutil.rmtree(folder, ignore_errors=True)
                 return None

@@ -211,7 +211,7 @@ def _await(others: list[Work]) -> None:
     for work in others:
         while time.monotonic() < until:
             try:
-                refuse_in_use(under_way(work.file))
+                refuse_in_use(under_way(work.file), wait=0.0)
             except FolderInUse:
                 time.sleep(_MOMENT)
             else:

@@ -79,7 +79,8 @@ class Verdict:
     trials: tuple[TrialVerdict, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        return found | {"trials": list(found["trials"])}  # as JSON has them
 
 
 def trend(
