@@ -109,7 +109,7 @@ def draw_one(r: Result, others: Sequence[Result] = (), title: str = "") -> Figur
     figure = Figure(figsize=_SIZE, layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = {name: np.array(r["surfaces"][name]) for name in ("axis", "loss", "pacgen")}
-    cells = figure.add_gridspec(4, 4)
+    cells = figure.add_gridspec(5, 4, height_ratios=(1, 1, 1, 0.1, 1))  # labels of 3-d axes are below their cells
     main = figure.add_subplot(cells[:2, :2], projection="3d")
     _draw_surface(main, grid, r, ETAS[0], "(a) loss (nats) coloured by pacGen; on the floor the bound, eta 39")
     colours = figure.colorbar(main.collections[0], ax=main, shrink=0.5, pad=0.02, extend="both")
@@ -127,8 +127,8 @@ def draw_one(r: Result, others: Sequence[Result] = (), title: str = "") -> Figur
     for column, eta in enumerate(ETAS[1:]):
         panel = figure.add_subplot(cells[2, column], projection="3d")
         _draw_surface(panel, grid, r, eta, f"bound, eta {number(eta)} (nats)")
-    _draw_window(figure.add_subplot(cells[3, :2]), r)
-    _draw_noise(figure.add_subplot(cells[3, 2:]), r, others)
+    _draw_window(figure.add_subplot(cells[4, :2]), r)
+    _draw_noise(figure.add_subplot(cells[4, 2:]), r, others)
     return figure
 
 
