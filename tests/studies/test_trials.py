@@ -6,7 +6,7 @@ import pytest
 from flatminima.report.verdicts import disagree, disagreements, here, trial_lines
 from flatminima.studies.claims import Claim, Finding, Trial
 from flatminima.studies.claims.judge import correct, judge
-from flatminima.studies.claims.quantities import rows
+from flatminima.studies.claims.quantities import _tau, rows
 from flatminima.studies.verdict import CONTRADICTED, REPRODUCED, SMALLER, UNINFORMATIVE, UNMET, TrialVerdict, Verdict
 
 SEEDS = range(6)
@@ -161,3 +161,9 @@ def test_scales_that_disagree_are_told_with_their_words():
     ((found, said),) = disagreements([apart, alike])
     assert found is apart
     assert said == "half reproduced, +2 (+1 to +3); cpu smaller than claimed, +0.5 (-0.5 to +1.5). half counts"
+
+
+def test_equal_values_count_neither_way_beside_pairs_within_their_noise() -> None:
+    """Two equal values without noise counted as a pair in order, where another pair was left out for its noise."""
+    points = [(1.0, 0.0, 0.1), (1.0, 0.0, 0.2), (5.0, 1.0, 0.3), (5.1, 1.0, 0.4)]
+    assert _tau(points) == pytest.approx(4 / 5)

@@ -14,6 +14,8 @@ UNMET, UNINFORMATIVE = "premise not met", "not informative"
 VERDICTS = (REPRODUCED, CONTRADICTED, SMALLER, UNMET, UNINFORMATIVE)  # of a paper's sentence
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"  # of one's own
 FAILED = (CONTRADICTED, FAILS)
+AGAINST = (CONTRADICTED, SMALLER)  # the sentence
+DECIDED = (REPRODUCED, *AGAINST)
 _FEWEST = 5  # runs: of four, a perfect order has p = 2/4! > 0.05
 
 

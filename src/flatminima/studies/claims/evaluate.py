@@ -14,9 +14,10 @@ from flatminima.studies.claims.judge import WORST_RUN, correct, judge
 from flatminima.studies.claims.quantities import Row, rows
 from flatminima.studies.claims.registry import Claim, claims
 from flatminima.studies.verdict import (
+    AGAINST,
     CONTRADICTED,
+    DECIDED,
     REPRODUCED,
-    SMALLER,
     UNINFORMATIVE,
     UNMET,
     TrialVerdict,
@@ -26,8 +27,6 @@ from flatminima.studies.verdict import (
 RUNGS = ("paper", "half", "cpu")  # the larger first; smoke decides nothing
 CALCULATION = "calculation"
 NOT_TRIED = "not tried"
-AGAINST = (CONTRADICTED, SMALLER)
-_DECIDED = (REPRODUCED, *AGAINST)
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Finding:
         open_ones: list[str] = []
         for scale in tried:
             word = self.verdicts[scale].verdict
-            if word in _DECIDED and not any(self._opposes(larger, scale) for larger in open_ones):
+            if word in DECIDED and not any(self._opposes(larger, scale) for larger in open_ones):
                 return scale
-            if word not in (*_DECIDED, UNMET):
+            if word not in (*DECIDED, UNMET):
                 open_ones.append(scale)
         return next(iter(open_ones or tried), None)
 

@@ -21,6 +21,7 @@ from flatminima.studies.claims.registry import ALONG, BOUNDED, PAIRED, Claim, Tr
 from flatminima.studies.inference import LEVEL, Effect
 from flatminima.studies.verdict import (
     CONTRADICTED,
+    DECIDED,
     REPRODUCED,
     SMALLER,
     UNINFORMATIVE,
@@ -35,7 +36,6 @@ SHARE = "share of runs"  # what a sentence about most of them shows
 _OFTEN = {0.5: "most", 0.9: "nine in ten"}
 _ENOUGH = 0.8  # power
 _MOST = 0.9  # of the runs that must meet a premise
-_DECIDED = (REPRODUCED, CONTRADICTED, SMALLER)
 _LESS = ("falls", "smaller", "not_rises", "not_larger")
 _TOGETHER = ("data", "name")  # in which partners agree, too, unless the groups of a trial differ in it
 _NULLS = ("not_rises", "not_falls", "not_larger", "flat", "similar")
@@ -125,7 +125,7 @@ def correct(verdicts: Sequence[Verdict], tests: Sequence[Hashable]) -> list[Verd
     adjusted = dict(zip(p_values, inference.holm(list(p_values.values())), strict=True))
     found = []
     for verdict, test in zip(verdicts, tests, strict=True):
-        if verdict.p is not None and verdict.verdict in _DECIDED and adjusted[test] >= LEVEL:
+        if verdict.p is not None and verdict.verdict in DECIDED and adjusted[test] >= LEVEL:
             after = f"{adjusted[test]:.2g} after Holm over {len(adjusted)} tests"
             said = f"{verdict.verdict} at p {verdict.p:.2g} alone, {after}"
             note = "; ".join(n for n in (said, verdict.note) if n)

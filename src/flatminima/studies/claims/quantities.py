@@ -213,7 +213,8 @@ def _tau(points: Sequence[tuple[float, float, float]]) -> float | None:
         return None
     if len(told) == len(pairs):
         return kendall([p[0] for p in points], [p[2] for p in points]).tau
-    return sum(math.copysign(1.0, (a[0] - b[0]) * (a[2] - b[2])) * (a[2] != b[2]) for a, b in told) / len(told)
+    products = [(a[0] - b[0]) * (a[2] - b[2]) for a, b in told]
+    return (sum(p > 0 for p in products) - sum(p < 0 for p in products)) / len(told)
 
 
 def _noises(found: list[Row]) -> list[Row]:
