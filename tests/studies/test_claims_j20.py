@@ -13,6 +13,7 @@ from scipy.optimize import brentq, minimize
 from flatminima.studies import STUDIES
 from flatminima.studies.claims import claims
 from flatminima.studies.claims.checks import jia, networks
+from flatminima.studies.claims.quantities import rows
 from flatminima.studies.setups import deviations
 
 OWN = {claim.id: claim for claim in claims("J20")}
@@ -92,13 +93,56 @@ def test_every_sentence_on_a_figure_is_of_networks_of_like_loss_that_fit():
         for claim in OWN.values()
         if claim.kind == "empirical" and any(t.study in FIGURES and t.y not in _OF_THE_FIT for t in claim.trials)
     ]
-    assert len(about) == 15 and {figure for claim in about for figure in re.findall(r"Fig\. \d", claim.figure)} == {
+    assert len(about) == 14 and {figure for claim in about for figure in re.findall(r"Fig\. \d", claim.figure)} == {
         "Fig. 1",
         "Fig. 2",
         "Fig. 3",
     }
     for claim in about:
         assert claim.premise == ("train error at most 0.01", "train losses within a factor of 2"), claim.id
+        assert all(t.where == {"similar_loss": True} for t in claim.trials), claim.id
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_each_figure_has_controls_at_one_loss(name):
+    """The same networks and images, of the first seeds: only when training ends, and how patient it is, differs."""
+    own = {"target_loss", "patience", "epochs", "look_every"}
+
+    def shared(configs):
+        return [{key: value for key, value in c.items() if key not in own} for c in configs]
+
+    configs = STUDIES[name].list_runs("half")
+    printed, controls = ([c for c in configs if bool(c["target_loss"]) is bound] for bound in (False, True))
+    seeds = 5 if name == "jia-batch" else 8
+    assert shared(controls) == shared(c for c in printed if c["seed"] < seeds)
+    assert {c["target_loss"] for c in controls} == {0.02} and {c["epochs"] for c in controls} == {500}
+
+
+def figure_of(printed, controls):
+    """Rows of a figure: networks of so much training loss, as printed and to one loss of 0.02."""
+    return rows(
+        {
+            "runs": [
+                {
+                    "config": {"seed": seed, "target_loss": target},
+                    "result": {"robustness": 1.0, "train_loss": loss},
+                    "seconds": 1.0,
+                }
+                for target, losses in ((None, printed), (0.02, controls))
+                for seed, loss in enumerate(losses)
+            ]
+        }
+    )
+
+
+def test_a_figure_is_of_the_networks_that_its_premise_is_about():
+    alike, apart, controls = (0.001, 0.0015, 0.0019), (0.001, 0.0015, 0.019), (0.015, 0.019, 0.5)
+    for printed, others, expected in (
+        (alike, controls, [True] * 3 + [False] * 3),
+        (apart, controls, [False] * 3 + [True, True, False]),  # the last did not reach its loss
+        (apart, (), [True] * 3),  # nothing else there: judged, and premise not met
+    ):
+        assert [row["similar_loss"] for row in figure_of(printed, others)] == expected
 
 
 def test_a_changed_entry_says_what_its_verdict_was():

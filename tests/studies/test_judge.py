@@ -121,6 +121,13 @@ def test_networks_of_similar_loss_only():
     assert try_one(claim(along, premise=("train losses within a factor of 3",)), along, slope).verdict == REPRODUCED
     unmet = try_one(claim(along, premise=("train losses within a factor of 2.9",)), along, slope)
     assert unmet.verdict == UNMET and unmet.note == "training losses from 1 to 3: not within a factor of 2.9"
+    alone = [r | {"train_loss": 1.0} for r in slope]
+    jumped = [r | {"train_loss": 0.1, "y": -50.0} if i == 1 else r for i, r in enumerate(alone)]
+    without = [r for i, r in enumerate(alone) if i != 1]
+    of_two = claim(along, premise=("train losses within a factor of 2",))
+    assert try_one(of_two, along, jumped).statistic == try_one(of_two, along, without).statistic
+    more = [r | {"train_loss": 0.1} if i < 3 else r for i, r in enumerate(alone)]
+    assert try_one(of_two, along, more).verdict == UNMET
 
 
 def test_the_papers_vertex_has_to_be_where_the_curve_turns():

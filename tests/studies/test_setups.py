@@ -93,13 +93,13 @@ def test_smaller_scales_list_what_they_reduce():
 @pytest.mark.parametrize(
     ("name", "seeds", "settings"),
     [
-        ("jia-confusion", 14, {"epochs": 250, "scheme": "4-crop-f", "target_loss": None}),
-        ("jia-augmentation", 14, {"epochs": 250, "target_loss": None}),
+        ("jia-confusion", 14, {"epochs": 250, "scheme": "4-crop-f"}),
+        ("jia-augmentation", 14, {"epochs": 250}),
         ("jia-batch", 5, {"epochs": 250, "scheme": "4-crop-f"}),
     ],
 )
 def test_half_has_the_seeds_that_its_table_says(name, seeds, settings):
-    runs = STUDIES[name].list_runs("half")
+    runs = [run for run in STUDIES[name].list_runs("half") if not run["target_loss"]]
     assert {run["seed"] for run in runs} == {*range(seeds)}
     assert all(settings.items() <= run.items() for run in runs)
 

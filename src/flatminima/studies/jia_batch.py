@@ -16,11 +16,11 @@ from flatminima.studies.verdict import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# batch sizes, loss that the controls reach, within how many times the epochs
-_BATCHES = {
+# batch sizes, loss that the controls reach, within how many times the epochs; of half scale see `_jia`
+_BATCHES: dict[str, tuple[tuple[int, ...], float | None, int]] = {
     "smoke": ((16, 32, 64), 2.0, 1),
     "cpu": ((32, 64, 128, 256), 0.1, 2),
-    "half": ((32, 64, 128, 256), 0.1, 1),
+    "half": ((32, 64, 128, 256), None, 1),
     "paper": ((128, 256, 512, 1_024), 0.01, 2),
 }
 
@@ -33,7 +33,7 @@ def _configurations(scale: str) -> list[Config]:
     batches, loss, factor = _BATCHES[scale]
     first = _SEEDS.get(scale, _jia.SCALES[scale]["seeds"])
     epochs = _jia.SCALES[scale]["epochs"]
-    return [
+    own = [
         _jia.configuration(
             scale,
             seed,
@@ -44,30 +44,24 @@ def _configurations(scale: str) -> list[Config]:
             **({"fresh_data": True} if seed >= first else {}),
         )
         for seed, equal_loss, batch in product(range(first + _MORE.get(scale, 0)), (False, True), batches)
+        if loss or not equal_loss
     ]
+    return own + _jia.to_one_loss(scale, own)
 
 
 def run(config: Config, sources: Sources) -> Result:
     """Train with a batch size and measure."""
     x, y = _jia.load(config, sources, config["limit"])
     model, result = _jia.fit(config, sources, x, y)
-    equal_loss = config["target_loss"] is not None
-    return {
-        "batch_size": config["batch_size"],
-        "equal_loss": equal_loss,
-        **result,
-        **_jia.metrics(model, x, y, config),
-    }
+    return {"batch_size": config["batch_size"], **result, **_jia.metrics(model, x, y, config)}
 
 
 def _claims(results: Sequence[Result]) -> list[Verdict]:
-    faithful, controls = ([r for r in results if r["equal_loss"] is is_control] for is_control in (False, True))
-    return _jia.beside(faithful, ", at equal epochs") + _jia.beside(controls, ", at equal loss")
+    return _jia.beside(results)
 
 
 def _figure(results: Sequence[Result]) -> Figure:
-    faithful, controls = ([r for r in results if r["equal_loss"] is is_control] for is_control in (False, True))
-    return _jia.figure(faithful, "batch_size", "batch size", controls)
+    return _jia.figure(results, "batch_size", "batch size")
 
 
 STUDY = Study(

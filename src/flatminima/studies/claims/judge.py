@@ -16,7 +16,7 @@ from scipy.stats import binom, norm
 
 from flatminima.errors import Undefined
 from flatminima.studies import inference
-from flatminima.studies.claims.quantities import Row, fits, value
+from flatminima.studies.claims.quantities import MOST, Row, alike_in, fits, value
 from flatminima.studies.claims.registry import ALONG, BOUNDED, PAIRED, Claim, Trial
 from flatminima.studies.inference import LEVEL, Effect
 from flatminima.studies.verdict import (
@@ -35,7 +35,6 @@ WORST_RUN = "worst run"  # what a sentence about every run shows
 SHARE = "share of runs"  # what a sentence about most of them shows
 _OFTEN = {0.5: "most", 0.9: "nine in ten"}
 _ENOUGH = 0.8  # power
-_MOST = 0.9  # of the runs that must meet a premise
 _LESS = ("falls", "smaller", "not_rises", "not_larger")
 _TOGETHER = ("data", "name")  # in which partners agree, too, unless the groups of a trial differ in it
 _NULLS = ("not_rises", "not_falls", "not_larger", "flat", "similar")
@@ -199,7 +198,7 @@ def _premises(premises: Sequence[str], trial: Trial, rows: Sequence[Row]) -> tup
         words = kind.removesuffix(" at most").removesuffix(" at least").replace(" ", "_")
         column = {"outputs equal to": "outputs"}.get(kind, words)
         met = [r for r in own if r.get(column) is not None and sign * r[column] <= sign * bound]
-        if len(met) < _MOST * len(own):
+        if len(met) < MOST * len(own):
             return [], f"{premise}: {len(met)} of {len(own)} runs"
         own = met
     return own, ""
@@ -208,14 +207,16 @@ def _premises(premises: Sequence[str], trial: Trial, rows: Sequence[Row]) -> tup
 def _alike(trial: Trial, rows: list[Row], factor: float) -> tuple[list[Row], str]:
     """The rows whose training losses differ by a factor at most, from their partner's or, without pairs, from all."""
     if not trial.first:
+        alike = [rows[i] for i in alike_in([_losses([r]) for r in rows], factor)]
+        if len(alike) >= MOST * len(rows):
+            return alike, ""
         losses = _losses(rows)
-        unmet = "" if max(losses) <= factor * min(losses) else f"{min(losses):.3g} to {max(losses):.3g}"
-        return rows, unmet and f"training losses from {unmet}: not within a factor of {factor:g}"
+        return [], f"training losses from {min(losses):.3g} to {max(losses):.3g}: not within a factor of {factor:g}"
     pairs = _pairs(trial, rows)
-    alike = [pair for pair in pairs if max(losses := _losses(pair)) <= factor * min(losses)]
-    if len(alike) < _MOST * len(pairs):
-        return [], f"training losses within a factor of {factor:g}: {len(alike)} of {len(pairs)} pairs"
-    return [row for pair in alike for row in pair], ""
+    close = [pair for pair in pairs if max(losses := _losses(pair)) <= factor * min(losses)]
+    if len(close) < MOST * len(pairs):
+        return [], f"training losses within a factor of {factor:g}: {len(close)} of {len(pairs)} pairs"
+    return [row for pair in close for row in pair], ""
 
 
 def _losses(rows: Sequence[Row]) -> list[float]:

@@ -24,6 +24,7 @@ _JOINS: Mapping[str, Callable[[float, float], float]] = {
     " / ": lambda a, b: a / b,
 }
 _NORMS = ("l2", "l1_path", "l2_path", "spectral")
+_SIMILAR, MOST = 2.0, 0.9  # losses that sec. 7.1 of J20 calls very similar; share of the runs that meet a premise
 _METRICS = (("logdet", "spectral", "frobenius", "robustness"), ("confusion", "ln_kl_at_sharpness", "sharpness", "l2"))
 _FUNCTIONS: Mapping[str, Callable[[float], float]] = {"ln": math.log, "log2": math.log2, "abs": abs}
 
@@ -44,6 +45,7 @@ def rows(document: Mapping[str, Any]) -> list[Row]:
         row.update(_derived(row))
     _relative(found)
     _chosen(found)
+    _of_similar_loss(found)
     return found + _taus(found) + _noises(found)
 
 
@@ -95,6 +97,8 @@ def _derived(row: Row) -> Row:
         found["scheme_order"] = float(_SCHEMES.index(row["scheme"]))
     if row.get("target_loss") is not None and "train_loss" in row and "reached" not in row:
         found["reached"] = row["train_loss"] < row["target_loss"]
+    if "robustness" in row:  # of J20's figures, whose first releases did not say it
+        found["equal_loss"] = row.get("target_loss") is not None
     if "limit" in row:
         found["all_images"] = row["limit"] is None
     if "factor" in row:
@@ -182,6 +186,29 @@ def _chosen(found: list[Row]) -> None:
                 row["chosen"] = own is best
 
 
+def _of_similar_loss(found: Sequence[Row]) -> None:
+    """Mark the networks of J20's figures that its sec. 7.1 compares, which are of very similar training loss.
+
+    They are those of the printed training where it ends so, else those that were trained to one loss, if there are any.
+    """
+    own = [row for row in found if "robustness" in row and "train_loss" in row]
+    printed = [row for row in own if not row["equal_loss"]]
+    controls = [row for row in own if row["equal_loss"] and row.get("reached")]
+    alike = len(alike_in([[row["train_loss"]] for row in printed], _SIMILAR)) >= MOST * len(printed)
+    compared = printed if alike or not controls else controls
+    for row in own:
+        row["similar_loss"] = any(row is other for other in compared)
+
+
+def alike_in(losses: Sequence[Sequence[float]], factor: float) -> list[int]:
+    """Which of some runs, each with its training losses, are within a factor of each other: as many as there can be."""
+    found: list[int] = []
+    for low in {min(own) for own in losses}:
+        inside = [i for i, own in enumerate(losses) if low <= min(own) and max(own) <= factor * low]
+        found = max(found, inside, key=len)
+    return found
+
+
 def _taus(found: list[Row]) -> list[Row]:
     """Of each seed, Kendall's tau with the test error of each metric of J20's figures and N17's third, a row each."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -197,7 +224,7 @@ def _taus(found: list[Row]) -> list[Row]:
                 [(r[metric], r.get(f"{metric}_stderr") or 0.0, r["test_error"]) for r in own if r[metric] is not None]
             )
             shared = {"seed": seed, "data": data, "name": name, "equal_loss": equal_loss, "metric": metric, "tau": tau}
-            shared |= {"network": own[0].get("network")}
+            shared |= {key: own[0].get(key) for key in ("network", "similar_loss")}
             shared |= {k: max(r[k] for r in own) for k in ("train_error", "train_loss") if all(k in r for r in own)}
             if "train_loss" in shared:
                 shared["least_train_loss"] = min(r["train_loss"] for r in own)
