@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, minimize
 
-from flatminima.studies import STUDIES
+from flatminima.studies import STUDIES, _jia_table
 from flatminima.studies.claims import claims
 from flatminima.studies.claims.checks import jia, networks
 from flatminima.studies.claims.quantities import rows
@@ -116,6 +116,30 @@ def test_each_figure_has_controls_at_one_loss(name):
     seeds = 5 if name == "jia-batch" else 8
     assert shared(controls) == shared(c for c in printed if c["seed"] < seeds)
     assert {c["target_loss"] for c in controls} == {0.02} and {c["epochs"] for c in controls} == {500}
+
+
+def test_a_table_with_a_sweep_is_drawn_by_way_of_training():
+    """One seed alone tried the strengths; without clipping is beside the choice, and no part of it."""
+    kinds = [(0.0, 5.0, 0.3), (10.0, 5.0, 0.3), (10.0, 1.0, 0.1), (10.0, None, 0.2)]
+    rows_of_one = [
+        {"data": "d", "name": "n", "beta": beta, "max_norm": norm, "validation_error": error, "seed": seed}
+        for seed in (0, 1)
+        for beta, norm, error in kinds
+        if not seed or norm != 5.0 or not beta
+    ]
+    assert _jia_table.axis(rows_of_one) == ("regularizer", {0: "without", 1: "with", 2: "unclipped"})
+    found = _jia_table.placed(rows_of_one, by_way=_jia_table.swept(rows_of_one))
+    assert [(x, r["beta"], r["max_norm"], r["seed"]) for x, r in found] == [
+        (0, 0.0, 5.0, 0),
+        (0, 0.0, 5.0, 1),
+        (1, 10.0, 1.0, 0),
+        (1, 10.0, 1.0, 1),
+        (2, 10.0, None, 0),
+        (2, 10.0, None, 1),
+    ]
+    by_strength = [r for r in rows_of_one if r["max_norm"] == 5.0]
+    assert _jia_table.axis(by_strength) == ("strength beta", {0.0: "0", 10.0: "10"})
+    assert [x for x, _ in _jia_table.placed(by_strength, by_way=_jia_table.swept(by_strength))] == [0.0, 10.0, 0.0]
 
 
 def figure_of(printed, controls):

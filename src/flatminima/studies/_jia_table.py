@@ -13,6 +13,7 @@ from flatminima import measures
 from flatminima.core.minimum import Minimum
 from flatminima.data import augmentation
 from flatminima.models import build
+from flatminima.report.axes import number
 from flatminima.studies.images import fresh, images
 from flatminima.studies.resumable import result_of, train
 from flatminima.studies.study import Config, Result, Sources
@@ -206,9 +207,29 @@ def run(config: Config, sources: Sources) -> Result:
     }
 
 
-def betas(results: Sequence[Result]) -> list[float]:
-    """The strengths that were tried."""
-    return sorted({float(r["beta"]) for r in results})
+def swept(results: Sequence[Result]) -> bool:
+    """Whether M and the threshold were tried, too: then the first seed's images chose, as in the paper."""
+    return len({settings(r) for r in results if r["beta"] and settings(r)[1] is not None}) > 1
+
+
+def axis(results: Sequence[Result]) -> tuple[str, dict[float, str]]:
+    """Title and places of what a figure has along x, each place with its name.
+
+    It is the strength where all seeds tried each, and else the ways to train: without the regularizer, with the choice,
+    and with it but for clipping.
+    """
+    if swept(results):
+        return "regularizer", dict(enumerate(("without", "with", "unclipped")))
+    return "strength beta", {r["beta"]: number(r["beta"]) for r in results}
+
+
+def placed(own: list[Result], *, by_way: bool) -> list[tuple[float, Result]]:
+    """Runs of one network, each at its place of an `axis`: its way to train, or else its strength."""
+    if not by_way:
+        return [(r["beta"], r) for r in own]
+    ours, plain = regularized(own)
+    unclipped = [r for r in own if r["beta"] and settings(r)[1] is None]
+    return [(place, r) for place, group in enumerate((plain, ours, unclipped)) for r in group]
 
 
 def settings(row: Mapping[str, Any]) -> tuple[int, float | None]:

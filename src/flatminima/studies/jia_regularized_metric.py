@@ -28,15 +28,16 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _figure(results: Sequence[Result]) -> Figure:
+    (along, names), by_way = _jia_table.axis(results), _jia_table.swept(results)
     figure, axes = panels(2, 1)
     for index, (data, name) in enumerate(dict.fromkeys((r["data"], r["name"]) for r in results)):
-        own = [r for r in results if (r["data"], r["name"]) == (data, name)]
+        own = _jia_table.placed([r for r in results if (r["data"], r["name"]) == (data, name)], by_way=by_way)
         for panel, key in zip(axes, _FORMS, strict=True):
-            points = [r for r in own if r[key] is not None]
-            lines(panel, [r["beta"] for r in points], [r[key] for r in points], label=f"{name}, {data}", index=index)
+            points = [(place, r[key]) for place, r in own if r[key] is not None]
+            lines(panel, [x for x, _ in points], [y for _, y in points], label=f"{name}, {data}", index=index)
     for panel, form in zip(axes, _FORMS.values(), strict=True):
-        label(panel, "strength beta", "log-determinant (nats)", form, legend="network, data")
-        ticks_at(panel, _jia_table.betas(results))
+        label(panel, along, "log-determinant (nats)", form, legend="network, data")
+        ticks_at(panel, list(names), list(names.values()))
     return figure
 
 

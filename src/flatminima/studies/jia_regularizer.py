@@ -27,17 +27,18 @@ def _claims(results: Sequence[Result]) -> list[Verdict]:
 
 def _figure(results: Sequence[Result]) -> Figure:
     kinds = list(dict.fromkeys((r["data"], r["name"]) for r in results))
+    (along, names), by_way = _jia_table.axis(results), _jia_table.swept(results)
     figure, axes = panels(2, 1)
     for index, (data, name) in enumerate(kinds):
-        own = [r for r in results if (r["data"], r["name"]) == (data, name)]
+        own = _jia_table.placed([r for r in results if (r["data"], r["name"]) == (data, name)], by_way=by_way)
         for panel, key in zip(axes, ("test_error", "fisher_trace"), strict=True):
-            x, y = [r["beta"] for r in own], [r[key] for r in own]
+            x, y = [place for place, _ in own], [r[key] for _, r in own]
             lines(panel, x, y, label=f"{name}, {data}", index=index, geometric=key == "fisher_trace")
     key = "network, data"
-    label(axes[0], "strength beta", "test error (share of samples)", "test error", legend=key)
-    label(axes[1], "strength beta", "trace (nats²)", "trace of the Fisher matrix", log_y=True, legend=key)
+    label(axes[0], along, "test error (share of samples)", "test error", legend=key)
+    label(axes[1], along, "trace (nats²)", "trace of the Fisher matrix", log_y=True, legend=key)
     for panel in axes:
-        ticks_at(panel, _jia_table.betas(results))
+        ticks_at(panel, list(names), list(names.values()))
     return figure
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PANEL = (3.4, 2.7)  # inches
 _APART, _DIGIT = 0.04, 0.052  # of an axis: the least gap between two numbers on it, and the width of a digit
 _MARKED = 12  # points of a line with a marker
+_ROOM = 20  # characters of all names along an axis that do not touch at full size
 
 
 def panels(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -112,7 +113,10 @@ def label(
 
 def ticks_at(axes: Axes, places: Sequence[float], names: Sequence[str] | None = None) -> None:
     """Ticks at the places along x that were tried, each with its name or number."""
-    axes.set_xticks(list(places), [number(place) for place in places] if names is None else list(names))
+    told = [number(place) for place in places] if names is None else list(names)
+    axes.set_xticks(list(places), told)
+    if sum(map(len, told)) > _ROOM:
+        axes.tick_params("x", labelsize="small")
 
 
 def _spread(places: Sequence[float]) -> list[float]:

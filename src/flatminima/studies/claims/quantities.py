@@ -201,7 +201,7 @@ def _of_similar_loss(found: Sequence[Row]) -> None:
 
 
 def alike_in(losses: Sequence[Sequence[float]], factor: float) -> list[int]:
-    """Which of some runs, each with its training losses, are within a factor of each other: as many as there can be."""
+    """Places of the runs whose training losses are within a factor of each other: as many as there can be."""
     found: list[int] = []
     for low in {min(own) for own in losses}:
         inside = [i for i, own in enumerate(losses) if low <= min(own) and max(own) <= factor * low]
