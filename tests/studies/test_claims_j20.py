@@ -165,6 +165,7 @@ def test_a_figure_is_of_the_networks_that_its_premise_is_about():
         (alike, controls, [True] * 3 + [False] * 3),
         (apart, controls, [False] * 3 + [True, True, False]),  # the last did not reach its loss
         (apart, (), [True] * 3),  # nothing else there: judged, and premise not met
+        ((), controls, [True, True, False]),
     ):
         assert [row["similar_loss"] for row in figure_of(printed, others)] == expected
 

@@ -195,7 +195,7 @@ def _of_similar_loss(found: Sequence[Row]) -> None:
     printed = [row for row in own if not row["equal_loss"]]
     controls = [row for row in own if row["equal_loss"] and row.get("reached")]
     alike = len(alike_in([[row["train_loss"]] for row in printed], _SIMILAR)) >= MOST * len(printed)
-    compared = printed if alike or not controls else controls
+    compared = printed if printed and (alike or not controls) else controls
     for row in own:
         row["similar_loss"] = any(row is other for other in compared)
 
