@@ -128,6 +128,12 @@ def test_networks_of_similar_loss_only():
     assert try_one(of_two, along, jumped).statistic == try_one(of_two, along, without).statistic
     more = [r | {"train_loss": 0.1} if i < 3 else r for i, r in enumerate(alone)]
     assert try_one(of_two, along, more).verdict == UNMET
+    diverged = [r | {"train_loss": float("nan")} if i < 3 else r for i, r in enumerate(alone)]
+    unsaid = [{k: v for k, v in r.items() if k != "train_loss"} for r in alone]
+    for lost in (diverged, unsaid, unsaid[:3] + alone[3:]):
+        assert try_one(of_two, along, lost).verdict == UNMET
+    halves = [r if r["method"] == "ours" else {k: v for k, v in r.items() if k != "train_loss"} for r in alike]
+    assert try_one(of_loss, TRIAL, halves).verdict == UNMET
 
 
 def test_the_papers_vertex_has_to_be_where_the_curve_turns():

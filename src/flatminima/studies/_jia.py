@@ -34,7 +34,8 @@ METRICS = {
     "frobenius": "Frobenius norm of the Fisher",
     "robustness": "robustness",
 }
-_CONTROLS = "to equal loss"
+_PRINTED, _CONTROLS = "equal epochs", "to equal loss"
+_BESIDE = {"": "", _PRINTED: ", at equal epochs", _CONTROLS: ", at equal loss"}  # what a comparison says of them
 _SMALL_SUBSETS = (10, 30)  # N' beside the printed 100: the paper says that few samples do
 _LABELS = {
     "test_error": "test error (share of samples)",
@@ -77,10 +78,10 @@ def configuration(scale: str, seed: int, **own: Any) -> Config:
     return {"data": data, **common, "batch_size": 128, "target_loss": None, "seed": seed} | own
 
 
-def to_one_loss(scale: str, printed: Sequence[Config], *, seeds: int = _ONE_LOSS_SEEDS) -> list[Config]:
+def to_one_loss(scale: str, printed: Sequence[Config]) -> list[Config]:
     """The configurations as printed, of the first seeds, each trained until the loss is that of all others."""
     own = _TO_ONE_LOSS.get(scale)
-    return [config | own for config in printed if config["seed"] < seeds] if own else []
+    return [config | own for config in printed if config["seed"] < _ONE_LOSS_SEEDS] if own else []
 
 
 def load(config: Config, sources: Sources, limit: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,7 @@ def metrics(model: nn.Module, x: Tensor, y: Tensor, config: Config) -> Result:
 def beside(results: Sequence[Result]) -> list[Verdict]:
     """Our own comparisons: what else the log-determinant goes with, at equal epochs and at equal loss."""
     return [
-        _trend(own, x, y, f"log-determinant {claim}{said and ', at '}{said.removeprefix('to ')}")
+        _trend(own, x, y, f"log-determinant {claim}{_BESIDE[said]}")
         for said, own in _by_training(results).items()
         for x, y, claim in (
             ("test_error", RESCALED, "with rescaled logits grows with the test error"),
@@ -180,7 +181,7 @@ def _by_training(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results by how the networks were trained; of those to one loss, the ones that reached it."""
     printed = [r for r in results if not r.get("equal_loss")]
     controls = [r for r in results if r.get("equal_loss") and r["reached"]]
-    return {"equal epochs": printed, _CONTROLS: controls} if controls else {"": printed}
+    return {_PRINTED: printed, _CONTROLS: controls} if controls else {"": printed}
 
 
 def _place(value: Any, groups: Sequence[Any]) -> float:

@@ -210,10 +210,10 @@ def _alike(trial: Trial, rows: list[Row], factor: float) -> tuple[list[Row], str
         alike = [rows[i] for i in alike_in([_losses([r]) for r in rows], factor)]
         if len(alike) >= MOST * len(rows):
             return alike, ""
-        losses = _losses(rows)
+        losses = _losses(rows) or [math.nan]
         return [], f"training losses from {min(losses):.3g} to {max(losses):.3g}: not within a factor of {factor:g}"
     pairs = _pairs(trial, rows)
-    close = [pair for pair in pairs if max(losses := _losses(pair)) <= factor * min(losses)]
+    close = [pair for pair in pairs if len(alike_in([_losses([r]) for r in pair], factor)) == len(pair)]
     if len(close) < MOST * len(pairs):
         return [], f"training losses within a factor of {factor:g}: {len(close)} of {len(pairs)} pairs"
     return [row for pair in close for row in pair], ""

@@ -201,10 +201,13 @@ def _of_similar_loss(found: Sequence[Row]) -> None:
 
 
 def alike_in(losses: Sequence[Sequence[float]], factor: float) -> list[int]:
-    """Places of the runs whose training losses are within a factor of each other: as many as there can be."""
+    """Places of the runs whose training losses are within a factor of each other, as many as there can be.
+
+    A run that says no loss is none of them.
+    """
     found: list[int] = []
-    for low in {min(own) for own in losses}:
-        inside = [i for i, own in enumerate(losses) if low <= min(own) and max(own) <= factor * low]
+    for low in {min(own) for own in losses if own}:
+        inside = [i for i, own in enumerate(losses) if own and low <= min(own) and max(own) <= factor * low]
         found = max(found, inside, key=len)
     return found
 
