@@ -22,7 +22,7 @@ from flatminima import Minimum
 from flatminima.core.losses import Loss
 from flatminima.core.losses.user import UserLoss
 from flatminima.errors import DataError
-from flatminima.measures import robustness
+from flatminima.measures import hessian_trace, robustness
 from flatminima.statistics import Products
 
 W3 = torch.tensor([0.5, 2.0, 1.25])
@@ -309,17 +309,64 @@ def test_class_weights_leave_the_robustness_alone() -> None:
     assert float(robustness(one, samples=12)) == pytest.approx(float(robustness(other, samples=12)), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"), [(nn.L1Loss, 1), (nn.SmoothL1Loss, 1), (nn.HuberLoss, 1), (nn.PoissonNLLLoss, 1)]
-)
-def test_torchs_other_elementwise_losses(kind: Any, count: int) -> None:
-    """One loss a sample: the mean over the output's entries."""
-    logits, targets = CONFIDENT / 30, SIGNS
-    torch.testing.assert_close(
-        Loss.of(kind(reduction="none"))(logits, targets).float(), kind(reduction="none")(logits, targets).mean(1)
+PROBABILITIES = SIGNS * 0.8 + 0.1
+OTHERS: list[tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]] = [
+    (nn.L1Loss(), F.l1_loss, CONFIDENT, SIGNS),
+    (nn.SmoothL1Loss(), F.smooth_l1_loss, CONFIDENT / 30, SIGNS),
+    (nn.HuberLoss(), F.huber_loss, CONFIDENT / 30, SIGNS),
+    (nn.PoissonNLLLoss(), F.poisson_nll_loss, CONFIDENT / 30, SIGNS),
+    (nn.SoftMarginLoss(), F.soft_margin_loss, CONFIDENT / 30, SIGNS.round() * 2 - 1),
+    (nn.HingeEmbeddingLoss(), F.hinge_embedding_loss, CONFIDENT / 30, SIGNS.round() * 2 - 1),
+    (nn.BCELoss(), F.binary_cross_entropy, PROBABILITIES.roll(1, 0), SIGNS),
+    (nn.KLDivLoss(), F.kl_div, CONFIDENT.log_softmax(1), SOFT),
+    (nn.KLDivLoss(reduction="batchmean"), functools.partial(F.kl_div, reduction="batchmean"), CONFIDENT, SOFT),
+    (nn.MultiMarginLoss(), F.multi_margin_loss, CONFIDENT / 30, LABELS),
+    (nn.MultiLabelMarginLoss(), F.multilabel_margin_loss, CONFIDENT / 30, LABELS[:, None] + torch.tensor([0, -9, -9])),
+    (nn.MultiLabelSoftMarginLoss(), F.multilabel_soft_margin_loss, CONFIDENT / 30, SIGNS),
+]
+
+
+@pytest.mark.parametrize("row", OTHERS, ids=lambda row: type(row[0]).__name__ + row[0].reduction)
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")  # torch's, of KLDivLoss
+def test_torchs_other_losses_as_they_are_used(row: tuple[nn.Module, Callable[..., Tensor], Tensor, Tensor]) -> None:
+    """The mean of the samples' losses is the number that torch's own module trains with, to the gradient."""
+    module, function, output, targets = row
+    targets = torch.where(targets < -1, -1, targets) if type(module) is nn.MultiLabelMarginLoss else targets
+    reduction = module.reduction
+    truth_at, at = (output.double().requires_grad_() for _ in range(2))
+    doubled = targets.double() if targets.is_floating_point() else targets
+    truth = module(truth_at, doubled)
+    for given in (module, function):
+        found = Loss.of(given)(at, targets)
+        torch.testing.assert_close(found.mean(), truth)
+        torch.testing.assert_close(
+            *(
+                torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+                for loss, leaf in ((found.mean(), at), (truth, truth_at))
+            )
+        )
+    assert module.reduction == reduction  # the user's own is untouched
+
+
+def test_a_mean_over_entries_trains_and_measures_as_unreduced() -> None:
+    x, t = torch.randn(12, 4), torch.randn(12, 1)
+    model = nn.Linear(4, 1)
+    one, other = (
+        hessian_trace(Minimum(model, (x, t), loss)) for loss in (nn.HuberLoss(), nn.HuberLoss(reduction="none"))
     )
-    with pytest.raises(DataError, match=r"with reduction='mean', which mixes the samples.*pass reduction='none'"):
-        Loss.of(kind())
+    assert one.value == other.value
+    column = Minimum(nn.Sequential(model, nn.Flatten(0)), (x, t), nn.HuberLoss())  # files give a column
+    assert hessian_trace(column).value == pytest.approx(one.value)
+    with pytest.raises(
+        DataError, match=r"output of shape \(1,\) and a target of shape \(\) a sample; HuberLoss needs equal"
+    ):
+        hessian_trace(Minimum(model, (x, t[:, 0]), nn.HuberLoss()))
+
+
+@pytest.mark.parametrize("loss", [nn.HuberLoss(reduction="sum"), nn.KLDivLoss(reduction="sum"), nn.TripletMarginLoss()])
+def test_other_reductions_are_refused(loss: nn.Module) -> None:
+    with pytest.raises(DataError, match=r"with reduction='(sum|mean)', which mixes the samples.*pass reduction='none'"):
+        Loss.of(loss)
 
 
 REFUSED: list[tuple[str, Any, Tensor, Tensor, str]] = [

@@ -19,7 +19,9 @@ from flatminima.core.losses.loss import (
     ExactLoss,
     Loss,
     accurate,
+    as_output,
     as_rows,
+    refuse_broadcast,
     refuse_too_many_columns,
     unit_and_log_norm,
 )
@@ -40,10 +42,10 @@ class SquaredError(ExactLoss):
         return self
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
-        return as_rows((accurate(output) - _as_output(target, output)).square()).mean(1)
+        return as_rows((accurate(output) - as_output(target, output)).square()).mean(1)
 
     def seed(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = as_rows(2 * (output.detach().double() - _as_output(target, output)) / output[0].numel())
+        gradient = as_rows(2 * (output.detach().double() - as_output(target, output)) / output[0].numel())
         scale = gradient.abs().amax(1)
         shift = torch.where(scale > 0, scale, 1.0)
         return unit_and_log_norm(gradient / shift.unsqueeze(1), shift.log(), output)
@@ -59,7 +61,7 @@ class SquaredError(ExactLoss):
         """Convex everywhere."""
 
     def check_targets(self, target: Tensor, output: Tensor, indices: Tensor) -> None:
-        _refuse_broadcast(self.name, target, output)
+        refuse_broadcast(self.name, target, output)
 
 
 @final
@@ -113,7 +115,7 @@ class BinaryCrossEntropy(ExactLoss):
             raise Undefined(f"loss {self.name!r} is not convex in the output: it has no Gauss-Newton matrix")
 
     def check_targets(self, target: Tensor, output: Tensor, indices: Tensor) -> None:
-        _refuse_broadcast(self.name, target, output)
+        refuse_broadcast(self.name, target, output)
         bad = (~((target >= -_ROUNDED) & (target <= 1 + _ROUNDED))).reshape(len(target), -1).any(1).nonzero()
         if len(bad):
             place = int(bad[0])
@@ -184,21 +186,3 @@ class _LogisticResidual(torch.autograd.Function):
 def _diagonal(entries: Tensor, output: Tensor) -> Tensor:
     """Columns (D, batch, ...) of the diagonal factors with these entries (batch, D)."""
     return entries.diag_embed().movedim(1, 0).reshape(entries.shape[1], *output.shape).to(output.dtype)
-
-
-def _as_output(target: Tensor, output: Tensor) -> Tensor:
-    """A column of targets as the outputs of one number a sample."""
-    return target.squeeze(1) if _is_column(target, output) else target
-
-
-def _is_column(target: Tensor, output: Tensor) -> bool:
-    return output.dim() == 1 and target.dim() == 2 and target.shape[1] == 1
-
-
-def _refuse_broadcast(name: str, target: Tensor, output: Tensor) -> None:
-    got, one = tuple(target.shape[1:]), tuple(output.shape[1:])
-    if got != one and not _is_column(target, output):
-        raise DataError(
-            f"got an output of shape {one} and a target of shape {got} a sample; {name} needs equal "
-            "shapes (they would broadcast in silence): reshape the targets"
-        )

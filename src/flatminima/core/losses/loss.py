@@ -177,3 +177,21 @@ def refuse_too_many_columns(output: Tensor) -> int:
     if size > MAX_COLUMNS:
         raise Undefined(f"a Gauss-Newton factor of {size} columns is too large (limit {MAX_COLUMNS})")
     return size
+
+
+def as_output(target: Tensor, output: Tensor) -> Tensor:
+    """A column of targets as the outputs of one number a sample."""
+    return target.squeeze(1) if _is_column(target, output) else target
+
+
+def _is_column(target: Tensor, output: Tensor) -> bool:
+    return output.dim() == 1 and target.dim() == 2 and target.shape[1] == 1
+
+
+def refuse_broadcast(name: str, target: Tensor, output: Tensor) -> None:
+    got, one = tuple(target.shape[1:]), tuple(output.shape[1:])
+    if got != one and not _is_column(target, output):
+        raise DataError(
+            f"got an output of shape {one} and a target of shape {got} a sample; {name} needs equal "
+            "shapes (they would broadcast in silence): reshape the targets"
+        )

@@ -10,6 +10,7 @@ sample's entries and the sum over samples are one number there.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -76,10 +77,7 @@ def _of_module(loss: Any) -> Loss | None:
             return make(kind.__name__, vars(loss) | dict(loss.named_buffers()))
     if type(loss).__module__ != torch_losses.__name__:
         return None
-    name = type(loss).__name__
-    if loss.reduction != "none":
-        raise DataError(_REDUCED.format(name=name, reduction=loss.reduction))
-    return UserLoss(name, loss, mean_of_entries=True, of_probabilities=type(loss) is nn.BCELoss)
+    return _other(type(loss).__name__, _unreduced(loss), loss.reduction, _FUNCTION_OF.get(type(loss)))
 
 
 def _of_function(loss: Any) -> Loss | None:
@@ -89,13 +87,36 @@ def _of_function(loss: Any) -> Loss | None:
         if loss.args:
             return None
         loss, options = loss.func, dict(loss.keywords)
-    if loss in _ELEMENTWISE and options.get("reduction") == "none":
-        whole = functools.partial(loss, **options)
-        return UserLoss(loss.__name__, whole, mean_of_entries=True, of_probabilities=loss is F.binary_cross_entropy)
+    if any(loss is function for function in _OTHER) and all(options.get(key) is None for key in _LEGACY):
+        whole = functools.partial(loss, **options | {"reduction": "none"})
+        return _other(loss.__name__, whole, options.get("reduction", "mean"), loss)
     make = next((make for function, make in _FUNCTIONS.items() if function is loss), None)
     if make is None or not options.keys() <= _OPTIONS or any(options.get(k) is not None for k in _LEGACY):
         return None
     return make(loss.__name__, {"reduction": "mean"} | options)
+
+
+def _unreduced(loss: Any) -> Any:
+    """The module with a loss for each entry, or each sample; the user's own stays as it is."""
+    if loss.reduction == "none":
+        return loss
+    other = copy.copy(loss)
+    other.reduction = "none"
+    return other
+
+
+def _other(name: str, unreduced: PerSample, reduction: str, function: Callable[..., Tensor] | None) -> Loss:
+    """Any other of torch's losses, by its values; its mean over entries is the mean over samples of a sample's mean."""
+    of_batch = reduction == "batchmean" and function is F.kl_div
+    if reduction != "none" and not of_batch and (reduction != "mean" or function is None):
+        raise DataError(_REDUCED.format(name=name, reduction=reduction))
+    return UserLoss(
+        name,
+        unreduced,
+        entries="sum" if of_batch else "mean",
+        like_outputs=function is not None and _OTHER[function],
+        of_probabilities=function is F.binary_cross_entropy,
+    )
 
 
 def _mean(name: str, options: dict[str, Any]) -> bool:
@@ -148,9 +169,33 @@ _FUNCTIONS: dict[Callable[..., Tensor], Make] = {
     F.binary_cross_entropy_with_logits: _binary,
     F.mse_loss: _squared,
 }
-_ELEMENTWISE = (
-    F.binary_cross_entropy, F.huber_loss, F.kl_div, F.l1_loss, F.poisson_nll_loss, F.smooth_l1_loss, F.soft_margin_loss,
-)  # fmt: skip
+# whether targets have the outputs' shape; the margins over classes have labels, and a loss a sample
+_OTHER: dict[Callable[..., Tensor], bool] = {
+    F.binary_cross_entropy: True,
+    F.hinge_embedding_loss: True,
+    F.huber_loss: True,
+    F.kl_div: True,
+    F.l1_loss: True,
+    F.multi_margin_loss: False,
+    F.multilabel_margin_loss: True,
+    F.multilabel_soft_margin_loss: True,
+    F.poisson_nll_loss: True,
+    F.smooth_l1_loss: True,
+    F.soft_margin_loss: True,
+}
+_FUNCTION_OF: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.BCELoss: F.binary_cross_entropy,
+    nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.KLDivLoss: F.kl_div,
+    nn.L1Loss: F.l1_loss,
+    nn.MultiLabelMarginLoss: F.multilabel_margin_loss,
+    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
+    nn.MultiMarginLoss: F.multi_margin_loss,
+    nn.PoissonNLLLoss: F.poisson_nll_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.SoftMarginLoss: F.soft_margin_loss,
+}
 _LEGACY = {"size_average", "reduce"}
 _OPTIONS = {"weight", "pos_weight", "label_smoothing", "ignore_index", "reduction", *_LEGACY}
 _REDUCED = (

@@ -6,7 +6,7 @@ callable are too small for the precision that it computes in, a note says so.
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from flatminima.core.losses.loss import (
     Loss,
     PerSample,
     accurate,
+    as_output,
     as_rows,
+    refuse_broadcast,
     refuse_too_many_columns,
     unit_and_log_norm,
 )
@@ -38,16 +40,23 @@ class UserLoss(Loss):
     Args:
         name: for messages and reports.
         function: the callable.
-        mean_of_entries: it returns one number an output entry, whose mean is the sample's loss (torch's own
-            elementwise losses with ``reduction="none"``).
+        entries: it returns one number an output entry, whose mean or sum is the sample's loss (torch's own
+            elementwise losses with ``reduction="none"``); None: it returns the sample's.
+        like_outputs: its targets have the outputs' shape, or else would be broadcast in silence.
         of_probabilities: its outputs are probabilities, each of its own (``BCELoss``).
     """
 
     def __init__(
-        self, name: str, function: PerSample, *, mean_of_entries: bool = False, of_probabilities: bool = False
+        self,
+        name: str,
+        function: PerSample,
+        *,
+        entries: Literal["mean", "sum"] | None = None,
+        like_outputs: bool = False,
+        of_probabilities: bool = False,
     ) -> None:
         self.name, self.function, self.labels = name, function, False
-        self._mean_of_entries, self._of_probabilities = mean_of_entries, of_probabilities
+        self._entries, self._like_outputs, self._of_probabilities = entries, like_outputs, of_probabilities
         self._takes_doubles: bool | None = None
         self._notes: dict[str, None] = {}  # an ordered set
 
@@ -89,7 +98,9 @@ class UserLoss(Loss):
             self._refuse_negative(torch.linalg.eigvalsh(self._hessians(output, target)), output, target)
 
     def check_targets(self, target: Tensor, output: Tensor, indices: Tensor) -> None:
-        """The targets of a callable are its own business."""
+        """The targets of a callable are its own business; those of torch's elementwise losses are not broadcast."""
+        if self._like_outputs:
+            refuse_broadcast(self.name, target, output)
 
     def inspect(self, output: Tensor, target: Tensor, gradient: Tensor) -> None:
         """Compare with gradients at other samples' targets, which have the size of the formula's terms.
@@ -125,9 +136,10 @@ class UserLoss(Loss):
         return torch.float64 if doubles and not cast else torch.float32
 
     def _evaluate(self, output: Tensor, target: Tensor) -> Tensor:
-        losses = self.function(output, target)
-        entries = self._mean_of_entries and isinstance(losses, Tensor) and losses.shape[:1] == output.shape[:1]
-        return as_rows(losses).mean(1) if entries else losses
+        losses = self.function(output, as_output(target, output) if self._like_outputs else target)
+        if self._entries is None or not isinstance(losses, Tensor) or losses.shape[:1] != output.shape[:1]:
+            return losses
+        return as_rows(losses).mean(1) if self._entries == "mean" else as_rows(losses).sum(1)
 
     def _in_doubles(self, output: Tensor, target: Tensor) -> bool:
         """Whether the callable takes float64 outputs, as one whose constants are float32 may not; tried once."""
