@@ -66,7 +66,7 @@ def _name(loss: Any) -> str:
 def _of_module(loss: Any) -> Loss | None:
     """Of a torch module with exactly torch's forward and no hooks, or of its bound forward."""
     bound = getattr(loss, "__func__", None)
-    if any(bound is kind.forward for kind in _MODULES):
+    if any(bound is kind.forward for kind in (*_MODULES, *_FUNCTION_OF)):
         loss = loss.__self__
     if not isinstance(loss, torch_losses._Loss) or "forward" in vars(loss):
         return None
@@ -75,9 +75,10 @@ def _of_module(loss: Any) -> Loss | None:
     for kind, make in _MODULES.items():
         if type(loss).forward is kind.forward:
             return make(kind.__name__, vars(loss) | dict(loss.named_buffers()))
-    if type(loss).__module__ != torch_losses.__name__:
+    function = next((f for kind, f in _FUNCTION_OF.items() if type(loss).forward is kind.forward), None)
+    if function is None and type(loss).__module__ != torch_losses.__name__:
         return None
-    return _other(type(loss).__name__, _unreduced(loss), loss.reduction, _FUNCTION_OF.get(type(loss)))
+    return _other(type(loss).__name__, _unreduced(loss), loss.reduction, function)
 
 
 def _of_function(loss: Any) -> Loss | None:
