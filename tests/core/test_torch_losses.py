@@ -22,7 +22,7 @@ from flatminima import Minimum
 from flatminima.core.losses import Loss
 from flatminima.core.losses.user import UserLoss
 from flatminima.errors import DataError
-from flatminima.measures import hessian_trace, robustness
+from flatminima.measures import hessian_top_eigenvalue, hessian_trace, robustness
 from flatminima.statistics import Products
 
 W3 = torch.tensor([0.5, 2.0, 1.25])
@@ -366,10 +366,51 @@ def test_a_mean_over_entries_measures_as_unreduced() -> None:
         hessian_trace(Minimum(model, (x, t[:, 0]), nn.HuberLoss()))
 
 
-@pytest.mark.parametrize("loss", [nn.HuberLoss(reduction="sum"), nn.KLDivLoss(reduction="sum"), nn.TripletMarginLoss()])
+@pytest.mark.parametrize("loss", [nn.HuberLoss(reduction="sum"), nn.KLDivLoss(reduction="sum")])
 def test_other_reductions_are_refused(loss: nn.Module) -> None:
-    with pytest.raises(DataError, match=r"with reduction='(sum|mean)', which mixes the samples.*pass reduction='none'"):
+    with pytest.raises(DataError, match=r"with reduction='sum', which mixes the samples.*pass reduction='none'"):
         Loss.of(loss)
+
+
+class _Weighted(nn.Module):
+    def forward(self, output: Tensor, target: Tensor, *, weight: Tensor) -> Tensor:
+        return (output - target).square().mean(1) * weight
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (nn.GaussianNLLLoss(), "GaussianNLLLoss(input, target, var)"),
+        (nn.TripletMarginLoss(reduction="none"), "TripletMarginLoss(anchor, positive, negative)"),
+        (F.gaussian_nll_loss, "gaussian_nll_loss(input, target, var, full"),
+        (functools.partial(F.ctc_loss, blank=1), "ctc_loss(log_probs, targets, input_lengths"),
+        (_Weighted(), "_Weighted(output, target, weight)"),
+        (lambda output: output.sum(1), "<lambda>(output)"),
+    ],
+)
+def test_losses_of_other_arguments_are_named(loss: Any, named: str) -> None:
+    with pytest.raises(DataError, match=r"not called with \(output, target\) alone.*wrap it") as caught:
+        Loss.of(loss)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_wrapped_loss_of_three_arguments() -> None:
+    """The variance is the network's second output, as people wrap `GaussianNLLLoss`."""
+    g = torch.Generator().manual_seed(0)
+    x, t = torch.randn(12, 4, generator=g).double(), torch.randn(12, 1, generator=g).double()
+    model, torchs = nn.Linear(4, 2).double(), nn.GaussianNLLLoss(reduction="none")
+
+    def wrapped(output: Tensor, target: Tensor) -> Tensor:
+        found: Tensor = torchs(output[:, :1], target, output[:, 1:].exp()).squeeze(1)
+        return found
+
+    def mean(weights: Tensor) -> Tensor:
+        return wrapped(F.linear(x, weights[:8].view(2, 4), weights[8:]), t).mean()
+
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    dense = torch.autograd.functional.hessian(mean, weights)  # type: ignore[no-untyped-call]
+    found = hessian_top_eigenvalue(Minimum(model, (x, t), wrapped), tolerance=1e-8)
+    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-7)
 
 
 REFUSED: list[tuple[str, Any, Tensor, Tensor, str]] = [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ def recognise(loss: str | PerSample | Loss) -> Loss:
 
     Raises:
         UnknownName: no built-in of this name.
-        DataError: a loss of torch whose reduction mixes the samples.
+        DataError: a loss of torch whose reduction mixes the samples, or a callable of other arguments.
     """
     if isinstance(loss, Loss):
         return loss
@@ -54,8 +55,26 @@ def recognise(loss: str | PerSample | Loss) -> Loss:
             f"got a loss of type {type(loss).__name__}; expected a name ({', '.join(BUILT_IN)}), one of torch's losses "
             "or a callable(output, target) -> (batch,)"
         )
+    _refuse_other_arguments(loss)
     found = _of_module(loss) or _of_function(loss)
     return UserLoss(_name(loss), loss) if found is None else found
+
+
+def _refuse_other_arguments(loss: Any) -> None:
+    """Raise DataError where a callable does not take an output and a target and no more (``GaussianNLLLoss``)."""
+    try:
+        by_forward = isinstance(loss, nn.Module) and type(loss).__call__ is nn.Module.__call__
+        signature = inspect.signature(loss.forward if by_forward else loss)
+    except (ValueError, TypeError):  # a builtin tells nobody what it takes
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise DataError(
+            f"got the loss {_name(loss)}({', '.join(signature.parameters)}), which is not called with (output, target) "
+            "alone; expected a callable(output, target) -> (batch,): wrap it in one that takes the rest from the "
+            "output or the target and has one loss a sample, reduction='none'"
+        ) from None
 
 
 def _name(loss: Any) -> str:
