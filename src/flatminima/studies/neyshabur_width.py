@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _SCALES = {
     "smoke": ((8, 32, 128), 1, 6, 1e-3, 300, 64, 2),
     "cpu": ((8, 16, 32, 64, 128, 256, 512), 5, 250, 1e-2, 3_000, 300, 10),
-    "half": ((8, 16, 32, 64, 128, 256, 512, 1_024), 6, 250, 1e-2, 3_000, 300, 200),
+    "half": ((8, 16, 32, 64, 128, 256, 512, 1_024), 10, 250, 1e-2, 3_000, 300, 200),
     "paper": (tuple(2**k for k in range(3, 13)), 3, 200, 1e-4, None, 10_000, 50),
 }
 
@@ -110,7 +110,7 @@ STUDY = Study(
         "smoke": "widths 8, 32, 128, 1 seed, 300 digits, 6 epochs",
         "cpu": "widths 8 to 512, 5 seeds, 3,000 samples, to cross-entropy 0.01 within 250 epochs (paper: 1e-4), "
         "sharpness of 300 samples",
-        "half": "widths 8 to 1,024, 6 seeds, 3,000 samples, others for each seed, to cross-entropy 0.01 within 250 "
+        "half": "widths 8 to 1,024, 10 seeds, 3,000 samples, others for each seed, to cross-entropy 0.01 within 250 "
         "epochs (paper: 1e-4); 12 levels of noise around a sharpness of 0.05, 200 draws (1,000), sharpness of "
         "300 samples",
         "paper": "3 seeds, at most 200 epochs, in which no network comes to 1e-4 (from 32 units on they end at 3.9e-4 "

@@ -53,7 +53,7 @@ _OURS = (
 )
 
 # points a side of the grid, seeds, fixed entries to choose from
-_SCALES = {"smoke": (25, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "half": (61, 600, FIXED), "paper": (121, 30, FIXED)}
+_SCALES = {"smoke": (25, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "half": (61, 1_500, FIXED), "paper": (121, 30, FIXED)}
 
 
 def _configurations(scale: str) -> list[Config]:
@@ -203,7 +203,7 @@ STUDY = Study(
     {
         "smoke": "a grid of 25 x 25, one data set, two pairs of fixed weights",
         "cpu": "a grid of 61 x 61, ten data sets" + _OURS,
-        "half": "a grid of 61 x 61, 600 data sets" + _OURS,
+        "half": "a grid of 61 x 61, 1,500 data sets" + _OURS,
         "paper": "a grid of 121 x 121, 30 data sets" + _OURS,
     },
     pages,
