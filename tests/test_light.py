@@ -19,8 +19,8 @@ from flatminima.errors import MissingExtra, optional
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# bytes. The aim is a megabyte. 950,000 are code (no file is over 10,000), 92,000 its 460 entries' names and hashes
-MOST = 1_220_000
+# bytes. The aim is a megabyte. 950,000 are code (no file is over 10,000), 95,000 its 473 entries' names and hashes
+MOST = 1_225_000
 MOST_OF_DATA = 112_000  # what is no code: the digits, the sentences of the papers and what is said of each, templates
 
 
