@@ -87,7 +87,7 @@ def draw(results: Sequence[Result]) -> Figure:
     shown, first = alike(own), next((r for r in own if "surfaces" in r), None)
     if shown:
         r = shown[0]
-        said = f"data set {r['seed']}, the first like the papers' picture ({len(shown)} of {len(results)} data sets)"
+        said = f"data set {r['seed']}, the first like the papers' picture ({len(shown)} of {len(results):,} data sets)"
         return draw_one({**r, "surfaces": _surfaces(r)}, own, said)
     if first is not None:
         said = f"data set {first['seed']} of {len(results)}, none of them like the papers' picture"
@@ -200,7 +200,7 @@ def _draw_window(panel: Any, r: Result) -> None:
 def _draw_noise(panel: Any, r: Result, others: Sequence[Result]) -> None:
     """What the noise of each eta adds to the loss at the flat minimum beyond what it adds at the sharp one."""
     own = [other for other in others if other.get("found") and "noisy_losses" in other["flat"]]
-    for index, (said, group) in enumerate(((f"{len(own)} data sets, mean and deviation", own), ("this one", [r]))):
+    for index, (said, group) in enumerate(((f"{len(own):,} data sets, mean and deviation", own), ("this one", [r]))):
         points = [(k, value) for one in group for k, value in enumerate(_flat_minus_sharp(one))]
         lines(panel, [k for k, _ in points], [value for _, value in points], label=said, index=index)
     panel.axhline(0, color=GREY, lw=0.8, ls="--")
