@@ -53,7 +53,12 @@ _OURS = (
 )
 
 # points a side of the grid, seeds, fixed entries to choose from
-_SCALES = {"smoke": (25, 1, FIXED[-4:-2]), "cpu": (61, 10, FIXED), "half": (61, 1_500, FIXED), "paper": (121, 30, FIXED)}
+_SCALES = {
+    "smoke": (25, 1, FIXED[-4:-2]),
+    "cpu": (61, 10, FIXED),
+    "half": (61, 1_500, FIXED),
+    "paper": (121, 30, FIXED),
+}
 
 
 def _configurations(scale: str) -> list[Config]:
