@@ -63,8 +63,7 @@ def recognise(loss: str | PerSample | Loss) -> Loss:
 def _refuse_other_arguments(loss: Any) -> None:
     """Raise DataError where a callable does not take an output and a target and no more (``GaussianNLLLoss``)."""
     try:
-        by_forward = isinstance(loss, nn.Module) and type(loss).__call__ is nn.Module.__call__
-        signature = inspect.signature(loss.forward if by_forward else loss)
+        signature = inspect.signature(_inner(loss))
     except (ValueError, TypeError):  # a builtin tells nobody what it takes
         return
     try:
@@ -75,6 +74,14 @@ def _refuse_other_arguments(loss: Any) -> None:
             "alone; expected a callable(output, target) -> (batch,): wrap it in one that takes the rest from the "
             "output or the target and has one loss a sample, reduction='none'"
         ) from None
+
+
+def _inner(loss: Any) -> Any:
+    """What tells the arguments: of a module, alone or in a partial, its forward."""
+    if isinstance(loss, functools.partial):
+        return functools.partial(_inner(loss.func), *loss.args, **loss.keywords)
+    by_forward = isinstance(loss, nn.Module) and type(loss).__call__ is nn.Module.__call__
+    return loss.forward if by_forward else loss
 
 
 def _name(loss: Any) -> str:
@@ -95,9 +102,7 @@ def _of_module(loss: Any) -> Loss | None:
         if type(loss).forward is kind.forward:
             return make(kind.__name__, vars(loss) | dict(loss.named_buffers()))
     function = next((f for kind, f in _FUNCTION_OF.items() if type(loss).forward is kind.forward), None)
-    if function is None and type(loss).__module__ != torch_losses.__name__:
-        return None
-    return _other(type(loss).__name__, _unreduced(loss), loss.reduction, function)
+    return None if function is None else _other(type(loss).__name__, _unreduced(loss), loss.reduction, function)
 
 
 def _of_function(loss: Any) -> Loss | None:
@@ -125,16 +130,16 @@ def _unreduced(loss: Any) -> Any:
     return other
 
 
-def _other(name: str, unreduced: PerSample, reduction: str, function: Callable[..., Tensor] | None) -> Loss:
+def _other(name: str, unreduced: PerSample, reduction: str, function: Callable[..., Tensor]) -> Loss:
     """Any other of torch's losses, by its values; its mean over entries is the mean over samples of a sample's mean."""
     of_batch = reduction == "batchmean" and function is F.kl_div
-    if reduction != "none" and not of_batch and (reduction != "mean" or function is None):
+    if reduction not in ("none", "mean") and not of_batch:
         raise DataError(_REDUCED.format(name=name, reduction=reduction))
     return UserLoss(
         name,
         unreduced,
         entries="sum" if of_batch else "mean",
-        like_outputs=function is not None and _OTHER[function],
+        like_outputs=_OTHER[function],
         of_probabilities=function is F.binary_cross_entropy,
     )
 
