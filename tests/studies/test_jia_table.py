@@ -1,14 +1,18 @@
 """J20 Table 1's choice of strength, M and threshold by one split of the images, as in its section 7.2."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 from flatminima.studies import STUDIES, _jia_table, reproduce
+from flatminima.studies.claims import claims
 from flatminima.studies.resumable import keeping
 
 TABLE = STUDIES["jia-regularizer"]
 BETAS = (0.0, 10.0, 50.0)
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "studies"
 
 
 def configs(seed):
@@ -111,3 +115,17 @@ def test_settings_are_compared_over_the_seeds_that_all_have():
     ours, partners = _jia_table.regularized([*plain, *other, *chosen])
     assert ours == chosen and partners == plain
     assert _jia_table.best_held_out([]) == []
+
+
+def test_the_note_on_clipping_counts_its_pairs():
+    """Where 5 is chosen, the networks with and without clipping are the same to the last digit in nine pairs of ten."""
+    (note,) = (c.note for c in claims(study="jia-regularizer") if c.id == "j-clipping-necessary")
+    document = json.loads((RESULTS / "jia-regularizer" / "results.json").read_text(encoding="utf-8"))
+    own = [run["result"] for run in document["runs"] if run["result"]["name"] in ("WRN", "DenseNet")]
+    by_settings = {tuple(r[k] for k in ("name", "seed", "beta", "sub_batches", "max_norm")): r for r in own}
+    unclipped = [(key, r) for key, r in by_settings.items() if key[-1] is None]
+    same = [r["train_loss"] == by_settings[(*key[:-1], 5.0)]["train_loss"] for key, r in unclipped]
+    assert (sum(same), len(same)) == (
+        9,
+        10,
+    ) and "nine of their ten pairs with and without clipping are the same" in note
